@@ -1,0 +1,64 @@
+# make demo   train a small GPT over the parameter server, sync and async, and write a report
+# make test   every test and the lint
+#
+# Both make a virtual environment in .venv first and keep it; a changed list of packages is installed into it.
+# PYTHON=python3.12 chooses the interpreter, ARGS="--slow w1:3x" are options for the program that the target runs.
+
+PYTHON ?= $(shell scripts/find-python)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := pyproject.toml constraints.txt scripts/protoc.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Of this checkout and this environment only, whatever the caller's shell has.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: help demo test lint proto bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/demo
+	ps-compare $(ARGS)
+
+test: $(VENV)/dev
+	scripts/check
+	scripts/test $(ARGS)
+
+# make lint   ruff, mypy, and whether the generated code is up to date
+lint: $(VENV)/dev
+	scripts/check
+
+# make proto  generate common/pb from proto/
+proto: $(VENV)/dev
+	scripts/protos
+
+# make bench  seconds per round and CPU seconds per GB
+bench: $(VENV)/dev
+	python bench/pushpull.py $(ARGS)
+
+# make clean  remove the environment and everything that tools left
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so an installation that was cut off is repeated.
+$(VENV)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; give one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) setuptools
+	@touch $@
+
+$(VENV)/demo: $(VENV)/python $(PACKAGES)
+	@echo "installing (torch is the large part; some minutes at the first time)"
+	$(PIP) --no-build-isolation --editable '.[compare]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) --no-build-isolation --editable '.[compare,dev]'
+	scripts/protos --setup
+	@touch $@

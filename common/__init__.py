@@ -1,0 +1,1 @@
+"""What both sides must agree on; imports nothing of the other folders."""

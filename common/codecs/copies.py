@@ -1,0 +1,47 @@
+"""What the other side's copy of the parameters holds: lossy pulls that do not drift.
+
+    server:  sends C(parameters - copy), then  copy += decoded       worker:  copy += decoded, and that is its model
+
+Both sides add the same bits, so the copies stay equal, and what one pull left out is in the difference that the next
+one sends. The first pull of a stream is sent whole.
+
+Memory: one fp32 copy of the parameters on each side, for every worker that pulls with a coarse codec; the server frees
+its copy when the worker's stream ends.
+
+Source: Tang et al., ICML 2019, arXiv:1905.05957 (DoubleSqueeze), for error feedback on the way down.
+"""
+
+import torch
+
+from torch_ps.common.codecs.table import Codec
+from torch_ps.common.frames import Buffer
+
+
+class Copies:
+    """By number of the bucket. Calls for one bucket never overlap; calls for different buckets may."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, torch.Tensor] = {}
+
+    def encode(self, bucket: int, values: torch.Tensor, codec: Codec, seed: int) -> tuple[Buffer, ...] | None:
+        """What the other side lacks of ``values``, and the copy follows; None: it needs them whole."""
+        copy = self._of.get(bucket)
+        if copy is None:
+            self._of[bucket] = values.clone()
+            return None
+        lacks = values - copy
+        if not lacks.sum().isfinite() and not lacks.isfinite().all():
+            copy.copy_(values)  # a model that has diverged: it is sent as it is
+            return None
+        payload = memoryview(b"".join(codec.encode(lacks, seed)))
+        copy.add_(codec.decode(payload, lacks))
+        return (payload,)
+
+    def take(self, bucket: int, decoded: torch.Tensor, *, delta: bool) -> torch.Tensor:
+        """The values after what has come: ``decoded`` added, or whole in the place of all there was."""
+        copy = self._of.get(bucket)
+        if copy is None or not delta:
+            self._of[bucket] = copy = decoded.clone()
+        else:
+            copy.add_(decoded)
+        return copy

@@ -1,0 +1,106 @@
+"""The codecs that keep every value: fp32 as it is, and two halves of it.
+
+Rules of this file
+  1. Non-finite values stay non-finite: a gradient that overflowed travels by one of these, so that the server sees it.
+  2. Everything is little-endian, as are all machines torch runs on.
+
+Source: see each class.
+"""
+
+import math
+import struct
+import warnings
+
+import torch
+
+from torch_ps.common.errors import CorruptFrame
+from torch_ps.common.frames import Buffer
+
+# Payloads are read-only views of what gRPC received, and nothing here writes to one. torch warns about the first such
+# view of a process; take that one here, so that no filter of the caller's can turn it into an error later.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.frombuffer(bytes(4), dtype=torch.float32)
+
+
+class Plain:
+    """fp32 as it is: 4 bytes a value, no loss."""
+
+    name = "none"
+    biased = coarse = sparse = False
+
+    def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
+        return (bytes_of(values),)
+
+    def check(self, payload: memoryview, numel: int) -> None:
+        check_size(self.name, payload, 4 * numel)
+
+    def decode(self, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
+        return torch.frombuffer(payload, dtype=torch.float32)
+
+
+class Fp16:
+    """IEEE half precision with one power-of-two scale per bucket: 2 bytes a value and 4 for the scale.
+
+    The scale moves the largest magnitude to just below 2**15, so values above 65504 and below 6e-8 survive, and full
+    precision (11 bits) reaches 29 binades below the largest value. Scaling by a power of two is exact. A bucket that
+    holds an infinity or a NaN goes unscaled and stays non-finite.
+
+    Source: loss scaling per tensor, Micikevicius et al., ICLR 2018, arXiv:1710.03740.
+    """
+
+    name = "fp16"
+    biased = coarse = sparse = False
+    _scale = struct.Struct("<f")
+
+    def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
+        low, high = torch.aminmax(values)
+        largest = max(-low.item(), high.item())
+        scale = 1.0
+        if math.isfinite(largest) and largest > 0:
+            # The reciprocal has to be a normal fp32 number too.
+            scale = math.ldexp(1.0, min(max(15 - math.frexp(largest)[1], -126), 126))
+        half = torch.mul(values, scale).half() if scale != 1.0 else values.half()
+        return self._scale.pack(scale), bytes_of(half)
+
+    def check(self, payload: memoryview, numel: int) -> None:
+        check_size(self.name, payload, self._scale.size + 2 * numel)
+        (scale,) = self._scale.unpack_from(payload)
+        if not (math.isfinite(scale) and scale > 0):
+            raise CorruptFrame(f"fp16 payload has the scale {scale}; a positive finite number is needed")
+
+    def decode(self, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
+        (scale,) = self._scale.unpack_from(payload)
+        scratch.copy_(torch.frombuffer(payload, dtype=torch.float16, offset=self._scale.size))
+        return scratch.mul_(1.0 / scale) if scale != 1.0 else scratch
+
+
+class Bf16:
+    """bfloat16: fp32's range with 8 bits of precision, 2 bytes a value."""
+
+    name = "bf16"
+    biased = coarse = sparse = False
+
+    def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
+        return (bytes_of(values.bfloat16().view(torch.int16)),)
+
+    def check(self, payload: memoryview, numel: int) -> None:
+        check_size(self.name, payload, 2 * numel)
+
+    def decode(self, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
+        return scratch.copy_(torch.frombuffer(payload, dtype=torch.bfloat16))
+
+
+def bytes_of(values: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, without a copy."""
+    return values.numpy().data.cast("B")
+
+
+def check_size(name: str, payload: memoryview, expected: int) -> None:
+    """Refuse a payload of another length.
+
+    Raises:
+        CorruptFrame: it has another.
+    """
+    if len(payload) != expected:
+        raise CorruptFrame(f"{name} payload has {len(payload)} bytes; this bucket needs {expected}")

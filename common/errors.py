@@ -1,0 +1,97 @@
+"""Every error this project raises on purpose, as one tree.
+
+    PsError
+    +-- ConfigError            bad option or argument, raised before any socket opens
+    +-- Unreachable            no server answers at an address; the address and the reason are named
+    +-- WaitTimeout            a wait reached its deadline; says who is waited for
+    +-- Refused                the server listens but will not serve this worker (address, token, limits)
+    |   +-- Overloaded         admission refused for now, safe to retry after a pause
+    +-- ServerStopped          the server ended the job or is shutting down
+    +-- ProtocolError          the peer sent something the contract forbids
+        +-- UnknownWorker      no live membership under this worker name and session
+        +-- NameTaken          another live worker has this name or rank
+        +-- NotInitialised     the job has no parameters yet; call init first
+        +-- ModelMismatch      this worker's model differs from the job's; the first difference is named
+        +-- StepConflict       push for a step that is neither open nor already closed
+        +-- StaleGradient      push computed from a version that is too old
+        +-- CorruptFrame       a frame that cannot be decoded: truncated, oversized, wrong type
+        +-- UnknownCodec       a codec name that is not in the table
+
+Nothing here knows about gRPC; ``torch_ps.common.status`` owns that mapping. An error that came over the wire is
+rebuilt from its class name and its message, so every class can be made from one sentence.
+"""
+
+
+class PsError(Exception):
+    """Base class. Catch this at the process edge and nowhere else."""
+
+
+class ConfigError(PsError):
+    """A bad option or argument; nothing has been opened or changed."""
+
+
+class Unreachable(PsError):
+    """No server answers at an address within the deadline."""
+
+
+class WaitTimeout(PsError):
+    """A wait reached its deadline; the message says who is being waited for."""
+
+
+class Refused(PsError):
+    """The server listens but will not serve this caller."""
+
+
+class Overloaded(Refused):
+    """The server is at one of its limits; retry after a pause."""
+
+
+class ServerStopped(PsError):
+    """The server has ended the job; a new server has to be started."""
+
+
+class ProtocolError(PsError):
+    """The peer sent something the contract forbids."""
+
+
+class UnknownWorker(ProtocolError):
+    """No live membership under this worker name and session; join again."""
+
+
+class NameTaken(ProtocolError):
+    """Another live worker has this name or rank; choose another."""
+
+
+class NotInitialised(ProtocolError):
+    """The job has no parameters yet; one worker has to call ``init``."""
+
+
+class ModelMismatch(ProtocolError):
+    """This worker's model or optimizer is not the one the job trains."""
+
+
+class StepConflict(ProtocolError):
+    """A push for a step that is neither open nor already closed; pull, recompute, push again."""
+
+
+class StaleGradient(ProtocolError):
+    """A gradient computed from a version that is too old; pull, recompute, push again."""
+
+
+class CorruptFrame(ProtocolError):
+    """A frame that cannot be decoded; it changed nothing."""
+
+
+class UnknownCodec(ProtocolError):
+    """A codec that is not in the table; the message lists those that are."""
+
+
+def _tree(root: type[PsError]) -> dict[str, type[PsError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+#: Class by name, to rebuild an error that crossed the wire.
+BY_NAME: dict[str, type[PsError]] = _tree(PsError)

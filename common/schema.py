@@ -1,0 +1,171 @@
+"""What a job trains: the names, shapes and dtypes of its tensors, in the order of the flat parameter vector.
+
+Both sides derive the same bucket plan from the same ``Model``, so it is compared tensor by tensor when a worker
+joins, and the first difference is named.
+
+Rules of this file
+  1. Nothing here holds values; a model of any size is a few kilobytes.
+  2. What comes off the wire is checked here, once, before anything is built from it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from torch_ps.common.errors import ConfigError, ModelMismatch, ProtocolError
+from torch_ps.common.optim import Hyper, check_change, hyper_from_proto, hyper_to_proto
+from torch_ps.common.pb import parameter_server_pb2 as pb
+
+MAX_TENSORS = 100_000
+MAX_NAME = 1000
+MAX_ELEMENTS = 1 << 40
+#: dtypes that an fp32 master copy can stand for. Integers are exact up to 2**24, which is enough for counters.
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: its name in the model, its shape, and torch's name of its dtype, such as ``"float32"``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> Self:
+        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {list(self.shape)} {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors that share hyperparameters, as in ``torch.optim``'s ``param_groups``."""
+
+    tensors: tuple[TensorSpec, ...]
+    hyper: Hyper
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Everything about a model but its values.
+
+    Attributes:
+        optimizer: class name in ``torch.optim``.
+        groups: parameter groups, in order.
+        buffers: tensors that are averaged and never optimized, such as BatchNorm statistics.
+    """
+
+    optimizer: str
+    groups: tuple[Group, ...]
+    buffers: tuple[TensorSpec, ...] = ()
+
+    def tensors(self) -> Iterator[TensorSpec]:
+        """All tensors in flat order: the groups one after the other, then the buffers."""
+        for group in self.groups:
+            yield from group.tensors
+        yield from self.buffers
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(tensor.numel for group in self.groups for tensor in group.tensors)
+
+
+def check(model: Model) -> None:
+    """Refuse a model that cannot be served.
+
+    Raises:
+        ConfigError: no parameter, a name twice, a dtype that has no fp32 master copy, or a size beyond the limits.
+    """
+    seen: set[str] = set()
+    total = 0
+    for tensor in model.tensors():
+        if not tensor.name or len(tensor.name) > MAX_NAME:
+            raise ConfigError(f"a tensor name has {len(tensor.name)} characters; 1 to {MAX_NAME} are allowed")
+        if tensor.name in seen:
+            raise ConfigError(f"two tensors are named {tensor.name!r}")
+        if tensor.dtype not in DTYPES:
+            raise ConfigError(f"tensor {tensor} has a dtype that cannot be served; these can: {', '.join(DTYPES)}")
+        if any(size < 0 for size in tensor.shape):
+            raise ConfigError(f"tensor {tensor} has a negative size")
+        seen.add(tensor.name)
+        total += tensor.numel
+    if not model.num_parameters:
+        raise ConfigError("the model has no trainable parameter")
+    if len(seen) > MAX_TENSORS or total > MAX_ELEMENTS:
+        raise ConfigError(
+            f"the model has {len(seen)} tensors with {total} elements; the limits are {MAX_TENSORS} and 2**40"
+        )
+
+
+def check_same(job: Model, worker: Model, name: str) -> None:
+    """Compare a worker's model with the job's. Hyperparameters may differ: they travel with each push.
+
+    Raises:
+        ModelMismatch: names the worker and the first differing tensor with both its forms, or the hyperparameter that
+            the running optimizer cannot take.
+    """
+    if job.optimizer != worker.optimizer:
+        raise ModelMismatch(f"worker {name!r} brings the optimizer {worker.optimizer}; the job uses {job.optimizer}")
+    pairs = [(job.groups[i].tensors, worker.groups[i].tensors) for i in range(min(len(job.groups), len(worker.groups)))]
+    pairs.append((job.buffers, worker.buffers))
+    for mine, theirs in pairs:
+        for a, b in zip(mine, theirs, strict=False):
+            if a != b:
+                raise ModelMismatch(f"worker {name!r} has tensor {b} where the job has {a}")
+        if len(mine) != len(theirs):
+            longer, who = (mine, "the job") if len(mine) > len(theirs) else (theirs, f"worker {name!r}")
+            raise ModelMismatch(f"only {who} has tensor {longer[min(len(mine), len(theirs))]} (worker: {name!r})")
+    if len(job.groups) != len(worker.groups):
+        raise ModelMismatch(f"worker {name!r} has {len(worker.groups)} parameter groups; the job has {len(job.groups)}")
+    for own, other in zip(job.groups, worker.groups, strict=True):
+        if own.hyper != other.hyper:
+            try:
+                check_change(job.optimizer, own.hyper, {**own.hyper, **other.hyper})
+            except ConfigError as error:
+                raise ModelMismatch(f"worker {name!r} brings other hyperparameters: {error}") from None
+
+
+def to_proto(model: Model) -> pb.Model:
+    return pb.Model(
+        optimizer=model.optimizer,
+        group=[
+            pb.ParameterGroup(tensor=[_tensor(t) for t in group.tensors], hyper=hyper_to_proto(group.hyper))
+            for group in model.groups
+        ],
+        buffer=[_tensor(t) for t in model.buffers],
+    )
+
+
+def from_proto(message: pb.Model) -> Model:
+    """Read and check a model that came over the wire.
+
+    Raises:
+        ProtocolError: it breaks a limit of this file.
+    """
+    model = Model(
+        optimizer=message.optimizer,
+        groups=tuple(Group(tuple(map(_spec, g.tensor)), hyper_from_proto(g.hyper)) for g in message.group),
+        buffers=tuple(map(_spec, message.buffer)),
+    )
+    try:
+        check(model)
+    except ConfigError as error:
+        raise ProtocolError(f"the model cannot be served: {error}") from error
+    return model
+
+
+def _tensor(spec: TensorSpec) -> pb.TensorSpec:
+    return pb.TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+def _spec(message: pb.TensorSpec) -> TensorSpec:
+    return TensorSpec(message.name, tuple(message.shape), message.dtype)

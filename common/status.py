@@ -1,0 +1,58 @@
+"""How an error crosses the wire: gRPC status, message, and the class name beside it.
+
+Two classes can share a status, so the receiver rebuilds the class from the ``ps-error`` trailer: user code sees
+``StepConflict``, not a gRPC error. What is in no table is a bug and stays INTERNAL.
+"""
+
+import grpc
+
+from torch_ps.common import errors
+
+TRAILER = "ps-error"
+
+STATUS_OF: dict[type[errors.PsError], grpc.StatusCode] = {
+    errors.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,  # never retry
+    errors.WaitTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,  # the wait may be tried again
+    errors.Refused: grpc.StatusCode.PERMISSION_DENIED,  # never retry
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,  # retry after a pause
+    errors.ServerStopped: grpc.StatusCode.UNAVAILABLE,  # the job is over
+    errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,  # never retry
+    errors.UnknownWorker: grpc.StatusCode.FAILED_PRECONDITION,  # join, then go on
+    errors.NameTaken: grpc.StatusCode.ALREADY_EXISTS,  # take another name
+    errors.NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,  # init, then go on
+    errors.ModelMismatch: grpc.StatusCode.FAILED_PRECONDITION,  # never retry
+    errors.StepConflict: grpc.StatusCode.ABORTED,  # pull, recompute, push again
+    errors.StaleGradient: grpc.StatusCode.ABORTED,  # the same
+}
+
+
+def status_of(error: errors.PsError) -> grpc.StatusCode:
+    """Nearest entry along the class's MRO; INTERNAL when nothing matches."""
+    return next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), grpc.StatusCode.INTERNAL)
+
+
+def trailers_of(error: errors.PsError) -> tuple[tuple[str, str], ...]:
+    return ((TRAILER, type(error).__name__),)
+
+
+def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
+    """The error behind a failed call: rebuilt by class name, else the nearest one that says what happened."""
+    code = failure.code()
+    details = failure.details() or code.name
+    trailers: tuple[tuple[str, str | bytes], ...] = tuple(failure.trailing_metadata() or ())  # type: ignore[arg-type]
+    known = errors.BY_NAME.get(str(dict(trailers).get(TRAILER)))
+    if known is not None:
+        return known(details)
+    match code:
+        case grpc.StatusCode.UNAVAILABLE:
+            return errors.Unreachable(f"server {address} does not answer: {details}")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return errors.WaitTimeout(f"server {address} did not answer in time: {details}")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return errors.Refused(f"{address} is a gRPC server but not one of torch-ps: {details}")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return errors.CorruptFrame(f"server {address} refused a message: {details}")
+        case grpc.StatusCode.CANCELLED:
+            return errors.ServerStopped(f"server {address} ended the call: {details}")
+        case _:
+            return errors.PsError(f"server {address} failed with {code.name}: {details}; its log says more")

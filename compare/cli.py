@@ -1,0 +1,200 @@
+"""``ps-compare``: the same work under several configurations, side by side.
+
+    plans --execute()--> journals --measure()--> results --> table, results.json, report.html
+
+Exit code 0: every run finished. 1: at least one did not. 2: an option was refused before anything started.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.fields import arguments_of
+from torch_ps.common.options import Command, options_of
+from torch_ps.compare import defaults, report
+from torch_ps.compare import results as format_
+from torch_ps.compare.config import CompareConfig, settings_of
+from torch_ps.compare.events import Journal
+from torch_ps.compare.execute import Executed, execute
+from torch_ps.compare.headline import bytes_sentence, headline
+from torch_ps.compare.launch import PS_RUN, Plan, command_line
+from torch_ps.compare.measure import Facts, common_target, measure, with_target
+from torch_ps.compare.progress import reporter
+from torch_ps.compare.results import Results
+from torch_ps.compare.runs import Run, learning_rate, lr_rule, parse_runs
+from torch_ps.compare.table import table
+
+
+@click.command(cls=Command)
+@options_of(CompareConfig)
+def main(compare: CompareConfig) -> None:
+    """Train the same model under several configurations and show what each of them costs.
+
+    Prints a table; writes report.html, which opens in any browser, and results.json.
+    """
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    console = Console()
+    code = again(compare, console) if compare.report else compare_runs(compare, console)
+    if code:
+        sys.exit(code)
+
+
+def compare_runs(config: CompareConfig, console: Console, program: Sequence[str] = PS_RUN) -> int:
+    """The whole comparison; returns the exit code.
+
+    Raises:
+        ConfigError: an option is refused; nothing has been started or written.
+    """
+    runs = parse_runs(config.runs)
+    config = _with_defaults(config, runs)
+    folder = _output_folder(config)
+    plans = [
+        Plan(run, learning_rate(run, config.lr, config.workers, scaled=config.scaled), folder / run.slug)
+        for run in runs
+    ]
+    if not report.can_write_report():
+        console.print(f"[yellow]{escape(report.MISSING)}")
+    rule = lr_rule(config.lr, config.workers, scaled=config.scaled)
+    names = [run.name for run in runs]
+    _say(console, f"{len(runs)} runs of {config.task}, {config.workers} workers, {config.samples} samples each; {rule}")
+    executed = execute(plans, config, reporter(console, names, config.samples), program)
+    results = summarise(executed, config, rule)
+    publish(results, folder, console)
+    return 1 if executed.failures or executed.interrupted else 0
+
+
+def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
+    """The results of what was executed. ``config`` has no value left open that ps-compare can know."""
+    measured = [measure(_facts(plan, config), journals) for plan, journals in executed.finished]
+    target = config.target if config.target is not None else common_target(measured)
+    first = executed.finished[0][1][0] if executed.finished else None
+    return Results(
+        task=config.task,
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        settings={
+            **settings_of(config),
+            "lr": config.lr,
+            "scale_lr": config.scale_lr,
+            "lr_rule": rule,
+            "command": shlex.join(["ps-compare", *arguments_of(replace(config, out=""))]),
+            **_circumstances(first),
+        },
+        target_loss=target,
+        runs=with_target(measured, target),
+        failures=executed.failures,
+    )
+
+
+def publish(results: Results, folder: Path, console: Console) -> None:
+    """Table to the terminal, results.json and, where plotly is installed, report.html into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    format_.write(results, folder / "results.json")
+    if results.runs:
+        console.print()
+        console.print(table(results))
+        console.print()
+        for sentence in (headline(results), bytes_sentence(results)):
+            if sentence:
+                _say(console, sentence)
+    for failure in results.failures:
+        console.print(f"\n[red]{escape(failure.name)} did not finish:[/] {escape(failure.reason)}", highlight=False)
+        _say(console, f"whole log: {failure.log}")
+    console.print()
+    try:
+        report.write(results, folder / "report.html")
+    except ConfigError as error:
+        console.print(f"[yellow]{escape(str(error))}")
+    else:
+        _say(console, f"report:  {(folder / 'report.html').absolute()}")
+    _say(console, f"results: {(folder / 'results.json').absolute()}")
+
+
+def again(config: CompareConfig, console: Console) -> int:
+    """Table and report of an earlier comparison, beside its results.json or in ``--out``."""
+    source = Path(config.report)
+    results = format_.read(source)
+    publish(results, Path(config.out) if config.out else source.parent, console)
+    return 0
+
+
+def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:
+    known = defaults.TASKS.get(config.task)
+    changes: dict[str, Any] = {}
+    if not config.samples:
+        changes["samples"] = known.samples if known else defaults.OWN_TASK_SAMPLES
+    if known:
+        changes |= {name: getattr(known, name) for name in ("batch_size", "lr") if not getattr(config, name)}
+    elif not config.lr and config.scaled and config.workers > 1 and len({run.mode for run in runs}) > 1:
+        raise ConfigError(
+            f"the learning rate of task {config.task!r} is not known here, so it cannot be scaled for sync; "
+            "give lr, or scale-lr off"
+        )
+    return replace(config, **changes)
+
+
+def _output_folder(config: CompareConfig) -> Path:
+    if not config.out:
+        stem = Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        return next(p for i in range(1000) if not (p := stem.with_name(stem.name + (f"-{i}" if i else ""))).exists())
+    folder = Path(config.out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"out {config.out!r} exists and is not an empty folder; nothing in it is overwritten")
+    return folder
+
+
+def _facts(plan: Plan, config: CompareConfig) -> Facts:
+    run = plan.run
+    return Facts(
+        name=run.name,
+        mode=run.mode,
+        compress=run.compress,
+        compress_pull=run.compress_pull,
+        lr=plan.lr,
+        command=command_line(plan, config),
+    )
+
+
+def _circumstances(journal: Journal | None) -> dict[str, Any]:
+    """Model and machine: what one needs to know to believe the seconds."""
+    facts: dict[str, Any] = {
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "torch": _version("torch"),
+        "torch_ps": _version("torch-ps"),
+    }
+    if journal:
+        facts |= {"parameters": journal.start.parameters, "device": journal.start.device}
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What ``ps-compare`` can be told. What all runs share is declared here; what differs between them is ``--runs``.
+
+Source: the shape of ``torch_ps.common.config``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch_ps.common.config import WorkerConfig
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.fields import Check, at_least, check_all, declared, option
+
+DEFAULT_RUNS = "sync,sync:compress=fp16,async,async:compress=fp16"
+
+_SLOW = re.compile(r"w(?P<rank>[0-9]{1,4}):(?P<factor>[0-9]+(\.[0-9]+)?)x?", re.ASCII)
+
+
+def parse_slow(texts: Iterable[str]) -> dict[int, float]:
+    """Read ("w1:3x", "w2:2x") or ("w1:3x,w2:2x",), worker 1 takes three times as long, as {1: 3.0, 2: 2.0}.
+
+    Raises:
+        ConfigError: not of that form, a factor below 1, or a worker twice.
+    """
+    found: dict[int, float] = {}
+    for text in (part.strip() for each in texts for part in each.split(",")):
+        match = _SLOW.fullmatch(text)
+        if match is None or float(match["factor"]) < 1:
+            raise ConfigError(f"slow must be WORKER:FACTOR with a factor of at least 1, such as w1:3x; got {text!r}")
+        if (rank := int(match["rank"])) in found:
+            raise ConfigError(f"slow names w{rank} twice")
+        found[rank] = float(match["factor"])
+    return found
+
+
+def _as_for_workers(name: str) -> tuple[Check, ...]:
+    return declared(WorkerConfig)[name].checks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """One comparison."""
+
+    runs: str = option(
+        DEFAULT_RUNS,
+        "runs to compare: mode, then options of ps-run, as in sync,async:compress=fp16:lr=0.1",
+        metavar="RUN[,...]",
+        common=True,
+    )
+    task: str = option("gpt", "what to train: gpt, digits or module:function", metavar="TASK", common=True)
+    data: str = option("", "file or folder that the task reads; its own data if empty", metavar="PATH", common=True)
+    workers: int = option(2, "workers of each run", short="-n", check=at_least(1), common=True)
+    samples: int = option(
+        0, "samples that each run trains on; 0 is a few minutes' worth", check=at_least(0), common=True
+    )
+    batch_size: int = option(0, "samples a step of one worker; 0 is the task's own", check=at_least(0), common=True)
+    lr: float = option(0.0, "base learning rate; 0 is the task's own", check=at_least(0), common=True)
+    scale_lr: str = option(
+        "on",
+        "give sync runs the base rate times the workers, so that they are equal",
+        choices=("on", "off"),
+        common=True,
+    )
+    slow: tuple[str, ...] = option(
+        (), "make a worker slower in every run, such as w1:3x", metavar="WORKER:FACTOR", common=True
+    )
+    seed: int = option(0, "seed of the model and of the order of the data", check=at_least(0), common=True)
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda or cuda:N; auto is one GPU per worker, or else the CPU",
+        check=_as_for_workers("device"),
+        common=True,
+    )
+    target: float | None = option(
+        None,
+        "validation loss to measure the time to; if not given one that every run reaches",
+        metavar="LOSS",
+        common=True,
+    )
+    out: str = option("", "folder for report, results and logs; runs/DATE-TIME if empty", metavar="DIR", common=True)
+    shards: int = option(1, "server processes of each run", check=at_least(1))
+    evaluations: int = option(20, "points at which the model is measured on validation data", check=at_least(2))
+    threads: int = option(1, "CPU threads that each process computes with", check=at_least(1))
+    report: str = option("", "train nothing: write the report of this results.json again", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_all(self)
+        for rank in parse_slow(self.slow):
+            if rank >= self.workers:
+                raise ConfigError(f"slow names w{rank}; the workers of this job are w0 to w{self.workers - 1}")
+
+    @property
+    def scaled(self) -> bool:
+        return self.scale_lr == "on"
+
+
+def settings_of(config: CompareConfig) -> dict[str, Any]:
+    """The part of ``settings`` in results.json that was chosen by the user."""
+    return {
+        "task": config.task,
+        "data": config.data,
+        "workers": config.workers,
+        "samples": config.samples,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "slow": [f"w{rank}:{factor:g}x" for rank, factor in sorted(parse_slow(config.slow).items())],
+        "shards": config.shards,
+        "device": config.device,
+        "threads": config.threads,
+        "evaluations": config.evaluations,
+    }

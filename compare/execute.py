@@ -1,0 +1,164 @@
+"""Runs the plans one after another and keeps what each of them wrote.
+
+Rules of this file
+  1. A run that fails ends that run only; the reason is kept and the next one starts. Only where the first run is
+     refused for an option, nothing more is tried: what is wrong is wrong for all.
+  2. Ctrl-C ends the run that is under way and leaves the rest undone; what has finished is kept.
+
+    Plan --Child--> events --Tail--> Reporter
+                           --read_journals--> Finished | Failure
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.compare.config import CompareConfig
+from torch_ps.compare.events import End, Evaluation, Event, Journal, Start, Step, Tail, read_journals
+from torch_ps.compare.launch import (
+    PS_RUN,
+    USAGE_ERROR,
+    Child,
+    Plan,
+    RunRefused,
+    arguments,
+    command_line,
+    describe_exit,
+    refusal,
+)
+from torch_ps.compare.progress import Live, Reporter
+from torch_ps.compare.results import Failure
+
+#: Seconds between two looks at the events of a run.
+LOOK_EVERY = 0.25
+
+
+@dataclass(slots=True)
+class Executed:
+    """What came of the plans. ``interrupted``: Ctrl-C ended it before all of them ran."""
+
+    finished: list[tuple[Plan, list[Journal]]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def execute(
+    plans: Sequence[Plan], config: CompareConfig, reporter: Reporter, program: Sequence[str] = PS_RUN
+) -> Executed:
+    """Run every plan with ``program``, which understands the command line of ``ps-run``.
+
+    Raises:
+        ConfigError: the first run was refused for an option; nothing is left of it.
+    """
+    result = Executed()
+    with reporter:
+        for plan in plans:
+            watch = Watch(plan, config.workers)
+            try:
+                journals = _run(plan, config, reporter, program, watch)
+                result.finished.append((plan, journals))
+            except KeyboardInterrupt:
+                result.failures.append(_failure(plan, config, "stopped by Ctrl-C"))
+                reporter.done(plan.run.name, watch.live("stopped"), failed=True)
+                result.interrupted = True
+                break
+            except RunRefused as error:
+                if plan is plans[0]:
+                    reporter.done(plan.run.name, watch.live("refused"), failed=True)
+                    _leave_nothing(plan)
+                    raise ConfigError(str(error)) from None
+                result.failures.append(_failure(plan, config, str(error)))
+                reporter.done(plan.run.name, watch.live("refused"), failed=True)
+            except PsError as error:
+                result.failures.append(_failure(plan, config, str(error)))
+                reporter.done(plan.run.name, watch.live("failed"), failed=True)
+    return result
+
+
+class Watch:
+    """Where a run stands, from the events that have appeared since the last look."""
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._plan = plan
+        self._workers = workers
+        self._tails: dict[str, Tail] = {}
+        self._started = math.inf
+        self._now = -math.inf
+        self._samples = 0
+        self._ended = 0
+        self._losses: list[float] = []
+
+    def look(self) -> Live:
+        for path in sorted(self._plan.events.glob("*.jsonl")):
+            tail = self._tails.setdefault(path.name, Tail(path))
+            self._see(tail.read())
+        return self.live()
+
+    def live(self, phase: str = "") -> Live:
+        recent = self._losses[-2 * self._workers :]
+        return Live(
+            phase=phase or self._phase(),
+            samples=self._samples,
+            seconds=max(0.0, self._now - self._started) if math.isfinite(self._started) else 0.0,
+            loss=sum(recent) / len(recent) if recent else math.nan,
+        )
+
+    def _see(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Start):
+                self._started = min(self._started, event.time)
+            elif isinstance(event, Step):
+                self._samples = max(self._samples, event.job_samples)
+                self._now = max(self._now, event.time)
+                self._losses.append(event.loss)
+            elif isinstance(event, End):
+                self._ended += 1
+                self._now = max(self._now, event.time)
+            elif isinstance(event, Evaluation):
+                self._samples = max(self._samples, event.job_samples)
+        del self._losses[: -2 * self._workers]
+
+    def _phase(self) -> str:
+        if self._ended >= self._workers:
+            return "evaluating"
+        return "training" if self._losses else "starting"
+
+
+def _run(plan: Plan, config: CompareConfig, reporter: Reporter, program: Sequence[str], watch: Watch) -> list[Journal]:
+    name = plan.run.name
+    reporter.show(name, watch.live())
+    with Child([*program, *arguments(plan, config)], plan) as child:
+        while (code := child.wait(LOOK_EVERY)) is None:
+            reporter.show(name, watch.look())
+        watch.look()
+        if code == USAGE_ERROR and (reason := refusal(plan.log)):
+            raise RunRefused(reason)
+        if code != 0:
+            raise child.failure(describe_exit(code))
+        journals = read_journals(plan.events)
+        _check(journals, config, child)
+    reporter.done(name, watch.live("done"))
+    return journals
+
+
+def _check(journals: Sequence[Journal], config: CompareConfig, child: Child) -> None:
+    """A run counts only if every worker trained to the end."""
+    ended = [journal for journal in journals if journal.end and journal.end.status == "ok" and journal.steps]
+    if len(ended) < config.workers:
+        raise child.failure(f"ps-run ended well, but only {len(ended)} of {config.workers} workers wrote their end")
+
+
+def _leave_nothing(plan: Plan) -> None:
+    """Remove the folders of a run that never began, so that the corrected command may use them."""
+    shutil.rmtree(plan.folder)
+    with suppress(OSError):
+        plan.folder.parent.rmdir()
+
+
+def _failure(plan: Plan, config: CompareConfig, reason: str) -> Failure:
+    return Failure(name=plan.run.name, reason=reason, log=str(plan.log), command=command_line(plan, config))

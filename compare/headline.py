@@ -1,0 +1,105 @@
+"""The one sentence that says how the comparison came out, and a second one about bytes.
+
+Rules of this file
+  1. Every number in a sentence is in the results; no judgement that the numbers do not carry.
+  2. A difference too small to mean anything with one seed is called that, not a victory.
+"""
+
+from __future__ import annotations
+
+from torch_ps.compare.results import Results, RunResult
+
+#: Below this ratio two times are "about the same".
+SAME_TIME = 1.03
+#: Below this relative difference two losses are "about the same".
+SAME_LOSS = 0.005
+
+
+def headline(results: Results) -> str:
+    """Which run reached the target first, by what factor, and what it cost in loss."""
+    target = results.target_loss
+    reached = sorted((r for r in results.runs if r.seconds_to_target is not None), key=lambda r: _seconds(r))
+    if not results.runs:
+        return "No run finished."
+    if target is None:
+        return "No run learned anything: no validation loss fell below its first value."
+    if not reached:
+        return f"No run reached the target loss {target:g}."
+    first = reached[0]
+    sentence = f"{first.name} reached loss {target:g} first, after {_time(_seconds(first))}"
+    if len(results.runs) == 1:
+        return f"{first.name} reached loss {target:g} after {_time(_seconds(first))}."
+    if len(reached) == 1:
+        return f"{first.name} is the only run that reached loss {target:g}, after {_time(_seconds(first))}."
+    other = _opponent(first, reached)
+    factor = _seconds(other) / max(_seconds(first), 1e-9)
+    if factor < SAME_TIME:
+        sentence += f", about the same as {other.name}"
+    else:
+        sentence += f": {factor:.1f} times as fast as {other.name}" if factor >= 1.05 else f", just before {other.name}"
+    return sentence + _cost(first, results) + "."
+
+
+def bytes_sentence(results: Results) -> str:
+    """What compression saved, for the first pair of runs that differ in their codec only; "" if there is none."""
+    for small in results.runs:
+        if small.compress == "none":
+            continue
+        for large in results.runs:
+            if large.compress != "none" or large.mode != small.mode or large.compress_pull != small.compress_pull:
+                continue
+            factor = large.bytes.pushed_per_worker / max(small.bytes.pushed_per_worker, 1)
+            if factor < 1.05 or large.validation_loss is None or small.validation_loss is None:
+                continue
+            change = small.validation_loss - large.validation_loss
+            loss = _difference(change, large.validation_loss)
+            return (
+                f"{small.compress} gradients push {_mb(small)} instead of {_mb(large)} MB per worker "
+                f"in {small.mode} mode ({factor:.1f} times less), and the loss {loss}."
+            )
+    return ""
+
+
+def _opponent(first: RunResult, reached: list[RunResult]) -> RunResult:
+    """Whom the winner is measured against: the first run of another mode, or else simply the next one.
+
+    Of several runs of another mode the one with the same codec is taken, so that one thing differs.
+    """
+    rivals = [run for run in reached if run.mode != first.mode]
+    alike = [run for run in rivals if run.compress == first.compress and run.compress_pull == first.compress_pull]
+    return (alike or rivals or reached[1:])[0]
+
+
+def _cost(first: RunResult, results: Results) -> str:
+    losses = [run.validation_loss for run in results.runs if run.validation_loss is not None]
+    if first.validation_loss is None or not losses:
+        return ""
+    best = min(losses)
+    change = first.validation_loss - best
+    if change <= 0:
+        return ", and it ended with the lowest loss"
+    if change <= SAME_LOSS * abs(best):
+        return ", and its final loss is within 0.5 % of the lowest"
+    return f", at a final loss {change:.2g} ({100 * change / abs(best):.1f} %) above the lowest"
+
+
+def _difference(change: float, reference: float) -> str:
+    if abs(change) <= SAME_LOSS * abs(reference):
+        return "stays within 0.5 %"
+    return f"is {100 * abs(change) / abs(reference):.1f} % {'higher' if change > 0 else 'lower'}"
+
+
+def _seconds(run: RunResult) -> float:
+    return run.seconds_to_target or 0.0
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def _mb(run: RunResult) -> str:
+    size = run.bytes.pushed_per_worker / 1e6
+    return f"{size:.0f}" if size >= 10 else f"{size:.2g}"

@@ -1,0 +1,111 @@
+"""The table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from torch_ps.compare.results import Results, RunResult
+
+#: A value this close to the best one, relative to it, is as good.
+AS_GOOD = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    ``best`` says which value is emphasised: the lowest ("min"), the highest ("max") or none (""). An ``optional``
+    column is left out where no run has a value.
+    """
+
+    title: str
+    value: Callable[[RunResult], float | None]
+    text: Callable[[RunResult], str]
+    best: str = ""
+    optional: bool = False
+
+
+COLUMNS = (
+    Column("valid.\nloss", lambda run: run.validation_loss, lambda run: f"{run.validation_loss:.4f}", "min"),
+    Column(
+        "valid.\naccuracy",
+        lambda run: run.validation_accuracy,
+        lambda run: f"{100 * (run.validation_accuracy or 0):.1f} %",
+        "max",
+        optional=True,
+    ),
+    Column("samples\nper s", lambda run: run.samples_per_second, lambda run: f"{run.samples_per_second:.1f}", "max"),
+    Column("s to\ntarget", lambda run: run.seconds_to_target, lambda run: f"{run.seconds_to_target:.1f}", "min"),
+    Column(
+        "staleness\nmean/max",
+        lambda run: run.staleness.mean,
+        lambda run: f"{run.staleness.mean:.2f} / {run.staleness.max}",
+    ),
+    Column(
+        "pushed\nMB/worker",
+        lambda run: run.bytes.pushed_per_worker,
+        lambda run: _mb(run.bytes.pushed_per_worker),
+        "min",
+    ),
+    Column(
+        "pulled\nMB/worker",
+        lambda run: run.bytes.pulled_per_worker,
+        lambda run: _mb(run.bytes.pulled_per_worker),
+        "min",
+    ),
+)
+
+
+def table(results: Results) -> Table:
+    """One row per finished run; the best value of a column is bold where one is better than another."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=escape(caption(results)), caption_justify="left")
+    shown.add_column("run", overflow="fold")
+    columns = [c for c in COLUMNS if not c.optional or any(c.value(run) is not None for run in results.runs)]
+    for column in columns:
+        shown.add_column(column.title, justify="right", no_wrap=True)
+    for run in results.runs:
+        shown.add_row(Text(run.name), *(_cell(column, run, results) for column in columns))
+    return shown
+
+
+def caption(results: Results) -> str:
+    """Task, workers, samples, rule of the learning rate, slow workers, target: what makes the rows comparable."""
+    settings = results.settings
+    words = [f"task {results.task}"]
+    if settings.get("parameters"):
+        words[0] += f" ({settings['parameters']:,} parameters)"
+    words.append(f"{settings.get('workers')} workers")
+    words.append(f"{settings.get('samples'):,} samples per run" if settings.get("samples") else "")
+    words.append(str(settings.get("lr_rule") or ""))
+    if settings.get("slow"):
+        words.append("slowed: " + ", ".join(settings["slow"]))
+    if results.target_loss is not None:
+        words.append(f"target loss {results.target_loss:g}")
+    return "; ".join(word for word in words if word)
+
+
+def _cell(column: Column, run: RunResult, results: Results) -> Text:
+    if column.value(run) is None:
+        return Text("-", style="dim")
+    text = column.text(run)
+    return Text(text, style="bold green" if run in best_runs(column, results.runs) else "")
+
+
+def best_runs(column: Column, runs: Sequence[RunResult]) -> list[RunResult]:
+    """Those whose value is the best or as good as the best; none where all are equally good."""
+    values = {run.name: value for run in runs if (value := column.value(run)) is not None}
+    if not column.best or not values:
+        return []
+    best = min(values.values()) if column.best == "min" else max(values.values())
+    good = [run for run in runs if run.name in values and abs(values[run.name] - best) <= AS_GOOD * abs(best)]
+    return good if len(good) < len(values) else []
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f}" if size >= 1e5 else f"{size / 1e6:.2g}"

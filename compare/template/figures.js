@@ -1,0 +1,240 @@
+// What each plot shows: pure functions from the results to plotly traces and axes.
+//
+// Rules of this file
+//   1. No element of the page is touched here; charts.js draws.
+//   2. A figure gets the runs that are shown and their looks; it decides nothing about colour.
+//   3. Each figure explains itself in one sentence.
+
+const AXES = {
+  seconds: { title: "wall time (s)", button: "Seconds", value: (point) => point.seconds },
+  samples: { title: "samples, whole job", button: "Samples", value: (point) => point.samples },
+  bytes: { title: "MB pushed and pulled per worker", button: "Bytes", value: (point) => point.bytes / 1e6 },
+};
+const MEASURES = {
+  loss: { title: "validation loss", button: "Validation loss", points: (run) => run.curve, value: (point) => point.loss, digits: ".4f" },
+  training: { title: "training loss", button: "Training loss", points: (run) => run.training, value: (point) => point.loss, digits: ".4f" },
+  accuracy: { title: "validation accuracy", button: "Accuracy", points: (run) => run.curve, value: (point) => point.accuracy, digits: ".1%" },
+};
+
+// A line per run: one measure over one axis, with the target where it makes sense.
+function lines(shown, x, y, { target = null, log = false } = {}) {
+  const axis = AXES[x];
+  const measure = MEASURES[y];
+  const data = shown.map(({ run, look }) => {
+    const points = measure.points(run).filter((point) => measure.value(point) !== null);
+    const few = points.length <= 40;
+    return {
+      type: "scatter",
+      mode: few ? "lines+markers" : "lines",
+      name: plain(run.name),
+      x: points.map(axis.value),
+      y: points.map(measure.value),
+      customdata: points.map((point) => [point.seconds, point.samples, point.bytes / 1e6]),
+      line: { color: colourOf(look), width: 2.2, dash: look.style.dash },
+      marker: { color: colourOf(look), size: 5.5, symbol: look.style.symbol },
+      hovertemplate:
+        `<b>${plain(run.name)}</b><br>${measure.title} <b>%{y:${measure.digits}}</b><br>` +
+        "%{customdata[0]:.1f} s, %{customdata[1]:,} samples, %{customdata[2]:,.1f} MB<extra></extra>",
+    };
+  });
+  const layout = {
+    xaxis: { title: { text: axis.title }, rangemode: "tozero" },
+    yaxis: { title: { text: measure.title }, type: log ? "log" : "linear", tickformat: y === "accuracy" ? ".0%" : "" },
+    hovermode: "closest",
+  };
+  const values = data.flatMap((trace) => trace.y);
+  if (y !== "accuracy" && !log) layout.yaxis.range = withoutTheCliff(data.map((trace) => trace.y));
+  if (y === "loss" && target !== null && values.length) {
+    layout.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: target, y1: target, line: { width: 1.2, dash: "dot" } }];
+    layout.annotations = [
+      { xref: "paper", x: 0.005, xanchor: "left", y: log ? Math.log10(target) : target, yanchor: "bottom", showarrow: false, text: "target " + +target.toPrecision(4) },
+    ];
+    if (x === "seconds") data.push(...crossings(shown, target));
+  }
+  return { data, layout };
+}
+
+// Where the untrained model's loss towers over all the rest, start the axis below it: the end is where runs differ.
+function withoutTheCliff(curves) {
+  const later = curves.flatMap((losses) => losses.slice(Math.max(1, Math.ceil(losses.length / 12))));
+  const low = Math.min(...later);
+  const high = Math.max(...later);
+  const top = Math.max(...curves.flat());
+  if (later.length < 4 || top - low < 1.25 * (high - low)) return undefined;
+  const margin = 0.06 * (high - low);
+  return [low - margin, high + margin];
+}
+
+// A ring where each run reaches the target.
+function crossings(shown, target) {
+  return shown
+    .filter(({ run }) => run.seconds_to_target !== null)
+    .map(({ run, look }) => ({
+      type: "scatter",
+      mode: "markers",
+      name: plain(run.name),
+      x: [run.seconds_to_target],
+      y: [target],
+      marker: { symbol: "circle-open", size: 13, color: colourOf(look), line: { width: 2.5 } },
+      hovertemplate: `<b>${plain(run.name)}</b><br>reaches the target after <b>%{x:.1f} s</b><extra></extra>`,
+    }));
+}
+
+function stalenessHistogram(shown) {
+  const most = Math.max(0, ...shown.map(({ run }) => run.staleness.max));
+  const bins = most <= 24 ? 1 : Math.ceil((most + 1) / 24);
+  const data = shown.map(({ run, look }) => {
+    const counts = new Map();
+    let total = 0;
+    for (const [value, count] of Object.entries(run.staleness.histogram)) {
+      const bin = Math.floor(Number(value) / bins) * bins;
+      counts.set(bin, (counts.get(bin) || 0) + count);
+      total += count;
+    }
+    const x = [...counts.keys()].sort((a, b) => a - b);
+    return bar(look, {
+      name: plain(run.name),
+      x,
+      y: x.map((bin) => counts.get(bin) / total),
+      customdata: x.map((bin) => [counts.get(bin), bins > 1 ? `${bin} to ${bin + bins - 1}` : `${bin}`]),
+      hovertemplate: `<b>${plain(run.name)}</b><br>staleness %{customdata[1]}: <b>%{y:.1%}</b> of pushes (%{customdata[0]:,})<extra></extra>`,
+    });
+  });
+  return {
+    data,
+    layout: {
+      barmode: "group",
+      xaxis: { title: { text: "staleness (versions)" }, dtick: most <= 12 ? 1 : undefined, showgrid: false },
+      yaxis: { title: { text: "share of pushes" }, tickformat: ".0%" },
+      bargap: 0.25,
+    },
+  };
+}
+
+// One horizontal bar per run.
+function throughput(shown) {
+  const data = shown.map(({ run, look }) =>
+    bar(look, {
+      orientation: "h",
+      name: plain(run.name),
+      y: [run.name],
+      x: [run.samples_per_second],
+      cliponaxis: false,
+      text: ["<b>" + number(run.samples_per_second, 1) + "</b>"],
+      hovertemplate: `<b>${plain(run.name)}</b><br><b>%{x:.1f}</b> samples/s<br>${number(run.samples, 0)} samples in ${number(run.seconds, 1)} s<extra></extra>`,
+    }, "outside"),
+  );
+  return { data, layout: ranked("samples per second, whole job", runRows(shown), 34) };
+}
+
+// Pushed in the run's full colour, pulled behind it in a pale one.
+function traffic(shown) {
+  const data = shown.flatMap(({ run, look }) => {
+    const facts = (key, word) => ({
+      orientation: "h",
+      name: plain(run.name),
+      y: [run.name],
+      x: [run.bytes[key] / 1e6],
+      text: [(isNarrow() ? "" : word + " ") + megabytes(run.bytes[key])],
+      insidetextanchor: "middle",
+      hovertemplate: `<b>${plain(run.name)}</b><br>${word} <b>%{x:,.1f} MB</b> per worker<extra></extra>`,
+    });
+    return [bar(look, facts("pushed_per_worker", "pushed"), "inside"), pale(look, facts("pulled_per_worker", "pulled"))];
+  });
+  return { data, layout: { ...ranked("MB per worker", runRows(shown)), barmode: "stack" } };
+}
+
+// Where each worker's time went: computing in the run's colour, waiting as an outline.
+function workerTime(shown) {
+  const data = shown.flatMap(({ run, look }) => {
+    const y = run.workers_detail.map((worker) => workerKey(run, worker));
+    const computing = run.workers_detail.map((worker) => Math.max(0, worker.seconds - worker.wait_seconds));
+    const waiting = run.workers_detail.map((worker) => Math.min(worker.wait_seconds, worker.seconds));
+    const share = (seconds, i) => seconds / (run.workers_detail[i].seconds || 1);
+    const template = (word) => `<b>${plain(run.name)}</b> %{customdata[0]}<br>${word} <b>%{x:.1f} s</b>, %{customdata[1]:.0%} of its time<extra></extra>`;
+    const facts = (values) => values.map((value, i) => [plain(run.workers_detail[i].name), share(value, i)]);
+    return [
+      bar(look, { orientation: "h", name: plain(run.name), y, x: computing, customdata: facts(computing), hovertemplate: template("computing") }),
+      pale(look, {
+        orientation: "h",
+        name: plain(run.name),
+        y,
+        x: waiting,
+        customdata: facts(waiting),
+        text: waiting.map((value, i) => (share(value, i) >= 0.05 ? `${Math.round(100 * share(value, i))} %` + (isNarrow() ? "" : " waiting") : "")),
+        insidetextanchor: "middle",
+        cliponaxis: false,
+        hovertemplate: template("waiting"),
+      }),
+    ];
+  });
+  const rows = shown.flatMap(({ run }) =>
+    run.workers_detail.map((worker, i) => [workerKey(run, worker), (i ? "" : label(run.name, 1)) + plain(worker.name) + "  "]),
+  );
+  return { data, layout: { ...ranked("seconds", rows, isNarrow() ? 28 : 70), barmode: "stack", bargap: 0.28 } };
+}
+
+function workerKey(run, worker) {
+  return run.name + "\n" + worker.name;
+}
+
+// A bar in the look of a run: the codec's line style becomes a pattern.
+function bar(look, trace, textposition = "auto") {
+  return {
+    type: "bar",
+    textposition,
+    constraintext: "none",
+    insidetextfont: { color: isDark() ? "#0b0f14" : "#ffffff" },
+    marker: {
+      color: colourOf(look),
+      line: { width: 0 },
+      pattern: { shape: look.style.pattern, size: 7, solidity: 0.3, fillmode: "replace", bgcolor: colourOf(look), fgcolor: mix(colourOf(look), "#ffffff", 0.3) },
+    },
+    ...trace,
+  };
+}
+
+// The second part of a bar: an outline with a breath of the run's colour in it.
+function pale(look, trace) {
+  const colour = colourOf(look);
+  return {
+    type: "bar",
+    textposition: "auto",
+    constraintext: "none",
+    textfont: { color: theme().ink },
+    marker: { color: mix(colour, theme().card, 0.8), line: { color: colour, width: 1 } },
+    ...trace,
+  };
+}
+
+// A run's name beside its bar: long ones on two lines where there is room, what does not fit is in the hover text.
+function label(name, lines = 2) {
+  const words = name.split(" ");
+  const split = lines > 1 && name.length > 16 && words.length > 2;
+  const rows = split ? [words.slice(0, 2).join(" "), words.slice(2).join(" ")] : [name];
+  const most = isNarrow() ? 15 : 28;
+  return rows.map((row) => plain(row.length > most ? row.slice(0, most - 1) + "\u2026" : row) + "  ").join("<br>");
+}
+
+// Axes of horizontal bars. `rows` are pairs of a bar's key and its label; `room` are pixels for a text behind the bars.
+function ranked(title, rows, room = 0) {
+  return {
+    xaxis: { title: { text: title }, rangemode: "tozero" },
+    yaxis: {
+      type: "category",
+      autorange: "reversed",
+      tickmode: "array",
+      tickvals: rows.map(([key]) => key),
+      ticktext: rows.map(([, text]) => text),
+      automargin: true,
+      showgrid: false,
+      ticks: "",
+    },
+    bargap: 0.35,
+    margin: { l: 52, r: 14 + room, t: 10, b: 44 },
+  };
+}
+
+function runRows(shown) {
+  return shown.map(({ run }) => [run.name, label(run.name)]);
+}

@@ -1,0 +1,214 @@
+// Puts the page together and answers clicks. Everything it shows is in `state`.
+
+const state = {
+  results: JSON.parse(document.getElementById("results").textContent),
+  looks: new Map(),
+  hidden: new Set(),
+  sort: { column: null, direction: 1 },
+  explore: { x: "bytes", y: "loss", scale: "linear" },
+  charts: [],
+};
+
+function shownRuns() {
+  return state.results.runs.filter((run) => !state.hidden.has(run.name)).map((run) => ({ run, look: state.looks.get(run.name) }));
+}
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+function drawHeader() {
+  const { sentences, created } = state.results;
+  byId("headline").textContent = sentences.headline;
+  byId("second").textContent = sentences.bytes;
+  byId("caption").textContent = sentences.caption;
+  byId("when").textContent = created.slice(0, 16).replace("T", " ");
+  byId("when").dateTime = created;
+}
+
+// Four figures that answer the usual questions: who was first, who is best, who is fastest, who moves least. A run within
+// half a percent of the best is named too.
+function drawTiles() {
+  const runs = state.results.runs;
+  const moved = (run) => run.bytes.pushed_per_worker + run.bytes.pulled_per_worker;
+  const tiles = [
+    ["First at the target", (run) => run.seconds_to_target, -1, (run) => [number(run.seconds_to_target, 1), "s"]],
+    ["Lowest validation loss", (run) => run.validation_loss, -1, (run) => [number(run.validation_loss, 4), ""]],
+    ["Most samples/s", (run) => run.samples_per_second, 1, (run) => [number(run.samples_per_second, 1), "/s"]],
+    ["Fewest bytes per worker", moved, -1, (run) => [megabytes(moved(run)), "MB"]],
+  ];
+  byId("tiles").replaceChildren(
+    ...tiles.map(([label, measure, best, figure]) => {
+      const good = bestRuns(measure, best, runs);
+      good.sort((a, b) => best * (measure(b) - measure(a)));
+      const tile = element("div", null, "tile");
+      const value = element("div", null, "value");
+      const who = element("div", null, "who");
+      if (good.length) {
+        const [amount, unit] = figure(good[0]);
+        value.append(amount, " ", element("small", unit));
+        who.append(...good.slice(0, 2).map((run) => nameOf(run)));
+        if (good.length > 2) who.append(element("span", `and ${good.length - 2} more`, "unit"));
+      } else {
+        value.textContent = "\u2013";
+        who.textContent = "no run";
+      }
+      tile.append(element("div", label, "label"), value, who);
+      return tile;
+    }),
+  );
+}
+
+function drawToggles() {
+  byId("toggles").replaceChildren(
+    ...state.results.runs.map((run) => {
+      const button = element("button", null, "toggle");
+      button.type = "button";
+      button.title = "Show or hide this run everywhere; double-click shows it alone";
+      button.setAttribute("aria-pressed", String(!state.hidden.has(run.name)));
+      button.dataset.run = run.name;
+      button.append(swatchOf(state.looks.get(run.name)), element("span", run.name));
+      return button;
+    }),
+  );
+  byId("show-all").hidden = state.hidden.size === 0;
+}
+
+function changed() {
+  drawToggles();
+  drawRunsTable();
+  drawWorkersTable();
+  drawAll();
+}
+
+function toggle(name) {
+  if (!state.hidden.delete(name)) state.hidden.add(name);
+  changed();
+}
+
+function showOnly(name) {
+  state.hidden = new Set(state.results.runs.map((run) => run.name).filter((other) => other !== name));
+  changed();
+}
+
+function drawFailures() {
+  const failures = state.results.failures;
+  byId("failures").hidden = failures.length === 0;
+  byId("failure-list").replaceChildren(
+    ...failures.map((failure) => {
+      const box = element("div", null, "failure");
+      box.append(element("strong", failure.name), element("pre", failure.reason), element("p", "Whole log: " + failure.log, "explain"));
+      return box;
+    }),
+  );
+}
+
+function drawTexts() {
+  const written = state.results.runs.filter((run) => run.text !== null);
+  byId("texts").hidden = written.length === 0;
+  byId("text-list").replaceChildren(
+    ...written.map((run) => {
+      const box = element("div");
+      const title = element("h3");
+      title.append(swatchOf(state.looks.get(run.name)), element("span", run.name));
+      box.append(title, element("pre", run.text));
+      return box;
+    }),
+  );
+}
+
+function drawSettings() {
+  const { settings, target_loss: target, created } = state.results;
+  const facts = [
+    ["Task", state.results.task],
+    ["Data", settings.data || "the task's own"],
+    ["Parameters of the model", settings.parameters ? number(settings.parameters, 0) : ""],
+    ["Workers", settings.workers],
+    ["Slowed workers", (settings.slow || []).join(", ") || "none"],
+    ["Samples of each run", settings.samples ? number(settings.samples, 0) : ""],
+    ["Samples per step and worker", settings.batch_size || ""],
+    ["Learning rate", settings.lr_rule, true],
+    ["Target loss", target === null ? "none" : target],
+    ["Seed", settings.seed],
+    ["Server shards", settings.shards],
+    ["Device", settings.device],
+    ["Machine", settings.machine],
+    ["Versions", `torch ${settings.torch}, torch-ps ${settings.torch_ps}`],
+    ["Finished", created.replace("T", " ")],
+  ];
+  byId("settings-list").replaceChildren(
+    ...facts
+      .filter(([, value]) => value !== "" && value !== undefined && value !== null)
+      .map(([name, value, long]) => {
+        const pair = element("div", null, long ? "long" : "");
+        pair.append(element("dt", name), element("dd", value));
+        return pair;
+      }),
+  );
+  fillCommand(byId("command"), settings.command || "");
+  byId("commands").replaceChildren(
+    ...state.results.runs.map((run) => {
+      const box = element("div", null, "command");
+      fillCommand(box, run.command);
+      return box;
+    }),
+  );
+}
+
+function fillCommand(box, command) {
+  const text = element("pre", command);
+  const button = element("button", "Copy");
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(command);
+      button.textContent = "Copied";
+    } catch {
+      window.getSelection().selectAllChildren(text);
+      button.textContent = "Selected";
+    }
+  });
+  box.replaceChildren(text, button);
+}
+
+// Everything that carries a run's colour.
+function drawColoured() {
+  drawTiles();
+  drawTexts();
+  changed();
+}
+
+function setPrinting(now) {
+  if (printing === now) return;
+  printing = now;
+  drawColoured();
+  for (const chart of state.charts) Plotly.Plots.resize(byId("plot-" + chart.id));
+}
+
+function start() {
+  const runs = state.results.runs;
+  looksOf(runs).forEach((look, index) => state.looks.set(runs[index].name, look));
+  state.charts = runs.length ? chartsOf(state.results) : [];
+  byId("plots").append(...state.charts.map(cardOf));
+  drawHeader();
+  drawFailures();
+  drawSettings();
+  drawColoured();
+  byId("toggles").addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    // The second click of a double-click has already brought the run back: show it alone.
+    if (event.detail === 2) showOnly(button.dataset.run);
+    else toggle(button.dataset.run);
+  });
+  byId("show-all").addEventListener("click", () => {
+    state.hidden.clear();
+    changed();
+  });
+  darkScheme.addEventListener("change", drawColoured);
+  window.matchMedia("print").addEventListener("change", (event) => setPrinting(event.matches));
+  window.addEventListener("beforeprint", () => setPrinting(true));
+  window.addEventListener("afterprint", () => setPrinting(false));
+}
+
+start();

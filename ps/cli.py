@@ -1,0 +1,53 @@
+"""ps-serve: one shard, or with --shards N the parent of N."""
+
+import asyncio
+import json
+import os
+import sys
+
+import click
+
+from torch_ps.common import lifeline, log
+from torch_ps.common.config import ServerConfig
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options import Command, options_of
+
+
+@click.command(cls=Command)
+@options_of(ServerConfig)
+def main(server: ServerConfig) -> None:
+    r"""Serve the parameters of one training job.
+
+    \b
+    ps-serve --mode sync --workers 2
+    ps-serve --mode async --shards 4
+    """
+    lifeline.hold()
+    log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
+    if server.shards > 1:
+        from torch_ps.ps.shards import serve_all
+
+        sys.exit(serve_all(server))
+    from torch_ps.ps.server import Ready, serve  # torch is loaded only when the options are sound
+
+    def on_ready(ready: Ready) -> None:
+        if server.ready_file:
+            write_ready(server.ready_file, [str(ready.server)], [str(ready.metrics)] if ready.metrics else [])
+
+    try:
+        asyncio.run(serve(server, on_ready))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    except PsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def write_ready(path: str, servers: list[str], metrics: list[str]) -> None:
+    """Tell whoever started this process where it listens; the file appears whole or not at all."""
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        json.dump({"servers": servers, "metrics": metrics}, file)
+    os.replace(f"{path}.part", path)
+
+
+if __name__ == "__main__":
+    main()

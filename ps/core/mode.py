@@ -1,0 +1,83 @@
+"""The table of modes: the only place that knows their names.
+
+Source: design section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch_ps.common.errors import ConfigError
+from torch_ps.ps.core.asynchronous import AsyncPolicy
+from torch_ps.ps.core.policy import Policy
+from torch_ps.ps.core.ssp import SspPolicy
+from torch_ps.ps.core.sync import SyncPolicy
+
+#: Learning rate of an asynchronous push as a function of its staleness.
+STALENESS_LR = ("constant", "inverse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """How the workers of one job are synchronised; the same on every shard.
+
+    Attributes:
+        name: a key of ``POLICIES``.
+        slack: ssp: steps that the fastest worker may lead the slowest by, >= 0.
+        backup_workers: sync: pushes that a step does not wait for, >= 0.
+        max_staleness: async and ssp: an older push is refused; None refuses none.
+        staleness_lr: async and ssp: "inverse" divides the learning rate by 1 + staleness.
+    """
+
+    name: str = "sync"
+    slack: int = 0
+    backup_workers: int = 0
+    max_staleness: int | None = None
+    staleness_lr: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.name not in POLICIES:
+            raise ConfigError(f"mode must be one of {', '.join(POLICIES)}; got {self.name!r}")
+        if self.staleness_lr not in STALENESS_LR:
+            raise ConfigError(f"staleness_lr must be one of {', '.join(STALENESS_LR)}; got {self.staleness_lr!r}")
+        for name in ("slack", "backup_workers", "max_staleness"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} must be >= 0; got {value}")
+
+    def policy(self, bucket: int) -> Policy:
+        """A fresh policy for one bucket."""
+        return POLICIES[self.name](self, bucket)
+
+    def __str__(self) -> str:
+        """The mode and what differs from its defaults, for people: "ssp, slack 2"."""
+        words = [self.name]
+        if self.name == "ssp":
+            words.append(f"slack {self.slack}")
+        if self.backup_workers:
+            words.append(f"{self.backup_workers} backup worker{'' if self.backup_workers == 1 else 's'}")
+        if self.max_staleness is not None:
+            words.append(f"staleness at most {self.max_staleness}")
+        if self.staleness_lr != "constant":
+            words.append(f"learning rate {self.staleness_lr} to staleness")
+        return ", ".join(words)
+
+
+def _ssp(mode: Mode, bucket: int) -> Policy:
+    """Without slack nobody may go on before all have pushed: that is a synchronous step, and it is made like one.
+
+    So slack 0 gives the bits of sync. From slack 1 on every push is applied by itself.
+    """
+    if not mode.slack:
+        return SyncPolicy(bucket)
+    return SspPolicy(bucket, slack=mode.slack, max_staleness=mode.max_staleness, inverse=mode.staleness_lr == "inverse")
+
+
+POLICIES: dict[str, Callable[[Mode, int], Policy]] = {
+    "sync": lambda mode, bucket: SyncPolicy(bucket, backups=mode.backup_workers),
+    "async": lambda mode, bucket: AsyncPolicy(
+        bucket, max_staleness=mode.max_staleness, inverse=mode.staleness_lr == "inverse"
+    ),
+    "ssp": _ssp,
+}

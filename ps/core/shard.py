@@ -1,0 +1,227 @@
+"""Everything one shard decides, for all of its buckets.
+
+Rules of this file
+  1. What all modes share is here: who may push, which roster a push speaks of, what is parked until that roster comes.
+     What closes a step is the policy's, one object per bucket.
+  2. Check everything, then change something: a refused call leaves no trace.
+  3. Parked calls are bounded: one push per worker, session and bucket.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
+from torch_ps.ps.core.effects import Discard, Effect, Effects, Evict, Wait
+from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.policy import Hold, Policy, Push
+from torch_ps.ps.core.roster import Member, Roster
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One member as this shard sees it; ``hold`` is the answer it has waited for longest, None: it does not wait."""
+
+    worker: str
+    session: int
+    rank: int
+    clock: int
+    hold: Hold | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """One look at a shard, plain data for ``ps-status``."""
+
+    epoch: int
+    open: bool
+    open_step: int
+    versions: tuple[int, ...]
+    workers: tuple[WorkerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    """A push or (None) a pull that speaks of a roster which has not come yet."""
+
+    push: Push | None
+    since: float
+
+
+class Shard:
+    """The machine of one server.
+
+    Args:
+        buckets: how many this shard holds, numbered from 0 here. The lead's shard needs at least one.
+        mode: the job's mode, the same on every shard.
+    """
+
+    def __init__(self, *, buckets: int, mode: Mode) -> None:
+        self.roster = Roster()
+        self._policies = [mode.policy(b) for b in range(buckets)]
+        self._members: dict[str, Member] = {}
+        self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
+
+    @property
+    def open_step(self) -> int:
+        """The smallest version of a bucket: in sync mode the step that is open."""
+        return min(self.versions, default=0)
+
+    @property
+    def clock(self) -> int:
+        """Steps that every member has finished here; the lead's is what first steps are counted from."""
+        return min((p.clock for p in self._policies), default=0)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return tuple([p.progress.version for p in self._policies])
+
+    @property
+    def begun(self) -> bool:
+        """A push has been applied. Versions alone do not say so: a step may close empty."""
+        return any(p.progress.num_pushes for p in self._policies)
+
+    def set_roster(self, roster: Roster) -> Effects:
+        """Follow the lead to a new epoch; one that is not newer changes nothing."""
+        if roster.epoch <= self.roster.epoch:
+            return ()
+        before, self.roster = self.roster, roster
+        self._members = {m.name: m for m in roster.members}
+        effects: list[Effect] = []
+        for policy in self._policies:
+            effects += policy.set_roster(roster)
+        gone = {(m.name, m.session) for m in before.members if not self._is_member(m.name, m.session)}
+        for key, parked in list(self._parked.items()):
+            worker, session, bucket, _ = key
+            push = parked.push
+            if (session if push is None else _needs(push)) > roster.epoch:
+                continue
+            del self._parked[key]
+            if self._is_member(worker, session):
+                policy = self._policies[bucket]
+                if push is None:
+                    effects += policy.pull(self._members[worker], parked.since)
+                else:
+                    effects += policy.push(push, self._members[worker], parked.since)
+                continue
+            gone.add((worker, session))
+            if push is not None:
+                effects.append(Discard(worker, session, bucket, push.step, self._unknown(worker, session)))
+        effects += [Evict(w, s, self._unknown(w, s)) for w, s in sorted(gone)]
+        return tuple(effects)
+
+    def push(self, push: Push, now: float = 0.0) -> Effects:
+        """Take one gradient.
+
+        Raises:
+            UnknownWorker: (worker, session) is not in the roster; join again.
+            StepConflict: the step or the base does not fit this bucket.
+            ProtocolError: a number out of its range.
+        """
+        policy = self._policy(push.bucket)
+        if not (math.isfinite(push.weight) and push.weight >= 0):
+            raise ProtocolError(f"weight of worker {push.worker!r} must be finite and >= 0; got {push.weight}")
+        if push.step < 0 or push.base < 0:
+            raise ProtocolError(
+                f"step and base of worker {push.worker!r} must be >= 0; got {push.step} and {push.base}"
+            )
+        self._admit(push.worker, push.session)
+        policy.check(push)
+        if _needs(push) <= self.roster.epoch:
+            return policy.push(push, self._members[push.worker], now)
+        key = (push.worker, push.session, push.bucket, True)
+        parked = self._parked.get(key)
+        if parked is not None and parked.push is not None and parked.push.step != push.step:
+            raise StepConflict(
+                f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket} while its step "
+                f"{parked.push.step} waits for roster epoch {_needs(parked.push)}"
+            )
+        self._parked.setdefault(key, _Parked(push, now))
+        return (Wait(push.worker, push.session, push.bucket, push.step, (), self._behind(_needs(push))),)
+
+    def pull(self, worker: str | None, session: int, bucket: int, now: float = 0.0) -> Effects:
+        """Ask for parameters. ``worker`` None is an observer, answered at once; its ``session`` is echoed.
+
+        Raises:
+            UnknownWorker: (worker, session) is not in the roster; join again.
+            ProtocolError: no such bucket.
+        """
+        policy = self._policy(bucket)
+        if worker is None:
+            version = policy.progress.version
+            return (policy.progress.answer(None, session, None, next_step=version, reason="an observer looks on"),)
+        self._admit(worker, session)
+        if session <= self.roster.epoch:
+            return policy.pull(self._members[worker], now)
+        self._parked.setdefault((worker, session, bucket, False), _Parked(None, now))
+        return (Wait(worker, session, bucket, None, (), self._behind(session)),)
+
+    def disconnected(self, worker: str, session: int) -> Effects:
+        """Its stream broke: answers held for it are forgotten, its open pushes stay valid.
+
+        A push that is still parked was never counted: it is discarded, and the worker repeats it on its next stream.
+        Call this before anything that arrives on that stream.
+        """
+        for policy in self._policies:
+            policy.disconnected(worker, session)
+        effects: list[Effect] = []
+        for key, parked in list(self._parked.items()):
+            if key[:2] == (worker, session):
+                del self._parked[key]
+                if parked.push is not None:
+                    reason = f"the stream of {worker} broke before roster epoch {_needs(parked.push)} came"
+                    effects.append(Discard(worker, session, key[2], parked.push.step, reason))
+        return tuple(effects)
+
+    def holds(self, worker: str, session: int) -> tuple[Hold, ...]:
+        """Every answer held back from this worker, the longest first: whom it waits for, since when and why."""
+        return tuple(h for h in self._holds() if (h.worker, h.session) == (worker, session))
+
+    def status(self) -> ShardView:
+        oldest: dict[tuple[str, int], Hold] = {}
+        for hold in self._holds():
+            oldest.setdefault((hold.worker, hold.session), hold)
+        workers = tuple(
+            WorkerView(
+                m.name,
+                m.session,
+                rank,
+                min((p.next_step(m) for p in self._policies), default=m.first_step),
+                oldest.get((m.name, m.session)),
+            )
+            for rank, m in enumerate(self.roster.members)
+        )
+        return ShardView(self.roster.epoch, self.roster.open, self.open_step, self.versions, workers)
+
+    def _holds(self) -> list[Hold]:
+        holds = [hold for policy in self._policies for hold in policy.holds()]
+        for (worker, session, bucket, _), parked in self._parked.items():
+            step, needs = (None, session) if parked.push is None else (parked.push.step, _needs(parked.push))
+            holds.append(Hold(worker, session, bucket, step, parked.since, (), self._behind(needs)))
+        return sorted(holds, key=lambda h: h.since)
+
+    def _policy(self, bucket: int) -> Policy:
+        if not 0 <= bucket < len(self._policies):
+            raise ProtocolError(f"bucket must be in [0, {len(self._policies)}); got {bucket}")
+        return self._policies[bucket]
+
+    def _admit(self, worker: str, session: int) -> None:
+        """A session newer than the roster may be right (its roster has not come yet); any other has to be a member."""
+        if session <= self.roster.epoch and not self._is_member(worker, session):
+            raise UnknownWorker(self._unknown(worker, session))
+
+    def _is_member(self, worker: str, session: int) -> bool:
+        member = self._members.get(worker)
+        return member is not None and member.session == session
+
+    def _unknown(self, worker: str, session: int) -> str:
+        return f"session {session} of worker {worker!r} is not in roster epoch {self.roster.epoch}; join again"
+
+    def _behind(self, epoch: int) -> str:
+        return f"roster epoch {epoch} has not come from the lead yet; epoch {self.roster.epoch} is known"
+
+
+def _needs(push: Push) -> int:
+    """The oldest roster epoch that can judge this push."""
+    return max(push.epoch, push.session)

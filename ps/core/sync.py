@@ -1,0 +1,208 @@
+"""Synchronous SGD: a step closes when every worker that it requires has pushed it.
+
+Rules of this file
+  1. What closes a step is decided here and nowhere else. A bucket's version is the step that is open.
+  2. A step requires the members whose first step is not ahead of it, and closes only in a roster that is open.
+  3. A step that members exist for but none is required for (all of its workers have left) closes empty. So every
+     bucket of every shard reaches the newcomers' first step, and they stay in step with each other.
+  4. A worker that leaves takes its pushes of open steps with it; what is complete without them closes.
+  5. With b backup workers a step closes with the first N - b pushes, but not with none. Each bucket closes by itself,
+     so a worker on the edge may be late with one bucket and in time with another.
+
+    open(k) --last missing push--------------> Apply, Release --> open(k+1)
+            --last missing worker leaves-----> the same, with the pushes that came
+            --last required worker leaves----> Apply with nothing --> open(k+1), if newcomers are there
+            --push N - b of backup workers---> Apply, Release --> open(k+1); the other b are late
+    push(step < k): Release, applied if the ledger has it, else dropped as late; push(step > k): StepConflict
+
+Source: "sequential" consistency, Li et al., OSDI 2014; backup workers: Chen et al., 2016, arXiv:1604.00981.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch_ps.common.errors import StepConflict
+from torch_ps.ps.core.effects import Contribution, Discard, Effect, Effects, Wait
+from torch_ps.ps.core.ledger import Progress
+from torch_ps.ps.core.policy import Hold, Push, spoken
+from torch_ps.ps.core.roster import Member, Roster
+
+
+@dataclass(slots=True)
+class _Pushed:
+    """A push of the open step; ``since`` is None while nobody is there to take the answer."""
+
+    push: Push
+    since: float | None
+
+
+class SyncPolicy:
+    """One bucket under ``--mode sync``.
+
+    Args:
+        backups: pushes that a step does not wait for.
+    """
+
+    def __init__(self, bucket: int, *, backups: int = 0) -> None:
+        self.progress = Progress(bucket)
+        self._backups = backups
+        self._roster = Roster()
+        self._required: tuple[str, ...] = ()  # of the open step, in rank order
+        self._missing: set[str] = set()  # those of them that have not pushed it
+        self._pushed: dict[str, _Pushed] = {}
+        self._early: dict[tuple[str, int | None], tuple[Member, float]] = {}  # (worker, step): before its first step
+
+    @property
+    def clock(self) -> int:
+        return self.progress.version
+
+    def check(self, push: Push) -> None:
+        open_step = self.progress.version
+        if push.step > open_step:
+            raise StepConflict(
+                f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket}; step {open_step} is open"
+            )
+        if push.step == open_step and push.base != open_step:
+            raise StepConflict(
+                f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket} computed from version "
+                f"{push.base}; it has to be computed from version {open_step}"
+            )
+
+    def push(self, push: Push, member: Member, now: float) -> Effects:
+        if push.step < self.progress.version:
+            return self._closed(push)
+        held = self._pushed.get(push.worker)
+        if held is None and push.worker not in self._missing:
+            return self._before_first_step(push, member, now)
+        if held is not None:
+            held.since = now
+        else:
+            self._pushed[push.worker] = _Pushed(push, now)
+            self._missing.discard(push.worker)
+        return self._close() or (self._wait(push.worker, push.session, push.step),)
+
+    def pull(self, member: Member, now: float) -> Effects:
+        if member.first_step > self.progress.version:
+            self._early[member.name, None] = member, now
+            return (self._wait(member.name, member.session, None),)
+        return (self._fresh(member, None),)
+
+    def set_roster(self, roster: Roster) -> Effects:
+        members = {(m.name, m.session) for m in roster.members}
+        effects: list[Effect] = []
+        for worker, held in list(self._pushed.items()):
+            push = held.push
+            if (worker, push.session) not in members:
+                del self._pushed[worker]
+                reason = f"{worker} left the roster before step {push.step} closed"
+                effects.append(Discard(worker, push.session, push.bucket, push.step, reason))
+        self._early = {k: v for k, v in self._early.items() if (v[0].name, v[0].session) in members}
+        self.progress.keep(members)
+        self._roster = roster
+        self._open()
+        return (*effects, *self._close())
+
+    def disconnected(self, worker: str, session: int) -> None:
+        held = self._pushed.get(worker)
+        if held is not None and held.push.session == session:
+            held.since = None
+        self._early = {k: v for k, v in self._early.items() if (v[0].name, v[0].session) != (worker, session)}
+
+    def next_step(self, member: Member) -> int:
+        return max(self.progress.version, member.first_step)
+
+    def holds(self) -> tuple[Hold, ...]:
+        waiting: list[tuple[str, int, int | None, float | None]]
+        waiting = [(p.push.worker, p.push.session, p.push.step, p.since) for p in self._pushed.values()]
+        waiting += [(m.name, m.session, step, since) for (_, step), (m, since) in self._early.items()]
+        holds = []
+        for worker, session, step, since in waiting:
+            if since is not None:
+                wait = self._wait(worker, session, step)
+                holds.append(Hold(worker, session, wait.bucket, step, since, wait.waiting_for, wait.reason))
+        return tuple(holds)
+
+    def _open(self) -> None:
+        """Count afresh who is required for the open step and who of them is missing."""
+        self._required = self._roster.required(self.progress.version)
+        self._missing = set(self._required).difference(self._pushed)
+
+    @property
+    def _num_missing(self) -> int:
+        """Pushes that the open step still waits for; its backup workers may be missing, but not everybody."""
+        spare = min(self._backups, max(len(self._required) - 1, 0))
+        return max(len(self._missing) - spare, 0)
+
+    def _close(self) -> Effects:
+        effects: list[Effect] = []
+        while self._roster.open and self._roster.members and not self._num_missing:
+            step = self.progress.version
+            pushed = [self._pushed[worker] for worker in self._required if worker in self._pushed]
+            self._pushed.clear()
+            reason = (
+                f"step {step} closed: {spoken(tuple([p.push.worker for p in pushed]))} pushed it"
+                if pushed
+                else f"step {step} closed empty: all of its workers have left"
+            )
+            contributions = tuple([Contribution(p.push.worker, p.push.session, step, p.push.weight, 0) for p in pushed])
+            effects.append(self.progress.apply(contributions, reason))
+            self._open()
+            for p in pushed:
+                if p.since is not None:
+                    worker, session = p.push.worker, p.push.session
+                    effects.append(self.progress.answer(worker, session, step, next_step=step + 1, reason=reason))
+        for key, (member, _) in list(self._early.items()):
+            if member.first_step <= self.progress.version:
+                del self._early[key]
+                effects.append(self._fresh(member, key[1]))
+        return tuple(effects)
+
+    def _closed(self, push: Push) -> Effects:
+        """Answer a push of a step that has closed: a repeat if the ledger has it, else late."""
+        entry = self.progress.entry(push.worker, push.session)
+        applied = entry is not None and push.step <= entry.step
+        reason = (
+            f"step {push.step} of {push.worker} has been applied before"
+            if applied
+            else f"step {push.step} closed without {push.worker}; step {self.progress.version} is open"
+        )
+        answer = self.progress.answer(
+            push.worker,
+            push.session,
+            push.step,
+            next_step=self.progress.version,
+            staleness=0 if applied else max(0, self.progress.version - push.base),
+            applied=applied,
+            reason=reason,
+        )
+        return Discard(push.worker, push.session, push.bucket, push.step, reason), answer
+
+    def _before_first_step(self, push: Push, member: Member, now: float) -> Effects:
+        """Drop a push of a step that does not require its worker; answer when its first step has come."""
+        self._early[push.worker, push.step] = member, now
+        reason = f"{push.worker} takes part from step {member.first_step} on; step {push.step} does not wait for it"
+        discard = Discard(push.worker, push.session, push.bucket, push.step, reason)
+        return discard, self._wait(push.worker, push.session, push.step)
+
+    def _fresh(self, member: Member, step: int | None) -> Effect:
+        version = self.progress.version
+        return self.progress.answer(
+            member.name,
+            member.session,
+            step,
+            next_step=version,
+            applied=step is None,
+            reason=f"{member.name} gets version {version}; step {version} is open",
+        )
+
+    def _wait(self, worker: str, session: int, step: int | None) -> Wait:
+        waiting_for = tuple([w for w in self._required if w in self._missing])
+        open_step = self.progress.version
+        if waiting_for:
+            count = self._num_missing
+            some = f"{count} of " if 0 < count < len(waiting_for) else ""
+            reason = f"step {open_step} waits for {some}{spoken(waiting_for)}"
+        else:
+            reason = f"step {open_step} waits for the first quorum; {spoken(self._required)} pushed it"
+        return Wait(worker, session, self.progress.bucket, step, waiting_for, reason)

@@ -1,0 +1,332 @@
+"""Carries out what the core decides: the core, the tensors and the streams of one shard meet here and nowhere else.
+
+    frame --> check --> core.push --> effects --+--> lane of the bucket --> executor: apply, encode --> streams
+                                                +--> bookkeeping (payloads held, waits, rosters)
+
+Rules of this file
+  1. Everything runs on the event loop except ``_work``, which runs on the executor and touches one bucket's tensors.
+  2. Each bucket has one lane: its applies and answers run in the order in which the core decided them, one at a time.
+     Lanes of different buckets run side by side.
+  3. What a peer sent is checked before the core sees it, so a refused frame leaves no trace.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+
+from torch_ps.common import codecs, optim
+from torch_ps.common.codecs import Codec
+from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
+from torch_ps.common.frames import Buffer, pack
+from torch_ps.common.optim import Hyper, hyper_from_proto
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Model
+from torch_ps.ps.clip import Ask, Clip, Update
+from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Release, Wait
+from torch_ps.ps.core.policy import Push
+from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.store import Gradient, NonFinite, Store
+from torch_ps.ps.streams import Stream, Streams
+
+log = logging.getLogger("torch_ps.ps")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A push whose bucket has not closed yet."""
+
+    gradient: Gradient
+    hyper: Hyper
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """An ``Apply`` with the gradients it averages."""
+
+    apply: Apply
+    gradients: tuple[Gradient, ...]
+    hyper: Hyper
+
+
+@dataclass(slots=True)
+class _Answer:
+    release: Release
+    stream: Stream
+
+
+_Job = _Step | Update | _Answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What one run of a lane has made: frames to send with their payload's size, gradients left out, steps."""
+
+    frames: list[tuple[Stream, bytes, int]]
+    left_out: list[NonFinite]
+    steps: int
+
+
+@dataclass(slots=True)
+class _Lane:
+    bucket: Bucket
+    todo: deque[_Job] = field(default_factory=deque)
+    busy: bool = False
+
+
+class Engine:
+    """One shard at work, from the moment its model is known."""
+
+    def __init__(
+        self,
+        model: Model,
+        buckets: Iterable[Bucket],
+        core: Shard,
+        executor: Executor,
+        metrics: Metrics,
+        streams: Streams,
+        *,
+        clip_norm: float,
+        ask: Ask,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        buckets = tuple(buckets)
+        self.model = model
+        self.core = core
+        self.store = Store(model, buckets)
+        self._streams = streams
+        self.staleness: Counter[int] = Counter()
+        self.late = 0
+        self.nonfinite = 0
+        self.num_parameters = sum(bucket.numel for bucket in buckets if bucket.rule == "optimizer")
+        self._lanes = {bucket.index: _Lane(bucket) for bucket in buckets}
+        self._first = buckets[0].index if buckets else -1
+        self._local = {bucket.index: number for number, bucket in enumerate(buckets)}
+        self._index = [bucket.index for bucket in buckets]
+        self._held: dict[tuple[str, int, int, int], _Held] = {}  # worker, session, bucket, step
+        self._arguments = optim.arguments_of(model.optimizer)
+        self._approved = [group.hyper for group in model.groups]  # per group, the values that were checked last
+        self._executor = executor
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._on_failure = on_failure
+        self._clip: Clip | None = None
+        if clip_norm:
+            count = sum(bucket.rule == "optimizer" for bucket in buckets)
+            self._clip = Clip(
+                clip_norm,
+                count,
+                self.store,
+                executor,
+                ask,
+                on_ready=lambda bucket: self._start(self._lanes[bucket]),
+                on_failure=on_failure,
+            )
+
+    def disconnected(self, stream: Stream) -> None:
+        """The stream ended: what it waits for cannot be delivered any more; what it pushed stays valid."""
+        if stream.worker is not None:
+            self.run(self.core.disconnected(stream.worker, stream.session))
+
+    # -------------------------------------------------------------- what peers ask
+
+    def push(self, stream: Stream, push: pb.Push, payload: memoryview) -> None:
+        """Take one bucket of one worker's gradient.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused. Nothing has changed.
+        """
+        lane = self._lane(push.bucket)
+        codec = codecs.codec(push.codec)
+        codec.check(payload, lane.bucket.numel)
+        hyper = self._hyper(lane.bucket, push)
+        worker, session = stream.worker or "", stream.session
+        local = self._local[push.bucket]
+        effects = self.core.push(
+            Push(worker, session, push.step, local, push.base, push.weight, push.epoch), time.monotonic()
+        )
+        stream.bytes_pushed += len(payload)
+        self._metrics.pushed.inc(len(payload))
+        gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
+            self._count_nonfinite()
+            log.info("gradient of worker %s, step %d is not finite: the worker left it out", worker, push.step)
+        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper))
+        self.run(effects)
+
+    def pull(self, stream: Stream, bucket: int) -> None:
+        """Ask for the parameters of one bucket.
+
+        Raises:
+            ProtocolError: the bucket is not one of this shard's, or the core refuses.
+        """
+        local = self._local[self._lane(bucket).bucket.index]
+        self.run(self.core.pull(stream.worker, stream.session, local, time.monotonic()))
+
+    def set_roster(self, roster: Roster) -> None:
+        self.run(self.core.set_roster(roster))
+        if self._clip is not None:
+            self._clip.set_roster(roster)
+
+    # -------------------------------------------------------------- effects
+
+    def run(self, effects: Iterable[Effect]) -> None:
+        """Carry out effects in the order in which the core returned them."""
+        touched: dict[int, _Lane] = {}
+        for effect in effects:
+            match effect:
+                case Apply():
+                    lane = self._lanes[self._index[effect.bucket]]
+                    lane.todo.append(self._step(lane, effect))
+                    touched[lane.bucket.index] = lane
+                case Release():
+                    lane = self._lanes[self._index[effect.bucket]]
+                    self._released(lane, effect)
+                    touched[lane.bucket.index] = lane
+                case Discard():
+                    del self._held[effect.worker, effect.session, effect.bucket, effect.step]
+                    log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
+                case Evict():
+                    self._streams.evict(effect)
+                case Wait() | Announce():  # the core remembers who waits; the lead's membership announces
+                    pass
+        for lane in touched.values():
+            self._start(lane)
+
+    def _step(self, lane: _Lane, apply: Apply) -> _Step | Update:
+        held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
+        for contribution in apply.contributions:
+            self.staleness[contribution.staleness] += 1
+            self._metrics.staleness.observe(contribution.staleness)
+        gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
+        if self._clip is not None and lane.bucket.rule == "optimizer":
+            return self._clip.decided(lane.bucket.index, apply, gradients, hyper)
+        return _Step(apply, gradients, hyper)
+
+    def _released(self, lane: _Lane, release: Release) -> None:
+        if not release.applied and release.step is not None:
+            self.late += 1
+            self._metrics.late.inc()
+        stream = self._streams.get(release.worker, release.session)
+        if stream is not None:
+            lane.todo.append(_Answer(release, stream))
+
+    # -------------------------------------------------------------- lanes
+
+    def _start(self, lane: _Lane) -> None:
+        jobs: list[_Job] = []
+        while not lane.busy and lane.todo and not _waits(lane.todo[0]):
+            jobs.append(lane.todo.popleft())
+        if not jobs:
+            return
+        lane.busy = True
+        done = self._executor.submit(self._work, lane.bucket, jobs)
+        done.add_done_callback(lambda future: self._loop.call_soon_threadsafe(self._finish, lane, future))
+
+    def _work(self, bucket: Bucket, jobs: Iterable[_Job]) -> _Done:
+        """On the executor: apply and encode, in order."""
+        frames: list[tuple[Stream, bytes, int]] = []
+        left_out: list[NonFinite] = []
+        encoded: dict[str, tuple[Buffer, ...]] = {}
+        steps, begin = 0, time.perf_counter()
+        for job in jobs:
+            if not isinstance(job, _Answer):
+                left_out += self._apply(bucket, job)
+                encoded.clear()
+                steps += 1
+                continue
+            codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
+            parts = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
+            delta = parts is not None
+            if parts is None:
+                codec = codecs.codec("none") if codec.coarse else codec
+                if codec.name not in encoded:
+                    encoded[codec.name] = self.store.encode(bucket.index, codec)
+                parts = encoded[codec.name]
+            header = self._answer(bucket, job.release, codec, delta)
+            frames.append((job.stream, pack(header, parts), sum(map(len, parts))))
+        self._metrics.step_seconds.observe(time.perf_counter() - begin)
+        return _Done(frames, left_out, steps)
+
+    def _apply(self, bucket: Bucket, job: _Step | Update) -> list[NonFinite]:
+        if isinstance(job, _Step):
+            return self.store.apply(bucket.index, job.gradients, job.hyper, lr_scale=job.apply.lr_scale)
+        if job.mean is not None and job.coefficient:
+            self.store.step(bucket.index, job.mean.mul_(job.coefficient), job.hyper, lr_scale=job.apply.lr_scale)
+        return job.left_out
+
+    def _answer(self, bucket: Bucket, release: Release, codec: Codec, delta: bool) -> pb.DownHeader:
+        return pb.DownHeader(
+            bucket=bucket.index,
+            version=release.version,
+            next_step=release.next_step,
+            step=release.step,
+            staleness=release.staleness,
+            applied=release.applied,
+            samples=release.samples,
+            codec=codec.name,
+            delta=delta,
+            epoch=self.core.roster.epoch,
+            contributor=release.contributors if bucket.index == self._first else (),
+        )
+
+    def _finish(self, lane: _Lane, done: "Future[_Done]") -> None:
+        error = done.exception()
+        if error is not None:
+            self._on_failure(error)
+            return
+        result = done.result()
+        for stream, frame, size in result.frames:
+            stream.bytes_pulled += size
+            self._metrics.pulled.inc(size)
+            stream.outbox.put_nowait(frame)
+        self._metrics.steps.inc(result.steps)
+        self._metrics.version.set(self.core.open_step)
+        for found in result.left_out:
+            self._count_nonfinite()
+            log.warning(
+                "gradient of worker %s, step %d is not finite in tensor %r: left out of the mean",
+                found.worker,
+                found.step,
+                found.tensor,
+            )
+        lane.busy = False
+        self._start(lane)
+
+    def _count_nonfinite(self) -> None:
+        self.nonfinite += 1
+        self._metrics.nonfinite.inc()
+
+    # -------------------------------------------------------------- checks
+
+    def _lane(self, bucket: int) -> _Lane:
+        if bucket not in self._lanes:
+            raise CorruptFrame(f"bucket {bucket} is not one of this shard's {len(self._lanes)}")
+        return self._lanes[bucket]
+
+    def _hyper(self, bucket: Bucket, push: pb.Push) -> Hyper:
+        if bucket.rule == "mean":
+            return {}
+        unknown = set(push.hyper) - self._arguments
+        if unknown:
+            raise ProtocolError(f"torch.optim.{self.model.optimizer} has no hyperparameter {min(unknown)!r}")
+        job = self.model.groups[bucket.group].hyper
+        hyper = job | hyper_from_proto(push.hyper)
+        if hyper != self._approved[bucket.group]:
+            try:
+                optim.check_change(self.model.optimizer, job, hyper)
+            except ConfigError as error:
+                raise ProtocolError(str(error)) from None
+            self._approved[bucket.group] = hyper
+        return hyper
+
+
+def _waits(job: _Job) -> bool:
+    """Whether it cannot run yet: the norm of its update is not known."""
+    return isinstance(job, Update) and job.coefficient is None

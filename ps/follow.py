@@ -1,0 +1,73 @@
+"""How the other shards follow the lead: one WatchRoster stream, opened again whenever it breaks.
+
+Until the stream is back the shard goes on with the roster it has; pushes of a newer epoch are parked by the core.
+"""
+
+import asyncio
+import logging
+
+import grpc
+
+from torch_ps.common import channel
+from torch_ps.common.address import Address
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.status import error_of
+from torch_ps.ps.clip import Ask
+from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.roster import Member, Roster
+from torch_ps.ps.job import Job
+
+log = logging.getLogger("torch_ps.ps")
+
+RETRY_SECONDS = 0.5
+#: Seconds after which a question that the lead has not answered is asked again.
+ASK_SECONDS = 30.0
+
+
+def norms_of(lead: Address, shard: int) -> Ask:
+    """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported."""
+    connection: list[grpc.aio.Channel] = []
+
+    async def ask(group: Group, square: float) -> float | None:
+        if not connection:
+            connection.append(grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS))
+        call = connection[0].unary_unary(
+            channel.method("Norm"), pb.NormRequest.SerializeToString, pb.NormReply.FromString
+        )
+        worker, session, step = group
+        request = pb.NormRequest(shard=shard, worker=worker, session=session, step=step, square=square)
+        while True:
+            try:
+                reply = await call(request, timeout=ASK_SECONDS, wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise error_of(error, str(lead)) from None
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return None if reply.dropped else reply.square
+
+    return ask
+
+
+async def follow(job: Job, lead: Address) -> None:
+    """Feed every roster of the lead at ``lead`` to ``job``, until cancelled."""
+    async with grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS) as connection:
+        watch = connection.unary_stream(
+            channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
+        )
+        connected = True
+        while True:
+            try:
+                async for view in watch(pb.WatchRequest(), wait_for_ready=True):
+                    connected = True
+                    job.follow(_roster(view))
+            except grpc.aio.AioRpcError as error:
+                if connected:
+                    log.warning("lost the lead at %s (%s); trying again", lead, error.details())
+                connected = False
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _roster(view: pb.RosterView) -> Roster:
+    members = (Member(m.worker, m.session, m.rank if m.HasField("rank") else None, m.first_step) for m in view.member)
+    return Roster(view.epoch, tuple(members), view.open)

@@ -1,0 +1,43 @@
+"""Errors become gRPC statuses here, once, for every method; no handler contains ``try``.
+
+An error of this project is the caller's to read: its sentence and class name travel. Anything else is a bug: it
+surfaces as INTERNAL with a number, and its traceback goes to the server's log under that number only.
+"""
+
+import functools
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from torch_ps.common.errors import PsError
+from torch_ps.common.status import status_of, trailers_of
+from torch_ps.ps.metrics import Metrics
+
+log = logging.getLogger("torch_ps.ps")
+_numbers = itertools.count(1)
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+def guarded(handler: Handler, metrics: Metrics) -> Handler:
+    """``handler(request or stream, context)`` with its errors turned into statuses."""
+
+    @functools.wraps(handler)
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await handler(request, context)
+        except PsError as error:
+            metrics.refused.labels(type(error).__name__).inc()
+            log.warning("refused %s of %s: %s", handler.__name__, context.peer(), error)
+            await context.abort(status_of(error), str(error), trailers_of(error))
+        except grpc.RpcError:
+            raise  # the peer is gone; nobody is left to answer
+        except Exception:  # the one place where a bug must not take the server down
+            number = next(_numbers)
+            log.exception("bug %d in %s", number, handler.__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, f"bug {number} on the server; its log has the traceback")
+
+    return call

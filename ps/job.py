@@ -1,0 +1,333 @@
+"""One shard's part in a job: who takes part, which model is trained, and whether its parameters are there.
+
+    lead:    Join -> seed? --yes--> Seed on every shard, the lead last --> initialised
+                          --no---> waits until initialised; takes over when the seeding worker dies
+    others:  Seed, and the roster from the lead
+
+Rules of this file
+  1. Decides nothing about steps: the core does. Touches no tensor: the engine does.
+  2. Every wait has a deadline and says what it waits for.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+
+from torch_ps.common import codecs, schema
+from torch_ps.common.errors import (
+    CorruptFrame,
+    NameTaken,
+    NotInitialised,
+    ProtocolError,
+    UnknownWorker,
+    WaitTimeout,
+)
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket, plan
+from torch_ps.common.schema import Model
+from torch_ps.ps.clip import Ask, Norms
+from torch_ps.ps.core.effects import Announce, Effect, Evict, Group
+from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.roster import Membership, Roster
+from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.engine import Engine
+from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.streams import Stream, Streams
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds that another shard may take to hear of a new roster from the lead.
+ROSTER_DEADLINE = 20.0
+
+
+class Job:
+    """The state of one shard between its sockets and its engine. All methods run on the event loop.
+
+    Args:
+        index, num_shards: which shard this is; 0 is the lead.
+        bucket_bytes: fp32 bytes that a bucket holds at most.
+        clip_norm: largest norm of an update; 0 is none.
+        ask_norm: how another shard than the lead asks it for the norm of an update.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Mode,
+        index: int,
+        num_shards: int,
+        quorum: int,
+        lease: float,
+        bucket_bytes: int,
+        executor: Executor,
+        metrics: Metrics,
+        on_failure: Callable[[BaseException], None],
+        clip_norm: float = 0.0,
+        ask_norm: Ask | None = None,
+    ) -> None:
+        self.mode, self.index, self.num_shards = mode, index, num_shards
+        self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
+        self.clip_norm, self._ask_norm = clip_norm, ask_norm or self._report_norm
+        self._norms: Norms | None = None  # lead
+        self.metrics = metrics
+        self.streams = Streams(metrics)
+        self.engine: Engine | None = None
+        self.initialised = False
+        self.roster = Roster()
+        self.membership = Membership(quorum=quorum, lease=lease) if index == 0 else None
+        self.started = time.monotonic()
+        self.watchers: set[asyncio.Queue[Roster]] = set()
+        self._executor, self._on_failure = executor, on_failure
+        self._changed = asyncio.Event()
+        self._observers = itertools.count(1)
+        self._model: Model | None = None  # lead: of the worker that seeds or has seeded
+        self._seeder = ("", 0)
+        self._buckets: dict[int, Bucket] = {}
+        self._missing: set[int] = set()
+
+    @property
+    def lead(self) -> Membership:
+        if self.membership is None:
+            raise ProtocolError(f"shard {self.index} is not the lead; ask shard 0")
+        return self.membership
+
+    @property
+    def model(self) -> Model | None:
+        return self.engine.model if self.engine and self.initialised else None
+
+    # -------------------------------------------------------------- membership
+
+    async def join(self, worker: str, rank: int | None, model: Model, seconds: float) -> tuple[int, bool]:
+        """Become a worker of the job. Returns its session, and whether it has to seed the parameters.
+
+        Raises:
+            ModelMismatch: the job trains another model.
+            NameTaken: a connected worker has this name, or another one this rank.
+            WaitTimeout: the parameters were not there within ``seconds``.
+        """
+        lead, deadline = self.lead, time.monotonic() + seconds
+        while True:
+            if self._model is not None:
+                schema.check_same(self._model, model, worker)
+            if self.initialised or self._model is None:
+                break
+            await self._until(
+                lambda: self.initialised or self._model is None,
+                deadline,
+                f"worker {self._seeder[0]!r} has not sent the first parameters",
+            )
+        if self.streams.connected(worker):
+            raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
+        member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())
+        if not self.initialised:
+            self._model = model
+            self._seeder = (worker, member.session)
+        self._announce(effects)
+        log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
+        return member.session, not self.initialised
+
+    def leave(self, worker: str, session: int) -> None:
+        effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())
+        if effects:
+            self._announce(effects)
+            log.info("worker %s leaves; roster: %s", worker, _names(self.roster))
+
+    def tick(self) -> None:
+        """Lead: drop the workers whose lease has run out."""
+        effects = self.lead.tick(time.monotonic(), self._open_step())
+        for effect in effects:
+            if isinstance(effect, Evict):
+                log.warning("worker %s is dropped: %s", effect.worker, effect.reason)
+        self._announce(effects)
+
+    def follow(self, roster: Roster) -> None:
+        """Take over a roster from the lead."""
+        self._announce((Announce(roster, "the lead has announced it"),))
+
+    def _announce(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Announce():
+                    self.roster = effect.roster
+                    self.metrics.roster.set(len(self.roster.members))
+                    self.metrics.epoch.set(self.roster.epoch)
+                    if self.engine is not None:
+                        self.engine.set_roster(effect.roster)
+                    if self._norms is not None:
+                        self._norms.set_roster(effect.roster)
+                    for queue in self.watchers:
+                        queue.put_nowait(effect.roster)
+                case Evict():
+                    self.streams.evict(effect)
+        if self._model is not None and not self.initialised and not self._is_member(*self._seeder):
+            log.warning("worker %s left before it had sent the parameters; another one may", self._seeder[0])
+            self._model = None
+        self._notify()
+
+    # -------------------------------------------------------------- seeding
+
+    async def begin_seed(self, worker: str, session: int, model: Model) -> None:
+        """Get ready for the parameters of this shard.
+
+        Raises:
+            UnknownWorker: the worker is not in the roster.
+            ProtocolError: training has begun, or another worker seeds.
+        """
+        await self._until_member(worker, session)
+        if self.engine is not None and self.engine.core.begun:
+            raise ProtocolError(f"worker {worker!r} cannot seed shard {self.index}: training has begun")
+        if self.membership is not None and (self.initialised or (worker, session) != self._seeder):
+            raise ProtocolError(f"worker {worker!r} was not asked to seed the parameters")
+        self.initialised = False
+        whole = plan(model, self.bucket_bytes, self.num_shards)
+        buckets = whole.of_shard(self.index)
+        if self.membership is not None and self.clip_norm:
+            self._norms = Norms([bucket.shard for bucket in whole.buckets if bucket.rule == "optimizer"])
+            self._norms.set_roster(self.roster)
+        core = Shard(buckets=len(buckets), mode=self.mode)
+        self.engine = Engine(
+            model,
+            buckets,
+            core,
+            self._executor,
+            self.metrics,
+            self.streams,
+            clip_norm=self.clip_norm,
+            ask=self._ask_norm,
+            on_failure=self._on_failure,
+        )
+        self.engine.set_roster(self.roster)
+        self._buckets = {bucket.index: bucket for bucket in buckets}
+        self._missing = set(self._buckets)
+
+    def seed(self, bucket: int, payload: memoryview) -> None:
+        """Take the fp32 parameters of one bucket.
+
+        Raises:
+            CorruptFrame: no such bucket here, or not its size.
+        """
+        if self.engine is None or bucket not in self._buckets:
+            raise CorruptFrame(f"bucket {bucket} is not one of shard {self.index}")
+        plain = codecs.codec("none")
+        plain.check(payload, self._buckets[bucket].numel)
+        self.engine.store.load(bucket, plain, payload)
+        self._missing.discard(bucket)
+
+    def end_seed(self, worker: str) -> None:
+        """All buckets of this shard have come.
+
+        Raises:
+            CorruptFrame: some have not.
+        """
+        if self._missing or self.engine is None:
+            raise CorruptFrame(f"worker {worker!r} left out {len(self._missing)} buckets of shard {self.index}")
+        self.initialised = True
+        model = self.engine.model
+        log.info(
+            "parameters of worker %s are here: %d in %d buckets on this shard; optimizer %s",
+            worker,
+            sum(bucket.numel for bucket in self._buckets.values()),
+            len(self._buckets),
+            model.optimizer,
+        )
+        self._notify()
+
+    # -------------------------------------------------------------- streams
+
+    async def open(self, hello: pb.Hello) -> Stream:
+        """Check the first frame of an Exchange.
+
+        Raises:
+            UnknownCodec: for pulls.
+            UnknownWorker: not in the roster.
+            NotInitialised: an observer came before the parameters.
+        """
+        codec = codecs.codec(hello.pull_codec or "none")
+        if not hello.worker:
+            self.working()
+            stream = Stream(None, next(self._observers), codec)
+        else:
+            await self._until_member(hello.worker, hello.session)
+            stream = Stream(hello.worker, hello.session, codec)
+        before = self.streams.get(stream.worker, stream.session)
+        if before is not None and self.engine is not None:
+            self.engine.disconnected(before)
+        self.streams.add(stream)
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        if self.streams.remove(stream) and self.engine is not None:
+            self.engine.disconnected(stream)
+
+    def heard(self, stream: Stream) -> None:
+        """Traffic renews the lease.
+
+        Raises:
+            UnknownWorker: the lease has run out before.
+        """
+        if self.membership is not None and stream.worker is not None:
+            self.membership.renew(stream.worker, stream.session, time.monotonic())
+
+    def working(self) -> Engine:
+        """The engine, once the parameters are there.
+
+        Raises:
+            NotInitialised: they are not.
+        """
+        if self.engine is None or not self.initialised:
+            raise NotInitialised(f"shard {self.index} has no parameters yet; one worker has to call init first")
+        return self.engine
+
+    # -------------------------------------------------------------- clipping
+
+    async def norm(self, group: Group, shard: int, square: float) -> float | None:
+        """Lead: the squared norm of one update over all shards, once they have reported; None: it is dropped.
+
+        Raises:
+            ProtocolError: this job does not clip, or the report cannot be right.
+        """
+        if self._norms is None:
+            raise ProtocolError(
+                f"shard {self.index} collects no norms; give all shards the same --clip-norm, the lead too"
+            )
+        return await self._norms.report(group, shard, square)
+
+    async def _report_norm(self, group: Group, square: float) -> float | None:
+        return await self.norm(group, self.index, square)
+
+    # -------------------------------------------------------------- waiting
+
+    async def _until_member(self, worker: str, session: int) -> None:
+        if self.membership is None and session > self.roster.epoch:
+            deadline = time.monotonic() + ROSTER_DEADLINE
+            await self._until(lambda: session <= self.roster.epoch, deadline, "the lead has not announced this worker")
+        if not self._is_member(worker, session):
+            raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
+
+    async def _until(self, ready: Callable[[], bool], deadline: float, what: str) -> None:
+        while not ready():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"shard {self.index}: {what}")
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                continue
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _is_member(self, worker: str, session: int) -> bool:
+        member = self.roster.member(worker)
+        return member is not None and member.session == session
+
+    def _open_step(self) -> int:
+        return self.engine.core.clock if self.engine is not None else 0
+
+
+def _names(roster: Roster) -> str:
+    return ", ".join(member.name for member in roster.members) or "empty"

@@ -1,0 +1,58 @@
+"""What a shard counts, for Prometheus. Names end in their unit; every counter starts at 0 with the process.
+
+Source: https://prometheus.io/docs/practices/naming/
+"""
+
+import logging
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from torch_ps.common.address import Address
+
+log = logging.getLogger("torch_ps.ps")
+
+
+class Metrics:
+    """The metrics of one shard, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.connected = Gauge("ps_connected_workers", "workers with an open stream", registry=self.registry)
+        self.roster = Gauge("ps_roster_workers", "workers that a synchronous step waits for", registry=self.registry)
+        self.epoch = Gauge("ps_roster_epoch", "changes of the roster so far", registry=self.registry)
+        self.version = Gauge("ps_version", "optimizer steps that every bucket here has had", registry=self.registry)
+        self.steps = Counter("ps_bucket_steps", "optimizer steps, counted per bucket", registry=self.registry)
+        self.pushed = Counter("ps_pushed_bytes", "encoded gradients received", registry=self.registry)
+        self.pulled = Counter("ps_pulled_bytes", "encoded parameters sent", registry=self.registry)
+        self.late = Counter(
+            "ps_late_pushes",
+            "pushed buckets dropped: their step was over, or they were too stale",
+            registry=self.registry,
+        )
+        self.nonfinite = Counter(
+            "ps_nonfinite_gradients",
+            "pushes and buckets left out: not finite",
+            registry=self.registry,
+        )
+        self.refused = Counter("ps_refused_calls", "calls answered with an error", ["error"], registry=self.registry)
+        self.staleness = Histogram(
+            "ps_staleness_versions",
+            "version at apply - base, per pushed bucket",
+            buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64),
+            registry=self.registry,
+        )
+        self.step_seconds = Histogram(
+            "ps_bucket_step_seconds",
+            "time on the executor to average, apply and encode one bucket",
+            buckets=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1),
+            registry=self.registry,
+        )
+
+    def serve(self, listen: Address) -> Address:
+        """Serve ``/metrics`` from a thread of its own; returns the address with the port that was bound.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        server, _ = start_http_server(listen.port, listen.host, registry=self.registry)
+        return Address(listen.host, server.server_port)

@@ -1,0 +1,42 @@
+"""One look at a shard, as ``ps-status`` and the text of a worker's timeout show it."""
+
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.ps.job import Job
+
+
+def status_of_job(job: Job, now: float) -> pb.StatusReply:
+    """Plain numbers of this moment. ``now``: ``time.monotonic()``. Cost: O(workers x buckets), no tensor is read."""
+    reply = pb.StatusReply(
+        shard=job.index,
+        num_shards=job.num_shards,
+        mode=job.mode.name,
+        mode_details=str(job.mode),
+        initialised=job.initialised,
+        epoch=job.roster.epoch,
+        open=job.roster.open,
+        uptime_seconds=now - job.started,
+    )
+    engine = job.engine
+    if engine is not None:
+        reply.version = engine.core.open_step
+        reply.num_buckets = len(engine.core.versions)
+        reply.num_parameters = engine.num_parameters
+        reply.staleness.update(engine.staleness)
+        reply.late, reply.nonfinite = engine.late, engine.nonfinite
+    views = {view.worker: view for view in engine.core.status().workers} if engine is not None else {}
+    for rank, member in enumerate(job.roster.members):
+        worker = reply.worker.add(worker=member.name, session=member.session, rank=rank)
+        stream = job.streams.get(member.name, member.session)
+        if stream is not None:
+            worker.connected = True
+            worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
+        if job.membership is not None:
+            worker.silent_seconds = job.membership.silent_for(member.name, now)
+        view = views.get(member.name)
+        if view is not None:
+            worker.clock = view.clock
+            if view.hold is not None:
+                worker.waiting_seconds = max(now - view.hold.since, 1e-3)  # 0 says: does not wait
+                worker.waiting_for.extend(view.hold.waiting_for)
+                worker.reason = view.hold.reason
+    return reply

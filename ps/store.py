@@ -1,0 +1,174 @@
+"""The tensors of one shard: fp32 master parameters and optimizer state, one torch optimizer per bucket.
+
+Rules of this file
+  1. Runs on executor threads; calls for one bucket never overlap, calls for different buckets may.
+  2. The bits depend on the contributions and their order alone: not on arrival, threads, shards or codec of others.
+  3. Bytes were checked before they got here; nothing here can fail because of a peer.
+
+The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are equal, as written by hand, else
+``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_ps.common import optim
+from torch_ps.common.codecs import Codec
+from torch_ps.common.codecs.copies import Copies
+from torch_ps.common.frames import Buffer
+from torch_ps.common.optim import Hyper
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """One worker's encoded gradient of one bucket, with its part in the mean."""
+
+    worker: str
+    step: int
+    weight: float
+    codec: Codec
+    payload: memoryview
+    missing: bool = False  # a zero that stands for no gradient
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """A gradient that was left out, and the first tensor of the bucket in which it is not finite."""
+
+    worker: str
+    step: int
+    tensor: str
+
+
+class _Slot:
+    """One bucket: its parameters as one flat tensor and the optimizer over it."""
+
+    def __init__(self, bucket: Bucket, model: Model) -> None:
+        self.bucket = bucket
+        self.values = torch.zeros(bucket.numel)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._parts = [self.values]
+        if bucket.rule == "optimizer":
+            hyper = model.groups[bucket.group].hyper
+            if hyper.get("fused"):
+                # A fused kernel rounds the last few elements of a tensor differently; keep its tensors apart.
+                self._parts = [self.values[p.offset : p.offset + p.stop - p.start] for p in bucket.pieces]
+            self.optimizer = optim.build(model.optimizer, self._parts, hyper)
+
+    def update(self, mean: torch.Tensor, hyper: Hyper, lr_scale: float) -> None:
+        if self.optimizer is None:
+            self.values.copy_(mean)
+            return
+        group = self.optimizer.param_groups[0]
+        group.update(hyper)
+        rate = group["lr"]
+        group["lr"] = rate * lr_scale
+        at = 0
+        for part in self._parts:
+            part.grad = mean[at : at + part.numel()]
+            at += part.numel()
+        self.optimizer.step()
+        group["lr"] = rate
+        for part in self._parts:
+            part.grad = None
+
+
+class Store:
+    """Parameters, optimizer state and their updates, for the buckets of one shard.
+
+    Memory: parameters + optimizer state + two scratch buckets per executor thread.
+    """
+
+    def __init__(self, model: Model, buckets: Sequence[Bucket]) -> None:
+        self._names = [tensor.name for tensor in model.tensors()]
+        self._slots = {bucket.index: _Slot(bucket, model) for bucket in buckets}
+        self._scratch = threading.local()
+        self._largest = max((bucket.numel for bucket in buckets), default=0)
+
+    def load(self, bucket: int, codec: Codec, payload: memoryview) -> None:
+        """Set the parameters of one bucket, before the first step."""
+        values = self._slots[bucket].values
+        values.copy_(codec.decode(payload, values))
+
+    def encode(self, bucket: int, codec: Codec) -> tuple[Buffer, ...]:
+        """The parameters of one bucket. The parts may be views: join them before the bucket's next ``apply``."""
+        return codec.encode(self._slots[bucket].values)
+
+    def encode_lacking(self, bucket: int, codec: Codec, copies: Copies, version: int) -> tuple[Buffer, ...] | None:
+        """What ``copies`` lacks of one bucket; None if the codec or the first pull wants the parameters themselves.
+
+        Parameters that are not finite go whole too.
+        """
+        if not codec.coarse:
+            return None
+        return copies.encode(bucket, self._slots[bucket].values, codec, seed=(version << 32) + bucket)
+
+    def apply(
+        self, bucket: int, gradients: Sequence[Gradient], hyper: Hyper, *, lr_scale: float = 1.0
+    ) -> list[NonFinite]:
+        """One optimizer step with the weighted mean of ``gradients``, which are in rank order.
+
+        A gradient that is not finite joins with weight 0. With no weight left, or where every gradient is missing, the
+        bucket stays as it is.
+        ``lr_scale`` is a factor on the learning rate, for this step alone.
+
+        Returns:
+            The gradients that were left out.
+        """
+        mean, left_out = self.mean(bucket, gradients)
+        if mean is not None:
+            self.step(bucket, mean, hyper, lr_scale=lr_scale)
+        return left_out
+
+    def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
+        """The first half of ``apply``: the mean, valid until this thread's next call, and what was left out of it."""
+        slot = self._slots[bucket]
+        left_out: list[NonFinite] = []
+        mean = self._mean(slot, gradients)
+        if mean is not None and not math.isfinite(mean.sum().item()):
+            left_out = [found for g in gradients if (found := self._nonfinite(slot, g))]
+            bad = {found.worker for found in left_out}
+            mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
+        return mean, left_out
+
+    def step(self, bucket: int, mean: torch.Tensor, hyper: Hyper, *, lr_scale: float = 1.0) -> None:
+        """The second half of ``apply``."""
+        with torch.no_grad():
+            self._slots[bucket].update(mean, hyper, lr_scale)
+
+    def _mean(self, slot: _Slot, gradients: Sequence[Gradient]) -> torch.Tensor | None:
+        gradients = [g for g in gradients if g.weight > 0]
+        if all(g.missing for g in gradients):
+            return None
+        total, term = self._buffers(slot.bucket.numel)
+        equal = len({g.weight for g in gradients}) == 1
+        values = self._term(gradients[0], total, equal)
+        for gradient in gradients[1:]:
+            values = torch.add(values, self._term(gradient, term, equal), out=total)
+        divisor = len(gradients) if equal else math.fsum(g.weight for g in gradients)
+        return torch.div(values, divisor, out=total) if divisor != 1 else values
+
+    def _term(self, gradient: Gradient, scratch: torch.Tensor, equal: bool) -> torch.Tensor:
+        values = gradient.codec.decode(gradient.payload, scratch)
+        return values if equal else torch.mul(values, gradient.weight, out=scratch)
+
+    def _nonfinite(self, slot: _Slot, gradient: Gradient) -> NonFinite | None:
+        finite = torch.isfinite(gradient.codec.decode(gradient.payload, self._buffers(slot.bucket.numel)[0]))
+        if finite.all():
+            return None
+        first = int(finite.logical_not().nonzero()[0])
+        piece = next(p for p in reversed(slot.bucket.pieces) if p.offset <= first)
+        return NonFinite(gradient.worker, gradient.step, self._names[piece.tensor])
+
+    def _buffers(self, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two scratch tensors of this thread, cut to ``numel``."""
+        if not hasattr(self._scratch, "pair"):
+            self._scratch.pair = (torch.empty(self._largest), torch.empty(self._largest))
+        first, second = self._scratch.pair
+        return first[:numel], second[:numel]

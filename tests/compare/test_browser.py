@@ -1,0 +1,230 @@
+"""The page in a real browser: no error, no request, and every switch does what it says."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.compare.golden import golden
+from tests.compare.test_page import HOSTILE
+from torch_ps.compare import report
+from torch_ps.compare.results import Failure, Results
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+DRIVER = shutil.which("chromedriver")
+QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+FLAGS = (*QUIET, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage")
+NAMES = ["sync fp32", "sync fp16", "async fp32", "async fp16"]
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+
+
+class Browser:
+    """A headless Chromium and the few things these tests do with it."""
+
+    def __init__(self, profile: Path) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+    def open(self, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme_ = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme_)
+        self.driver.get("about:blank")
+        self.driver.get_log("performance")
+        self.driver.get_log("browser")
+        self.driver.get(page.as_uri())
+
+    def js(self, expression: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(f"return {expression}", *arguments)
+
+    def becomes(self, expression: str, value: object) -> None:
+        """Wait until an expression has a value: what follows a change of the medium is done in a later frame."""
+        WebDriverWait(self.driver, 20, poll_frequency=0.02).until(
+            lambda _: self.js(expression) == value, f"{expression} never became {value!r}"
+        )
+
+    def click(self, selector: str) -> None:
+        self.driver.find_element("css selector", selector).click()
+
+    def texts(self, selector: str) -> list[str]:
+        found: list[str] = self.js("[...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
+        return found
+
+    def problems(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> set[str]:
+        """Addresses of all requests since ``open``, of any tab, except the browser's own pages."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+        return {address for address in sent if not address.startswith(("chrome:", "data:", "blob:"))}
+
+    def shown(self, plot: str) -> list[str]:
+        """Names of the runs in a plot, each once, in order."""
+        names: list[str] = self.js(f"document.getElementById('plot-{plot}').data.map((trace) => trace.name)")
+        return list(dict.fromkeys(names))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.driver.quit()
+
+
+def page_of(results: Results, folder: Path) -> Path:
+    report.write(results, folder / "report.html")
+    return folder / "report.html"
+
+
+def plots(browser: Browser) -> list[str]:
+    found: list[str] = browser.js("[...document.querySelectorAll('.plot')].map((each) => each.id.slice(5))")
+    return found
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")])
+def test_the_page_opens_without_error_or_request(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
+    page = page_of(golden(), tmp_path)
+    browser.open(page, width=width, scheme=scheme)
+    assert browser.texts("h1") == [json.loads(report.embedded(golden()))["sentences"]["headline"]]
+    ids = ["loss-seconds", "loss-samples", "explore", "staleness", "worker-time", "throughput", "bytes"]
+    assert plots(browser) == ids
+    for plot in ids:
+        assert browser.shown(plot) == NAMES
+        assert browser.js(f"document.querySelectorAll('#plot-{plot} .main-svg').length") > 0
+    assert browser.js("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    assert browser.js("getComputedStyle(document.body).backgroundColor") != (
+        "rgb(245, 246, 248)" if scheme == "dark" else "rgb(14, 18, 24)"
+    )
+    assert browser.problems() == []
+    assert browser.requests() == {page.as_uri()}
+
+
+def test_one_click_hides_a_run_everywhere_and_another_brings_it_back(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    rest = [name for name in NAMES if name != "sync fp16"]
+    browser.click("button[data-run='sync fp16']")
+    for plot in plots(browser):
+        assert browser.shown(plot) == rest
+    assert browser.texts("#runs-table tr.hidden-run .run-name") == ["sync fp16"]
+    assert browser.js("document.querySelector(\"[data-run='sync fp16']\").getAttribute('aria-pressed')") == "false"
+    colours = browser.js("document.getElementById('plot-loss-seconds').data.map((trace) => trace.line?.color)")
+    browser.click("#show-all")
+    assert browser.shown("bytes") == NAMES
+    again = browser.js("document.getElementById('plot-loss-seconds').data.map((trace) => trace.line?.color)")
+    assert [again[0], *again[2:4]] == colours[:3], "a run keeps its colour"
+    assert browser.problems() == []
+
+
+def test_all_runs_can_be_hidden(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    for name in NAMES:
+        browser.click(f"button[data-run='{name}']")
+    assert browser.shown("staleness") == []
+    assert browser.problems() == []
+
+
+def test_a_click_on_a_heading_sorts_best_first_then_last_then_as_run(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    heading = "#runs-table th:nth-child(4) button"
+    assert browser.texts(heading) == ["To targetseconds"]
+    times = {run.name: run.seconds_to_target or 0.0 for run in golden().runs}
+    fastest = sorted(times, key=times.__getitem__)
+    browser.click(heading)
+    assert browser.texts("#runs-table tbody .run-name") == fastest
+    assert browser.js("document.querySelector('#runs-table th:nth-child(4)').getAttribute('aria-sort')") == "ascending"
+    browser.click(heading)
+    assert browser.texts("#runs-table tbody .run-name") == fastest[::-1]
+    browser.click(heading)
+    assert browser.texts("#runs-table tbody .run-name") == NAMES
+
+
+def test_the_best_value_of_a_column_is_bold_where_one_is_better(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    pushed, pulled = "#runs-table td:nth-child(8) .best", "#runs-table td:nth-child(9) .best"
+    assert len(browser.texts(pushed)) == 2, "both fp16 runs push the same bytes, half of the others"
+    assert browser.texts(pulled) == [], "all pull alike"
+    assert browser.texts("#tiles .tile:last-child .run-name") == ["sync fp16", "async fp16"]
+
+
+def test_a_value_that_is_missing_sorts_last_both_ways(browser: Browser, tmp_path: Path) -> None:
+    first, *rest = golden().runs
+    results = replace(golden(), runs=[replace(first, seconds_to_target=None, validation_loss=None), *rest])
+    browser.open(page_of(results, tmp_path))
+    for _ in range(2):
+        browser.click("#runs-table th:nth-child(4) button")
+        assert browser.texts("#runs-table tbody .run-name")[-1] == first.name
+    assert browser.problems() == []
+
+
+def test_axis_and_measure_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    titles = "['xaxis', 'yaxis'].map((axis) => document.getElementById('plot-explore').layout[axis].title.text)"
+    assert browser.js(titles) == ["MB pushed and pulled per worker", "validation loss"]
+    for axis, title in (("seconds", "wall time (s)"), ("samples", "samples, whole job")):
+        browser.click(f"button[data-value='{axis}']")
+        assert browser.js(titles) == [title, "validation loss"]
+    browser.click("button[data-value='training']")
+    browser.click("button[data-value='log']")
+    assert browser.js(titles) == ["samples, whole job", "training loss"]
+    assert browser.js("document.getElementById('plot-explore').layout.yaxis.type") == "log"
+    points = browser.js("document.getElementById('plot-explore').data[0].x")
+    assert points == [point.samples for point in golden().runs[0].training]
+    assert browser.problems() == []
+
+
+def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
+    first, *rest = golden().runs
+    hostile = replace(first, name=HOSTILE, text=HOSTILE, command=HOSTILE)
+    failure = Failure(name=HOSTILE, reason=HOSTILE, log=HOSTILE, command=HOSTILE)
+    settings = golden().settings | {"data": HOSTILE, "lr_rule": HOSTILE, "slow": [HOSTILE]}
+    results = replace(golden(), task=HOSTILE, settings=settings, runs=[hostile, *rest], failures=[failure])
+    page = page_of(results, tmp_path)
+    browser.open(page)
+    assert browser.js("document.title").startswith(HOSTILE[:10])
+    assert browser.js("document.images.length") == 0
+    assert browser.texts("#text-list pre")[0] == HOSTILE
+    assert browser.texts("#failure-list pre") == [HOSTILE]
+    assert browser.problems() == []
+    assert browser.requests() == {page.as_uri()}
+
+
+def test_accuracy_is_shown_where_there_is_one(browser: Browser, tmp_path: Path) -> None:
+    runs = [
+        replace(run, validation_accuracy=0.9, curve=[replace(point, accuracy=0.5) for point in run.curve])
+        for run in golden().runs
+    ]
+    browser.open(page_of(replace(golden(), runs=runs), tmp_path))
+    assert "accuracy" in plots(browser)
+    assert "Validationaccuracy" in browser.texts("#runs-table th")
+    browser.click("button[data-value='accuracy']")
+    assert browser.problems() == []
+
+
+def test_a_comparison_without_a_finished_run_still_says_why(browser: Browser, tmp_path: Path) -> None:
+    failure = Failure(name="sync fp32", reason="ps-run ended with exit code 3", log="log.txt", command="ps-run")
+    browser.open(page_of(replace(golden(), runs=[], failures=[failure], target_loss=None), tmp_path))
+    assert browser.texts("h1") == ["No run finished."]
+    assert browser.texts("#failure-list pre") == ["ps-run ended with exit code 3"]
+    assert browser.problems() == []
+
+
+def test_print_is_light_and_every_plot_fits_the_paper(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path), scheme="dark")
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.becomes("document.getElementById('plot-loss-seconds').layout.width", 660)
+    browser.becomes("document.getElementById('plot-loss-seconds').layout.font.color", "#172033")
+    assert browser.problems() == []

@@ -1,0 +1,114 @@
+"""results.json: written and read back, and refused where it is not what it should be; table and sentences."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from tests.compare.golden import golden
+from torch_ps.common.errors import ConfigError
+from torch_ps.compare.headline import bytes_sentence, headline
+from torch_ps.compare.results import Results, RunResult, from_json, to_json
+from torch_ps.compare.table import COLUMNS, best_runs, table
+
+
+def test_what_is_written_is_read_back_equal() -> None:
+    results = golden()
+    assert from_json(to_json(results)) == results
+
+
+def test_numbers_that_do_not_exist_are_null() -> None:
+    first = replace(golden().runs[0], validation_loss=float("nan"), seconds_to_target=float("inf"))
+    record = json.loads(to_json(replace(golden(), runs=[first])))
+    assert record["runs"][0]["validation_loss"] is None
+    assert record["runs"][0]["seconds_to_target"] is None
+
+
+def test_unknown_fields_are_skipped() -> None:
+    record = json.loads(to_json(golden()))
+    record["weather"] = record["runs"][0]["mood"] = "fine"
+    assert from_json(json.dumps(record)) == golden()
+
+
+def test_a_file_that_is_not_a_result_is_refused_with_the_place() -> None:
+    record = json.loads(to_json(golden()))
+    record["runs"][1]["staleness"]["max"] = "two"
+    with pytest.raises(ConfigError, match=r"runs\[1\]: staleness: max should be int, not str"):
+        from_json(json.dumps(record))
+    del record["runs"][0]["curve"]
+    with pytest.raises(ConfigError, match=r"runs\[0\] lacks 'curve'"):
+        from_json(json.dumps(record))
+    with pytest.raises(ConfigError, match="version 2; this ps-compare reads version 1"):
+        from_json('{"version": 2}')
+    with pytest.raises(ConfigError, match="is not JSON"):
+        from_json("{")
+    with pytest.raises(ConfigError, match="version None"):
+        from_json("[]")
+
+
+def test_the_table_fits_80_columns_and_says_what_makes_the_rows_comparable() -> None:
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table(golden()))
+    text = captured.get()
+    for run in golden().runs:
+        assert f" {run.name} " in text
+    assert "accuracy" not in text
+    flat = " ".join(text.split())
+    assert "task gpt (1,200,000 parameters); 2 workers; 1,024 samples per run; async at learning rate 0.0003" in flat
+    assert "sync at 2 x 0.0003 = 0.0006; slowed: w1:3x" in flat
+
+
+def test_best_is_what_nothing_beats_by_half_a_percent() -> None:
+    runs = [replace(golden().runs[0], name=str(rate), samples_per_second=rate) for rate in (99.0, 99.6, 100.0)]
+    (column,) = [column for column in COLUMNS if column.title.startswith("samples")]
+    assert best_runs(column, runs) == runs[1:]
+    assert best_runs(column, runs[1:]) == []
+
+
+def with_times(**seconds: float | None) -> Results:
+    """Runs named mode_codec with a time to the target; all end at loss 2."""
+    template = golden().runs[0]
+    runs: list[RunResult] = []
+    for name, each in seconds.items():
+        mode, codec = name.split("_")
+        compress = {"fp32": "none"}.get(codec, codec)
+        run = replace(template, name=f"{mode} {codec}", mode=mode, compress=compress, validation_loss=2.0)
+        runs.append(replace(run, seconds_to_target=each))
+    return replace(golden(), runs=runs, target_loss=2.1)
+
+
+def test_headline_compares_the_first_run_with_the_other_mode() -> None:
+    results = with_times(sync_fp32=30.0, sync_fp16=24.0, async_fp16=12.0)
+    assert headline(results) == (
+        "async fp16 reached loss 2.1 first, after 12.0 s: 2.0 times as fast as sync fp16, "
+        "and it ended with the lowest loss."
+    )
+
+
+def test_headline_says_what_speed_cost_in_loss() -> None:
+    results = with_times(sync_fp32=30.0, async_fp32=20.0)
+    slow, fast = results.runs
+    results = replace(results, runs=[slow, replace(fast, validation_loss=2.04)])
+    assert headline(results).endswith("1.5 times as fast as sync fp32, at a final loss 0.04 (2.0 %) above the lowest.")
+
+
+def test_headline_does_not_call_a_small_difference_a_victory() -> None:
+    results = with_times(sync_fp32=20.3, async_fp32=20.0)
+    assert "about the same as sync fp32" in headline(results)
+
+
+def test_headline_with_nothing_to_compare() -> None:
+    assert headline(with_times()) == "No run finished."
+    assert headline(with_times(sync_fp32=None)) == "No run reached the target loss 2.1."
+    assert headline(with_times(sync_fp32=9.0)) == "sync fp32 reached loss 2.1 after 9.0 s."
+    assert headline(with_times(sync_fp32=9.0, async_fp32=None)).startswith("sync fp32 is the only run that reached")
+    assert headline(replace(golden(), target_loss=None)).startswith("No run learned anything")
+
+
+def test_bytes_are_compared_between_runs_that_differ_in_the_codec_only() -> None:
+    assert bytes_sentence(with_times(sync_fp32=1.0, async_fp16=1.0)) == ""
+    sentence = bytes_sentence(golden())
+    assert sentence.startswith("fp16 gradients push 154 instead of 307 MB per worker in sync mode (2.0 times less)")

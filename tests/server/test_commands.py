@@ -1,0 +1,115 @@
+"""ps-serve and ps-status as commands: usage errors, signals, orphans, and the table of a live job."""
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_ps
+from tests.support import commands
+from tests.support.jobs import start_server
+from tests.support.pair import SPEC, Pair, model, pair
+from tests.support.processes import Child, children_of, watched
+from torch_ps.common.config import ServerConfig
+
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Pair]:
+    with pair(shards=2) as workers:
+        yield workers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "eventual"], "'eventual'"),
+        (["--workers", "0"], "workers must be >= 1; got 0"),
+        (["--lease", "-1"], "lease must be > 0 seconds; got -1"),
+        (["--bucket-size", "5"], "bucket_size must be > 0 and <= 4 MiB; got 5"),
+        (["--listen", "nonsense"], "an address must be HOST:PORT"),
+        (["--listen", "0.0.0.0:0"], "can be reached from other machines and nothing protects it"),
+        (["--shard", "2/2"], "I below N"),
+        (["--shard", "1/2"], "needs lead"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_bad_option_is_a_usage_error_that_says_what_is_wrong(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    child = Child("torch_ps.ps.cli:main", (arguments,), tmp_path / "log")
+    assert child.wait(SECONDS) == 2
+    assert message in " ".join(child.output.split())
+
+
+def test_listening_for_other_machines_needs_a_flag(tmp_path: Path) -> None:
+    config = ServerConfig(listen="0.0.0.0:0", insecure=True, ready_file=str(tmp_path / "ready"))
+    child = start_server(config, tmp_path / "log")
+    while not (tmp_path / "ready").exists():
+        assert child.wait(0.01) is None, child.output
+    assert child.end() == 0
+
+
+@pytest.mark.parametrize("option", ["listen", "metrics"])
+def test_port_in_use_is_a_usage_error(option: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["--listen", "127.0.0.1:0", f"--{option}", f"127.0.0.1:{port}"]
+        child = Child("torch_ps.ps.cli:main", (arguments,), tmp_path / "log")
+        assert child.wait(SECONDS) == 2
+    assert f"127.0.0.1:{port}" in child.output
+    assert f"choose another with --{option}" in " ".join(child.output.split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_a_server_with_exit_code_0(number: signal.Signals, tmp_path: Path) -> None:
+    child = start_server(ServerConfig(listen="127.0.0.1:0", ready_file=str(tmp_path / "ready")), tmp_path / "log")
+    while not (tmp_path / "ready").exists():
+        assert child.wait(0.01) is None, child.output
+    assert child.end(number) == 0
+    assert child.output.splitlines()[-1].endswith("server: shard 0 stops")
+
+
+def test_command_serves_until_it_is_interrupted() -> None:
+    with commands.serving("--listen", "127.0.0.1:0") as (process, ready):
+        (server,) = json.loads(ready.read_text())["servers"]
+        with torch_ps.Client(server, name="w0") as client:
+            client.init(model(), SPEC)
+            assert client.push({"x": torch.ones(8)}).version == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_end_of_several_shards_leaves_no_orphan(number: signal.Signals) -> None:
+    with commands.serving("--listen", "127.0.0.1:0", "--shards", "2") as (process, ready):
+        servers = json.loads(ready.read_text())["servers"]
+        assert len(set(servers)) == 2
+        children = children_of(process.pid)
+        assert len(children) == 2
+        with watched(children) as left:
+            process.send_signal(number)
+            assert process.wait(SECONDS) == (-number if number == signal.SIGKILL else 0)
+            assert left(SECONDS) == []
+
+
+def test_status_shows_workers_and_shards(running: Pair) -> None:
+    found = commands.run("ps-status", "--servers", str(running.servers))
+    assert found.returncode == 0, found.stderr
+    assert "mode sync, initialised" in found.stdout
+    for text in ("w0", "w1", *running.servers.addresses, "0/2", "1/2"):
+        assert text in found.stdout
+
+
+def test_status_without_a_server_says_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        server = f"127.0.0.1:{gone.getsockname()[1]}"
+    child = Child("torch_ps.worker.status:main", (["--servers", server],), tmp_path / "log")
+    assert child.wait(SECONDS) == 1
+    assert f"Error: server {server} does not answer" in child.output
+    assert "Traceback" not in child.output

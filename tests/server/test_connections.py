@@ -1,0 +1,97 @@
+"""Connections that break: each is repaired, and every push counts exactly once (conformance family C8).
+
+The proxy between one worker and one shard cuts after a seeded number of bytes, so cuts fall into headers, payloads and
+answers alike.
+"""
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_ps
+from tests.support.jobs import job, until
+from tests.support.processes import Child
+from tests.support.proxy import Proxy
+from tests.support.raw import raw
+from tests.support.threads import at_once
+
+LR = 2.0**-10
+SIZE = 600
+PUSHES = 60
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_cut_connections_neither_lose_nor_double_a_push(mode: str) -> None:
+    chance = random.Random(5)
+    with (
+        job(mode=mode, workers=2, shards=2) as servers,
+        Proxy(servers.addresses[1]) as proxy,
+        torch_ps.Client(f"{servers.addresses[0]},{proxy.address}", name="w0") as cut,
+        torch_ps.Client(str(servers), name="w1") as whole,
+    ):
+        for client in (cut, whole):
+            client.init({"x": torch.zeros(SIZE)}, torch_ps.OptimizerSpec("SGD", lr=LR))
+
+        def push(client: torch_ps.Client, index: int, severed: bool) -> None:
+            gradient = torch.zeros(SIZE)
+            gradient[index::2] = 1
+            for step in range(PUSHES):
+                if severed and step % 6 == 5:
+                    proxy.sever_after(chance.randrange(3 * SIZE))
+                assert client.push({"x": gradient}).applied
+
+        at_once(lambda: push(cut, 0, True), lambda: push(whole, 1, False))
+        x = whole.pull().params["x"] / -LR * (2 if mode == "sync" else 1)
+    assert x.tolist() == [PUSHES] * SIZE
+    assert proxy.num_severed >= 5
+
+
+def test_server_that_is_gone_is_reported_with_its_address() -> None:
+    with job(lease=1.0) as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.zeros(1)}, torch_ps.OptimizerSpec("SGD", lr=LR))
+        client.push({"x": torch.ones(1)})
+        servers.processes[0].end()
+        with pytest.raises(torch_ps.PsError, match=rf"{servers.addresses[0]}|shard 0 was stopped") as caught:
+            client.push({"x": torch.ones(1)})
+        assert isinstance(caught.value, (torch_ps.Unreachable, torch_ps.ServerStopped))
+
+
+def test_worker_that_waits_is_told_when_the_server_stops() -> None:
+    with job(workers=2) as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.zeros(1)}, torch_ps.OptimizerSpec("SGD", lr=LR))
+
+        def wait() -> None:
+            with pytest.raises(torch_ps.ServerStopped, match="shard 0 was stopped; start the job again"):
+                client.push({"x": torch.ones(1)})
+
+        def stop() -> None:
+            until(lambda: servers.status().worker[0].waiting_seconds > 0, "the worker waits")
+            assert servers.processes[0].end() == 0
+
+        at_once(wait, stop)
+
+
+def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    arguments = ["--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+    server = Child("tests.support.workers:serve_impatiently", (arguments, 0.2), tmp_path / "log")
+    while not ready.exists():
+        assert server.wait(0.01) is None, server.output
+    closed = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        closed.wait(60)
+        yield from ()
+
+    with raw(json.loads(ready.read_text())["servers"][0]) as peer:
+        error = peer.error("Exchange", silence())
+    closed.set()
+    assert isinstance(error, torch_ps.WaitTimeout)
+    assert "no Hello came within 0.2 s" in str(error)
+    assert server.end() == 0
+    assert "Traceback" not in server.output

@@ -1,0 +1,62 @@
+"""Many workers, and a model larger than any message may be."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_ps
+from tests.support.jobs import job
+from tests.support.threads import at_once
+
+NUM_WORKERS, STEPS = 32, 100
+LARGE = 540_000_000  # 2.16 GB of fp32
+
+
+def test_thirty_two_workers_at_once_train_synchronously_on_one_shard() -> None:
+    with job(workers=NUM_WORKERS) as servers, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(torch_ps.Client(str(servers), name=f"w{i}")) for i in range(NUM_WORKERS)]
+
+        def train(client: torch_ps.Client) -> torch_ps.PushResult:
+            client.init({"x": torch.zeros(10)}, torch_ps.OptimizerSpec("SGD", lr=2.0**-10))
+            for _ in range(STEPS):
+                result = client.push({"x": torch.ones(10)})
+            return result
+
+        results = at_once(*(lambda c=client: train(c) for client in clients))
+    for result in results:
+        assert len(result.contributors) == NUM_WORKERS
+        assert (result.version, result.samples) == (STEPS, STEPS * NUM_WORKERS)
+        assert (result.params["x"] * -1024 == STEPS).all()
+
+
+def free_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+@pytest.mark.skipif(free_bytes() < 12 << 30, reason="needs 12 GiB of free memory")
+def test_model_of_more_than_two_gigabytes_goes_through_in_messages_of_one_bucket() -> None:
+    # Both ends refuse a message above one bucket and its header, so that it goes through shows that none was larger.
+    begin = time.monotonic()
+    module = torch.nn.ParameterList([torch.zeros(LARGE - 1000), torch.full((1000,), 2.0)])
+    with (
+        job(threads=2) as servers,
+        torch_ps.ParameterServerOptimizer(
+            torch.optim.SGD(module.parameters(), lr=0.5), module, str(servers), overlap="off"
+        ) as optimizer,
+    ):
+        for parameter in module:
+            parameter.grad = torch.ones(()).expand(parameter.shape)
+        optimizer.step()
+        assert optimizer.version == 1
+        assert optimizer.pushed_bytes == 4 * LARGE
+        assert optimizer.pulled_bytes == 2 * 4 * LARGE
+    assert torch.equal(module[0][:: 1 << 20], torch.full((len(module[0][:: 1 << 20]),), -0.5))
+    assert module[0][-1] == -0.5
+    assert (module[1] == 1.5).all()
+    assert time.monotonic() - begin < 120

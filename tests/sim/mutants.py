@@ -1,0 +1,379 @@
+"""Planted bugs: small changes to the core, each of which the schedules must find.
+
+Rules of this file
+  1. A mutant is the mistake that somebody could make: one rule of one file of the core, left out or bent.
+  2. Each is found by a claim of ``watch.py``, by the world coming to rest with workers parked, or by a refusal that no
+     well-behaved worker deserves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tests.sim.world import Parts
+from torch_ps.ps.core.asynchronous import AsyncPolicy, Verdict
+from torch_ps.ps.core.effects import Apply, Contribution, Discard, Effects, Release
+from torch_ps.ps.core.ledger import Entry, Progress
+from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.policy import Policy, Push
+from torch_ps.ps.core.roster import Member, Membership, Roster
+from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.core.ssp import SspPolicy
+from torch_ps.ps.core.sync import SyncPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MutantMode(Mode):
+    """A mode whose policies are not the real ones."""
+
+    make: Callable[[int], Policy]
+
+    def policy(self, bucket: int) -> Policy:
+        return self.make(bucket)
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+class NoMemory(Progress):
+    """Forgets what was applied."""
+
+    def entry(self, worker: str, session: int) -> Entry | None:
+        return None
+
+
+class MiscountedSamples(Progress):
+    """Counts pushes instead of weights."""
+
+    def apply(self, contributions: tuple[Contribution, ...], reason: str, **more: Any) -> Apply:
+        applied = super().apply(contributions, reason, **more)
+        self.samples += len(contributions) - sum(c.weight for c in contributions)
+        return applied
+
+
+def with_progress(policy: SyncPolicy | AsyncPolicy, progress: type[Progress]) -> Policy:
+    policy.progress = progress(policy.progress.bucket)
+    return policy
+
+
+# ---------------------------------------------------------------- sync
+
+
+class ClosesOneEarly(SyncPolicy):
+    """Closes when all but one have pushed."""
+
+    def _close(self) -> Effects:
+        if len(self._pushed) > 1 and len(self._missing) == 1:
+            self._required = tuple(w for w in self._required if w in self._pushed)
+            self._missing = set()
+        return super()._close()
+
+
+class ClosesBeforeQuorum(SyncPolicy):
+    def set_roster(self, roster: Roster) -> Effects:
+        return super().set_roster(replace(roster, open=True))
+
+
+class SumsInOrderOfArrival(SyncPolicy):
+    def _close(self) -> Effects:
+        if not self._missing:
+            self._required = tuple(self._pushed)
+        return super()._close()
+
+
+class KeepsPushesOfLeavers(SyncPolicy):
+    def set_roster(self, roster: Roster) -> Effects:
+        kept = dict(self._pushed)
+        effects = [e for e in super().set_roster(roster) if not isinstance(e, Discard)]
+        if not any(isinstance(e, Apply) for e in effects):
+            self._pushed.update({w: p for w, p in kept.items() if w not in self._pushed})
+            self._open()
+        return tuple(effects)
+
+
+class DropsPushesSilently(SyncPolicy):
+    """Forgets to tell the shell that the payloads of a leaver are not needed any more."""
+
+    def set_roster(self, roster: Roster) -> Effects:
+        return tuple(e for e in super().set_roster(roster) if not isinstance(e, Discard))
+
+
+class DoesNotCloseOnLeave(SyncPolicy):
+    """Waits for the next push instead, which may never come."""
+
+    _quiet = False
+
+    def set_roster(self, roster: Roster) -> Effects:
+        self._quiet = True
+        effects = super().set_roster(roster)
+        self._quiet = False
+        return effects
+
+    def _close(self) -> Effects:
+        return () if self._quiet else super()._close()
+
+
+class NeverClosesEmpty(SyncPolicy):
+    """Leaves newcomers waiting for a step that nobody is left to make."""
+
+    def _close(self) -> Effects:
+        return super()._close() if self._required else ()
+
+
+class CallsRepeatsLate(SyncPolicy):
+    def _closed(self, push: Push) -> Effects:
+        return tuple(replace(e, applied=False) if isinstance(e, Release) else e for e in super()._closed(push))
+
+
+class AnswersFirstAskerOnly(SyncPolicy):
+    """A push repeated on a new stream is counted once, but nobody remembers to answer it."""
+
+    def push(self, push: Push, member: Member, now: float) -> Effects:
+        held = self._pushed.get(push.worker)
+        since = held.since if held is not None else now
+        effects = super().push(push, member, now)
+        held = self._pushed.get(push.worker)
+        if held is not None:
+            held.since = since
+        return effects
+
+
+class AnswersDeadStreams(SyncPolicy):
+    def disconnected(self, worker: str, session: int) -> None:
+        pass
+
+
+class PullsBeforeFirstStep(SyncPolicy):
+    """A newcomer starts from parameters that are a step old."""
+
+    def pull(self, member: Member, now: float) -> Effects:
+        return (self._fresh(member, None),)
+
+
+class ForgetsParkedPulls(SyncPolicy):
+    def set_roster(self, roster: Roster) -> Effects:
+        self._early.clear()
+        return super().set_roster(roster)
+
+
+class IgnoresBackups(SyncPolicy):
+    """Waits for everybody."""
+
+    _num_missing = property(lambda self: len(self._missing))
+
+
+class AveragesTheMissing(SyncPolicy):
+    """Closes in time, but in order of arrival."""
+
+    def _close(self) -> Effects:
+        if not self._num_missing:
+            self._required = (*self._pushed, *self._missing)
+        return super()._close()
+
+
+# ---------------------------------------------------------------- async
+
+
+class WrongStaleness(AsyncPolicy):
+    """Measures against the version after the step."""
+
+    def push(self, push: Push, member: Member, now: float) -> Effects:
+        return super().push(replace(push, base=push.base - 1), member, now)
+
+
+class AsyncAppliesRepeats(AsyncPolicy):
+    def push(self, push: Push, member: Member, now: float) -> Effects:
+        self.progress.keep(())
+        return super().push(push, member, now)
+
+
+class RefusesOneTooMany(AsyncPolicy):
+    def __init__(self, bucket: int) -> None:
+        super().__init__(bucket, max_staleness=1)
+
+
+class RefusesOneTooFew(AsyncPolicy):
+    def __init__(self, bucket: int) -> None:
+        super().__init__(bucket, max_staleness=3)
+
+
+class ScalesByStalenessAlone(AsyncPolicy):
+    """lr / staleness, where it is lr / (1 + staleness)."""
+
+    def push(self, push: Push, member: Member, now: float) -> Effects:
+        return tuple(
+            replace(e, lr_scale=1 / max(e.contributions[0].staleness, 1)) if isinstance(e, Apply) else e
+            for e in super().push(push, member, now)
+        )
+
+
+# ---------------------------------------------------------------- ssp
+
+
+class OneStepTooFar(SspPolicy):
+    def _may_read(self, member: Member) -> bool:
+        return self.next_step(member) - self._floor <= self._slack + 1
+
+
+class NeverLetsGo(SspPolicy):
+    """Whoever is held back stays so."""
+
+    def _advance(self) -> Effects:
+        return super()._advance() if not self._held else ()
+
+
+class HoldsPushesOnly(SspPolicy):
+    """A worker that lost its answer pulls, and runs away."""
+
+    def pull(self, member: Member, now: float) -> Effects:
+        return (self._answer(member, self._pulled(member)),)
+
+
+class ForgetsToFreeOnLeave(SspPolicy):
+    """When the slowest leaves, nobody tells those who waited for it."""
+
+    def set_roster(self, roster: Roster) -> Effects:
+        super().set_roster(roster)
+        return ()
+
+
+class NewcomersStartFromZero(SspPolicy):
+    """And hold everybody up."""
+
+    def set_roster(self, roster: Roster) -> Effects:
+        members = tuple(replace(m, first_step=0) for m in roster.members)
+        return super().set_roster(replace(roster, members=members))
+
+
+class AnswersTwice(SspPolicy):
+    def _answer_or_hold(self, member: Member, verdict: Verdict, now: float) -> Effects:
+        effects = super()._answer_or_hold(member, verdict, now)
+        return effects if self._may_read(member) else (*effects, self._answer(member, verdict))
+
+
+# ---------------------------------------------------------------- shard
+
+
+class IgnoresEpochs(Shard):
+    """Handles every push with the roster that it has."""
+
+    def push(self, push: Push, now: float = 0.0) -> Effects:
+        return super().push(replace(push, epoch=0), now)
+
+
+class FollowsOldRosters(Shard):
+    def set_roster(self, roster: Roster) -> Effects:
+        if roster.epoch < self.roster.epoch:
+            self.roster = replace(self.roster, epoch=roster.epoch - 1)
+        return super().set_roster(roster)
+
+
+class LosesParkedPushes(Shard):
+    def set_roster(self, roster: Roster) -> Effects:
+        self._parked = {key: parked for key, parked in self._parked.items() if parked.push is None}
+        return super().set_roster(roster)
+
+
+class AdmitsOldSessions(Shard):
+    def _is_member(self, worker: str, session: int) -> bool:
+        return worker in self._members
+
+
+# ---------------------------------------------------------------- membership
+
+
+class NewcomersStartAtOnce(Membership):
+    """First step = the open step, though another shard may have closed a part of it."""
+
+    def join(
+        self, name: str, rank: int | None, now: float, open_step: int, *, replace: bool = True
+    ) -> tuple[Member, Effects]:
+        return super().join(name, rank, now, open_step - 1 if self.roster.open else open_step, replace=replace)
+
+
+class NeverEvicts(Membership):
+    def tick(self, now: float, open_step: int) -> Effects:
+        return ()
+
+
+class LeaveIsForgotten(Membership):
+    """Leaves without telling anybody."""
+
+    def leave(self, name: str, session: int, now: float, open_step: int) -> Effects:
+        super().leave(name, session, now, open_step)
+        return ()
+
+
+class NamesByLetters(Membership):
+    """w10 before w9."""
+
+    def _announce(self, members: list[Member], reason: str) -> object:  # type: ignore[override]
+        announce = super()._announce(members, reason)
+        by_letters = sorted(members, key=lambda m: (m.rank is None, m.rank or 0, m.name))
+        self.roster = replace(self.roster, members=tuple(by_letters))
+        return replace(announce, roster=self.roster)
+
+
+def _sync(make: Callable[[int], Policy]) -> Parts:
+    return Parts(MutantMode(name="sync", make=make))
+
+
+def _async(make: Callable[[int], Policy], **settings: Any) -> Parts:
+    return Parts(MutantMode(name="async", make=make, **settings))
+
+
+def _backups(policy: Callable[..., Policy]) -> Parts:
+    return Parts(MutantMode(name="sync", backup_workers=2, make=lambda b: policy(b, backups=2)))
+
+
+def _ssp(policy: Callable[..., Policy]) -> Parts:
+    return Parts(MutantMode(name="ssp", slack=1, make=lambda b: policy(b, slack=1)))
+
+
+MUTANTS: dict[str, Parts] = {
+    "sync ledger forgets": _sync(lambda b: with_progress(SyncPolicy(b), NoMemory)),
+    "async ledger forgets": _async(lambda b: with_progress(AsyncPolicy(b), NoMemory)),
+    "samples are pushes": _sync(lambda b: with_progress(SyncPolicy(b), MiscountedSamples)),
+    **{
+        policy.__name__: _sync(policy)
+        for policy in (
+            ClosesOneEarly,
+            ClosesBeforeQuorum,
+            SumsInOrderOfArrival,
+            KeepsPushesOfLeavers,
+            DropsPushesSilently,
+            DoesNotCloseOnLeave,
+            NeverClosesEmpty,
+            CallsRepeatsLate,
+            AnswersFirstAskerOnly,
+            AnswersDeadStreams,
+            PullsBeforeFirstStep,
+            ForgetsParkedPulls,
+        )
+    },
+    **{policy.__name__: _async(policy) for policy in (WrongStaleness, AsyncAppliesRepeats)},
+    **{policy.__name__: _backups(policy) for policy in (IgnoresBackups, AveragesTheMissing)},
+    **{policy.__name__: _async(policy, max_staleness=2) for policy in (RefusesOneTooMany, RefusesOneTooFew)},
+    ScalesByStalenessAlone.__name__: _async(lambda b: ScalesByStalenessAlone(b, inverse=True), staleness_lr="inverse"),
+    **{
+        policy.__name__: _ssp(policy)
+        for policy in (
+            OneStepTooFar,
+            NeverLetsGo,
+            HoldsPushesOnly,
+            ForgetsToFreeOnLeave,
+            NewcomersStartFromZero,
+            AnswersTwice,
+        )
+    },
+    **{
+        shard.__name__: Parts(Mode(), shard=shard)
+        for shard in (IgnoresEpochs, FollowsOldRosters, LosesParkedPushes, AdmitsOldSessions)
+    },
+    **{
+        membership.__name__: Parts(Mode(), membership=membership)
+        for membership in (NewcomersStartAtOnce, NeverEvicts, LeaveIsForgotten, NamesByLetters)
+    },
+}

@@ -1,0 +1,121 @@
+"""A real job in one line: server processes on free ports, and an end that is checked.
+
+    with job(mode="async", workers=2, shards=2) as servers:
+        with torch_ps.Client(str(servers), name="w0") as c: ...
+
+On leaving, every server has to end with exit code 0 on SIGTERM, and its log must hold neither a traceback nor a bug.
+"""
+
+import contextlib
+import json
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Child
+from torch_ps.common import address
+from torch_ps.common.config import ServerConfig
+from torch_ps.common.options import arguments_of
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.transport import Link
+
+#: Seconds in which anything that a test waits for has to happen.
+SECONDS = 60.0
+
+
+@dataclass
+class Servers:
+    """The servers of one job; as text, what ``servers`` of a client wants."""
+
+    addresses: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    processes: list[Child] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return ",".join(self.addresses)
+
+    @property
+    def log(self) -> str:
+        return "\n".join(process.output for process in self.processes)
+
+    def status(self, shard: int = 0) -> pb.StatusReply:
+        link = Link(address.parse(self.addresses[shard]))
+        try:
+            return link.status(SECONDS)
+        finally:
+            link.close()
+
+
+@contextlib.contextmanager
+def job(
+    *,
+    mode: str = "sync",
+    workers: int = 1,
+    shards: int = 1,
+    lease: float = 15.0,
+    bucket_size: float = 4.0,
+    threads: int = 1,
+    **settings: Any,
+) -> Iterator[Servers]:
+    """``settings`` are further options of ``ServerConfig``."""
+    with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
+        servers = Servers()
+        try:
+            for shard in range(shards):
+                config = ServerConfig(
+                    listen="127.0.0.1:0",
+                    mode=mode,
+                    workers=workers,
+                    shard=f"{shard}/{shards}" if shards > 1 else "",
+                    lead=servers.addresses[0] if shard else "",
+                    lease=lease,
+                    bucket_size=bucket_size,
+                    threads=threads,
+                    ready_file=str(Path(folder, f"ready{shard}")),
+                    **settings,
+                )
+                servers.processes.append(start_server(config, Path(folder, f"log{shard}")))
+                if not shard:
+                    _ready(servers, shard, config.ready_file)  # the others need its address
+            for shard in range(1, shards):
+                _ready(servers, shard, str(Path(folder, f"ready{shard}")))
+            yield servers
+            for process in servers.processes:
+                process.send(signal.SIGTERM)
+            codes = [process.wait(SECONDS) for process in servers.processes]
+            assert codes == [0] * shards, servers.log
+            assert "Traceback" not in servers.log, servers.log
+            assert " bug " not in servers.log, servers.log
+        except BaseException as error:
+            error.add_note(f"log of the servers:\n{servers.log}")
+            raise
+        finally:
+            for process in servers.processes:
+                process.kill()
+
+
+def start_server(config: ServerConfig, log: Path) -> Child:
+    """``ps-serve`` with the options of ``config``."""
+    return Child("torch_ps.ps.cli:main", (arguments_of(config),), log)
+
+
+def _ready(servers: Servers, shard: int, file: str) -> None:
+    process, deadline = servers.processes[shard], time.monotonic() + SECONDS
+    while not Path(file).exists():
+        code = process.wait(0.005)
+        assert code is None, f"server {shard} ended with {code}"
+        assert time.monotonic() < deadline, f"server {shard} is not ready after {SECONDS:g} s"
+    told = json.loads(Path(file).read_text(encoding="utf-8"))
+    servers.addresses += told["servers"]
+    servers.metrics += told["metrics"]
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+    """Ask again until it is so. ``true`` has to take time itself, as a call to a server does."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"after {seconds:g} s not yet: {what}"

@@ -1,0 +1,12 @@
+"""What the fork server loads once for all children: the server, the client, and what torch loads at first use."""
+
+import torch
+
+import torch_ps.ps.server
+import torch_ps.worker.optimizer
+from torch_ps.common import optim
+
+torch.set_num_threads(1)
+optim.build("SGD", [torch.zeros(1)], {"lr": 0.1})
+
+__all__ = ["torch_ps"]

@@ -1,0 +1,107 @@
+"""A TCP proxy that can be severed: what stands between a worker and its server in the tests of broken connections.
+
+worker --> Proxy --> server
+sever_after(n): passes n more bytes in either direction, then resets both ends
+"""
+
+import contextlib
+import selectors
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+from torch_ps.common import address
+from torch_ps.common.address import Address
+
+
+class Proxy:
+    """Forwards every connection to ``target`` until it is severed; new connections are taken at any time."""
+
+    def __init__(self, target: str) -> None:
+        self._target = address.parse(target)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = str(Address("127.0.0.1", self._listener.getsockname()[1]))
+        self._peer: dict[socket.socket, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._wake, woken = socket.socketpair()
+        self._selector.register(woken, selectors.EVENT_READ)
+        self._woken = woken
+        self._lock = threading.Lock()
+        self._left: int | None = None
+        self.num_severed = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def sever_after(self, num_bytes: int) -> None:
+        with self._lock:
+            self._left = num_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wake.close()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                end = key.fileobj
+                if end is self._woken:
+                    self._drop()
+                    for each in (self._listener, self._woken):
+                        each.close()
+                    self._selector.close()
+                    return
+                if end is self._listener:
+                    self._accept()
+                elif isinstance(end, socket.socket) and end in self._peer:
+                    self._forward(end)
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        try:
+            far = socket.create_connection(self._target, 5)
+        except OSError:
+            near.close()
+            return
+        for end, peer in ((near, far), (far, near)):
+            self._peer[end] = peer
+            self._selector.register(end, selectors.EVENT_READ)
+
+    def _forward(self, end: socket.socket) -> None:
+        try:
+            data = end.recv(1 << 16)
+            with self._lock:
+                severed = self._left is not None and len(data) >= self._left
+                if severed:
+                    data, self._left = data[: self._left], None
+                elif self._left is not None:
+                    self._left -= len(data)
+            if data:
+                self._peer[end].sendall(data)
+        except OSError:
+            data, severed = b"", False
+        if severed:
+            self.num_severed += 1
+            self._drop()
+        elif not data:
+            self._close(end)
+
+    def _drop(self) -> None:
+        for end in list(self._peer):
+            self._close(end)
+
+    def _close(self, end: socket.socket) -> None:
+        peer = self._peer.pop(end, None)
+        if peer is None:
+            return
+        self._peer.pop(peer, None)
+        for each in (end, peer):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(each)
+            each.close()

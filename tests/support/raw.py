@@ -1,0 +1,82 @@
+"""A peer that may send anything: frames and requests that no client of ours would send, over plain gRPC."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import grpc
+import pytest
+import torch
+
+from torch_ps.common import channel, schema
+from torch_ps.common.errors import PsError
+from torch_ps.common.frames import pack
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.common.status import error_of
+
+SECONDS = 30.0
+
+
+def described(params: dict[str, torch.Tensor], optimizer: str = "SGD") -> pb.Model:
+    return schema.to_proto(Model(optimizer, (Group(tuple(TensorSpec.of(k, v) for k, v in params.items()), {}),)))
+
+
+class Raw:
+    """One connection to one server."""
+
+    def __init__(self, connection: grpc.Channel, server: str) -> None:
+        self._channel, self.server = connection, server
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Join.
+
+        Raises:
+            PsError: what the server answers instead.
+        """
+        call = self._channel.unary_unary(channel.method("Join"), pb.JoinRequest.SerializeToString, _join_reply)
+        try:
+            return call(request, timeout=SECONDS)
+        except grpc.RpcError as failure:
+            raise error_of(failure, self.server) from None
+
+    def leave(self, worker: str, session: int) -> None:
+        call = self._channel.unary_unary(channel.method("Leave"), pb.LeaveRequest.SerializeToString, bytes)
+        call(pb.LeaveRequest(worker=worker, session=session), timeout=SECONDS)
+
+    def exchange(self, *frames: bytes) -> PsError:
+        """Open an Exchange, send frames; the error that it ends with."""
+        return self.error("Exchange", frames)
+
+    def error(self, method: str, frames: Iterable[bytes]) -> PsError:
+        call = self._channel.stream_stream(channel.method(method), _same, _same)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(iter(frames), timeout=SECONDS))
+        return error_of(caught.value, self.server)
+
+    @contextlib.contextmanager
+    def worker(self, name: str, params: dict[str, torch.Tensor]) -> Iterator[bytes]:
+        """A worker of the job; gives the Hello frame of its Exchange."""
+        session = self.join(pb.JoinRequest(worker=name, model=described(params))).session
+        try:
+            yield hello(name, session)
+        finally:
+            self.leave(name, session)
+
+
+@contextlib.contextmanager
+def raw(server: str) -> Iterator[Raw]:
+    """A connection of its own, with room to send messages that are too long."""
+    with grpc.insecure_channel(server, options=[("grpc.max_send_message_length", -1)]) as connection:
+        yield Raw(connection, server)
+
+
+def hello(worker: str = "", session: int = 0, pull_codec: str = "none") -> bytes:
+    return pack(pb.UpHeader(hello=pb.Hello(worker=worker, session=session, pull_codec=pull_codec)))
+
+
+def _same(frame: bytes) -> bytes:
+    return frame
+
+
+def _join_reply(data: bytes) -> pb.JoinReply:
+    return pb.JoinReply.FromString(data)

@@ -1,0 +1,171 @@
+"""One synchronous worker over the server ends with the bits of the same loop without it, whatever the loop does."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_ps
+from tests.support.jobs import Servers, job
+from tests.support.training import Make, MakeOptimizer, backward, conv, mlp, same, seeded
+
+STEPS = 20
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "Adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.01, foreach=False),
+    "AdamW": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, foreach=False),
+    "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, fused=True),
+}
+
+
+@contextlib.contextmanager
+def served(
+    model: nn.Module, optimizer: torch.optim.Optimizer, servers: Servers | None = None, **options: Any
+) -> Iterator[torch_ps.ParameterServerOptimizer]:
+    """``optimizer`` wrapped, on a job of its own with several buckets unless ``servers`` are given."""
+    with contextlib.ExitStack() as stack:
+        if servers is None:
+            servers = stack.enter_context(job(bucket_size=0.001))
+        yield stack.enter_context(torch_ps.ParameterServerOptimizer(optimizer, model, str(servers), **options))
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = STEPS, **zero: bool) -> None:
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    for step in range(steps):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad(**zero)
+        schedule.step()
+
+
+def alone(make: Make, optimizer: MakeOptimizer, run: Callable[..., None] = loop) -> nn.Module:
+    """The model after the loop without a server."""
+    model = seeded(make)
+    run(model, optimizer(model))
+    return model
+
+
+def over_server(make: Make, optimizer: MakeOptimizer, run: Callable[..., None] = loop, **options: Any) -> nn.Module:
+    model = seeded(make)
+    with served(model, optimizer(model), **options) as wrapped:
+        run(model, wrapped)
+    return model
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("make", [mlp, conv])
+def test_one_worker_has_the_bits_of_local_training(make: Make, name: str) -> None:
+    assert same(over_server(make, OPTIMIZERS[name]), alone(make, OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_overlap_and_zero_grad_do_not_change_a_bit(overlap: str, set_to_none: bool) -> None:
+    def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        loop(model, optimizer, set_to_none=set_to_none)
+
+    expected = alone(conv, OPTIMIZERS["SGD"])
+    assert same(over_server(conv, OPTIMIZERS["SGD"], run, overlap=overlap), expected)
+
+
+def test_gradients_leave_during_backward_from_the_second_step_on() -> None:
+    model = seeded(mlp)
+    with served(model, OPTIMIZERS["SGD"](model)) as optimizer:
+        total = 4 * sum(parameter.numel() for parameter in model.parameters())
+        for step in range(3):
+            before = optimizer.pushed_bytes
+            backward(model, step)
+            assert optimizer.pushed_bytes - before == (total if step else 0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def clipping(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(STEPS):
+        backward(model, step)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_clipping_between_backward_and_step_is_honoured() -> None:
+    assert same(over_server(mlp, OPTIMIZERS["SGD"], clipping), alone(mlp, OPTIMIZERS["SGD"], clipping))
+
+
+def test_clipping_is_refused_where_gradients_have_to_leave_during_backward() -> None:
+    model = seeded(mlp)
+    with (
+        served(model, OPTIMIZERS["SGD"](model), overlap="on") as optimizer,
+        pytest.raises(torch_ps.PsError, match=r"was changed after gradients had been sent .*pass overlap='off'"),
+    ):
+        clipping(model, optimizer)
+
+
+def test_second_backward_is_refused_where_gradients_have_left() -> None:
+    model = seeded(mlp)
+    with served(model, OPTIMIZERS["SGD"](model), overlap="on") as optimizer:
+        backward(model, 0)
+        backward(model, 1)
+        with pytest.raises(torch_ps.PsError, match=r"a second backward ran.*accumulate=k"):
+            optimizer.step()
+
+
+def test_loop_that_accumulates_by_itself_is_honoured() -> None:
+    def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(STEPS):
+            backward(model, 2 * step)
+            backward(model, 2 * step + 1)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert same(over_server(mlp, OPTIMIZERS["SGD"], run), alone(mlp, OPTIMIZERS["SGD"], run))
+
+
+@pytest.mark.parametrize("overlap", ["auto", "on", "off"])
+def test_accumulated_batches_equal_one_large_batch(overlap: str) -> None:
+    size, parts = 48, 3
+
+    def large(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(STEPS):
+            whole(model, step)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def whole(model: nn.Module, step: int, part: slice = slice(None)) -> None:
+        generator = torch.Generator().manual_seed(step)
+        inputs = torch.randn(size, 12, generator=generator)
+        labels = torch.randint(7, (size,), generator=generator)
+        nn.functional.cross_entropy(model(inputs[part]), labels[part]).backward()  # type: ignore[no-untyped-call]
+
+    def small(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(STEPS):
+            for part in range(parts):
+                whole(model, step, slice(part * size // parts, (part + 1) * size // parts))
+                optimizer.step()
+                optimizer.zero_grad()
+
+    expected = alone(mlp, OPTIMIZERS["SGD"], large)
+    found = over_server(mlp, OPTIMIZERS["SGD"], small, accumulate=parts, overlap=overlap)
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        assert (a - b).norm() / b.norm() < 1e-6
+
+
+def test_closure_is_evaluated_and_its_loss_returned() -> None:
+    model = seeded(mlp)
+    with served(model, OPTIMIZERS["SGD"](model)) as optimizer:
+        loss = optimizer.step(lambda: backward(model, 0))
+    assert loss.item() > 0
+
+
+def test_groups_keep_their_own_hyperparameters() -> None:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        first, _, last = model.children()
+        return torch.optim.SGD(
+            [{"params": last.parameters(), "lr": 0.3}, {"params": first.parameters(), "momentum": 0.5}], lr=0.1
+        )
+
+    assert same(over_server(mlp, optimizer), alone(mlp, optimizer))

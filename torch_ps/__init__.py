@@ -1,0 +1,91 @@
+"""torch-ps: a gRPC parameter server for PyTorch.
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    optimizer = torch_ps.ParameterServerOptimizer(optimizer, model, servers="host:50051")
+
+The names below are the public API; everything else is inside and may change. They are loaded at first use, so that the
+import is cheap and the server's core needs nothing but the standard library.
+
+Source: PEP 562.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_ps.common.codecs import Codec, register_codec
+    from torch_ps.common.errors import (
+        ConfigError,
+        CorruptFrame,
+        ModelMismatch,
+        NameTaken,
+        NotInitialised,
+        Overloaded,
+        ProtocolError,
+        PsError,
+        Refused,
+        ServerStopped,
+        StaleGradient,
+        StepConflict,
+        UnknownCodec,
+        UnknownWorker,
+        Unreachable,
+        WaitTimeout,
+    )
+    from torch_ps.common.optim import OptimizerSpec
+    from torch_ps.worker.client import Client, PushResult, Snapshot
+    from torch_ps.worker.data import shard
+    from torch_ps.worker.optimizer import ParameterServerOptimizer
+    from torch_ps.worker.tasks import Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "Codec",
+    "ConfigError",
+    "CorruptFrame",
+    "ModelMismatch",
+    "NameTaken",
+    "NotInitialised",
+    "OptimizerSpec",
+    "Overloaded",
+    "ParameterServerOptimizer",
+    "ProtocolError",
+    "PsError",
+    "PushResult",
+    "Refused",
+    "ServerStopped",
+    "Snapshot",
+    "StaleGradient",
+    "StepConflict",
+    "Task",
+    "UnknownCodec",
+    "UnknownWorker",
+    "Unreachable",
+    "WaitTimeout",
+    "register_codec",
+    "shard",
+]
+
+_MODULES = {
+    "Client": "worker.client",
+    "Codec": "common.codecs",
+    "OptimizerSpec": "common.optim",
+    "ParameterServerOptimizer": "worker.optimizer",
+    "PushResult": "worker.client",
+    "Snapshot": "worker.client",
+    "Task": "worker.tasks",
+    "register_codec": "common.codecs",
+    "shard": "worker.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'torch_ps' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"torch_ps.{_MODULES.get(name, 'common.errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The worker side: client library, optimizer, ready-made tasks, launcher."""

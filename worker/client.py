@@ -1,0 +1,283 @@
+"""The low-level client: named tensors in, named tensors out, one call per verb.
+
+    with torch_ps.Client("host:50051", name="w0") as c:
+        c.init({"x": torch.ones(1)}, torch_ps.OptimizerSpec("SGD", lr=0.25))
+        snapshot = c.pull()
+        result = c.push({"x": gradient(snapshot.params)}, base=snapshot.version)
+
+For algorithms of one's own and for black-box checks. A training loop wants ``torch_ps.ParameterServerOptimizer``.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from torch_ps.common import address, schema
+from torch_ps.common.errors import ConfigError, ModelMismatch, NotInitialised
+from torch_ps.common.optim import OptimizerSpec, changed
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.worker.compress import Compressor
+from torch_ps.worker.flat import Flat, gather
+from torch_ps.worker.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Parameters as pulled.
+
+    Attributes:
+        params: every tensor by name, in its own shape and dtype, on the CPU. Copies: yours to change.
+        version: optimizer steps that every one of them has had; pass it as ``base`` with the gradient computed here.
+    """
+
+    params: dict[str, torch.Tensor]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What became of a push.
+
+    Attributes:
+        params: fresh parameters, like those of ``pull``.
+        version: of ``params``.
+        staleness: version at apply - base, of the first bucket (buckets of crossing pushes may differ); 0 in sync mode.
+        applied: False if the push came too late to count and was dropped.
+        contributors: workers whose gradients made this version, in rank order.
+        samples: sum of the weights that the job has absorbed so far.
+    """
+
+    params: dict[str, torch.Tensor]
+    version: int
+    staleness: int
+    applied: bool
+    contributors: tuple[str, ...]
+    samples: float
+
+
+def addresses_of(servers: str | None) -> tuple[address.Address, ...]:
+    """Addresses in ``servers``, or in ``$PS_SERVERS`` where it is None.
+
+    Raises:
+        ConfigError: neither is given, or one is malformed.
+    """
+    text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
+    if not text:
+        raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')
+    return address.parse_list(text)
+
+
+def default_name() -> str:
+    """``$PS_NAME``, else a name that no other worker has."""
+    return os.environ.get("PS_NAME") or f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
+class Client:
+    """One worker, or before ``init`` an observer that may only pull.
+
+    Args:
+        servers: "host:port" of every shard, comma-separated, shard 0 first; ``$PS_SERVERS`` if None.
+        name: unique in the job; made up if None.
+        rank: place in sums and data splits; None takes the order of names.
+        compress: codec of gradients, such as "fp16" or "topk:0.01".
+        compress_pull: codec of parameters.
+        feedback: whether what a codec leaves out is added to the next push: "auto" for biased ones, "on", "off".
+        compress_warmup: steps in which topk and randk send more than their density.
+        timeout: seconds that ``push`` and ``pull`` may wait for other workers.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        Unreachable: a server does not answer; names its address.
+
+    One client is for one thread at a time.
+    """
+
+    def __init__(
+        self,
+        servers: str | None = None,
+        *,
+        name: str | None = None,
+        rank: int | None = None,
+        compress: str = "none",
+        compress_pull: str = "none",
+        feedback: str = "auto",
+        compress_warmup: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        self.name = name or default_name()
+        self._rank = rank
+        self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=self.name)
+        self._session = Session(
+            addresses_of(servers), self.name, compressor=self._compressor, compress_pull=compress_pull, timeout=timeout
+        )
+        self._session.on_values = self._write
+        self._model: Model | None = None
+        self._joined = False
+
+    # -------------------------------------------------------------- verbs
+
+    def init(
+        self,
+        params: Mapping[str, torch.Tensor],
+        optimizer: OptimizerSpec,
+        buffers: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Become a worker of the job. The first caller's values seed it; the others' names and shapes are compared.
+
+        Args:
+            params: every parameter, by name; the order has to be the same for all workers.
+            optimizer: what the server applies to averaged gradients.
+            buffers: tensors that are averaged instead of optimized.
+
+        Raises:
+            ModelMismatch: the job trains other tensors; the first difference is named.
+            NameTaken: another worker has this name or rank.
+        """
+        specs = tuple(TensorSpec.of(name, tensor) for name, tensor in params.items())
+        more = tuple(TensorSpec.of(name, tensor) for name, tensor in (buffers or {}).items())
+        model = Model(optimizer.name, (Group(specs, dict(optimizer.hyper)),), more)
+        schema.check(model)
+        self._prepare(model)
+        source = Flat([*params.values(), *(buffers or {}).values()])
+        self._session.join(model, self._rank, lambda bucket: source.read(bucket, torch.empty(bucket.numel)))
+        self._changed = changed(optimizer.hyper, self._session.job_model.groups[0].hyper)
+        self._staging = torch.empty(max(bucket.numel for bucket in self._session.plan.buckets))
+        self._joined = True
+
+    def pull(self) -> Snapshot:
+        """The job's parameters now (for a worker that has joined a running synchronous job: at its first step).
+
+        Raises:
+            NotInitialised: no worker has called ``init`` yet.
+            WaitTimeout: says who is waited for.
+        """
+        if self._model is None:
+            self._prepare(self._session.observe())
+        for bucket in self._session.plan.buckets:
+            self._session.pull(bucket)
+        version = self._session.wait().version
+        return Snapshot(self._params(), version)
+
+    def push(
+        self, gradients: Mapping[str, torch.Tensor], *, base: int | None = None, weight: float = 1.0
+    ) -> PushResult:
+        """Push gradients, and wait until the mode lets this worker go on.
+
+        Args:
+            gradients: one per parameter (and a new value per buffer), in its shape.
+            base: version that they were computed from; None: the last one that this client saw.
+            weight: part in the mean, usually the number of samples; finite and >= 0.
+
+        Raises:
+            NotInitialised: ``init`` was not called.
+            ModelMismatch: a tensor is missing, unknown or has another shape; names it.
+            StepConflict: in sync mode ``base`` is not the open step.
+            WaitTimeout: says who is waited for.
+        """
+        if not self._joined or self._model is None:
+            raise NotInitialised(f"worker {self.name!r} cannot push before it has called init")
+        ordered = self._ordered(gradients)
+        session = self._session
+        versions = session.versions
+        step = session.next_step
+        same = base is None or base == session.version
+        for bucket in session.plan.buckets:
+            session.push(
+                bucket,
+                gather(bucket, ordered, self._staging[: bucket.numel]),
+                step=step,
+                base=versions[bucket.index] if same else int(base or 0),
+                weight=weight,
+                hyper=self._changed if bucket.rule == "optimizer" else None,
+            )
+        outcome = session.wait()
+        return PushResult(
+            self._params(), outcome.version, outcome.staleness, outcome.applied, outcome.contributors, outcome.samples
+        )
+
+    def residual(self) -> dict[str, torch.Tensor]:
+        """What error feedback keeps for the next push, by name; zeros where there is none.
+
+        Raises:
+            NotInitialised: ``init`` was not called.
+        """
+        if not self._joined:
+            raise NotInitialised(f"worker {self.name!r} keeps nothing before it has called init")
+        found = [torch.zeros(spec.shape) for spec in self._specs]
+        flat = Flat(found)
+        for bucket in self._session.plan.buckets:
+            flat.write(bucket, self._compressor.residual(bucket))
+        return {spec.name: tensor for spec, tensor in zip(self._specs, found, strict=True)}
+
+    # -------------------------------------------------------------- facts
+
+    @property
+    def mode(self) -> str:
+        return self._session.job.mode
+
+    @property
+    def rank(self) -> int:
+        """This worker's place among ``workers``."""
+        return self.workers.index(self.name)
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
+        return tuple(member.worker for member in self._session.roster().member)
+
+    @property
+    def pushed_bytes(self) -> int:
+        """Encoded gradients sent so far."""
+        return self._session.pushed_bytes
+
+    @property
+    def pulled_bytes(self) -> int:
+        """Encoded parameters received so far."""
+        return self._session.pulled_bytes
+
+    def close(self) -> None:
+        """Leave the job; the others go on."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -------------------------------------------------------------- inside
+
+    def _prepare(self, model: Model) -> None:
+        self._model = model
+        self._specs = list(model.tensors())
+        self._copy = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self._specs]
+        self._flat = Flat(self._copy)
+
+    def _write(self, bucket: Bucket, values: torch.Tensor) -> None:
+        self._flat.write(bucket, values)
+
+    def _params(self) -> dict[str, torch.Tensor]:
+        return {spec.name: tensor.clone() for spec, tensor in zip(self._specs, self._copy, strict=True)}
+
+    def _ordered(self, gradients: Mapping[str, torch.Tensor]) -> list[torch.Tensor | None]:
+        unknown = set(gradients) - {spec.name for spec in self._specs}
+        if unknown:
+            raise ModelMismatch(f"there is no tensor {min(unknown)!r} in the model")
+        ordered: list[torch.Tensor | None] = []
+        for spec in self._specs:
+            gradient = gradients.get(spec.name)
+            if gradient is None:
+                raise ModelMismatch(f"a gradient for tensor {spec} is missing")
+            if tuple(gradient.shape) != spec.shape:
+                raise ModelMismatch(f"the gradient for tensor {spec} has the shape {list(gradient.shape)}")
+            ordered.append(gradient)
+        return ordered

@@ -1,0 +1,131 @@
+r"""The gradients of one model as a push takes them: unscaled, dense, finite or left out.
+
+Rules of this file
+  1. Reads ``.grad`` and never changes it.
+  2. A step whose gradients are not finite is pushed with weight 0: nobody waits for this worker, nothing is applied.
+
+    torch.amp.GradScaler --grad_scale, found_inf--> at_step() --> gather(): times 1 / scale
+                                                              \-> left_out: the first tensor that is not finite
+
+What torch does with a parameter that has no gradient is to leave it alone, weight decay and momentum too. Here that
+holds for a *bucket* none of whose parameters has a gradient on any worker; in a bucket that mixes them, or where
+another worker has a gradient, one that is missing counts as zero, as it does in the mean of one large batch.
+
+Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius et al., ICLR 2018, arXiv:1710.03740.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from torch_ps.common.errors import PsError
+from torch_ps.common.plan import Bucket
+from torch_ps.worker.flat import gather
+
+log = logging.getLogger("torch_ps.worker")
+
+
+class Gradients:
+    """Of the parameters of one model, which are in the order of ``Model.tensors()``.
+
+    Attributes:
+        scaled: the coming push is one of a GradScaler's, so what left before ``at_step`` was scaled.
+        left_out: why the coming push has weight 0, the name of a tensor; "" when it has its weight.
+        num_left_out: pushes of weight 0 so far; ``in_a_row`` of them since the last that was not.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+        self._parameters, self._names = parameters, names
+        self._warned = False
+        self.num_left_out, self.in_a_row = 0, 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the push that is done."""
+        self.scaled, self.left_out = False, ""
+        self._scale: float | None = None
+        self._scales_differ = False
+        self._dense: dict[int, torch.Tensor] = {}
+
+    def at_step(self, scale: torch.Tensor | None, overflow: torch.Tensor | None, *, last: bool) -> None:
+        """Note what a GradScaler has set on the optimizer before it called ``step``.
+
+        Args:
+            scale: factor of the gradients; None when ``unscale_`` has taken it out, or where there is no GradScaler.
+            overflow: above 0 when a gradient is not finite; None where there is no GradScaler.
+            last: this ``step`` pushes; the others of ``accumulate`` do not.
+
+        Raises:
+            PsError: ``unscale_`` was called while gradients are still being accumulated.
+        """
+        if overflow is None:
+            return
+        if scale is None and not last:
+            raise PsError(
+                "scaler.unscale_ was called before the last backward pass of accumulate, so scaled and unscaled "
+                "gradients would be added; call it in the last one only"
+            )
+        self.scaled = True
+        value = None if scale is None else float(scale)
+        self._scales_differ |= self._scale is not None and value != self._scale
+        self._scale = value
+        if last and (self._scales_differ or float(overflow) > 0):
+            self.left_out = self._first_not_finite() or "a scale that changed while gradients were accumulated"
+
+    def check(self) -> None:
+        """Look whether every gradient is finite; only while none has left. Cost: one sum per tensor, one sync."""
+        self.left_out = self.left_out or self._first_not_finite()
+
+    def report(self, worker: str, step: int) -> None:
+        """Count and say what is left out."""
+        self.in_a_row = self.in_a_row + 1 if self.left_out else 0
+        if self.left_out:
+            self.num_left_out += 1
+            level = logging.INFO if self.scaled else logging.WARNING  # a GradScaler finds its scale in this way
+            log.log(
+                level, "gradient of worker %s, step %d is not finite in %s: not applied", worker, step, self.left_out
+            )
+
+    def missing(self, bucket: Bucket) -> bool:
+        """Whether no parameter of this bucket has a gradient."""
+        return all(self._parameters[piece.tensor].grad is None for piece in bucket.pieces)
+
+    def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
+        """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros when they are left out."""
+        if self.left_out:
+            return into.zero_()
+        gather(bucket, {piece.tensor: self._gradient(piece.tensor) for piece in bucket.pieces}, into)
+        return into if self._scale is None else into.mul_(1 / self._scale)
+
+    def _gradient(self, index: int) -> torch.Tensor | None:
+        gradient = self._parameters[index].grad
+        if gradient is None or gradient.layout is torch.strided:
+            return gradient
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the gradient of {self._names[index]!r} is sparse; it is pushed as a dense one of all "
+                f"{self._parameters[index].numel():,} elements, and the optimizer steps all of them",
+                stacklevel=2,
+            )
+        if index not in self._dense:  # once for all buckets of a large embedding
+            self._dense[index] = gradient.to_dense()
+        return self._dense[index]
+
+    def _first_not_finite(self) -> str:
+        found = [(index, p.grad) for index, p in enumerate(self._parameters) if p.grad is not None]
+        if not found:
+            return ""
+        device = found[0][1].device
+        sums = [_values(gradient).sum(dtype=torch.float32).to(device) for _, gradient in found]
+        if torch.stack(sums).sum().isfinite().item():
+            return ""
+        # A sum of finite values may overflow, too, so look closely.
+        bad = (index for index, gradient in found if not _values(gradient).float().isfinite().all().item())
+        return next((f"tensor {self._names[index]!r}" for index in bad), "")
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.detach() if gradient.layout is torch.strided else gradient.detach().coalesce().values()

@@ -1,0 +1,247 @@
+"""ps-run: a whole job on this host, servers and workers as child processes.
+
+    ps-serve  starts --> ready file --> workers start --> workers end --> ps-serve stops
+                                            | one fails, Ctrl-C, SIGTERM, SIGHUP
+                                            v
+                                     everything stops
+
+Rules of this file
+  1. The job ends well if every worker does; else with the exit code of the first that did not, and its name is said.
+  2. Children get what they have to know by environment, so that nothing they inherit can disagree with it.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from torch_ps.common import log as logs
+from torch_ps.common.config import ServerConfig, WorkerConfig
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.fields import Check, check_all, environment_of, option
+from torch_ps.common.options import Command, options_of
+from torch_ps.worker import cli
+from torch_ps.worker.processes import Child, Processes
+
+log = logging.getLogger("torch_ps.run")
+
+#: Workers of ``-n auto`` where there is no GPU.
+WITHOUT_GPU = 2
+#: Seconds in which the servers have to accept work.
+START_SECONDS = 90.0
+#: Seconds between two looks at the children when they are silent.
+LOOK_EVERY = 0.1
+
+_SLOW = re.compile(r"w(?P<rank>[0-9]{1,4}):(?P<factor>[0-9]+(?:\.[0-9]+)?)x?", re.ASCII)
+_NAMES_ERROR = re.compile(r"(?<!\w)\w*[Ee]rror: ")
+
+
+def parse_slow(texts: tuple[str, ...]) -> dict[int, float]:
+    """Read ("w1:3x", "w2:2x") or ("w1:3x,w2:2x",) as {1: 3.0, 2: 2.0}.
+
+    Raises:
+        ConfigError: not of that form, a factor below 1, or a worker twice.
+    """
+    found: dict[int, float] = {}
+    for text in (part.strip() for each in texts for part in each.split(",") if part.strip()):
+        match = _SLOW.fullmatch(text)
+        if match is None or float(match["factor"]) < 1:
+            raise ConfigError(f"slow must be WORKER:FACTOR with a factor of at least 1, such as w1:3x; got {text!r}")
+        if int(match["rank"]) in found:
+            raise ConfigError(f"slow names w{int(match['rank'])} twice")
+        found[int(match["rank"])] = float(match["factor"])
+    return found
+
+
+def _is_count(text: str) -> bool:
+    return text == "auto" or (text.isdecimal() and int(text) >= 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What only a whole job has."""
+
+    workers: str = option(
+        "auto",
+        f"number of workers; auto is one per GPU, or {WITHOUT_GPU} where there is none",
+        metavar="N|auto",
+        short="-n",
+        check=Check("a whole number >= 1, or auto", _is_count),
+        common=True,
+    )
+    slow: tuple[str, ...] = option(
+        (),
+        "a worker that takes that many times as long for each step, such as w1:3x",
+        metavar="WORKER:FACTOR",
+        common=True,
+    )
+    events: str = option("", "folder for what the workers do, in JSON lines, one file each", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        check_all(self)
+        parse_slow(self.slow)
+
+
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@options_of(RunConfig)
+@options_of(ServerConfig, exclude=("listen", "workers", "shard", "lead", "insecure", "ready_file"))
+@options_of(WorkerConfig, exclude=("servers", "name", "rank", "slow", "events"))
+@click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
+def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:
+    r"""Run a whole job on this host: servers, and workers with a task or a script of your own.
+
+    \b
+    ps-run -n 2 --task digits --mode async
+    ps-run -n 2 --compress fp16 train.py --epochs 3
+    """
+    cli.check(worker, script)
+    logs.setup("ps-run", level=worker.log_level)
+    sys.exit(run_job(Job(run, server, worker, script, count_of(run.workers))))
+
+
+def count_of(workers: str) -> int:
+    """Number of workers that ``--workers`` means here."""
+    if workers != "auto":
+        return int(workers)
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    log.info(
+        "-n auto: %s", f"{count} GPUs, one worker each" if count else f"no GPU, so {WITHOUT_GPU} workers on the CPU"
+    )
+    return count or WITHOUT_GPU
+
+
+class Job:
+    """What is to be run. ``count`` workers are called w0, w1, ...
+
+    Raises:
+        ConfigError: an option names a worker that the job does not have.
+    """
+
+    def __init__(
+        self, run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...], count: int
+    ) -> None:
+        self._run, self._server, self._worker, self._script, self.count = run, server, worker, script, count
+        self._slow = parse_slow(run.slow)
+        for rank in self._slow:
+            if rank >= count:
+                last = f"w0 to w{count - 1}" if count > 1 else "w0"
+                raise ConfigError(f"slow names w{rank}; the workers of this job are {last}")
+
+    def server_command(self) -> list[str]:
+        return [sys.executable, "-m", "torch_ps.ps.cli"]
+
+    def server_environment(self, ready_file: Path, base: Mapping[str, str]) -> dict[str, str]:
+        config = dataclasses.replace(self._server, listen="127.0.0.1:0", workers=self.count, ready_file=str(ready_file))
+        return environment_of(config, base)
+
+    def worker_command(self) -> list[str]:
+        return [sys.executable, "-m", "torch_ps.worker.cli", *self._script]
+
+    def worker_environment(self, rank: int, servers: str, base: Mapping[str, str]) -> dict[str, str]:
+        name = f"w{rank}"
+        events = str(Path(self._run.events, f"{name}.jsonl")) if self._run.events else ""
+        config = dataclasses.replace(
+            self._worker, servers=servers, name=name, rank=rank, slow=self._slow.get(rank, 1.0), events=events
+        )
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count)}
+        return environment_of(config, base) | place
+
+
+class JobFailed(PsError):
+    """A child ended that should not have; ``exit_code`` is the job's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code or 1
+
+
+def run_job(job: Job) -> int:
+    """Run ``job`` to its end. Returns the exit code: 0, that of the first child that failed, or 128 + signal."""
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note)
+    with tempfile.TemporaryDirectory(prefix="ps-run-") as folder, Processes() as children:
+        try:
+            server = children.start(
+                "ps", job.server_command(), job.server_environment(Path(folder, "ready"), os.environ)
+            )
+            servers = _ready(Path(folder, "ready"), children, server, signals)
+            workers: list[Child] = []
+            for rank in range(job.count if not signals else 0):
+                environment = job.worker_environment(rank, servers, os.environ)
+                workers.append(children.start(f"w{rank}", job.worker_command(), environment))
+            _attend(children, server, workers, signals)
+        except JobFailed as error:
+            log.error("%s", error)
+            return error.exit_code
+        except BrokenPipeError:  # whoever read our output has gone
+            return 128 + signal.SIGPIPE
+        finally:
+            # Workers first: a server that goes before them would give them an error to report.
+            children.stop([child for child in children.running if child is not server])
+            children.stop(children.running)
+    return 128 + signals[0] if signals else 0
+
+
+def _ready(file: Path, children: Processes, server: Child, signals: list[int]) -> str:
+    """Wait until the servers accept work. Returns their addresses, "" if a signal came first."""
+    deadline = time.monotonic() + START_SECONDS
+    while not file.exists():
+        if signals:
+            return ""
+        if server in children.look(LOOK_EVERY):
+            raise JobFailed(f"no job: {_why(server)}", server.exit_code or 1)
+        if time.monotonic() > deadline:
+            raise JobFailed(f"no job: the servers do not accept work after {START_SECONDS:g} s", 1)
+    told = json.loads(file.read_text(encoding="utf-8"))
+    log.info(
+        "servers %s%s", ",".join(told["servers"]), "".join(f", metrics http://{m}/metrics" for m in told["metrics"])
+    )
+    return ",".join(told["servers"])
+
+
+def _attend(children: Processes, server: Child, workers: list[Child], signals: list[int]) -> None:
+    """Wait until all workers have ended well, or a signal has come.
+
+    Raises:
+        JobFailed: a worker failed, or the servers ended before the workers.
+    """
+    left = set(workers)
+    while left and not signals:
+        for child in children.look(LOOK_EVERY):
+            if child is server:
+                raise JobFailed(f"the job has lost its servers: {_why(child)}", child.exit_code or 1)
+            if child.exit_code:
+                raise JobFailed(f"the job ends because {_why(child)}", child.exit_code)
+            left.discard(child)
+    if signals:
+        log.info("%s: stopping servers and workers", signal.Signals(signals[0]).name)
+
+
+def _why(child: Child) -> str:
+    """How it ended, and the line that says why: our own sentence, else the last that names an error, else the last."""
+    lines = [line.strip() for line in child.last_lines if line.strip()]
+    own = [line for line in lines if line.startswith("Error: ")]
+    named = [line for line in lines if _NAMES_ERROR.search(line)]
+    return f"{child.end}: {(own or named or lines)[-1]}" if lines else child.end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The first question to all shards: are they one job's, in order, and able to do what this worker asks?"""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.transport import Link
+
+
+def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -> pb.JobDescription:
+    """What the lead says of the job, once all shards have answered and fit together.
+
+    Args:
+        links: to all shards, shard 0 first.
+        codecs: that this worker will use.
+        seconds: for all answers together.
+
+    Raises:
+        ConfigError: the addresses are not those of one job's shards in order, or a shard lacks a codec.
+        Unreachable: a server does not answer.
+    """
+    deadline = time.monotonic() + seconds
+    jobs = [link.describe(max(deadline - time.monotonic(), 0.1)) for link in links]
+    for index, (link, job) in enumerate(zip(links, jobs, strict=True)):
+        if (job.shard, job.num_shards) != (index, len(jobs)):
+            raise ConfigError(
+                f"{link.address} is shard {job.shard} of {job.num_shards}, but stands as shard {index} of "
+                f"{len(jobs)} in the list of servers; list all shards of one job, shard 0 first"
+            )
+        if job.clip_norm != jobs[0].clip_norm:
+            raise ConfigError(
+                f"{link.address} was started with clip norm {job.clip_norm:g}, shard 0 with {jobs[0].clip_norm:g}; "
+                "give all shards the same --clip-norm"
+            )
+        for codec in codecs:
+            if codec.partition(":")[0] not in job.codec:
+                raise ConfigError(f"{link.address} has no codec {codec!r}; start ps-serve with --codecs MODULE too")
+    return jobs[0]

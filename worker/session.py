@@ -1,0 +1,400 @@
+r"""A worker's life in a job: connect, join, seed if asked to, exchange buckets, leave.
+
+    connect --> join --(seed)--> pull --> push, wait, push, wait, ... --> close
+            \\-> observe --> pull, pull, ...
+
+Rules of this file
+  1. Knows buckets, versions and steps; knows neither models nor training loops (``client`` and ``optimizer`` do).
+  2. Never asks for the mode: the servers say which step comes next and when it may go on.
+  3. A push that is not answered yet is kept as it was sent. When a connection breaks it is sent again on the next one;
+     the servers apply it once.
+  4. No wait without a deadline, and the error of a wait says who is waited for.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_ps.common import codecs, schema
+from torch_ps.common.address import Address
+from torch_ps.common.codecs.copies import Copies
+from torch_ps.common.errors import ConfigError, CorruptFrame, NotInitialised, PsError, Unreachable, WaitTimeout
+from torch_ps.common.frames import pack, unpack
+from torch_ps.common.memory import keep_freed_memory
+from torch_ps.common.optim import HyperValue, hyper_to_proto
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket, Plan, plan
+from torch_ps.common.schema import Model
+from torch_ps.worker.compress import Compressor
+from torch_ps.worker.servers import describe_all
+from torch_ps.worker.transport import Link, Stream
+
+log = logging.getLogger("torch_ps.worker")
+
+#: Seconds in which a server has to answer the first call.
+CONNECT_SECONDS = 20.0
+#: Seconds between two tries to open a stream again.
+RETRY_SECONDS = 0.2
+
+#: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
+OnValues = Callable[[Bucket, torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the answers since the last ``wait`` said, all buckets together.
+
+    Attributes:
+        version: optimizer steps that every bucket has had.
+        staleness: of the first bucket; when pushes of several workers cross, others may differ by a few.
+        applied: False if a bucket of the push came late and was dropped.
+        samples: sum of the weights that the job has absorbed.
+        contributors: workers whose gradients made the first bucket's version, in rank order.
+    """
+
+    version: int
+    staleness: int
+    applied: bool
+    samples: float
+    contributors: tuple[str, ...]
+
+
+class Session:
+    """The connection of one worker, or of an observer, to all shards of a job.
+
+    Args:
+        servers: addresses of all shards, shard 0 first.
+        name: of the worker.
+        compressor: of pushes.
+        compress_pull: codec of pulls.
+        timeout: seconds that a wait for other workers may take.
+
+    Raises:
+        ConfigError: an unknown codec, or the addresses are not those of one job's shards in order.
+        Unreachable: a server does not answer.
+    """
+
+    def __init__(
+        self, servers: Sequence[Address], name: str, *, compressor: Compressor, compress_pull: str, timeout: float
+    ) -> None:
+        if not timeout > 0:
+            raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
+        self.name, self.timeout = name, timeout
+        self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
+        self._plain = codecs.codec("none")
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._error: PsError | None = None
+        self._streams: dict[int, Stream] = {}
+        self._unanswered: dict[int, bytes] = {}
+        self._session = 0
+        self._epoch = 0
+        self._samples = 0.0
+        self.pushed_bytes = 0
+        self.pulled_bytes = 0
+        self.wait_seconds = 0.0
+        self.on_values: OnValues = lambda bucket, values: None
+        keep_freed_memory()
+        self._links = [Link(address) for address in servers]
+        try:
+            self.job = self._describe()
+        except PsError:
+            self._close_links()
+            raise
+
+    def _describe(self) -> pb.JobDescription:
+        return describe_all(self._links, (self._compressor.codec.name, self._pull_codec.name), CONNECT_SECONDS)
+
+    # -------------------------------------------------------------- joining
+
+    def observe(self) -> Model:
+        """Open the streams to pull only. Returns the job's model.
+
+        Raises:
+            NotInitialised: no worker has called init yet.
+        """
+        self.job = self._describe()
+        if not self.job.initialised:
+            raise NotInitialised(
+                f"the job at {self._links[0].address} has no parameters yet; a worker has to call init"
+            )
+        model = schema.from_proto(self.job.model)
+        self._start(model, pb.Hello(pull_codec=self._pull_codec.name))
+        return model
+
+    def join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
+        """Become a worker of the job; sends the first parameters if the job has none yet.
+
+        Args:
+            values: gives the fp32 values of one bucket, shape (numel,), to seed the job with.
+
+        Raises:
+            ModelMismatch: the job trains another model.
+            NameTaken: another worker has this name or rank.
+            WaitTimeout: the first worker has not sent the parameters.
+        """
+        request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
+        reply = self._links[0].join(request, self.timeout)
+        self._session, self._epoch = reply.session, reply.epoch
+        hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
+        self._start(model, hello)
+        threading.Thread(target=self._renew, name="renew", daemon=True).start()
+        self.job_model = model
+        if not reply.seed:
+            self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
+        else:
+            for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
+                self._links[index].seed(self._seeds(index, model, values), self.timeout)
+
+    def roster(self, *, seconds: float | None = None) -> pb.RosterView:
+        """The roster of the lead, once the first quorum is complete.
+
+        Raises:
+            WaitTimeout: workers are missing after ``seconds``; says how many.
+        """
+        seconds = self.timeout if seconds is None else seconds
+        missing = self.job.quorum
+        try:
+            for view in self._links[0].rosters(seconds):
+                if view.open:
+                    return view
+                missing = self.job.quorum - len(view.member)
+        except WaitTimeout:
+            pass
+        raise WaitTimeout(f"after {seconds:g} s {missing} of {self.job.quorum} workers have not joined the job")
+
+    def _start(self, model: Model, hello: pb.Hello) -> None:
+        self._close_streams()
+        self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
+        buckets = self.plan.buckets
+        self._model = model
+        self._scratch = [torch.empty(max((b.numel for b in buckets), default=0)) for _ in self._links]
+        self._versions = [0] * len(buckets)
+        self._next_steps = [0] * len(buckets)
+        self._copies = Copies()
+        self._clear()
+        self._hello = pack(pb.UpHeader(hello=hello))
+        self._stopping.clear()
+        for index in range(len(self._links)):
+            self._open(index)
+
+    def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
+        yield pack(pb.SeedHeader(worker=self.name, session=self._session, model=schema.to_proto(model)))
+        for bucket in self.plan.of_shard(shard):
+            yield pack(pb.SeedHeader(bucket=bucket.index), self._plain.encode(values(bucket)))
+
+    # -------------------------------------------------------------- buckets
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps that every bucket of this worker's copy has had."""
+        return min(self._versions, default=0)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return tuple(self._versions)
+
+    def push(
+        self,
+        bucket: Bucket,
+        values: torch.Tensor,
+        *,
+        step: int,
+        base: int,
+        weight: float,
+        hyper: Mapping[str, HyperValue] | None = None,
+        momentum: Mapping[str, HyperValue] | None = None,
+        missing: bool = False,
+        nonfinite: bool = False,
+    ) -> None:
+        """Send one bucket's gradient, shape (numel,), which is overwritten. The answer comes in ``wait``.
+
+        Args:
+            momentum: hyperparameters of SGD's momentum, where the compressor computes it.
+            missing: the gradient is zero because there is none; the server steps the bucket only if another has one.
+            nonfinite: the weight is 0 because a gradient of this step is not finite; the server counts it.
+        """
+        # What is missing may not be applied, so nothing of the residual goes with it.
+        part = 0.0 if missing else weight
+        codec, parts = self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
+        header = pb.Push(
+            step=step,
+            bucket=bucket.index,
+            base=base,
+            weight=weight,
+            codec=codec.name,
+            epoch=self._epoch,
+            hyper=hyper_to_proto(hyper) if hyper else None,
+            missing=missing,
+            nonfinite=nonfinite,
+        )
+        self.pushed_bytes += sum(map(len, parts))
+        self._send(bucket, pack(pb.UpHeader(push=header), parts))
+
+    def pull(self, bucket: Bucket) -> None:
+        """Ask for one bucket's parameters. The answer comes in ``wait``."""
+        self._send(bucket, pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
+
+    @property
+    def next_step(self) -> int:
+        """The step that this worker pushes next."""
+        return min(self._next_steps, default=0)
+
+    def wait(self) -> Outcome:
+        """Wait until everything that was sent is answered.
+
+        Raises:
+            WaitTimeout: not within ``timeout``; says who is waited for.
+            PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
+        """
+        begin = time.monotonic()
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._error or not self._unanswered, self.timeout)
+            self.wait_seconds += time.monotonic() - begin
+            if self._error is not None:
+                error, self._error = self._error, None
+                self._unanswered.clear()
+                raise error
+            if done:
+                outcome = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
+                self._clear()
+                return outcome
+        raise WaitTimeout(
+            f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: {self._blame()}"
+        )
+
+    def _clear(self) -> None:
+        self._staleness, self._applied = 0, True
+        self._contributors: tuple[str, ...] = ()
+
+    def _send(self, bucket: Bucket, frame: bytes) -> None:
+        with self._changed:
+            if self._error is not None:
+                return  # wait() will raise it
+            self._unanswered[bucket.index] = frame
+            stream = self._streams.get(bucket.shard)
+        if stream is None:
+            self._open(bucket.shard)
+        else:
+            stream.send(frame)
+
+    def _receive(self, shard: int, frame: bytes) -> None:
+        """On the reader thread of one shard."""
+        header, payload = unpack(frame, pb.DownHeader)
+        if header.bucket >= len(self._versions):
+            raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
+        bucket = self.plan.buckets[header.bucket]
+        codec = codecs.codec(header.codec)
+        codec.check(payload, bucket.numel)
+        values = codec.decode(payload, self._scratch[shard][: bucket.numel])
+        if self._pull_codec.coarse and bucket.rule == "optimizer":
+            values = self._copies.take(bucket.index, values, delta=header.delta)
+        self.on_values(bucket, values)
+        if header.HasField("step") and not header.applied:
+            self._put_back(bucket, header.step)
+        with self._changed:
+            self._versions[bucket.index] = header.version
+            self._next_steps[bucket.index] = header.next_step
+            self._epoch = max(self._epoch, header.epoch)
+            self._applied &= header.applied or not header.HasField("step")
+            self.pulled_bytes += len(payload)
+            if bucket.index == 0:
+                self._staleness = header.staleness
+                self._samples = header.samples
+                self._contributors = tuple(header.contributor)
+            self._unanswered.pop(bucket.index, None)
+            if not self._unanswered:
+                self._changed.notify_all()
+
+    def _put_back(self, bucket: Bucket, step: int) -> None:
+        """The push of ``step`` was dropped; its answer is taken once, so it goes back once."""
+        frame = self._unanswered.get(bucket.index)
+        header, payload = unpack(frame, pb.UpHeader) if frame else (pb.UpHeader(), memoryview(b""))
+        if header.HasField("push") and header.push.step == step and header.push.weight:
+            self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
+
+    # -------------------------------------------------------------- streams
+
+    def _open(self, shard: int) -> None:
+        """Open the stream to one shard and send again what it has not answered."""
+        stream = Stream(
+            self._links[shard], lambda frame: self._receive(shard, frame), lambda error: self._ended(shard, error)
+        )
+        stream.send(self._hello)
+        with self._changed:
+            self._streams[shard] = stream
+            again = [f for index, f in self._unanswered.items() if self.plan.buckets[index].shard == shard]
+        for frame in again:
+            stream.send(frame)
+
+    def _ended(self, shard: int, error: PsError) -> None:
+        """On the reader thread: the stream of one shard broke."""
+        with self._changed:
+            self._streams.pop(shard, None)
+            waiting = any(self.plan.buckets[index].shard == shard for index in self._unanswered)
+        if isinstance(error, Unreachable) and waiting and self._reopen(shard):
+            return
+        with self._changed:
+            if self._error is None and not self._stopping.is_set():
+                self._error = error
+                self._changed.notify_all()
+
+    def _reopen(self, shard: int) -> bool:
+        link, deadline = self._links[shard], time.monotonic() + self.job.lease_seconds
+        log.warning("lost the connection to %s; trying again", link.address)
+        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+            try:
+                link.describe(max(deadline - time.monotonic(), 0.1))
+            except PsError:
+                continue
+            self._open(shard)
+            return True
+        return False
+
+    def _renew(self) -> None:
+        """Keep the lease while the training loop computes."""
+        frame = pack(pb.UpHeader(renew=pb.Renew()))
+        while not self._stopping.wait(self.job.lease_seconds / 3):
+            stream = self._streams.get(0)
+            if stream is not None:
+                stream.send(frame)
+
+    def _blame(self) -> str:
+        """Who is being waited for, as the servers see it."""
+        for link in self._links:
+            try:
+                status = link.status(5.0)
+            except PsError as error:
+                return str(error)
+            for worker in status.worker:
+                if worker.worker == self.name and worker.reason:
+                    return worker.reason
+        return "the servers do not say why"
+
+    # -------------------------------------------------------------- the end
+
+    def close(self) -> None:
+        """Leave the roster and close all connections. Never raises for a server that is gone."""
+        self._close_streams()
+        if self._session:
+            try:
+                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self._session), 5.0)
+            except PsError as error:
+                log.info("could not take leave of the job: %s", error)
+            self._session = 0
+        self._close_links()
+
+    def _close_streams(self) -> None:
+        self._stopping.set()
+        for stream in tuple(self._streams.values()):
+            stream.close()
+        self._streams.clear()
+        self._unanswered.clear()
+
+    def _close_links(self) -> None:
+        for link in self._links:
+            link.close()

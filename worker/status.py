@@ -1,0 +1,113 @@
+"""ps-status: one look at a live job."""
+
+from dataclasses import dataclass
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from torch_ps.common import address
+from torch_ps.common.errors import PsError
+from torch_ps.common.options import Check, Command, option, options_of
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.client import addresses_of
+from torch_ps.worker.transport import Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusConfig:
+    servers: str = option(
+        "",
+        "every shard of the job, shard 0 first",
+        metavar="HOST:PORT,...",
+        check=Check("", lambda text: not text or bool(address.parse_list(text))),
+        common=True,
+    )
+    timeout: float = option(5.0, "longest wait for a server", unit="seconds", check=Check("> 0", lambda s: s > 0))
+
+
+@click.command(cls=Command)
+@options_of(StatusConfig)
+def main(status: StatusConfig) -> None:
+    r"""Show a live job: workers, clocks, staleness, who waits for whom and since when.
+
+    \b
+    ps-status --servers 127.0.0.1:50051
+    """
+    try:
+        links = [Link(each) for each in addresses_of(status.servers or None)]
+        replies = [link.status(status.timeout) for link in links]
+    except PsError as error:
+        raise click.ClickException(str(error)) from None
+    console = Console()
+    lead = replies[0]
+    what = "initialised" if lead.initialised else "no parameters yet"
+    start = "" if lead.open else "; the first workers have not all joined"
+    console.print(
+        f"mode {lead.mode_details or lead.mode}, {what}, up {_seconds(lead.uptime_seconds)}, "
+        f"roster epoch {lead.epoch}{start}"
+    )
+    console.print(_workers(lead, replies))
+    console.print(_shards(links, replies))
+
+
+def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:
+    table = Table(title="workers", title_justify="left")
+    for column in ("rank", "worker", "clock", "pushed", "pulled", "silent", "waits"):
+        table.add_column(column, justify="left" if column in ("worker", "waits") else "right")
+    for worker in lead.worker:
+        views = [w for reply in replies for w in reply.worker if w.worker == worker.worker]
+        waits = max(views, key=lambda view: view.waiting_seconds)
+        table.add_row(
+            str(worker.rank),
+            worker.worker if worker.connected else f"{worker.worker} (not connected)",
+            str(worker.clock),
+            _bytes(sum(view.bytes_pushed for view in views)),
+            _bytes(sum(view.bytes_pulled for view in views)),
+            _seconds(worker.silent_seconds),
+            f"{_seconds(waits.waiting_seconds)}: {waits.reason}" if waits.waiting_seconds else "",
+        )
+    return table
+
+
+def _shards(links: list[Link], replies: list[pb.StatusReply]) -> Table:
+    table = Table(title="shards", title_justify="left")
+    for column in (
+        "shard",
+        "address",
+        "parameters",
+        "buckets",
+        "version",
+        "staleness mean",
+        "max",
+        "late",
+        "not finite",
+    ):
+        table.add_column(column, justify="left" if column == "address" else "right")
+    for link, reply in zip(links, replies, strict=True):
+        count = sum(reply.staleness.values())
+        mean = sum(k * n for k, n in reply.staleness.items()) / count if count else 0.0
+        table.add_row(
+            f"{reply.shard}/{reply.num_shards}",
+            str(link.address),
+            f"{reply.num_parameters:,}",
+            str(reply.num_buckets),
+            str(reply.version),
+            f"{mean:.2f}",
+            str(max(reply.staleness, default=0)),
+            str(reply.late),
+            str(reply.nonfinite),
+        )
+    return table
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Ready-made tasks: a byte-level GPT, handwritten digits, and the door for one's own.
+
+Source: see the module of each task.
+"""
+
+from torch_ps.worker.tasks.task import READY_MADE, Task, check, load
+
+__all__ = ["READY_MADE", "Task", "check", "load"]

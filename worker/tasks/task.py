@@ -1,0 +1,205 @@
+"""What ``--task`` names: a model, its data, and how to measure it.
+
+Rules of this file
+  1. A task knows torch and nothing of servers, ranks on other machines, clocks or files of events.
+  2. This file imports torch only for the types of its signatures: to look up a name takes no time.
+  3. A wrong name is refused with the names that would be right; a broken task of the user's with what is broken.
+
+    "gpt", "digits", "digits:cnn"  -->  load()  -->  Task
+    "my_module:my_task"            -->
+
+A task of one's own derives from ``Task``, or is any object with the same methods:
+
+    class Line(torch_ps.worker.tasks.Task):
+        name, default_lr, default_batch_size = "line", 0.1, 16
+        def model(self): return nn.Linear(1, 1)
+        ...
+
+    ps-run -n 2 --task my_module:Line
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch_ps.common.errors import ConfigError
+
+if TYPE_CHECKING:  # the launcher looks up names here, and need not wait for torch
+    import torch
+    from torch import nn
+
+#: Without these a task cannot be trained; the others have a default in ``Task``.
+REQUIRED = ("model", "optimizer", "batches", "loss", "evaluate")
+
+
+class Task:
+    """The protocol of all tasks, with defaults for what few of them need.
+
+    Attributes:
+        name: as people call it; in logs and reports.
+        default_lr: learning rate where none is given, that of an asynchronous job (see ``optimizer``).
+        default_batch_size: samples of one step of one worker where no number is given.
+    """
+
+    name: str = ""
+    default_lr: float = 0.1
+    default_batch_size: int = 32
+
+    def model(self) -> nn.Module:
+        """A fresh model on the CPU. The caller has seeded torch, so equal seeds give equal parameters."""
+        raise NotImplementedError
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """The optimizer that the servers run on the parameters of ``model``."""
+        raise NotImplementedError
+
+    def batches(self, rank: int, world: int, batch_size: int, seed: int) -> Iterator[Any]:
+        """This worker's batches, on the CPU, without end.
+
+        A batch is a tensor or a tuple, list or dict of tensors whose first dimension counts samples. In the ready-made
+        tasks the workers' batches number k together are batch number k of one worker with ``world`` times the size.
+
+        Args:
+            rank: place of this worker, 0 <= rank < world.
+            world: number of workers that share the data.
+            batch_size: samples in a batch.
+            seed: decides the order of the data; the same on all workers.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Mean loss over the samples of ``batch``, a scalar. The batch is on the model's device."""
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on validation data: "loss" and perhaps "accuracy". Deterministic.
+
+        The caller has put the model into evaluation mode and switched gradients off.
+        """
+        raise NotImplementedError
+
+    def schedule(self, progress: float) -> float:
+        """Factor of the learning rate when ``progress`` (0 to 1) of the job's samples are done."""
+        return 1.0
+
+    def sample(self, model: nn.Module) -> str | None:
+        """Text that the trained model writes, for people to look at; None where a model writes none."""
+        return None
+
+
+def _gpt(data: str) -> Task:
+    from torch_ps.worker.tasks.gpt import GptTask
+
+    return GptTask(data)
+
+
+def _digits(data: str) -> Task:
+    from torch_ps.worker.tasks.digits import DigitsTask
+
+    return DigitsTask("mlp", data)
+
+
+def _digits_cnn(data: str) -> Task:
+    from torch_ps.worker.tasks.digits import DigitsTask
+
+    return DigitsTask("cnn", data)
+
+
+#: Each imports its module only when asked for.
+READY_MADE: dict[str, Callable[[str], Task]] = {"gpt": _gpt, "digits": _digits, "digits:cnn": _digits_cnn}
+
+
+def load(name: str, data: str = "") -> Task:
+    """The task called ``name``.
+
+    Args:
+        name: a ready-made task, or ``module:function``, where the module is found from the current folder or among the
+            installed ones, and the function (or class) returns a task. It gets ``data=`` if it takes that.
+        data: file or folder to read, "" for the task's own.
+
+    Raises:
+        ConfigError: no such task, its module cannot be imported, it lacks a method, or ``data`` is of no use to it.
+    """
+    check(name)
+    if name in READY_MADE:
+        return READY_MADE[name](data)
+    module, _, function = name.partition(":")
+    return _own(name, module, function, data)
+
+
+def check(name: str) -> None:
+    """Refuse what can be no task, without importing anything.
+
+    Raises:
+        ConfigError: neither a ready-made task nor of the form ``module:function``; lists what is known.
+    """
+    module, _, function = name.partition(":")
+    if name not in READY_MADE and not (module and function):
+        known = ", ".join(READY_MADE)
+        raise ConfigError(f"there is no task {name!r}; known are {known}, and module:function for one of your own")
+
+
+def _own(name: str, module: str, function: str, data: str) -> Task:
+    make = _find(name, module, function)
+    arguments: dict[str, str] = {}
+    try:
+        takes_data = "data" in inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        takes_data = False
+    if takes_data:
+        arguments["data"] = data
+    elif data:
+        raise ConfigError(f"task {name!r} reads no data: {function} takes no argument called data; got {data!r}")
+    task: Any = make(**arguments)
+    if task is None:
+        raise ConfigError(f"task {name!r}: {function} returned None; it has to return the task")
+    # Every class has them through Task, so a method of Task itself counts as missing.
+    missing = [
+        each
+        for each in REQUIRED
+        if not callable(getattr(task, each, None)) or getattr(type(task), each, None) is getattr(Task, each)
+    ]
+    if missing:
+        raise ConfigError(f"task {name!r} lacks {_listed(missing)}; torch_ps.worker.tasks.Task says what each does")
+    complete = task if isinstance(task, Task) else _Adapted(task)
+    complete.name = complete.name or name
+    return complete
+
+
+def _find(name: str, module: str, function: str) -> Callable[..., Any]:
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"task {name!r}: module {module!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"task {name!r}: importing {module!r} failed: {type(error).__name__}: {error}") from error
+    for part in function.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"task {name!r}: module {module!r} has no {function!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"task {name!r}: {function!r} is {type(found).__name__}, not a function or class")
+    made: Callable[..., Any] = found
+    return made
+
+
+class _Adapted(Task):
+    """An object that is not derived from ``Task``, with the defaults for what it lacks."""
+
+    def __init__(self, task: Any) -> None:
+        for each in ("name", "default_lr", "default_batch_size", *REQUIRED, "schedule", "sample"):
+            if hasattr(task, each):
+                setattr(self, each, getattr(task, each))
+
+
+def _listed(names: list[str]) -> str:
+    methods = [f"{each}()" for each in names]
+    return methods[0] if len(methods) == 1 else ", ".join(methods[:-1]) + " and " + methods[-1]
