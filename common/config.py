@@ -10,6 +10,7 @@ Options of one command only (ps-run, ps-compare, ps-status) are declared in the 
 Source: Li et al., OSDI 2014, for servers and workers; torchrun for RANK.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from torch_ps.common.fields import Check, at_least, check_all, more_than, option
 MODES = ("sync", "async", "ssp")
 PRECISIONS = ("fp32", "bf16", "fp16")
 STALENESS_LR = ("constant", "inverse")
+#: Forms of delay compensation, each with its strength where none is given.
+COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
 
 #: Slack of ``--mode ssp`` where none is given.
 DEFAULT_SLACK = 2
@@ -58,6 +61,29 @@ def parse_shard(text: str) -> tuple[int, int]:
     if index >= count:
         raise ConfigError(f"a shard must be I/N with I below N, counted from 0; got {text!r}")
     return index, count
+
+
+def parse_compensation(text: str) -> tuple[str, float]:
+    """Read off, constant, adaptive, or one of these with a strength, as a form and a strength; "1.5" is "constant:1.5".
+
+    Raises:
+        ConfigError: not of that form, or the strength is not above 0.
+    """
+    if text == "off":
+        return "off", 0.0
+    form, colon, number = text.partition(":")
+    if form not in COMPENSATIONS and not colon:
+        form, colon, number = "constant", ":", text
+    try:
+        strength = float(number) if colon else COMPENSATIONS[form]
+    except (KeyError, ValueError):
+        strength = 0.0
+    if form not in COMPENSATIONS or not (strength > 0 and math.isfinite(strength)):
+        raise ConfigError(
+            "a delay compensation must be off, constant, adaptive, or one of these with a strength above 0, as in "
+            f"adaptive:2; got {text!r}"
+        )
+    return form, strength
 
 
 def _address(*, free_port: bool, word: str = "") -> Check:
@@ -149,6 +175,12 @@ class ServerConfig:
     staleness_lr: str = option(
         "constant", "async, ssp: learning rate as it is, or divided by 1 + staleness", choices=STALENESS_LR
     )
+    delay_compensation: str = option(
+        "off",
+        "async, ssp: correct stale gradients (DC-ASGD): off, constant or adaptive, with a strength as in adaptive:2",
+        metavar="FORM[:LAMBDA]",
+        check=Check("", lambda text: bool(parse_compensation(text))),
+    )
     threads: int = _threads()
     codecs: str = _codecs()
     ready_file: str = option("", "file to write when all shards accept work, in JSON", metavar="FILE")
@@ -186,7 +218,7 @@ class ServerConfig:
                 f"backup_workers={self.backup_workers} leaves none of {self.workers} workers to wait for; give fewer"
             )
         if self.mode == "sync":
-            for name, idle in (("max_staleness", None), ("staleness_lr", "constant")):
+            for name, idle in (("max_staleness", None), ("staleness_lr", "constant"), ("delay_compensation", "off")):
                 if (value := getattr(self, name)) != idle:
                     raise ConfigError(f"{name}={value} is for modes async and ssp; in sync no gradient is stale")
         if self.clip_norm and self.max_staleness is not None:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
+import torch
+
 from torch_ps.common import codecs, optim
 from torch_ps.common.codecs import Codec
 from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
@@ -27,6 +29,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.clip import Ask, Clip, Update
+from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Release, Wait
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Roster
@@ -93,6 +96,7 @@ class Engine:
         streams: Streams,
         *,
         clip_norm: float,
+        compensator: Compensator | None,
         ask: Ask,
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -116,6 +120,7 @@ class Engine:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
+        self._compensator = compensator
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -170,6 +175,8 @@ class Engine:
         self.run(self.core.pull(stream.worker, stream.session, local, time.monotonic()))
 
     def set_roster(self, roster: Roster) -> None:
+        if self._compensator is not None:
+            self._compensator.keep(roster)
         self.run(self.core.set_roster(roster))
         if self._clip is not None:
             self._clip.set_roster(roster)
@@ -250,16 +257,34 @@ class Engine:
                     encoded[codec.name] = self.store.encode(bucket.index, codec)
                 parts = encoded[codec.name]
             header = self._answer(bucket, job.release, codec, delta)
-            frames.append((job.stream, pack(header, parts), sum(map(len, parts))))
+            frame, size = pack(header, parts), sum(map(len, parts))
+            frames.append((job.stream, frame, size))
+            if self._compensator is not None:
+                self._note_pulled(self._compensator, bucket, job, codec, memoryview(frame)[len(frame) - size :])
         self._metrics.step_seconds.observe(time.perf_counter() - begin)
         return _Done(frames, left_out, steps)
 
     def _apply(self, bucket: Bucket, job: _Step | Update) -> list[NonFinite]:
         if isinstance(job, _Step):
-            return self.store.apply(bucket.index, job.gradients, job.hyper, lr_scale=job.apply.lr_scale)
-        if job.mean is not None and job.coefficient:
-            self.store.step(bucket.index, job.mean.mul_(job.coefficient), job.hyper, lr_scale=job.apply.lr_scale)
-        return job.left_out
+            mean, left_out = self.store.mean(bucket.index, job.gradients)
+        else:
+            mean, left_out = job.clipped(), job.left_out
+        if mean is not None:
+            if self._compensator is not None and bucket.rule == "optimizer":
+                mean = self._compensator.correct(bucket.index, job.apply, mean, self.store.values(bucket.index))
+            self.store.step(bucket.index, mean, job.hyper, lr_scale=job.apply.lr_scale)
+        return left_out
+
+    def _note_pulled(
+        self, compensator: Compensator, bucket: Bucket, answer: _Answer, codec: Codec, payload: memoryview
+    ) -> None:
+        """Tell the compensator what this worker has now: what it decodes, not what was encoded."""
+        stream, version = answer.stream, answer.release.version
+        if stream.worker is None or bucket.rule != "optimizer":
+            return
+        held = stream.copies.get(bucket.index) if stream.codec.coarse else None
+        values = codec.decode(payload, torch.empty(bucket.numel)) if held is None else held
+        compensator.pulled(bucket.index, stream.worker, stream.session, version, values)
 
     def _answer(self, bucket: Bucket, release: Release, codec: Codec, delta: bool) -> pb.DownHeader:
         return pb.DownHeader(

@@ -29,6 +29,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.clip import Ask, Norms
+from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.effects import Announce, Effect, Evict, Group
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster
@@ -196,6 +197,7 @@ class Job:
             self.metrics,
             self.streams,
             clip_norm=self.clip_norm,
+            compensator=Compensator.of(self.mode),
             ask=self._ask_norm,
             on_failure=self._on_failure,
         )

@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
-from torch_ps.common.config import DEFAULT_SLACK, ServerConfig, parse_shard
+from torch_ps.common.config import DEFAULT_SLACK, ServerConfig, parse_compensation, parse_shard
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.ps.core.mode import Mode
@@ -61,12 +61,15 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         stop.set()
 
     metrics = Metrics()
+    compensation, strength = parse_compensation(config.delay_compensation)
     mode = Mode(
         name=config.mode,
         slack=DEFAULT_SLACK if config.slack is None else config.slack,
         backup_workers=config.backup_workers,
         max_staleness=config.max_staleness,
         staleness_lr=config.staleness_lr,
+        delay_compensation=compensation,
+        compensation_strength=strength or 1.0,
     )
     with ThreadPoolExecutor(config.threads, thread_name_prefix="apply") as executor:
         job = Job(

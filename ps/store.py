@@ -96,8 +96,12 @@ class Store:
         values = self._slots[bucket].values
         values.copy_(codec.decode(payload, values))
 
+    def values(self, bucket: int) -> torch.Tensor:
+        """The parameters of one bucket, shape (numel,), fp32: the store's own, to look at during a call for it."""
+        return self._slots[bucket].values
+
     def encode(self, bucket: int, codec: Codec) -> tuple[Buffer, ...]:
-        """The parameters of one bucket. The parts may be views: join them before the bucket's next ``apply``."""
+        """The parameters of one bucket. The parts may be views: join them before the bucket's next ``step``."""
         return codec.encode(self._slots[bucket].values)
 
     def encode_lacking(self, bucket: int, codec: Codec, copies: Copies, version: int) -> tuple[Buffer, ...] | None:
@@ -109,25 +113,15 @@ class Store:
             return None
         return copies.encode(bucket, self._slots[bucket].values, codec, seed=(version << 32) + bucket)
 
-    def apply(
-        self, bucket: int, gradients: Sequence[Gradient], hyper: Hyper, *, lr_scale: float = 1.0
-    ) -> list[NonFinite]:
-        """One optimizer step with the weighted mean of ``gradients``, which are in rank order.
+    def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
+        """The weighted mean of ``gradients``, which are in rank order, and what was left out of it.
 
-        A gradient that is not finite joins with weight 0. With no weight left, or where every gradient is missing, the
-        bucket stays as it is.
-        ``lr_scale`` is a factor on the learning rate, for this step alone.
+        A gradient that is not finite joins with weight 0.
 
         Returns:
-            The gradients that were left out.
+            The mean, shape (numel,), fp32, to be read until this thread's next call; None with no weight left, or where
+            every gradient is missing: the bucket stays as it is. Then the gradients that are not finite.
         """
-        mean, left_out = self.mean(bucket, gradients)
-        if mean is not None:
-            self.step(bucket, mean, hyper, lr_scale=lr_scale)
-        return left_out
-
-    def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
-        """The first half of ``apply``: the mean, valid until this thread's next call, and what was left out of it."""
         slot = self._slots[bucket]
         left_out: list[NonFinite] = []
         mean = self._mean(slot, gradients)
@@ -138,7 +132,7 @@ class Store:
         return mean, left_out
 
     def step(self, bucket: int, mean: torch.Tensor, hyper: Hyper, *, lr_scale: float = 1.0) -> None:
-        """The second half of ``apply``."""
+        """One optimizer step with ``mean``; ``lr_scale`` is a factor on the learning rate, for this step alone."""
         with torch.no_grad():
             self._slots[bucket].update(mean, hyper, lr_scale)
 

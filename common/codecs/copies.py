@@ -23,6 +23,10 @@ class Copies:
     def __init__(self) -> None:
         self._of: dict[int, torch.Tensor] = {}
 
+    def get(self, bucket: int) -> torch.Tensor | None:
+        """What the other side has of one bucket, shape (numel,); None before its first pull."""
+        return self._of.get(bucket)
+
     def encode(self, bucket: int, values: torch.Tensor, codec: Codec, seed: int) -> tuple[Buffer, ...] | None:
         """What the other side lacks of ``values``, and the copy follows; None: it needs them whole."""
         copy = self._of.get(bucket)

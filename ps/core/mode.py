@@ -16,6 +16,7 @@ from torch_ps.ps.core.sync import SyncPolicy
 
 #: Learning rate of an asynchronous push as a function of its staleness.
 STALENESS_LR = ("constant", "inverse")
+DELAY_COMPENSATION = ("off", "constant", "adaptive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class Mode:
         backup_workers: sync: pushes that a step does not wait for, >= 0.
         max_staleness: async and ssp: an older push is refused; None refuses none.
         staleness_lr: async and ssp: "inverse" divides the learning rate by 1 + staleness.
+        delay_compensation: async and ssp: "constant" or "adaptive" corrects stale gradients, "off" does not.
+        compensation_strength: lambda of that correction, > 0.
     """
 
     name: str = "sync"
@@ -35,16 +38,28 @@ class Mode:
     backup_workers: int = 0
     max_staleness: int | None = None
     staleness_lr: str = "constant"
+    delay_compensation: str = "off"
+    compensation_strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ConfigError(f"mode must be one of {', '.join(POLICIES)}; got {self.name!r}")
         if self.staleness_lr not in STALENESS_LR:
             raise ConfigError(f"staleness_lr must be one of {', '.join(STALENESS_LR)}; got {self.staleness_lr!r}")
+        if self.delay_compensation not in DELAY_COMPENSATION:
+            choices = ", ".join(DELAY_COMPENSATION)
+            raise ConfigError(f"delay_compensation must be one of {choices}; got {self.delay_compensation!r}")
+        if not self.compensation_strength > 0:
+            raise ConfigError(f"compensation_strength must be > 0; got {self.compensation_strength}")
         for name in ("slack", "backup_workers", "max_staleness"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} must be >= 0; got {value}")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether a stale gradient is corrected before it is applied."""
+        return self.delay_compensation != "off"
 
     def policy(self, bucket: int) -> Policy:
         """A fresh policy for one bucket."""
@@ -61,6 +76,8 @@ class Mode:
             words.append(f"staleness at most {self.max_staleness}")
         if self.staleness_lr != "constant":
             words.append(f"learning rate {self.staleness_lr} to staleness")
+        if self.compensates:
+            words.append(f"{self.delay_compensation} delay compensation {self.compensation_strength:g}")
         return ", ".join(words)
 
 

@@ -146,7 +146,9 @@ def in_slices(name: str, hyper: Hyper, bucket_bytes: int, num_shards: int) -> It
         gradients = gradients_of(step)
         for bucket in buckets:
             gradient = Gradient("w0", step, 1.0, none, payload(cut(gradients, bucket)))
-            store.apply(bucket.index, [gradient], now[bucket.group])
+            mean, _ = store.mean(bucket.index, [gradient])
+            assert mean is not None
+            store.step(bucket.index, mean, now[bucket.group])
     for bucket in buckets:
         yield bucket, torch.frombuffer(bytearray(b"".join(store.encode(bucket.index, none))), dtype=torch.float32)
 
