@@ -36,6 +36,7 @@ class Case:
     codec: str
     size: str
     shards: int = 1
+    server: tuple[str, ...] = ()  # further options of ps-serve
 
     @property
     def name(self) -> str:
@@ -109,10 +110,10 @@ def run(case: Case, workers: int) -> dict[str, float]:
     context: Any = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder, "ready")
-        options = {"mode": case.mode, "workers": workers, "shards": case.shards, "log-level": "warning"}
+        options: dict[str, Any] = {"mode": case.mode, "workers": workers, "shards": case.shards, "log-level": "warning"}
         command = [sys.executable, "-m", "torch_ps.ps.cli", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
         server = subprocess.Popen(
-            command + [text for key, value in options.items() for text in (f"--{key}", f"{value}")]
+            [*command, *(text for key, value in options.items() for text in (f"--{key}", f"{value}")), *case.server]
         )
         try:
             deadline = time.monotonic() + DEADLINE
@@ -120,6 +121,7 @@ def run(case: Case, workers: int) -> dict[str, float]:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit("ps-serve did not start; its own message is above")
                 time.sleep(0.05)
+            resident = _mib_of(server.pid, "VmRSS")
             servers = ",".join(json.loads(ready.read_text())["servers"])
             start, answers = context.Barrier(workers + 1), context.Queue()
             children = [
@@ -133,6 +135,7 @@ def run(case: Case, workers: int) -> dict[str, float]:
             before = _cpu_of(server.pid)
             told: list[Told] = [answers.get(timeout=DEADLINE) for _ in children]
             served = _cpu_of(server.pid) - before
+            peak = _mib_of(server.pid, "VmHWM")
             start.wait(DEADLINE)
             for child in children:
                 child.join(DEADLINE)
@@ -146,6 +149,8 @@ def run(case: Case, workers: int) -> dict[str, float]:
         "rounds_per_second": rounds / max(each.seconds for each in told),
         "cpu_seconds_per_round": (sum(each.cpu for each in told) + served) / rounds,
         "cpu_seconds_per_gb": (sum(each.cpu for each in told) + served) / payload * 1e9,
+        "server_mib_at_start": resident,
+        "server_mib_at_peak": peak,
     }
 
 
@@ -157,6 +162,12 @@ def _cpu_of(pid: int) -> float:
         fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
         found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return found
+
+
+def _mib_of(pid: int, key: str) -> float:
+    """Resident memory of a process, now ("VmRSS") or at most so far ("VmHWM")."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def main() -> None:

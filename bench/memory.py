@@ -1,0 +1,57 @@
+"""Memory of one server with 25 M parameters (95.4 MiB of fp32), SGD with momentum, for 2 and for 8 workers.
+
+    python bench/memory.py
+
+The second column is what the server must hold in copies of the parameters: itself and the momentum, and what the mode or
+the codec of pulls keeps for each worker. The rest of the peak above the start are messages on their way: gradients of
+buckets that are still open, and answers that are not sent yet.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.pushpull import Case, run
+
+#: MiB of fp32 of the big model.
+COPY = 24_999_936 * 4 / 2**20
+#: What a case is called, the case, and the copies that it keeps per worker and for the whole shard beside the two.
+CASES = (
+    ("sync", Case("sync", "none", "big"), 0, 0),
+    ("sync, fp16 both ways", Case("sync", "fp16", "big"), 0, 0),
+    ("sync, int8 both ways", Case("sync", "int8", "big"), 1, 0),
+    ("async", Case("async", "none", "big"), 0, 0),
+    (
+        "async, constant delay compensation",
+        Case("async", "none", "big", server=("--delay-compensation", "constant")),
+        1,
+        0,
+    ),
+    (
+        "async, adaptive delay compensation",
+        Case("async", "none", "big", server=("--delay-compensation", "adaptive")),
+        1,
+        1,
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", default="2,8", help="numbers of workers, comma-separated")
+    counts = [int(text) for text in parser.parse_args().workers.split(",")]
+    out = sys.stdout.write
+    out(f"{'case':<36}{'workers':>8}{'held MiB':>10}{'start MiB':>11}{'peak MiB':>10}{'peak - start - held':>21}\n")
+    for name, case, per_worker, once in CASES:
+        for workers in counts:
+            found = run(case, workers)
+            held = COPY * (2 + once + per_worker * workers)
+            start, peak = found["server_mib_at_start"], found["server_mib_at_peak"]
+            out(f"{name:<36}{workers:>8}{held:>10.0f}{start:>11.0f}{peak:>10.0f}{peak - start - held:>21.0f}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
