@@ -2,7 +2,7 @@
 
     python bench/memory.py
 
-The second column is what the server must hold in copies of the parameters: itself and the momentum, and what the mode or
+The third column is what the server must hold in copies of the parameters: itself and the momentum, and what the mode or
 the codec of pulls keeps for each worker. The rest of the peak above the start are messages on their way: gradients of
 buckets that are still open, and answers that are not sent yet.
 """

@@ -23,7 +23,7 @@ import torch
 from torch_ps.common import codecs, optim
 from torch_ps.common.codecs import Codec
 from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
-from torch_ps.common.frames import Buffer, pack
+from torch_ps.common.frames import pack
 from torch_ps.common.optim import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
@@ -237,27 +237,29 @@ class Engine:
         done.add_done_callback(lambda future: self._loop.call_soon_threadsafe(self._finish, lane, future))
 
     def _work(self, bucket: Bucket, jobs: Iterable[_Job]) -> _Done:
-        """On the executor: apply and encode, in order."""
+        """On the executor: apply and encode, in order. Workers with the same answer share one frame."""
         frames: list[tuple[Stream, bytes, int]] = []
         left_out: list[NonFinite] = []
-        encoded: dict[str, tuple[Buffer, ...]] = {}
+        shared: dict[bytes, tuple[bytes, int]] = {}  # by header: payload and all, since the last step
         steps, begin = 0, time.perf_counter()
         for job in jobs:
             if not isinstance(job, _Answer):
                 left_out += self._apply(bucket, job)
-                encoded.clear()
+                shared.clear()
                 steps += 1
                 continue
             codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
-            parts = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
-            delta = parts is not None
-            if parts is None:
+            lacks = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
+            if lacks is not None:
+                frame, size = pack(self._answer(bucket, job.release, codec, delta=True), lacks), sum(map(len, lacks))
+            else:
                 codec = codecs.codec("none") if codec.coarse else codec
-                if codec.name not in encoded:
-                    encoded[codec.name] = self.store.encode(bucket.index, codec)
-                parts = encoded[codec.name]
-            header = self._answer(bucket, job.release, codec, delta)
-            frame, size = pack(header, parts), sum(map(len, parts))
+                header = self._answer(bucket, job.release, codec, delta=False)
+                key = header.SerializeToString()
+                if key not in shared:
+                    parts = self.store.encode(bucket.index, codec)
+                    shared[key] = pack(header, parts), sum(map(len, parts))
+                frame, size = shared[key]
             frames.append((job.stream, frame, size))
             if self._compensator is not None:
                 self._note_pulled(self._compensator, bucket, job, codec, memoryview(frame)[len(frame) - size :])
@@ -286,7 +288,7 @@ class Engine:
         values = codec.decode(payload, torch.empty(bucket.numel)) if held is None else held
         compensator.pulled(bucket.index, stream.worker, stream.session, version, values)
 
-    def _answer(self, bucket: Bucket, release: Release, codec: Codec, delta: bool) -> pb.DownHeader:
+    def _answer(self, bucket: Bucket, release: Release, codec: Codec, *, delta: bool) -> pb.DownHeader:
         return pb.DownHeader(
             bucket=bucket.index,
             version=release.version,
