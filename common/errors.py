@@ -6,6 +6,7 @@
     +-- WaitTimeout            a wait reached its deadline; says who is waited for
     +-- Refused                the server listens but will not serve this worker (address, token, limits)
     |   +-- Overloaded         admission refused for now, safe to retry after a pause
+    +-- NoSharedMemory         this worker and this server cannot share memory; the network carries all
     +-- ServerStopped          the server ended the job or is shutting down
     +-- ProtocolError          the peer sent something the contract forbids
         +-- UnknownWorker      no live membership under this worker name and session
@@ -44,6 +45,10 @@ class Refused(PsError):
 
 class Overloaded(Refused):
     """The server is at one of its limits; retry after a pause."""
+
+
+class NoSharedMemory(PsError):
+    """Two processes cannot share memory: not one host, not one user, or not what was offered."""
 
 
 class ServerStopped(PsError):

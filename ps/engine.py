@@ -28,6 +28,7 @@ from torch_ps.common.optim import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
+from torch_ps.ps.arenas import Arenas
 from torch_ps.ps.clip import Ask, Clip, Update
 from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Release, Wait
@@ -103,7 +104,8 @@ class Engine:
         buckets = tuple(buckets)
         self.model = model
         self.core = core
-        self.store = Store(model, buckets)
+        self.arenas = Arenas(buckets)
+        self.store = Store(model, buckets, self.arenas.parameters)
         self._streams = streams
         self.staleness: Counter[int] = Counter()
         self.late = 0
@@ -149,9 +151,12 @@ class Engine:
         """
         lane = self._lane(push.bucket)
         codec = codecs.codec(push.codec)
+        worker, session = stream.worker or "", stream.session
+        if push.HasField("arena_bytes"):
+            in_place = codec.name == "none"
+            payload = self.arenas.payload(worker, session, push.bucket, push.arena_bytes, in_place=in_place)
         codec.check(payload, lane.bucket.numel)
         hyper = self._hyper(lane.bucket, push)
-        worker, session = stream.worker or "", stream.session
         local = self._local[push.bucket]
         effects = self.core.push(
             Push(worker, session, push.step, local, push.base, push.weight, push.epoch), time.monotonic()
@@ -175,6 +180,7 @@ class Engine:
         self.run(self.core.pull(stream.worker, stream.session, local, time.monotonic()))
 
     def set_roster(self, roster: Roster) -> None:
+        self.arenas.keep(roster)
         if self._compensator is not None:
             self._compensator.keep(roster)
         self.run(self.core.set_roster(roster))
@@ -244,21 +250,23 @@ class Engine:
         steps, begin = 0, time.perf_counter()
         for job in jobs:
             if not isinstance(job, _Answer):
-                left_out += self._apply(bucket, job)
+                with self.arenas.changing(bucket.index, job.apply.version):
+                    left_out += self._apply(bucket, job)
                 shared.clear()
                 steps += 1
                 continue
             codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
+            in_arena = codec.name == "none" and self._compensator is None and self.arenas.has(*job.stream.identity)
             lacks = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
             if lacks is not None:
                 frame, size = pack(self._answer(bucket, job.release, codec, delta=True), lacks), sum(map(len, lacks))
             else:
                 codec = codecs.codec("none") if codec.coarse else codec
-                header = self._answer(bucket, job.release, codec, delta=False)
+                header = self._answer(bucket, job.release, codec, in_arena=in_arena)
                 key = header.SerializeToString()
                 if key not in shared:
-                    parts = self.store.encode(bucket.index, codec)
-                    shared[key] = pack(header, parts), sum(map(len, parts))
+                    parts = () if in_arena else self.store.encode(bucket.index, codec)
+                    shared[key] = pack(header, parts), 4 * bucket.numel if in_arena else sum(map(len, parts))
                 frame, size = shared[key]
             frames.append((job.stream, frame, size))
             if self._compensator is not None:
@@ -288,7 +296,7 @@ class Engine:
         values = codec.decode(payload, torch.empty(bucket.numel)) if held is None else held
         compensator.pulled(bucket.index, stream.worker, stream.session, version, values)
 
-    def _answer(self, bucket: Bucket, release: Release, codec: Codec, *, delta: bool) -> pb.DownHeader:
+    def _answer(self, bucket: Bucket, release: Release, codec: Codec, **where: bool) -> pb.DownHeader:
         return pb.DownHeader(
             bucket=bucket.index,
             version=release.version,
@@ -298,7 +306,7 @@ class Engine:
             applied=release.applied,
             samples=release.samples,
             codec=codec.name,
-            delta=delta,
+            **where,
             epoch=self.core.roster.epoch,
             contributor=release.contributors if bucket.index == self._first else (),
         )

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 
 from torch_ps.common import codecs, schema
+from torch_ps.common.arena import Offer
 from torch_ps.common.errors import (
     CorruptFrame,
     NameTaken,
@@ -272,6 +273,17 @@ class Job:
         """
         if self.membership is not None and stream.worker is not None:
             self.membership.renew(stream.worker, stream.session, time.monotonic())
+
+    async def share(self, worker: str, session: int, offer: Offer) -> Offer:
+        """Map the memory of a worker on this host; answers with that of the parameters.
+
+        Raises:
+            UnknownWorker: not in the roster.
+            NotInitialised: the parameters are not there yet.
+            NoSharedMemory: it cannot be mapped; says why.
+        """
+        await self._until_member(worker, session)
+        return self.working().arenas.admit(worker, session, offer)
 
     def working(self) -> Engine:
         """The engine, once the parameters are there.

@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 
 from torch_ps.common import codecs, schema
+from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
-from torch_ps.common.errors import CorruptFrame, ProtocolError, PsError, WaitTimeout
+from torch_ps.common.errors import CorruptFrame, NoSharedMemory, ProtocolError, PsError, WaitTimeout
 from torch_ps.common.frames import unpack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.roster import Roster
@@ -46,6 +47,7 @@ class Servicer:
             {
                 "Describe": unary(self.describe, pb.DescribeRequest),
                 "Join": unary(self.join, pb.JoinRequest),
+                "Share": unary(self.share, pb.ShareRequest),
                 "Leave": unary(self.leave, pb.LeaveRequest),
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
@@ -88,6 +90,13 @@ class Servicer:
             DEFAULT_DEADLINE if left is None else left * 0.95,  # so that our reason arrives before the deadline
         )
         return pb.JoinReply(session=session, seed=seed, epoch=self._job.roster.epoch)
+
+    async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
+        try:
+            parameters = await self._job.share(request.worker, request.session, offer_from_proto(request.gradients))
+        except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
+            return pb.ShareReply(reason=str(error))
+        return pb.ShareReply(parameters=offer_to_proto(parameters))
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         self._job.leave(request.worker, request.session)

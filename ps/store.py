@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_ps.common import optim
+from torch_ps.common.arena import Arena
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.frames import Buffer
@@ -49,9 +50,13 @@ class NonFinite:
 class _Slot:
     """One bucket: its parameters as one flat tensor and the optimizer over it."""
 
-    def __init__(self, bucket: Bucket, model: Model) -> None:
+    def __init__(self, bucket: Bucket, model: Model, arena: Arena | None) -> None:
         self.bucket = bucket
-        self.values = torch.zeros(bucket.numel)
+        self.values = (
+            torch.zeros(bucket.numel)
+            if arena is None
+            else torch.frombuffer(arena.values(bucket.index), dtype=torch.float32)
+        )
         self.optimizer: torch.optim.Optimizer | None = None
         self._parts = [self.values]
         if bucket.rule == "optimizer":
@@ -83,11 +88,14 @@ class Store:
     """Parameters, optimizer state and their updates, for the buckets of one shard.
 
     Memory: parameters + optimizer state + two scratch buckets per executor thread.
+
+    Args:
+        arena: shared memory for the parameters; None: they are private.
     """
 
-    def __init__(self, model: Model, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, model: Model, buckets: Sequence[Bucket], arena: Arena | None = None) -> None:
         self._names = [tensor.name for tensor in model.tensors()]
-        self._slots = {bucket.index: _Slot(bucket, model) for bucket in buckets}
+        self._slots = {bucket.index: _Slot(bucket, model, arena) for bucket in buckets}
         self._scratch = threading.local()
         self._largest = max((bucket.numel for bucket in buckets), default=0)
 

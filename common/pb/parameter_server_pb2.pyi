@@ -137,6 +137,38 @@ class SeedReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ArenaOffer(_message.Message):
+    __slots__ = ("host", "pid", "fd", "token", "size")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    pid: int
+    fd: int
+    token: bytes
+    size: int
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class ShareRequest(_message.Message):
+    __slots__ = ("worker", "session", "gradients")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    gradients: ArenaOffer
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ...) -> None: ...
+
+class ShareReply(_message.Message):
+    __slots__ = ("parameters", "reason")
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    parameters: ArenaOffer
+    reason: str
+    def __init__(self, parameters: _Optional[_Union[ArenaOffer, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class LeaveRequest(_message.Message):
     __slots__ = ("worker", "session")
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -206,7 +238,7 @@ class Hello(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "nonfinite")
+    __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "arena_bytes", "nonfinite")
     class HyperEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +254,7 @@ class Push(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HYPER_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     step: int
     bucket: int
@@ -231,8 +264,9 @@ class Push(_message.Message):
     epoch: int
     hyper: _containers.MessageMap[str, HyperValue]
     missing: bool
+    arena_bytes: int
     nonfinite: bool
-    def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., nonfinite: bool = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., arena_bytes: _Optional[int] = ..., nonfinite: bool = ...) -> None: ...
 
 class Pull(_message.Message):
     __slots__ = ("bucket",)
@@ -253,7 +287,7 @@ class DownFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[DownHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class DownHeader(_message.Message):
-    __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "delta", "contributor")
+    __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "in_arena", "delta", "contributor")
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +297,7 @@ class DownHeader(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    IN_ARENA_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTOR_FIELD_NUMBER: _ClassVar[int]
     bucket: int
@@ -274,9 +309,10 @@ class DownHeader(_message.Message):
     samples: float
     codec: str
     epoch: int
+    in_arena: bool
     delta: bool
     contributor: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., in_arena: bool = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NormRequest(_message.Message):
     __slots__ = ("shard", "worker", "session", "step", "square")

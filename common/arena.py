@@ -1,0 +1,196 @@
+"""Shared-memory arenas: how a worker and a server on one host read each other's buckets without sending them.
+
+    creator: memfd, sealed at its size --Offer(host, pid, fd, token, size)--> peer: /proc/PID/fd/FD, checked, mapped
+
+    [ token | per bucket: lock, version | values of bucket 0 | values of bucket 1 | ... ]
+
+Rules of this file
+  1. A region has no name: only processes of the same user on the same host can open it, and the kernel frees it with
+     the last of them, however they end.
+  2. Nothing that a peer says is believed: owner, kind, seals, size and token are checked before a byte is mapped. The
+     seals keep a region from shrinking under its readers.
+  3. One side writes a region, the other maps it read-only.
+
+A *lock* is a counter, odd while its bucket is being changed: a reader that finds another even number after its copy
+than before has copied a mixture and copies again.
+
+Source: memfd_create(2), fcntl(2) for seals; the lock is a seqlock, Lameter, "Effective synchronization on Linux/NUMA
+systems", 2005.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from torch_ps.common.errors import NoSharedMemory
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+
+_TOKEN = 16
+_HEAD = 64
+_ENTRY = 16  # lock and version of one bucket, uint64 each
+#: Buckets begin on cache lines, their values on a page of their own.
+_LINE, _PAGE = 64, 4096
+#: Seconds that a reader waits for a bucket that is being changed, and between two looks at it.
+_LOCKED_SECONDS, _LOOK_SECONDS = 5.0, 5e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Where a region is and how it is recognised.
+
+    Attributes:
+        host: id of the running kernel, so that equal process ids of two hosts are not confused.
+        token: random bytes that the region begins with.
+        size: bytes.
+    """
+
+    host: str
+    pid: int
+    fd: int
+    token: bytes
+    size: int
+
+
+class Layout:
+    """Where the buckets of one shard are in a region; both sides compute it from the plan."""
+
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self.places: dict[int, int] = {}  # bucket -> place in the table
+        self._spans: dict[int, tuple[int, int]] = {}
+        at = -(-(_HEAD + _ENTRY * len(buckets)) // _PAGE) * _PAGE
+        for place, bucket in enumerate(buckets):
+            self.places[bucket.index] = place
+            self._spans[bucket.index] = at, at + 4 * bucket.numel
+            at = -(-(at + 4 * bucket.numel) // _LINE) * _LINE
+        self.size = at
+
+    def span(self, bucket: int) -> tuple[int, int]:
+        """First byte and end of a bucket's values."""
+        return self._spans[bucket]
+
+
+class Arena:
+    """One mapped region. ``memory`` is writable in the process that made it, read-only in the other.
+
+    Raises (from both constructors):
+        NoSharedMemory: the region cannot be made or opened; says why.
+    """
+
+    def __init__(self, layout: Layout, region: mmap.mmap, offer: Offer) -> None:
+        self.layout, self.offer = layout, offer
+        self.memory = memoryview(region)
+        self._table = np.frombuffer(region, np.uint64, 2 * len(layout.places), _HEAD).reshape(-1, 2)
+
+    @classmethod
+    def create(cls, layout: Layout) -> "Arena":
+        """A new region of this process, all zeros."""
+        try:
+            fd = os.memfd_create("torch-ps", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, layout.size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            region = mmap.mmap(fd, layout.size)
+        except (OSError, AttributeError) as error:
+            raise NoSharedMemory(f"no shared memory of {layout.size} bytes here: {error}") from None
+        token = secrets.token_bytes(_TOKEN)
+        region[:_TOKEN] = token
+        arena = cls(layout, region, Offer(host_id(), os.getpid(), fd, token, layout.size))
+        weakref.finalize(arena, os.close, fd)  # the peer opens it by this number
+        return arena
+
+    @classmethod
+    def open(cls, layout: Layout, offer: Offer) -> "Arena":
+        """A region of another process of this user and host, read-only."""
+        if offer.host != host_id():
+            raise NoSharedMemory("it is on another host")
+        if offer.size != layout.size:
+            raise NoSharedMemory(f"it has {offer.size} bytes; the buckets of this shard need {layout.size}")
+        try:
+            fd = os.open(f"/proc/{int(offer.pid)}/fd/{int(offer.fd)}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NoSharedMemory(f"process {offer.pid} cannot be seen from here: {error.strerror}") from None
+        try:
+            region = cls._map(fd, offer)
+        finally:
+            os.close(fd)
+        return cls(layout, region, offer)
+
+    @staticmethod
+    def _map(fd: int, offer: Offer) -> mmap.mmap:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+            raise NoSharedMemory("it is no memory of this user")
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        except OSError:
+            sealed = 0
+        if not sealed or facts.st_size != offer.size:
+            raise NoSharedMemory(f"it has {facts.st_size} bytes and may shrink; {offer.size} sealed ones were offered")
+        try:
+            region = mmap.mmap(fd, offer.size, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise NoSharedMemory(f"it cannot be mapped: {error.strerror}") from None
+        if not secrets.compare_digest(region[:_TOKEN], offer.token):
+            raise NoSharedMemory("it is not the region that was offered")
+        return region
+
+    def values(self, bucket: int) -> memoryview:
+        """The fp32 values of one bucket, as bytes."""
+        begin, end = self.layout.span(bucket)
+        return self.memory[begin:end]
+
+    # -------------------------------------------------------------- the lock of a bucket
+
+    @contextlib.contextmanager
+    def changing(self, bucket: int, version: int) -> Iterator[None]:
+        """The writer's side: the values become those of ``version`` inside. One writer per bucket at a time."""
+        entry = self._table[self.layout.places[bucket]]
+        entry[0] += 1
+        try:
+            yield
+        finally:
+            entry[1] = version
+            entry[0] += 1
+
+    def attempts(self, bucket: int) -> Iterator[int]:
+        """The reader's side: copy once per item, which is the version; ends when a copy was whole.
+
+        Raises:
+            NoSharedMemory: no copy was whole for seconds on end.
+        """
+        entry, deadline = self._table[self.layout.places[bucket]], time.monotonic() + _LOCKED_SECONDS
+        while time.monotonic() < deadline:
+            before = int(entry[0])
+            if before % 2 == 0:
+                yield int(entry[1])
+                if int(entry[0]) == before:
+                    return
+            else:
+                time.sleep(_LOOK_SECONDS)
+        raise NoSharedMemory(f"bucket {bucket} could not be read whole in {_LOCKED_SECONDS:g} s; its server hangs")
+
+
+def offer_to_proto(offer: Offer) -> pb.ArenaOffer:
+    return pb.ArenaOffer(host=offer.host, pid=offer.pid, fd=offer.fd, token=offer.token, size=offer.size)
+
+
+def offer_from_proto(message: pb.ArenaOffer) -> Offer:
+    return Offer(message.host, message.pid, message.fd, message.token, message.size)
+
+
+def host_id() -> str:
+    """Names the running kernel, not the machine: a restart gives another one. "" where there is none to be had."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

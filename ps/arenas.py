@@ -1,0 +1,75 @@
+"""The shared memory of one shard: its own parameters, and the gradients of the workers on this host.
+
+    worker: Share(offer) --admit()--> mapped read-only here; answered with the offer of the parameters
+    push with arena_bytes --payload()--> the gradient, where the worker has written it
+
+Rules of this file
+  1. Values without structure (fp32) are read where they are. What a codec has to check first is copied first, so that
+     it stays as it was checked.
+  2. A worker writes a bucket's place again only after its push was answered, so what is held does not change.
+
+Source: see ``torch_ps.common.arena``.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from torch_ps.common.arena import Arena, Layout, Offer
+from torch_ps.common.errors import CorruptFrame, NoSharedMemory
+from torch_ps.common.plan import Bucket
+from torch_ps.ps.core.roster import Roster
+
+log = logging.getLogger("torch_ps.ps")
+
+
+class Arenas:
+    """``parameters`` is the shard's own region; None where this system has no shared memory."""
+
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self._layout = Layout(buckets)
+        self._of: dict[tuple[str, int], Arena] = {}  # (worker, session)
+        self.parameters: Arena | None = None
+        try:
+            self.parameters = Arena.create(self._layout)
+        except NoSharedMemory as error:
+            log.info("all pushes and pulls use the network: %s", error)
+
+    def admit(self, worker: str, session: int, offer: Offer) -> Offer:
+        """Map a worker's region; gives the one to answer with.
+
+        Raises:
+            NoSharedMemory: it is not what a worker of this host and user would offer, or there is none here.
+        """
+        if self.parameters is None:
+            raise NoSharedMemory("the server has no shared memory")
+        self._of[worker, session] = Arena.open(self._layout, offer)
+        return self.parameters.offer
+
+    def has(self, worker: str | None, session: int) -> bool:
+        """Whether this worker reads parameters where they are."""
+        return (worker, session) in self._of
+
+    def keep(self, roster: Roster) -> None:
+        """Let go of the regions of sessions that are gone."""
+        members = {(m.name, m.session) for m in roster.members}
+        self._of = {session: arena for session, arena in self._of.items() if session in members}
+
+    def payload(self, worker: str, session: int, bucket: int, size: int, *, in_place: bool) -> memoryview:
+        """The encoded gradient of one push.
+
+        Raises:
+            CorruptFrame: this worker shares no memory, or the bucket has not as many bytes.
+        """
+        arena = self._of.get((worker, session))
+        if arena is None:
+            raise CorruptFrame(f"worker {worker!r} names a gradient in shared memory and shares none with this shard")
+        values = arena.values(bucket)
+        if size > len(values):
+            raise CorruptFrame(f"worker {worker!r} names {size} bytes of bucket {bucket}, which has {len(values)}")
+        return values[:size] if in_place else memoryview(bytes(values[:size]))
+
+    def changing(self, bucket: int, version: int) -> AbstractContextManager[None]:
+        """Around an optimizer step: readers of the parameters notice it."""
+        return contextlib.nullcontext() if self.parameters is None else self.parameters.changing(bucket, version)
