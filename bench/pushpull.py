@@ -36,12 +36,18 @@ class Case:
     codec: str
     size: str
     shards: int = 1
+    plane: str = "network"
     server: tuple[str, ...] = ()  # further options of ps-serve
 
     @property
     def name(self) -> str:
         codec = "fp32" if self.codec == "none" else self.codec
-        return f"{self.mode} {codec} {self.size}" + (f" {self.shards} shards" if self.shards > 1 else "")
+        words = [self.mode, codec, self.size]
+        if self.shards > 1:
+            words.append(f"{self.shards} shards")
+        if self.plane != "network":
+            words.append(self.plane)
+        return " ".join(words)
 
 
 CASES = (
@@ -51,7 +57,10 @@ CASES = (
     Case("sync", "none", "big", shards=2),
     Case("async", "none", "big"),
     Case("async", "fp16", "big"),
+    Case("sync", "none", "big", plane="memory"),
+    Case("async", "none", "big", plane="memory"),
     Case("sync", "none", "small"),
+    Case("sync", "none", "small", plane="memory"),
     Case("async", "none", "small"),
 )
 WARM = {"big": 3, "small": 100}
@@ -84,6 +93,7 @@ def worker(servers: str, rank: int, case: Case, start: Barrier, answers: "Queue[
         compress=case.codec,
         compress_pull=case.codec,
         overlap="off",
+        plane=case.plane,
     ) as optimizer:
         start.wait(DEADLINE)
         for _ in range(WARM[case.size]):

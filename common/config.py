@@ -21,6 +21,7 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, more_than, option, within
 
 MODES = ("sync", "async", "ssp")
+PLANES = ("auto", "memory", "network")
 PRECISIONS = ("fp32", "bf16", "fp16")
 STALENESS_LR = ("constant", "inverse")
 #: Forms of delay compensation, each with its strength where none is given.
@@ -278,6 +279,7 @@ class WorkerConfig:
     seed: int = option(0, "seed of the model and of the order of the data", check=at_least(0))
     accumulate: int = option(1, "backward passes that one push sums up", check=at_least(1))
     overlap: str = option("auto", "send gradients while backward runs", choices=("auto", "on", "off"))
+    plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
     timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))

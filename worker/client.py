@@ -90,6 +90,7 @@ class Client:
         compress_pull: codec of parameters.
         feedback: whether what a codec leaves out is added to the next push: "auto" for biased ones, "on", "off".
         compress_warmup: steps in which topk and randk send more than their density.
+        plane: "auto" shares memory with servers on this host, "memory" insists on it, "network" does not.
         timeout: seconds that ``push`` and ``pull`` may wait for other workers.
 
     Raises:
@@ -109,13 +110,19 @@ class Client:
         compress_pull: str = "none",
         feedback: str = "auto",
         compress_warmup: int = 0,
+        plane: str = "auto",
         timeout: float = 300.0,
     ) -> None:
         self.name = name or default_name()
         self._rank = rank
         self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=self.name)
         self._session = Session(
-            addresses_of(servers), self.name, compressor=self._compressor, compress_pull=compress_pull, timeout=timeout
+            addresses_of(servers),
+            self.name,
+            compressor=self._compressor,
+            compress_pull=compress_pull,
+            timeout=timeout,
+            plane=plane,
         )
         self._session.on_values = self._write
         self._model: Model | None = None
@@ -148,7 +155,6 @@ class Client:
         source = Flat([*params.values(), *(buffers or {}).values()])
         self._session.join(model, self._rank, lambda bucket: source.read(bucket, torch.empty(bucket.numel)))
         self._changed = changed(optimizer.hyper, self._session.job_model.groups[0].hyper)
-        self._staging = torch.empty(max(bucket.numel for bucket in self._session.plan.buckets))
         self._joined = True
 
     def pull(self) -> Snapshot:
@@ -191,7 +197,7 @@ class Client:
         for bucket in session.plan.buckets:
             session.push(
                 bucket,
-                gather(bucket, ordered, self._staging[: bucket.numel]),
+                gather(bucket, ordered, session.staging(bucket)),
                 step=step,
                 base=versions[bucket.index] if same else int(base or 0),
                 weight=weight,

@@ -42,7 +42,8 @@ class Compressor:
     """
 
     def __init__(self, compress: str, *, feedback: str = "auto", warmup: int = 0, worker: str = "") -> None:
-        self.codec = codecs.chosen(compress)
+        codecs.chosen(compress)  # says what is wrong with it
+        self.codec = codecs.codec(compress)
         if feedback not in ("auto", "on", "off"):
             raise ConfigError(f"feedback must be one of auto, on, off; got {feedback!r}")
         if warmup and not dgc.has_density(compress):
@@ -57,6 +58,10 @@ class Compressor:
     def corrects_momentum(self) -> bool:
         """Whether momentum has to be given to ``encode`` rather than to the server, where the optimizer has any."""
         return self._feedback and self.codec.sparse
+
+    def leaves_alone(self, bucket: Bucket) -> bool:
+        """Whether the payload of this bucket is the bytes of its fp32 values."""
+        return bucket.rule != "optimizer" or (self.codec is self._plain and not self._feedback)
 
     def encode(
         self,

@@ -67,6 +67,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             nothing until the last of them, which pushes the mean.
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
             always, "off" never.
+        plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
@@ -97,6 +98,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         momentum_correction: str | None = None,
         accumulate: int | None = None,
         overlap: str | None = None,
+        plane: str | None = None,
         timeout: float | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -110,6 +112,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             "momentum_correction": momentum_correction,
             "accumulate": accumulate,
             "overlap": overlap,
+            "plane": plane,
             "timeout": timeout,
         }
         config = dataclasses.replace(
@@ -136,6 +139,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             compressor=self._compressor,
             compress_pull=config.compress_pull,
             timeout=config.timeout,
+            plane=config.plane,
         )
         self._session.on_values = self._flat.write
         self._close = weakref.finalize(self, self._session.close)
@@ -143,7 +147,6 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         try:
             self._session.join(described, config.rank, lambda b: self._flat.read(b, torch.empty(b.numel)))
             buckets = self._session.plan.buckets
-            self._staging = torch.empty(max(bucket.numel for bucket in buckets))
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             self._gradients = Gradients(self._parameters, names)
@@ -298,7 +301,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         """Push one bucket; during backward this runs on the thread that computes it."""
         if self._changed is None:
             self._changed = self._checked_hyper()
-        staging = self._staging[: bucket.numel]
+        staging = self._session.staging(bucket)
         trained = bucket.rule == "optimizer"
         if trained:
             self._gradients.gather(bucket, staging)

@@ -6,8 +6,7 @@ r"""A worker's life in a job: connect, join, seed if asked to, exchange buckets,
 Rules of this file
   1. Knows buckets, versions and steps; knows neither models nor training loops (``client`` and ``optimizer`` do).
   2. Never asks for the mode: the servers say which step comes next and when it may go on.
-  3. A push that is not answered yet is kept as it was sent. When a connection breaks it is sent again on the next one;
-     the servers apply it once.
+  3. Which plane carries a bucket is decided here: memory where the shard shares some and the bucket's place is free.
   4. No wait without a deadline, and the error of a wait says who is waited for.
 """
 
@@ -22,7 +21,14 @@ import torch
 from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.errors import ConfigError, CorruptFrame, NotInitialised, PsError, Unreachable, WaitTimeout
+from torch_ps.common.config import PLANES
+from torch_ps.common.errors import (
+    ConfigError,
+    CorruptFrame,
+    NotInitialised,
+    PsError,
+    WaitTimeout,
+)
 from torch_ps.common.frames import pack, unpack
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.optim import HyperValue, hyper_to_proto
@@ -30,16 +36,15 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
+from torch_ps.worker.exchange import Exchange
+from torch_ps.worker.plane import Planes
 from torch_ps.worker.servers import describe_all
-from torch_ps.worker.transport import Link, Stream
+from torch_ps.worker.transport import Link
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
-#: Seconds between two tries to open a stream again.
-RETRY_SECONDS = 0.2
-
 #: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
 OnValues = Callable[[Bucket, torch.Tensor], None]
 
@@ -71,6 +76,7 @@ class Session:
         name: of the worker.
         compressor: of pushes.
         compress_pull: codec of pulls.
+        plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none.
         timeout: seconds that a wait for other workers may take.
 
     Raises:
@@ -79,18 +85,24 @@ class Session:
     """
 
     def __init__(
-        self, servers: Sequence[Address], name: str, *, compressor: Compressor, compress_pull: str, timeout: float
+        self,
+        servers: Sequence[Address],
+        name: str,
+        *,
+        compressor: Compressor,
+        compress_pull: str,
+        timeout: float,
+        plane: str = "auto",
     ) -> None:
         if not timeout > 0:
             raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
+        if plane not in PLANES:
+            raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
         self.name, self.timeout = name, timeout
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._plain = codecs.codec("none")
-        self._changed = threading.Condition()
-        self._stopping = threading.Event()
-        self._error: PsError | None = None
-        self._streams: dict[int, Stream] = {}
-        self._unanswered: dict[int, bytes] = {}
+        self._exchange: Exchange | None = None
+        self._planes = Planes(plane)
         self._session = 0
         self._epoch = 0
         self._samples = 0.0
@@ -149,6 +161,7 @@ class Session:
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
                 self._links[index].seed(self._seeds(index, model, values), self.timeout)
+        self._planes.share(self._links, self.plan, self.name, self._session)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
@@ -168,19 +181,24 @@ class Session:
         raise WaitTimeout(f"after {seconds:g} s {missing} of {self.job.quorum} workers have not joined the job")
 
     def _start(self, model: Model, hello: pb.Hello) -> None:
-        self._close_streams()
+        if self._exchange is not None:
+            self._exchange.close()
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
-        self._model = model
-        self._scratch = [torch.empty(max((b.numel for b in buckets), default=0)) for _ in self._links]
+        largest = max((b.numel for b in buckets), default=0)
+        self._scratch = [torch.empty(largest) for _ in self._links]
+        self._staging = torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
         self._copies = Copies()
         self._clear()
-        self._hello = pack(pb.UpHeader(hello=hello))
-        self._stopping.clear()
-        for index in range(len(self._links)):
-            self._open(index)
+        self._exchange = Exchange(
+            self._links,
+            pack(pb.UpHeader(hello=hello)),
+            [bucket.shard for bucket in buckets],
+            self.job.lease_seconds,
+            self._receive,
+        )
 
     def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
         yield pack(pb.SeedHeader(worker=self.name, session=self._session, model=schema.to_proto(model)))
@@ -197,6 +215,14 @@ class Session:
     @property
     def versions(self) -> tuple[int, ...]:
         return tuple(self._versions)
+
+    def staging(self, bucket: Bucket) -> torch.Tensor:
+        """A tensor to build the gradient of one bucket in, shape (numel,), fp32; good until the next call.
+
+        Where the bucket travels as it is through shared memory, this is the place from which the server reads it.
+        """
+        place = self._planes.place(bucket) if self._compressor.leaves_alone(bucket) else None
+        return self._staging[: bucket.numel] if place is None else place
 
     def push(
         self,
@@ -232,12 +258,15 @@ class Session:
             missing=missing,
             nonfinite=nonfinite,
         )
-        self.pushed_bytes += sum(map(len, parts))
-        self._send(bucket, pack(pb.UpHeader(push=header), parts))
+        size = sum(map(len, parts))
+        self.pushed_bytes += size
+        if self._planes.put(bucket, step, values, parts):
+            header.arena_bytes, parts = size, ()
+        self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
 
     def pull(self, bucket: Bucket) -> None:
         """Ask for one bucket's parameters. The answer comes in ``wait``."""
-        self._send(bucket, pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
+        self._streams.send(bucket.index, pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
 
     @property
     def next_step(self) -> int:
@@ -251,14 +280,12 @@ class Session:
             WaitTimeout: not within ``timeout``; says who is waited for.
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
-        begin = time.monotonic()
-        with self._changed:
-            done = self._changed.wait_for(lambda: self._error or not self._unanswered, self.timeout)
-            self.wait_seconds += time.monotonic() - begin
-            if self._error is not None:
-                error, self._error = self._error, None
-                self._unanswered.clear()
-                raise error
+        begin, streams = time.monotonic(), self._streams
+        with streams.changed:
+            try:
+                done = streams.wait(self.timeout)
+            finally:
+                self.wait_seconds += time.monotonic() - begin
             if done:
                 outcome = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
                 self._clear()
@@ -271,97 +298,63 @@ class Session:
         self._staleness, self._applied = 0, True
         self._contributors: tuple[str, ...] = ()
 
-    def _send(self, bucket: Bucket, frame: bytes) -> None:
-        with self._changed:
-            if self._error is not None:
-                return  # wait() will raise it
-            self._unanswered[bucket.index] = frame
-            stream = self._streams.get(bucket.shard)
-        if stream is None:
-            self._open(bucket.shard)
-        else:
-            stream.send(frame)
+    @property
+    def _streams(self) -> Exchange:
+        if self._exchange is None:
+            raise NotInitialised(f"worker {self.name!r} has not joined the job")
+        return self._exchange
 
     def _receive(self, shard: int, frame: bytes) -> None:
         """On the reader thread of one shard."""
         header, payload = unpack(frame, pb.DownHeader)
         if header.bucket >= len(self._versions):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
-        bucket = self.plan.buckets[header.bucket]
+        bucket, version = self.plan.buckets[header.bucket], header.version
+        if header.in_arena:
+            version, size = self._planes.read(bucket, self.on_values), 4 * bucket.numel
+        else:
+            self._decode(shard, bucket, header, payload)
+            size = len(payload)
+        if header.HasField("step") and not header.applied:
+            self._put_back(bucket, header.step)
+        with self._streams.changed:
+            self._versions[bucket.index] = version
+            self._next_steps[bucket.index] = header.next_step
+            self._epoch = max(self._epoch, header.epoch)
+            self._applied &= header.applied or not header.HasField("step")
+            self.pulled_bytes += size
+            if bucket.index == 0:
+                self._staleness = header.staleness
+                self._samples = header.samples
+                self._contributors = tuple(header.contributor)
+            if header.HasField("step"):
+                self._planes.answered(bucket, header.step)
+            self._streams.answered(bucket.index)
+
+    def _decode(self, shard: int, bucket: Bucket, header: pb.DownHeader, payload: memoryview) -> None:
         codec = codecs.codec(header.codec)
         codec.check(payload, bucket.numel)
         values = codec.decode(payload, self._scratch[shard][: bucket.numel])
         if self._pull_codec.coarse and bucket.rule == "optimizer":
             values = self._copies.take(bucket.index, values, delta=header.delta)
         self.on_values(bucket, values)
-        if header.HasField("step") and not header.applied:
-            self._put_back(bucket, header.step)
-        with self._changed:
-            self._versions[bucket.index] = header.version
-            self._next_steps[bucket.index] = header.next_step
-            self._epoch = max(self._epoch, header.epoch)
-            self._applied &= header.applied or not header.HasField("step")
-            self.pulled_bytes += len(payload)
-            if bucket.index == 0:
-                self._staleness = header.staleness
-                self._samples = header.samples
-                self._contributors = tuple(header.contributor)
-            self._unanswered.pop(bucket.index, None)
-            if not self._unanswered:
-                self._changed.notify_all()
 
     def _put_back(self, bucket: Bucket, step: int) -> None:
         """The push of ``step`` was dropped; its answer is taken once, so it goes back once."""
-        frame = self._unanswered.get(bucket.index)
+        frame = self._streams.unanswered(bucket.index)
         header, payload = unpack(frame, pb.UpHeader) if frame else (pb.UpHeader(), memoryview(b""))
         if header.HasField("push") and header.push.step == step and header.push.weight:
+            if header.push.HasField("arena_bytes"):
+                payload = self._planes.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
-    # -------------------------------------------------------------- streams
-
-    def _open(self, shard: int) -> None:
-        """Open the stream to one shard and send again what it has not answered."""
-        stream = Stream(
-            self._links[shard], lambda frame: self._receive(shard, frame), lambda error: self._ended(shard, error)
-        )
-        stream.send(self._hello)
-        with self._changed:
-            self._streams[shard] = stream
-            again = [f for index, f in self._unanswered.items() if self.plan.buckets[index].shard == shard]
-        for frame in again:
-            stream.send(frame)
-
-    def _ended(self, shard: int, error: PsError) -> None:
-        """On the reader thread: the stream of one shard broke."""
-        with self._changed:
-            self._streams.pop(shard, None)
-            waiting = any(self.plan.buckets[index].shard == shard for index in self._unanswered)
-        if isinstance(error, Unreachable) and waiting and self._reopen(shard):
-            return
-        with self._changed:
-            if self._error is None and not self._stopping.is_set():
-                self._error = error
-                self._changed.notify_all()
-
-    def _reopen(self, shard: int) -> bool:
-        link, deadline = self._links[shard], time.monotonic() + self.job.lease_seconds
-        log.warning("lost the connection to %s; trying again", link.address)
-        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
-            try:
-                link.describe(max(deadline - time.monotonic(), 0.1))
-            except PsError:
-                continue
-            self._open(shard)
-            return True
-        return False
+    # -------------------------------------------------------------- the lease
 
     def _renew(self) -> None:
         """Keep the lease while the training loop computes."""
-        frame = pack(pb.UpHeader(renew=pb.Renew()))
-        while not self._stopping.wait(self.job.lease_seconds / 3):
-            stream = self._streams.get(0)
-            if stream is not None:
-                stream.send(frame)
+        frame, streams = pack(pb.UpHeader(renew=pb.Renew())), self._streams
+        while not streams.pause(self.job.lease_seconds / 3):
+            streams.send_unkept(0, frame)
 
     def _blame(self) -> str:
         """Who is being waited for, as the servers see it."""
@@ -379,7 +372,8 @@ class Session:
 
     def close(self) -> None:
         """Leave the roster and close all connections. Never raises for a server that is gone."""
-        self._close_streams()
+        if self._exchange is not None:
+            self._exchange.close()
         if self._session:
             try:
                 self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self._session), 5.0)
@@ -387,13 +381,6 @@ class Session:
                 log.info("could not take leave of the job: %s", error)
             self._session = 0
         self._close_links()
-
-    def _close_streams(self) -> None:
-        self._stopping.set()
-        for stream in tuple(self._streams.values()):
-            stream.close()
-        self._streams.clear()
-        self._unanswered.clear()
 
     def _close_links(self) -> None:
         for link in self._links:

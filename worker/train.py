@@ -85,6 +85,7 @@ def train(setting: Setting) -> None:
             momentum_correction=config.momentum_correction,
             accumulate=config.accumulate,
             overlap=config.overlap,
+            plane=config.plane,
             timeout=config.timeout,
         )
         with optimizer:

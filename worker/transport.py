@@ -108,6 +108,9 @@ class Link:
     def join(self, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
         return self._unary("Join", request, pb.JoinReply, seconds)
 
+    def share(self, request: pb.ShareRequest, seconds: float) -> pb.ShareReply:
+        return self._unary("Share", request, pb.ShareReply, seconds)
+
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 

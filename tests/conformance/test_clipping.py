@@ -130,7 +130,7 @@ def test_worker_that_goes_half_way_holds_up_nobody(mode: str, end: str, part: st
         if end == "leaves":
             victim.close()
         else:
-            victim._session._stopping.set()
+            victim._session._streams._stopping.set()
         waiting.result(30)
         result = survivor.push(gradients_of(1, 1))
         if mode == "async":  # a synchronous bucket that closed before the worker left has its gradient

@@ -1,0 +1,146 @@
+"""Frames to all shards and their answers, over streams that are opened again when they break.
+
+    send(bucket, frame) --> kept --> stream of its shard --> server
+    answered(bucket)    <-- dropped <-- on_frame <-- server
+
+Rules of this file
+  1. Frames are bytes and buckets are numbers; what they mean is the session's business.
+  2. A frame that is not answered yet is kept as it was sent. When a connection breaks it is sent again on the next one;
+     the servers apply it once.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.worker.transport import Link, Stream
+
+log = logging.getLogger("torch_ps.worker")
+
+#: Seconds between two tries to open a stream again.
+RETRY_SECONDS = 0.2
+
+
+class Exchange:
+    """The open streams of one session, one per shard.
+
+    Args:
+        links: to all shards, shard 0 first.
+        hello: first frame of every stream.
+        shard_of: shard of each bucket.
+        lease: seconds in which a stream that broke has to be open again.
+        on_frame: called on a reader thread with the shard and a frame of it; calls ``answered``.
+    """
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        hello: bytes,
+        shard_of: Sequence[int],
+        lease: float,
+        on_frame: Callable[[int, bytes], None],
+    ) -> None:
+        self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
+        self._on_frame = on_frame
+        #: Held while anything here changes; what answers say may be kept under it too.
+        self.changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._error: PsError | None = None
+        self._streams: dict[int, Stream] = {}
+        self._unanswered: dict[int, bytes] = {}
+        for shard in range(len(links)):
+            self._open(shard)
+
+    def send(self, bucket: int, frame: bytes) -> None:
+        """Send a push or a pull of one bucket; ``wait`` waits for its answer."""
+        shard = self._shard_of[bucket]
+        with self.changed:
+            if self._error is not None:
+                return  # wait() will raise it
+            self._unanswered[bucket] = frame
+            stream = self._streams.get(shard)
+        if stream is None:
+            self._open(shard)
+        else:
+            stream.send(frame)
+
+    def send_unkept(self, shard: int, frame: bytes) -> None:
+        """Send a frame that nothing answers, if the stream is open."""
+        stream = self._streams.get(shard)
+        if stream is not None:
+            stream.send(frame)
+
+    def unanswered(self, bucket: int) -> bytes | None:
+        """The frame of this bucket that waits for its answer."""
+        return self._unanswered.get(bucket)
+
+    def answered(self, bucket: int) -> None:
+        """The answer has been taken; to be called with ``changed`` held."""
+        self._unanswered.pop(bucket, None)
+        if not self._unanswered:
+            self.changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until everything is answered; False: it is not after ``seconds``. To be called with ``changed`` held.
+
+        Raises:
+            PsError: what ended a stream. Nothing waits for an answer then.
+        """
+        done = self.changed.wait_for(lambda: self._error or not self._unanswered, seconds)
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._unanswered.clear()
+            raise error
+        return bool(done)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait ``seconds``; True at once when the exchange is closed."""
+        return self._stopping.wait(seconds)
+
+    def close(self) -> None:
+        """End all streams; frames that were sent are delivered first."""
+        self._stopping.set()
+        for stream in tuple(self._streams.values()):
+            stream.close()
+        self._streams.clear()
+        self._unanswered.clear()
+
+    # -------------------------------------------------------------- streams
+
+    def _open(self, shard: int) -> None:
+        """Open the stream to one shard and send again what it has not answered."""
+        stream = Stream(
+            self._links[shard], lambda frame: self._on_frame(shard, frame), lambda error: self._ended(shard, error)
+        )
+        stream.send(self._hello)
+        with self.changed:
+            self._streams[shard] = stream
+            again = [frame for bucket, frame in self._unanswered.items() if self._shard_of[bucket] == shard]
+        for frame in again:
+            stream.send(frame)
+
+    def _ended(self, shard: int, error: PsError) -> None:
+        """On the reader thread: the stream of one shard broke."""
+        with self.changed:
+            self._streams.pop(shard, None)
+            waiting = any(self._shard_of[bucket] == shard for bucket in self._unanswered)
+        if isinstance(error, Unreachable) and waiting and self._reopen(shard):
+            return
+        with self.changed:
+            if self._error is None and not self._stopping.is_set():
+                self._error = error
+                self.changed.notify_all()
+
+    def _reopen(self, shard: int) -> bool:
+        link, deadline = self._links[shard], time.monotonic() + self._lease
+        log.warning("lost the connection to %s; trying again", link.address)
+        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+            try:
+                link.describe(max(deadline - time.monotonic(), 0.1))
+            except PsError:
+                continue
+            self._open(shard)
+            return True
+        return False

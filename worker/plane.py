@@ -1,0 +1,129 @@
+"""The memory plane, worker's end: gradients written where the server reads them, parameters read where it writes them.
+
+    share    --Share(offer of the gradients)--> server maps them; its answer offers the parameters --> mapped here
+    push     payload into the bucket's place, its length into the frame          answer: copied from the server's region
+
+Rules of this file
+  1. A place is written again only when its push is answered. Until then the network carries what comes.
+  2. Whatever cannot be shared is no error: the network carries it.
+
+Source: see ``torch_ps.common.arena``.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_ps.common.arena import Arena, Layout, offer_from_proto, offer_to_proto
+from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Refused
+from torch_ps.common.frames import Buffer
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket, Plan
+from torch_ps.worker.transport import Link
+
+log = logging.getLogger("torch_ps.worker")
+
+#: Seconds in which a server has to map the memory that it is offered.
+SHARE_SECONDS = 20.0
+
+
+class Planes:
+    """The shards that share memory with one worker, and which places are free.
+
+    Args:
+        wanted: "auto" shares with the shards that can; "memory" insists on it; "network" shares with none.
+    """
+
+    def __init__(self, wanted: str) -> None:
+        self._wanted = wanted
+        self._of: dict[int, _Plane] = {}  # by shard
+        self._busy: dict[int, int] = {}  # bucket -> step of the push that its place holds
+
+    def share(self, links: Sequence[Link], plan: Plan, worker: str, session: int) -> None:
+        """Offer memory to every shard.
+
+        Raises:
+            Refused: memory was insisted on and a shard shares none; says why.
+            PsError: a server does not answer.
+        """
+        if self._wanted == "network":
+            return
+        for shard, link in enumerate(links):
+            try:
+                self._of[shard] = _share(link, plan.of_shard(shard), worker, session)
+            except NoSharedMemory as error:
+                if self._wanted == "memory":
+                    raise Refused(
+                        f"worker {worker!r} shares no memory with {link.address}: {error}; use plane auto"
+                    ) from None
+                log.info("the network carries all to and from %s: %s", link.address, error)
+
+    def place(self, bucket: Bucket) -> torch.Tensor | None:
+        """Where the gradient of one bucket goes, shape (numel,), fp32; None: it has no place, or the server reads it."""
+        plane = self._of.get(bucket.shard)
+        return None if plane is None or bucket.index in self._busy else plane.place(bucket.index)
+
+    def put(self, bucket: Bucket, step: int, values: torch.Tensor, parts: Sequence[Buffer]) -> bool:
+        """Bring the encoded gradient of one push to its place; False: the network has to carry it.
+
+        Args:
+            values: what was encoded, shape (numel,), fp32; where it is the place and its only encoding, it is there.
+        """
+        place, size = self.place(bucket), sum(map(len, parts))
+        if place is None or size > 4 * bucket.numel:
+            return False
+        self._busy[bucket.index] = step
+        if not (len(parts) == 1 and size == 4 * bucket.numel and values.data_ptr() == place.data_ptr()):
+            into, at = self._of[bucket.shard].gradients.values(bucket.index), 0
+            for part in parts:
+                into[at : at + len(part)] = part
+                at += len(part)
+        return True
+
+    def payload(self, bucket: Bucket, size: int) -> memoryview:
+        """The encoded gradient that was put last."""
+        return self._of[bucket.shard].gradients.values(bucket.index)[:size]
+
+    def answered(self, bucket: Bucket, step: int) -> None:
+        """The push of ``step`` has been answered, so the server needs none up to it any more."""
+        if step >= self._busy.get(bucket.index, step + 1):
+            del self._busy[bucket.index]
+
+    def read(self, bucket: Bucket, take: Callable[[Bucket, torch.Tensor], None]) -> int:
+        """Hand the server's parameters of one bucket to ``take``, again if they changed meanwhile; gives their version.
+
+        Raises:
+            CorruptFrame: the shard shares none.
+            NoSharedMemory: the server is stuck in the middle of a step.
+        """
+        plane, version = self._of.get(bucket.shard), 0
+        if plane is None:
+            raise CorruptFrame(
+                f"bucket {bucket.index} is said to be in shared memory of shard {bucket.shard}: it has none"
+            )
+        for version in plane.parameters.attempts(bucket.index):  # noqa: B007 - the last one counts
+            take(bucket, torch.frombuffer(plane.parameters.values(bucket.index), dtype=torch.float32))
+        return version
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """What one worker and one shard share."""
+
+    gradients: Arena
+    parameters: Arena
+
+    def place(self, bucket: int) -> torch.Tensor:
+        return torch.frombuffer(self.gradients.values(bucket), dtype=torch.float32)
+
+
+def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int) -> _Plane:
+    layout = Layout(buckets)
+    gradients = Arena.create(layout)
+    request = pb.ShareRequest(worker=worker, session=session, gradients=offer_to_proto(gradients.offer))
+    reply = link.share(request, SHARE_SECONDS)
+    if not reply.HasField("parameters"):
+        raise NoSharedMemory(reply.reason)
+    return _Plane(gradients, Arena.open(layout, offer_from_proto(reply.parameters)))
