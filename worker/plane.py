@@ -61,7 +61,7 @@ class Planes:
                 log.info("the network carries all to and from %s: %s", link.address, error)
 
     def place(self, bucket: Bucket) -> torch.Tensor | None:
-        """Where the gradient of one bucket goes, shape (numel,), fp32; None: it has no place, or the server reads it."""
+        """Where the gradient of one bucket goes, shape (numel,), fp32; None: it has none, or the server reads it."""
         plane = self._of.get(bucket.shard)
         return None if plane is None or bucket.index in self._busy else plane.place(bucket.index)
 

@@ -1,0 +1,139 @@
+"""Regions of shared memory: what is refused before a byte is mapped, and that a reader never keeps a mixture."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.threads import spawn
+from torch_ps.common.arena import Arena, Layout, Offer
+from torch_ps.common.errors import NoSharedMemory
+from torch_ps.common.plan import Bucket, plan
+from torch_ps.common.schema import Group, Model, TensorSpec
+
+
+def buckets(*sizes: int) -> tuple[Bucket, ...]:
+    specs = tuple(TensorSpec(f"t{i}", (size,)) for i, size in enumerate(sizes))
+    return plan(Model("SGD", (Group(specs, {"lr": 0.1}),)), 4096, 1).buckets
+
+
+def test_places_are_disjoint_on_cache_lines_and_behind_the_table() -> None:
+    parts = buckets(5000, 7, 3001)
+    layout, end = Layout(parts), 0
+    for bucket in parts:
+        begin, stop = layout.span(bucket.index)
+        assert begin % 64 == 0
+        assert begin >= max(end, 64 + 16 * len(parts))
+        assert stop - begin == 4 * bucket.numel
+        end = stop
+    assert end <= layout.size
+
+
+def test_peer_sees_what_is_written_and_cannot_write() -> None:
+    layout = Layout(buckets(100))
+    mine = Arena.create(layout)
+    theirs = Arena.open(layout, mine.offer)
+    torch.frombuffer(mine.values(0), dtype=torch.float32).fill_(3.0)
+    assert (np.frombuffer(theirs.values(0), np.float32) == 3).all()
+    with pytest.raises(TypeError, match="read-only"):
+        theirs.values(0)[0] = 1
+
+
+def other(**changes: object) -> Offer:
+    return dataclasses.replace(ARENA.offer, **changes)  # type: ignore[arg-type]
+
+
+LAYOUT = Layout(buckets(100))
+ARENA = Arena.create(LAYOUT)
+FILE = os.open(__file__, os.O_RDONLY)
+GROWS = os.memfd_create("grows", os.MFD_ALLOW_SEALING)
+os.ftruncate(GROWS, LAYOUT.size)
+
+
+@pytest.mark.parametrize(
+    ("offer", "why"),
+    [
+        (other(host="somewhere else"), "another host"),
+        (other(host=""), "another host"),
+        (other(size=LAYOUT.size + 4096), "buckets of this shard need"),
+        (other(pid=2**31 - 1), "cannot be seen"),
+        (other(pid=1), "cannot be seen|no memory of this user|cannot be mapped|may shrink|not the region"),
+        (other(fd=10_000), "cannot be seen"),
+        (other(fd=FILE), "may shrink"),
+        (other(fd=GROWS), "may shrink"),
+        (other(token=bytes(16)), "not the region that was offered"),
+        (other(token=b""), "not the region that was offered"),
+    ],
+    ids=[
+        "host",
+        "no host",
+        "size",
+        "process",
+        "foreign process",
+        "descriptor",
+        "file",
+        "unsealed",
+        "token",
+        "no token",
+    ],
+)
+def test_what_is_not_as_offered_is_not_mapped(offer: Offer, why: str) -> None:
+    with pytest.raises(NoSharedMemory, match=why):
+        Arena.open(LAYOUT, offer)
+
+
+def test_region_cannot_shrink_under_its_readers() -> None:
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(ARENA.offer.fd, 4096)
+
+
+def test_reader_copies_again_what_changed_under_its_copy() -> None:
+    arena = Arena.create(LAYOUT)
+    reader = Arena.open(LAYOUT, arena.offer)
+    versions = []
+    for version in reader.attempts(0):
+        versions.append(version)
+        if len(versions) == 1:
+            with arena.changing(0, version=7):
+                pass
+    assert versions == [0, 7]
+
+
+def test_reader_waits_while_a_bucket_is_being_changed() -> None:
+    arena = Arena.create(LAYOUT)
+    reader = Arena.open(LAYOUT, arena.offer)
+    with arena.changing(0, version=1):
+        found = spawn(lambda: list(reader.attempts(0)))
+        assert not found.done()
+    assert found.result(30) == [1]
+
+
+def test_no_copy_is_a_mixture_of_two_versions() -> None:
+    layout = Layout(buckets(1000))
+    arena = Arena.create(layout)
+    reader = Arena.open(layout, arena.offer)
+    values, seen = torch.frombuffer(arena.values(0), dtype=torch.float32), np.empty(1000)
+
+    def write() -> None:
+        for version in range(1, 3000):
+            with arena.changing(0, version):
+                values[:500].fill_(version)
+                values[500:].fill_(version)
+
+    writing = spawn(write)
+    while not writing.done():
+        version = 0
+        for version in reader.attempts(0):  # noqa: B007
+            seen[:] = np.frombuffer(reader.values(0), np.float32)
+        assert (seen == version).all()
+    writing.result()
+
+
+def test_region_outlives_neither_of_its_processes() -> None:
+    """It has no name, so nothing of it can stay in any folder."""
+    before = set(os.listdir("/dev/shm"))
+    arena = Arena.create(Layout(buckets(10)))
+    assert set(os.listdir("/dev/shm")) == before
+    assert os.stat(f"/proc/self/fd/{arena.offer.fd}").st_nlink == 0

@@ -1,0 +1,198 @@
+"""Memory and network carry the same: bits, counts and codecs do not depend on the plane, nor on who uses which.
+
+The network plane is what everything else here was first shown on; the memory plane is compared with it to the bit.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import torch_ps
+from tests.support.jobs import Servers, job, until
+from tests.support.processes import Child
+from tests.support.raw import raw
+from tests.support.threads import at_once
+from torch_ps.common import address
+from torch_ps.common.arena import host_id
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.frames import pack
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.transport import Link
+
+PLANES = ("memory", "network")
+STEPS = 5
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.BatchNorm1d(30), torch.nn.Linear(30, 3))
+
+
+def train(
+    servers: Servers, rank: int, plane: str, spec: str, model: torch.nn.Module, **options: Any
+) -> tuple[torch.Tensor, ...]:
+    """Five steps of one worker on its own data; parameters and buffers at the end."""
+    inner = getattr(torch.optim, spec)(model.parameters(), lr=0.05, **({"momentum": 0.9} if spec == "SGD" else {}))
+    data = torch.Generator().manual_seed(rank)
+    with torch_ps.ParameterServerOptimizer(
+        inner, model, str(servers), name=f"w{rank}", plane=plane, **options
+    ) as optimizer:
+        assert len(optimizer.workers) >= 1
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            model(torch.randn(8, 20, generator=data)).square().mean().backward()
+            optimizer.step()
+        return tuple(value.clone() for value in model.state_dict().values())
+
+
+def together(planes: tuple[str, ...], spec: str, *, shards: int = 1, **options: Any) -> list[torch.Tensor]:
+    """What all workers hold after a synchronous job, worker k on ``planes[k]``; the same on each of them."""
+    with job(workers=len(planes), shards=shards, bucket_size=2**-10) as servers:
+        # Every worker builds its model before any starts: the seed is the process's.
+        models = [net() for _ in planes]
+        found = at_once(
+            *(
+                lambda rank=rank, plane=plane, start=start: train(servers, rank, plane, spec, start, **options)
+                for rank, (plane, start) in enumerate(zip(planes, models, strict=True))
+            )
+        )
+    first, *others = found
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    return list(first)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        ("SGD", {}),
+        ("AdamW", {}),
+        ("SGD", {"compress": "fp16", "compress_pull": "bf16"}),
+        ("SGD", {"compress": "int8", "compress_pull": "int8"}),
+        ("SGD", {"compress": "topk:0.1"}),
+    ],
+    ids=["momentum", "AdamW", "fp16", "int8", "topk"],
+)
+def test_bits_do_not_depend_on_the_plane(spec: str, options: dict[str, Any]) -> None:
+    expected = together(("network", "network"), spec, **options)
+    for planes, shards in ((("memory", "memory"), 1), (("memory", "memory"), 3), (("network", "memory"), 2)):
+        if shards > 1 and options:
+            continue  # a scale per bucket depends on how buckets are cut, whatever the plane
+        found = together(planes, spec, shards=shards, **options)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), (planes, shards)
+
+
+@contextlib.contextmanager
+def clients(servers: Servers, planes: tuple[str, ...], size: int, lr: float) -> Iterator[list[torch_ps.Client]]:
+    with contextlib.ExitStack() as stack:
+        found = [
+            stack.enter_context(torch_ps.Client(str(servers), name=f"w{i}", plane=plane))
+            for i, plane in enumerate(planes)
+        ]
+        for client in found:
+            client.init({"x": torch.ones(size)}, torch_ps.OptimizerSpec("SGD", lr=lr))
+        yield found
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "ssp"])
+def test_every_push_counts_once_while_planes_are_mixed(mode: str) -> None:
+    """One-hot pushes of exact size from all workers at once: the parameters are the count."""
+    planes = ("memory", "network", "memory")
+    with job(mode=mode, workers=3, bucket_size=2**-10) as servers, clients(servers, planes, 3000, 2**-10) as workers:
+
+        def push(index: int) -> None:
+            gradient = torch.zeros(3000)
+            gradient[index::3] = 3.0 if mode == "sync" else 1.0  # a mean of three
+            for _ in range(40):
+                workers[index].push({"x": gradient})
+
+        at_once(*(lambda index=index: push(index) for index in range(3)))
+        assert workers[0].pull().params["x"].eq(1 - 40 / 1024).all()
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_no_reader_sees_a_mixture_while_another_worker_writes(plane: str) -> None:
+    """All elements of a bucket move alike, so a copy that holds two values is torn."""
+    size = 1 << 18
+    with job(mode="async", workers=2) as servers, clients(servers, (plane, "memory"), size, 2**-20) as (reader, writer):
+        ones = {"x": torch.ones(size)}
+
+        def write() -> None:
+            for _ in range(150):
+                writer.push(ones)
+
+        def read() -> None:
+            for _ in range(150):
+                x = reader.pull().params["x"]
+                assert x.eq(x[0]).all()
+
+        at_once(write, read)
+
+
+def test_killed_worker_leaves_no_memory_behind_and_the_others_go_on() -> None:
+    before = set(os.listdir("/dev/shm"))
+    with job(mode="async", workers=2, lease=2.0) as servers, clients(servers, ("memory",), 1000, 2**-10) as (other,):
+        log = servers.processes[0].log.with_name("victim")
+        victim = Child("tests.support.workers:push_for_ever", (str(servers), "victim", 1000), log)
+        try:
+            until(lambda: len(servers.status().worker) == 2, "the victim has joined")
+            until(lambda: servers.status().worker[0].clock + servers.status().worker[1].clock > 20, "it pushes")
+        finally:
+            victim.send(signal.SIGKILL)
+            victim.wait(30)
+        until(lambda: len(servers.status().worker) == 1, "its lease has ended")
+        pulled = other.pull().version
+        assert other.push({"x": torch.ones(1000)}).version > pulled
+        maps = Path(f"/proc/{servers.processes[0].pid}/maps").read_text(encoding="utf-8")
+        assert maps.count("memfd:torch-ps") == 2  # parameters, and the gradients of the one that lives
+    assert set(os.listdir("/dev/shm")) == before
+
+
+def test_memory_that_was_insisted_on_is_used_and_a_wrong_word_refused() -> None:
+    with job() as servers:
+        with pytest.raises(ConfigError, match="plane must be one of auto, memory, network; got 'shared'"):
+            torch_ps.Client(str(servers), plane="shared")
+        with clients(servers, ("memory",), 1000, 1.0) as (worker,):
+            worker.push({"x": torch.ones(1000)})
+            assert worker.pushed_bytes == 4000
+        sent = servers.processes[0].output
+    assert "Traceback" not in sent
+
+
+@pytest.mark.parametrize(
+    ("offer", "reason"),
+    [
+        (pb.ArenaOffer(host="another", pid=1, fd=3, token=bytes(16), size=8192), "it is on another host"),
+        (pb.ArenaOffer(host=host_id(), pid=os.getpid(), fd=0, token=bytes(16), size=1), "it has 1 bytes"),
+        (pb.ArenaOffer(), "it is on another host"),
+    ],
+    ids=["other host", "other size", "empty"],
+)
+def test_offer_that_cannot_be_mapped_is_answered_with_the_reason(offer: pb.ArenaOffer, reason: str) -> None:
+    with job() as servers, clients(servers, ("network",), 8, 1.0) as (worker,):
+        link = Link(address.parse(servers.addresses[0]))
+        session = servers.status().worker[0].session
+        reply = link.share(pb.ShareRequest(worker="w0", session=session, gradients=offer), 30)
+        link.close()
+        assert not reply.HasField("parameters")
+        assert reason in reply.reason
+        worker.push({"x": torch.ones(8)})
+
+
+@pytest.mark.parametrize(("size", "message"), [(32, "shares none with this shard"), (1 << 40, "shares none")])
+def test_gradient_in_memory_that_is_not_shared_is_refused(size: int, message: str) -> None:
+    with (
+        job(mode="async") as servers,
+        raw(servers.addresses[0]) as peer,
+        clients(servers, ("network",), 8, 1.0) as (worker,),
+    ):
+        with peer.worker("liar", {"x": torch.zeros(8)}) as greeting:
+            push = pb.Push(step=0, bucket=0, base=0, weight=1, codec="none", arena_bytes=size)
+            assert message in str(peer.exchange(greeting, pack(pb.UpHeader(push=push))))
+        worker.push({"x": torch.ones(8)})
