@@ -31,6 +31,7 @@ from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Re
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.doctor import Doctor
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.store import Gradient, NonFinite, Store
 from torch_ps.ps.streams import Stream, Streams
@@ -95,6 +96,7 @@ class Engine:
         clip_norm: float,
         ask: Ask,
         on_failure: Callable[[BaseException], None],
+        doctor: Doctor | None = None,
     ) -> None:
         buckets = tuple(buckets)
         self.model = model
@@ -116,6 +118,7 @@ class Engine:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
+        self._doctor = doctor
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -255,9 +258,13 @@ class Engine:
         return _Done(frames, left_out, steps)
 
     def _apply(self, bucket: Bucket, job: _Step | Update) -> list[NonFinite]:
+        factor = 1.0 if isinstance(job, _Step) else job.coefficient or 0.0
+        watch = self._doctor.watch(bucket.index, job.apply, job.hyper, factor) if self._doctor is not None else None
         if isinstance(job, _Step):
-            return self.store.apply(bucket.index, job.gradients, job.hyper, lr_scale=job.apply.lr_scale)
+            return self.store.apply(bucket.index, job.gradients, job.hyper, lr_scale=job.apply.lr_scale, watch=watch)
         if job.mean is not None and job.coefficient:
+            if watch is not None:
+                watch(job.mean, self.store.values(bucket.index))
             self.store.step(bucket.index, job.mean.mul_(job.coefficient), job.hyper, lr_scale=job.apply.lr_scale)
         return job.left_out
 

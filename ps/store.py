@@ -11,7 +11,7 @@ The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,10 @@ class Store:
         values = self._slots[bucket].values
         values.copy_(codec.decode(payload, values))
 
+    def values(self, bucket: int) -> torch.Tensor:
+        """The parameters of one bucket, to be read before its next ``apply``."""
+        return self._slots[bucket].values
+
     def encode(self, bucket: int, codec: Codec) -> tuple[Buffer, ...]:
         """The parameters of one bucket. The parts may be views: join them before the bucket's next ``apply``."""
         return codec.encode(self._slots[bucket].values)
@@ -110,19 +114,28 @@ class Store:
         return copies.encode(bucket, self._slots[bucket].values, codec, seed=(version << 32) + bucket)
 
     def apply(
-        self, bucket: int, gradients: Sequence[Gradient], hyper: Hyper, *, lr_scale: float = 1.0
+        self,
+        bucket: int,
+        gradients: Sequence[Gradient],
+        hyper: Hyper,
+        *,
+        lr_scale: float = 1.0,
+        watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> list[NonFinite]:
         """One optimizer step with the weighted mean of ``gradients``, which are in rank order.
 
         A gradient that is not finite joins with weight 0. With no weight left, or where every gradient is missing, the
         bucket stays as it is.
-        ``lr_scale`` is a factor on the learning rate, for this step alone.
+        ``lr_scale`` is a factor on the learning rate, for this step alone. ``watch`` is shown the mean and the
+        parameters before the step.
 
         Returns:
             The gradients that were left out.
         """
         mean, left_out = self.mean(bucket, gradients)
         if mean is not None:
+            if watch is not None:
+                watch(mean, self._slots[bucket].values)
             self.step(bucket, mean, hyper, lr_scale=lr_scale)
         return left_out
 
