@@ -21,6 +21,7 @@ Memory: about seven samples for each version of staleness; a sample is at most `
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ from torch_ps.common.schema import Model
 from torch_ps.ps.core.divergence import Judge, Window
 from torch_ps.ps.core.effects import Apply
 from torch_ps.ps.core.mode import Mode
-from torch_ps.ps.core.stability import Reading
+from torch_ps.ps.core.stability import Reading, swing
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -49,8 +50,8 @@ SAMPLE = 8192
 FIRST_LOOK = 1024
 #: Windows of every other look, and how many times longer the pause after it is.
 LOOK, PAUSE = 10, 24
-#: Pushes of a window: one of every worker, within these bounds. With more workers there is no doctor.
-SHORTEST, LONGEST = 8, 64
+#: Pushes of a window: half a swing in one direction, within these bounds. With more workers there is no doctor.
+SHORTEST, LONGEST = 8, 96
 #: Rise of the learning rate that calls for a look.
 RISE = 1.1
 
@@ -139,6 +140,7 @@ class Doctor:
         self._begin, self._end, self._look = 0, FIRST_LOOK, 0
         self._open: dict[int, _Open] = {}  # by number within this look
         self._length = SHORTEST
+        self._momentum = 0.0  # seen last
 
     def watch(self, bucket: int, apply: Apply, hyper: Hyper, coefficient: float = 1.0) -> Watch | None:
         """What wants to see the tensors of this step; None: nothing, as nearly always.
@@ -185,13 +187,12 @@ class Doctor:
         if lr <= 0 or not apply.contributions:
             return
         patient.calm = RISE * lr
+        momentum = self._momentum = _number(hyper, "momentum", 0.0)
         sums = self._enter(patient, version)
         if sums is None:
             return
-        momentum = _number(hyper, "momentum", 0.0)
         rate = lr * (1 - _number(hyper, "dampening", 0.0)) if momentum else lr
         sign = -1.0 if hyper.get("maximize") else 1.0
-        decay = _number(hyper, "weight_decay", 0.0)
         (contribution,) = apply.contributions
         stale = contribution.staleness
         found = self._pair(patient, version, stale, patient.sample(values), patient.sample(gradient))
@@ -204,7 +205,7 @@ class Doctor:
             sums.workers.add(contribution.worker)
             for view, (bent, moved) in zip((sums.path, sums.swing), found, strict=False):
                 energy = float(moved @ moved)
-                view.add(sign * float(bent @ moved) + decay * energy, energy, rate)
+                view.add(sign * float(bent @ moved), energy, rate)
 
     def _pair(
         self, patient: _Patient, version: int, staleness: int, values: F32, gradient: F32
@@ -253,7 +254,8 @@ class Doctor:
             return self._open[patient.window].sums
 
     def _append(self, number: int, version: int) -> None:
-        self._length = max(self._num_workers(), SHORTEST)
+        half = swing(max(self._num_workers() - 1, 0), self._momentum) / 2
+        self._length = max(math.ceil(half), SHORTEST)
         self._open[number] = _Open(version + self._length)
 
     def _close(self, window: _Open) -> bool:

@@ -4,8 +4,9 @@ A learning rate above the limit is not enough for a warning. Real losses flatten
 healthy run sits at the limit for most of its time ("edge of stability") and passes it by a fifth for some rounds
 without harm. A run that is lost does two things at once: its curvature is above the limit, and its swings grow,
 
-    fast   by 4 times in energy within two windows, or
-    slow   by 1000 times since the curvature was below the limit last.
+    fast     by 4 times in energy within two windows, or
+    at once  by 10 times within two windows, of which one alone is above the limit, or
+    slow     by 1000 times since the curvature was below the limit last.
 
 Two views of the path are judged alike: the whole displacement, which is there first, and the difference of two
 displacements half a swing apart, in which the drift of training cancels and the swing adds up.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 
 from torch_ps.ps.core.stability import Reading
 
-FAST_GROWTH, SLOW_GROWTH = 4.0, 1000.0
+FAST_GROWTH, SUDDEN_GROWTH, SLOW_GROWTH = 4.0, 10.0, 1000.0
 #: Warnings of one job: said again only when the settings have changed, and not for ever.
 MOST_WARNINGS = 5
 #: Relative change of the learning rate from which it is another one.
@@ -34,7 +35,7 @@ class View:
     """Sums over pairs of gradients; y: change of the gradient, s: of the parameters.
 
     Attributes:
-        bend: sum of y s, plus weight decay times s s.
+        bend: sum of y s. Weight decay is no part of it: it is never stale, so it can only help.
         metric: sum of s s / lr, so that ``bend / metric`` is lr times curvature also with several learning rates.
         energy: sum of s s.
         pairs: that were added.
@@ -120,18 +121,22 @@ class Judge:
         readings = []
         for name, course in self._courses.items():
             view: View = getattr(window, name)
-            if 4 * view.pairs < window.pushes or not 0 < view.energy < math.inf or not math.isfinite(view.bend):
+            if 8 * view.pairs < window.pushes or not 0 < view.energy < math.inf or not math.isfinite(view.bend):
                 continue
+            before = course.before
             both, width = course.follow(view, window.rate)
             reading = self._read(window, both)
             readings.append(reading)
+            growth = width / course.widths[0] if len(course.widths) == 3 else 0.0
+            peak = max((self._read(window, each) for each in (view, before) if each.pairs), key=lambda r: r.ratio)
+            if growth >= SUDDEN_GROWTH and peak.ratio > 1:
+                lost.append(peak)
             if reading.ratio <= 1:
                 course.since = None
                 continue
             if course.since is None:
                 course.since = width
-            fast = len(course.widths) == 3 and width >= FAST_GROWTH * course.widths[0]
-            if fast or width >= SLOW_GROWTH * course.since:
+            if growth >= FAST_GROWTH or width >= SLOW_GROWTH * course.since:
                 lost.append(reading)
         self.reading = max(readings, key=lambda r: r.ratio, default=self.reading)
         if not lost:

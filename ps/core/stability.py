@@ -37,19 +37,34 @@ def limit(staleness: float, momentum: float = 0.0, *, nesterov: bool = False) ->
     """
     if momentum >= 1:
         return 0.0
+    z = _crossing(staleness, momentum, nesterov)
+    return abs(z - 1) * abs(z - momentum) / abs(_lead(z, momentum, nesterov))
 
-    def lead(z: complex) -> complex:
-        """The factor on a: 1, or the look-ahead of Nesterov's momentum, whose phase is a part of the condition."""
-        return (1 + momentum) - momentum / z if nesterov else 1
 
+def swing(staleness: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
+    """Steps in which parameters swing from one side to the other, at the limit: 2 tau + 1 without momentum."""
+    z = _crossing(staleness, min(momentum, 0.999), nesterov)
+    return math.pi / math.atan2(z.imag, z.real)
+
+
+def _crossing(staleness: float, momentum: float, nesterov: bool) -> complex:
+    """The root that is on the unit circle at the limit, the one with a positive imaginary part (or -1)."""
     low, high = 0.0, math.pi
     for _ in range(60):
         theta = (low + high) / 2
         z = complex(math.cos(theta), math.sin(theta))
-        phase = (staleness - 0.5) * theta + math.atan2(z.imag, z.real - momentum) - _angle(lead(z))
+        phase = (staleness - 0.5) * theta + _angle(z - momentum) - _angle(_lead(z, momentum, nesterov))
         low, high = (theta, high) if phase < math.pi / 2 else (low, theta)
-    z = complex(math.cos(high), math.sin(high))
-    return abs(z - 1) * abs(z - momentum) / abs(lead(z))
+    return complex(math.cos(high), math.sin(high))
+
+
+def _lead(z: complex, momentum: float, nesterov: bool) -> complex:
+    """The factor on a: 1, or the look-ahead of Nesterov's momentum, whose phase is a part of the condition."""
+    return (1 + momentum) - momentum / z if nesterov else 1
+
+
+def _angle(z: complex) -> float:
+    return math.atan2(z.imag, z.real)
 
 
 def momentum_advice(momentum: float, num_workers: int) -> str | None:
@@ -116,7 +131,3 @@ class Reading:
 
     def _limit(self, staleness: float | None = None) -> float:
         return limit(self.staleness if staleness is None else staleness, self.momentum, nesterov=self.nesterov)
-
-
-def _angle(z: complex) -> float:
-    return math.atan2(z.imag, z.real)
