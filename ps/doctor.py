@@ -46,12 +46,16 @@ F32 = npt.NDArray[np.float32]
 
 #: Values of a shard that are looked at; all of them in a smaller model.
 SAMPLE = 8192
+#: Values that are taken together: a line of the processor's cache, which is what memory is read by.
+RUN = 16
 #: Versions of the first look.
 FIRST_LOOK = 1024
 #: Windows of every other look, and how many times longer the pause after it is.
-LOOK, PAUSE = 10, 24
-#: Pushes of a window: half a swing in one direction, within these bounds. With more workers there is no doctor.
-SHORTEST, LONGEST = 8, 96
+LOOK, PAUSE = 10, 50
+#: Pushes of a window: half a swing in one direction, and at least so many.
+SHORTEST = 8
+#: Workers up to which it looks: samples are kept for every version of staleness.
+MOST_WORKERS = 64
 #: Rise of the learning rate that calls for a look.
 RISE = 1.1
 
@@ -90,7 +94,7 @@ class _Patient:
     """One bucket.
 
     Attributes:
-        index: of the values that are looked at; None: all.
+        index: of the runs of values that are looked at; None: all values.
         look, window: where it is.
         calm: learning rate up to which no look out of turn is needed.
     """
@@ -105,7 +109,10 @@ class _Patient:
     def sample(self, tensor: torch.Tensor) -> F32:
         """A copy."""
         values: F32 = tensor.numpy()
-        return values.copy() if self.index is None else values.take(self.index)
+        if self.index is None:
+            return values.copy()
+        runs: F32 = values[: len(values) // RUN * RUN].reshape(-1, RUN)
+        return runs.take(self.index, axis=0).reshape(-1)
 
 
 class Doctor:
@@ -131,8 +138,9 @@ class Doctor:
         random = np.random.default_rng(0)
         self._patients = {}
         for bucket in buckets:
-            count = max(bucket.numel * SAMPLE // total, 1) if total > SAMPLE else bucket.numel
-            index = np.sort(random.choice(bucket.numel, count, replace=False)) if count < bucket.numel else None
+            runs = bucket.numel // RUN
+            count = max(runs * SAMPLE // total, 1)
+            index = np.sort(random.choice(runs, count, replace=False)) if count < runs else None
             self._patients[bucket.index] = _Patient(index)
         self._judge = Judge(scaled=scaled)
         self._num_workers, self._advise, self._report = num_workers, advise, report
@@ -184,7 +192,7 @@ class Doctor:
         values: torch.Tensor,
     ) -> None:
         lr = _number(hyper, "lr", 1e-3)
-        if lr <= 0 or not apply.contributions:
+        if lr <= 0 or not apply.contributions or self._num_workers() > MOST_WORKERS:
             return
         patient.calm = RISE * lr
         momentum = self._momentum = _number(hyper, "momentum", 0.0)
@@ -265,7 +273,7 @@ class Doctor:
             self._advise(sentence)
         if self._judge.reading is not None:
             self._report(self._judge.reading)
-        if self._length <= LONGEST and (window.edge < self._end or self._judge.alarmed):
+        if window.edge < self._end or self._judge.alarmed:
             return False
         self._look += 1
         self._begin = window.edge + PAUSE * LOOK * self._length

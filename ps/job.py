@@ -315,9 +315,13 @@ class Job:
         """The lead's alone: its buckets swing as the others' do, and one sentence is enough."""
         if self.membership is None:
             return None
-        workers = lambda: len(self.roster.members)  # noqa: E731
         return doctor_of(
-            self.mode, model, buckets, num_workers=workers, advise=self._advise, report=self.metrics.stability
+            self.mode,
+            model,
+            buckets,
+            num_workers=lambda: len(self.roster.members),
+            advise=self._advise,
+            report=self.metrics.stability,
         )
 
     def _advise(self, sentence: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 
 import torch_ps
 from tests.conformance.test_digits import GRADIENTS, Learner, split
@@ -17,6 +18,7 @@ from tests.server.test_monitoring import metrics
 from tests.support.jobs import Servers, job
 from tests.support.quadratic import Quadratic
 from torch_ps.ps.core.stability import limit
+from torch_ps.worker import status
 from torch_ps.worker.tasks.digits import mlp
 
 CURVATURE = 3.0
@@ -139,6 +141,8 @@ def test_high_momentum_is_advised_against_once_when_the_third_worker_joins(
         advice = list(servers.status().advice)
         assert len(advice) == servers.log.count("momentum 0.9 with 3 workers") == said
         assert all(sentence.startswith("momentum 0.9 with 3 workers") for sentence in advice)
+        shown = CliRunner().invoke(status.main, ["--servers", str(servers)]).output
+        assert ("warning: momentum 0.9 with 3 workers" in " ".join(shown.split())) == bool(said)
 
 
 @pytest.mark.parametrize(
