@@ -35,10 +35,10 @@ Closure = Callable[[], Any]
 
 
 def outer_optimizer(inner: torch.optim.Optimizer, config: WorkerConfig) -> torch.optim.Optimizer:
-    """What the servers run over the parameters of ``inner``. It never steps here."""
+    """What the servers run over the parameters of ``inner``, in the same groups. It never steps here."""
     momentum = DEFAULT_OUTER_MOMENTUM if config.outer_momentum is None else config.outer_momentum
     return torch.optim.SGD(
-        [parameter for group in inner.param_groups for parameter in group["params"]],
+        [{"params": list(group["params"])} for group in inner.param_groups],
         lr=DEFAULT_OUTER_LR if config.outer_lr is None else config.outer_lr,
         momentum=momentum,
         nesterov=momentum > 0,

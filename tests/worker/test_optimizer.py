@@ -161,6 +161,16 @@ def test_closure_is_evaluated_and_its_loss_returned() -> None:
     assert loss.item() > 0
 
 
+def test_learning_rate_of_a_loaded_state_reaches_the_server() -> None:
+    def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        saved = optimizer.state_dict()
+        saved["param_groups"][0]["lr"] = 0.03
+        optimizer.load_state_dict(saved)
+        loop(model, optimizer)
+
+    assert same(over_server(mlp, OPTIMIZERS["SGD"], run), alone(mlp, OPTIMIZERS["SGD"], run))
+
+
 def test_groups_keep_their_own_hyperparameters() -> None:
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         first, _, last = model.children()
