@@ -84,6 +84,9 @@ def train(setting: Setting) -> None:
             compress_warmup=config.compress_warmup,
             momentum_correction=config.momentum_correction,
             accumulate=config.accumulate,
+            local_steps=config.local_steps,
+            outer_lr=config.outer_lr,
+            outer_momentum=config.outer_momentum,
             overlap=config.overlap,
             timeout=config.timeout,
         )
@@ -104,13 +107,16 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
     snapshots = Snapshots(model, config.samples, config.evaluations if rank == 0 else 0)
     snapshots.look(0)
     precision = Precision(config.precision, setting.device, config.accumulate)
+    passes = config.accumulate * config.local_steps  # per push
     step, samples, spent, begin, waited = 0, 0, 0.0, time.monotonic(), optimizer.wait_seconds
     with Display(config.samples) as display:
         while optimizer.samples < config.samples:
             if config.slow > 1:
                 time.sleep((config.slow - 1) * spent)  # before the gradient, so that it is as stale as a slow worker's
             start = time.monotonic()
-            factor = task.schedule(min(1.0, optimizer.samples / config.samples))
+            # The others' local steps are not known before they are pushed; they are taken to be as many as one's own.
+            reached = optimizer.samples + world * optimizer.unpushed
+            factor = task.schedule(min(1.0, reached / config.samples))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             batch = devices.move(_next(batches, task), setting.device)
@@ -125,7 +131,7 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
             precision.step(optimizer)
             optimizer.zero_grad()
             step, samples, job = step + 1, samples + number, round(optimizer.samples)
-            value, wait = loss.item(), optimizer.wait_seconds - waited
+            value, wait, pushed = loss.item(), optimizer.wait_seconds - waited, step % passes == 0
             events.write(
                 "step",
                 time=time.time(),
@@ -133,13 +139,14 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
                 samples=samples,
                 job_samples=job,
                 loss=value,
-                staleness=optimizer.staleness if step % config.accumulate == 0 else None,
+                staleness=optimizer.staleness if pushed else None,
                 version=optimizer.version,
                 pushed_bytes=optimizer.pushed_bytes,
                 pulled_bytes=optimizer.pulled_bytes,
                 wait_seconds=wait,
             )
-            snapshots.look(job)
+            if pushed:  # before that the model is this worker's own, not the job's
+                snapshots.look(job)
             display.show(step, job, value, wait)
             if optimizer.left_out_in_a_row >= MOST_LEFT_OUT:
                 log.error("no finite gradient in %d steps: the training has diverged and ends here", MOST_LEFT_OUT)
@@ -178,6 +185,9 @@ def _started(setting: Setting, optimizer: ParameterServerOptimizer, rank: int, w
         "compress": config.compress,
         "compress_pull": config.compress_pull,
         "accumulate": config.accumulate,
+        "local_steps": config.local_steps,
+        "outer_lr": config.outer_lr,
+        "outer_momentum": config.outer_momentum,
         "overlap": config.overlap,
         "slow": config.slow,
         "threads": config.threads,
