@@ -245,6 +245,11 @@ class WorkerConfig:
     )
     seed: int = option(0, "seed of the model and of the order of the data", check=at_least(0))
     accumulate: int = option(1, "backward passes that one push sums up", check=at_least(1))
+    local_steps: int = option(1, "optimizer steps of a worker between two pushes", check=at_least(1))
+    outer_lr: float = option(0.7, "local steps: learning rate of the server's SGD", check=at_least(0))
+    outer_momentum: float = option(
+        0.9, "local steps: its Nesterov momentum", check=Check(">= 0 and < 1", lambda value: 0 <= value < 1)
+    )
     overlap: str = option("auto", "send gradients while backward runs", choices=("auto", "on", "off"))
     timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
