@@ -5,35 +5,14 @@ Source: the shape of ``torch_ps.common.config``.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.config import WorkerConfig
-from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, declared, option
+from torch_ps.common.slow import parse_slow, slow_of
 
 DEFAULT_RUNS = "sync,sync:compress=fp16,async,async:compress=fp16"
-
-_SLOW = re.compile(r"w(?P<rank>[0-9]{1,4}):(?P<factor>[0-9]+(\.[0-9]+)?)x?", re.ASCII)
-
-
-def parse_slow(texts: Iterable[str]) -> dict[int, float]:
-    """Read ("w1:3x", "w2:2x") or ("w1:3x,w2:2x",), worker 1 takes three times as long, as {1: 3.0, 2: 2.0}.
-
-    Raises:
-        ConfigError: not of that form, a factor below 1, or a worker twice.
-    """
-    found: dict[int, float] = {}
-    for text in (part.strip() for each in texts for part in each.split(",")):
-        match = _SLOW.fullmatch(text)
-        if match is None or float(match["factor"]) < 1:
-            raise ConfigError(f"slow must be WORKER:FACTOR with a factor of at least 1, such as w1:3x; got {text!r}")
-        if (rank := int(match["rank"])) in found:
-            raise ConfigError(f"slow names w{rank} twice")
-        found[rank] = float(match["factor"])
-    return found
 
 
 def _as_for_workers(name: str) -> tuple[Check, ...]:
@@ -88,9 +67,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check_all(self)
-        for rank in parse_slow(self.slow):
-            if rank >= self.workers:
-                raise ConfigError(f"slow names w{rank}; the workers of this job are w0 to w{self.workers - 1}")
+        slow_of(self.slow, self.workers)
 
     @property
     def scaled(self) -> bool:

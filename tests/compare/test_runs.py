@@ -3,7 +3,8 @@
 import pytest
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.compare.config import DEFAULT_RUNS, CompareConfig, parse_slow
+from torch_ps.common.slow import parse_slow
+from torch_ps.compare.config import DEFAULT_RUNS, CompareConfig
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs, run_options
 
 
