@@ -36,7 +36,7 @@ from torch_ps.compare.launch import PS_RUN, Plan, command_line
 from torch_ps.compare.measure import Facts, common_target, measure, with_target
 from torch_ps.compare.progress import reporter
 from torch_ps.compare.results import Results
-from torch_ps.compare.runs import Run, learning_rate, lr_rule, parse_runs
+from torch_ps.compare.runs import Run, gradients_averaged, learning_rate, lr_rule, parse_runs
 from torch_ps.compare.table import table
 
 
@@ -69,7 +69,7 @@ def compare_runs(config: CompareConfig, console: Console, program: Sequence[str]
     ]
     if not report.can_write_report():
         console.print(f"[yellow]{escape(report.MISSING)}")
-    rule = lr_rule(config.lr, config.workers, scaled=config.scaled)
+    rule = lr_rule(runs, config.lr, config.workers, scaled=config.scaled)
     names = [run.name for run in runs]
     _say(console, f"{len(runs)} runs of {config.task}, {config.workers} workers, {config.samples} samples each; {rule}")
     executed = execute(plans, config, reporter(console, names, config.samples), program)
@@ -139,12 +139,16 @@ def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:
         changes["samples"] = known.samples if known else defaults.OWN_TASK_SAMPLES
     if known:
         changes |= {name: getattr(known, name) for name in ("batch_size", "lr") if not getattr(config, name)}
-    elif not config.lr and config.scaled and config.workers > 1 and len({run.mode for run in runs}) > 1:
+    elif not config.lr and config.scaled and _rates_differ(runs, config.workers):
         raise ConfigError(
             f"the learning rate of task {config.task!r} is not known here, so it cannot be scaled for sync; "
             "give lr, or scale-lr off"
         )
     return replace(config, **changes)
+
+
+def _rates_differ(runs: Sequence[Run], workers: int) -> bool:
+    return len({gradients_averaged(run, workers) for run in runs if not run.own_rate}) > 1
 
 
 def _output_folder(config: CompareConfig) -> Path:

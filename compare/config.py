@@ -25,7 +25,7 @@ class CompareConfig:
 
     runs: str = option(
         DEFAULT_RUNS,
-        "runs to compare: mode, then options of ps-run, as in sync,async:compress=fp16:lr=0.1",
+        "sync, async, ssp or local:STEPS, then options of ps-run: sync,async:codec=fp16,local:8",
         metavar="RUN[,...]",
         common=True,
     )
@@ -39,7 +39,7 @@ class CompareConfig:
     lr: float = option(0.0, "base learning rate; 0 is the task's own", check=at_least(0), common=True)
     scale_lr: str = option(
         "on",
-        "give sync runs the base rate times the workers, so that they are equal",
+        "give sync runs the base rate times the workers, as all others step alone",
         choices=("on", "off"),
         common=True,
     )
