@@ -1,7 +1,7 @@
 """The list of runs: what ``--runs`` means, what each run is called, and which learning rate is fair to it.
 
-    --runs "sync,async:codec=fp16,local:8"  --parse_runs()-->  Run("sync"), Run("async", compress=fp16), Run("local", ...)
-                                                               "sync fp32"  "async fp16"                 "local 8 fp32"
+    --runs "sync,async:codec=fp16,local:8"  --parse_runs()-->  Run("sync"), Run("async"), Run("local"), with options
+                                                               "sync fp32"  "async fp16"  "local 8 fp32"
 
 Rules of this file
   1. An option of a run is an option of ``ps-run``, checked by the declaration that ps-run itself uses.
