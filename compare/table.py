@@ -42,10 +42,10 @@ COLUMNS = (
         "max",
         optional=True,
     ),
-    Column("samples\nper s", lambda run: run.samples_per_second, lambda run: f"{run.samples_per_second:.1f}", "max"),
+    Column("samples\nper s", lambda run: run.samples_per_second, lambda run: _rate(run.samples_per_second), "max"),
     Column("s to\ntarget", lambda run: run.seconds_to_target, lambda run: f"{run.seconds_to_target:.1f}", "min"),
     Column(
-        "staleness\nmean/max",
+        "stale\nmean/max",
         lambda run: run.staleness.mean,
         lambda run: f"{run.staleness.mean:.2f}/{run.staleness.max}",
     ),
@@ -72,7 +72,7 @@ def table(results: Results) -> Table:
     shown = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 0, 0, 1),
+        padding=(0, 1, 0, 0),
         caption=escape(caption(results)),
         caption_justify="left",
     )
@@ -125,3 +125,7 @@ def best_runs(column: Column, runs: Sequence[RunResult]) -> list[RunResult]:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:.1f}" if size >= 1e5 else f"{size / 1e6:.2g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.1f}" if value < 10_000 else f"{value:,.0f}"
