@@ -6,7 +6,7 @@ Source: the shape of ``torch_ps.common.config``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch_ps.common.config import WorkerConfig
 from torch_ps.common.fields import Check, at_least, check_all, declared, option
@@ -35,7 +35,12 @@ class CompareConfig:
     samples: int = option(
         0, "samples that each run trains on; 0 is a few minutes' worth", check=at_least(0), common=True
     )
-    batch_size: int = option(0, "samples a step of one worker; 0 is the task's own", check=at_least(0), common=True)
+    batch_size: int | Literal["auto"] = option(
+        0,
+        "samples a step of one worker; auto is found once, for all runs; 0 is the task's own",
+        check=at_least(0),
+        common=True,
+    )
     lr: float = option(0.0, "base learning rate; 0 is the task's own", check=at_least(0), common=True)
     scale_lr: str = option(
         "on",
