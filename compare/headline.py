@@ -71,8 +71,8 @@ def _codec_sentence(results: Results) -> str:
 
 
 def _thrift_sentence(results: Results) -> str:
-    """The fewest bytes among the runs that are about as good as the best; where there is a choice of codecs."""
-    if len({run.compress for run in results.runs}) < 3:
+    """The fewest bytes among the runs that are about as good as the best; where several things save some."""
+    if len({run.compress for run in results.runs}) < 3 and all(run.mode != "local" for run in results.runs):
         return ""
     accurate = all(run.validation_accuracy is not None for run in results.runs)
     known = [(run, loss) for run in results.runs if (loss := run.validation_loss) is not None]

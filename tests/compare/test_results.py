@@ -151,6 +151,15 @@ def test_thrift_is_no_news_where_the_best_run_is_the_smallest_or_two_codecs_are_
     assert "Of the runs" not in thrifty(fp32=(0.9, 0.3, 40), sign=(0.9, 0.3, 10))
 
 
+def test_local_steps_are_thrifty_without_a_codec() -> None:
+    sync = replace(golden().runs[0], validation_accuracy=0.96)
+    few = Bytes(pushed_per_worker=1_000_000, pulled_per_worker=1_000_000)
+    local = replace(sync, name="local 8 fp32", mode="local", bytes=few)
+    assert bytes_sentence(replace(golden(), runs=[sync, local])).endswith(
+        "local 8 fp32 moved the least: 2 MB, 307.2 times less."
+    )
+
+
 def test_long_names_are_broken_between_words() -> None:
     runs = [
         replace(golden().runs[0], name=name, validation_accuracy=0.96)
