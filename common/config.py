@@ -13,7 +13,7 @@ Source: Li et al., OSDI 2014, for servers and workers; torchrun for RANK.
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch_ps.common import address
 from torch_ps.common import codecs as table
@@ -263,7 +263,12 @@ class WorkerConfig:
     task: str = option("", "what to train: gpt, digits or module:function", metavar="TASK", common=True)
     data: str = option("", "file or folder that the task reads; its own data if empty", metavar="PATH", common=True)
     samples: int = option(20000, "samples that the whole job trains on", check=at_least(1), common=True)
-    batch_size: int = option(0, "samples a step of one worker; 0 is the task's own", check=at_least(0), common=True)
+    batch_size: int | Literal["auto"] = option(
+        0,
+        "samples a step of one worker; auto finds what the device does best, 0 is the task's own",
+        check=at_least(0),
+        common=True,
+    )
     lr: float = option(0.0, "learning rate; 0 is the task's own", check=at_least(0), common=True)
     compress: str = _codec(f"how gradients travel: {', '.join(table.forms())}")
     compress_pull: str = _codec("how parameters travel: one of the same")

@@ -80,6 +80,7 @@ def test_server_accepts(change: dict[str, Any]) -> None:
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N; got 'tpu'"),
         ({"samples": 0}, "samples must be >= 1; got 0"),
         ({"batch_size": -1}, "batch_size must be >= 0"),
+        ({"batch_size": "big"}, "batch_size must be a whole number or auto; got 'big'"),
         ({"lr": float("inf")}, "lr must be >= 0; got inf"),
         ({"compress": "zip"}, f"compress: codec 'zip' does not exist; choose one of {', '.join(codecs.forms())}"),
         ({"compress_pull": "zip"}, "compress_pull: codec 'zip' does not exist"),

@@ -18,8 +18,8 @@ from torch import nn
 
 from torch_ps.common.config import WorkerConfig
 from torch_ps.common.errors import ConfigError
+from torch_ps.worker import batch_size, tasks
 from torch_ps.worker import device as devices
-from torch_ps.worker import tasks
 from torch_ps.worker.events import Events
 from torch_ps.worker.optimizer import ParameterServerOptimizer
 from torch_ps.worker.precision import Precision
@@ -43,13 +43,14 @@ class Setting:
     device: torch.device
     lr: float
     batch_size: int
+    batch_size_reason: str = ""
 
 
 def prepare(config: WorkerConfig, local_rank: int = 0) -> Setting:
-    """Build the task and its model.
+    """Build the task and its model, and find the batch size where it is to be found.
 
     Args:
-        config: task, data, device and seed are read.
+        config: task, data, device, seed and what decides a batch's size and cost are read.
         local_rank: place of this worker among those of its host.
 
     Raises:
@@ -59,9 +60,12 @@ def prepare(config: WorkerConfig, local_rank: int = 0) -> Setting:
     task = tasks.load(config.task, config.data)
     torch.manual_seed(config.seed)
     model = task.model().to(device)
-    return Setting(
-        config, task, model, device, config.lr or task.default_lr, config.batch_size or task.default_batch_size
-    )
+    if config.batch_size == "auto":
+        size, reason = batch_size.find(task, model, device, config)
+        log.info("batch size auto: %d, %s", size, reason)
+    else:
+        size, reason = config.batch_size or task.default_batch_size, ""
+    return Setting(config, task, model, device, config.lr or task.default_lr, size, reason)
 
 
 def train(setting: Setting) -> None:
@@ -179,6 +183,7 @@ def _started(setting: Setting, optimizer: ParameterServerOptimizer, rank: int, w
         "data": config.data,
         "samples": config.samples,
         "batch_size": setting.batch_size,
+        "batch_size_reason": setting.batch_size_reason,
         "lr": setting.lr,
         "precision": config.precision,
         "seed": config.seed,
