@@ -13,7 +13,7 @@ Source: Li et al., OSDI 2014, for servers and workers; torchrun for RANK.
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch_ps.common import address
 from torch_ps.common import codecs as table
@@ -29,6 +29,8 @@ COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
 
 #: Slack of ``--mode ssp`` where none is given.
 DEFAULT_SLACK = 2
+#: The outer optimizer of ``local_steps`` where nothing is given: DiLoCo's, arXiv:2311.08105, section 3.2.
+DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM = 0.7, 0.9
 LEVELS = ("debug", "info", "warning", "error")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -262,7 +264,12 @@ class WorkerConfig:
     task: str = option("", "what to train: gpt, digits or module:function", metavar="TASK", common=True)
     data: str = option("", "file or folder that the task reads; its own data if empty", metavar="PATH", common=True)
     samples: int = option(20000, "samples that the whole job trains on", check=at_least(1), common=True)
-    batch_size: int = option(0, "samples a step of one worker; 0 is the task's own", check=at_least(0), common=True)
+    batch_size: int | Literal["auto"] = option(
+        0,
+        "samples a step of one worker; auto finds what the device does best, 0 is the task's own",
+        check=at_least(0),
+        common=True,
+    )
     lr: float = option(0.0, "learning rate; 0 is the task's own", check=at_least(0), common=True)
     compress: str = _codec(f"how gradients travel: {', '.join(table.forms())}")
     compress_pull: str = _codec("how parameters travel: one of the same")
@@ -278,6 +285,21 @@ class WorkerConfig:
     )
     seed: int = option(0, "seed of the model and of the order of the data", check=at_least(0))
     accumulate: int = option(1, "backward passes that one push sums up", check=at_least(1))
+    local_steps: int = option(
+        1,
+        "optimizer steps that a worker makes by itself before it pushes what they changed (DiLoCo)",
+        check=at_least(1),
+    )
+    outer_lr: float | None = option(
+        None,
+        f"local steps: learning rate of the servers' SGD; {DEFAULT_OUTER_LR} if not given",
+        check=more_than(0),
+    )
+    outer_momentum: float | None = option(
+        None,
+        f"local steps: its Nesterov momentum; {DEFAULT_OUTER_MOMENTUM} if not given",
+        check=Check(">= 0 and < 1", lambda momentum: 0 <= momentum < 1),
+    )
     overlap: str = option("auto", "send gradients while backward runs", choices=("auto", "on", "off"))
     plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
     timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
@@ -294,3 +316,19 @@ class WorkerConfig:
         check_codecs(self.compress, self.compress_pull)
         if self.compress_warmup and self.compress.partition(":")[0] not in ("topk", "randk"):
             raise ConfigError(f"compress_warmup is for topk and randk; compress is {self.compress!r}")
+        self._check_local_steps()
+
+    def _check_local_steps(self) -> None:
+        """What belongs to local steps is not given without them, nor what they leave without effect."""
+        if self.local_steps == 1:
+            for name in ("outer_lr", "outer_momentum"):
+                if (value := getattr(self, name)) is not None:
+                    raise ConfigError(
+                        f"{name}={value:g} is for local steps and local_steps is 1; give local_steps of 2 or more, or "
+                        f"no {name}"
+                    )
+        elif self.overlap == "on":
+            raise ConfigError(
+                f"overlap=on sends gradients during backward, but with local_steps={self.local_steps} what is pushed "
+                "exists after the last of these steps only; give overlap=auto or off"
+            )

@@ -53,11 +53,13 @@ class Field:
     """An option as declared, with the name and type of its dataclass field.
 
     ``kind`` is str, int, float, bool or tuple (of str; a flag that may be repeated). ``optional`` allows None.
+    ``words`` may stand in the place of a number: an ``int | Literal["auto"]`` is 64, "64" or "auto".
     """
 
     name: str
     kind: type
     optional: bool
+    words: tuple[str, ...]
     default: Any
     help: str
     unit: str
@@ -90,8 +92,10 @@ class Field:
         """
         if value is None and self.optional:
             return None
+        if isinstance(value, str) and value in self.words:
+            return value
         if not _is(self.kind, value):
-            raise self._refused(_WORDS[self.kind], value)
+            raise self._refused(self._kind_in_words(), value)
         allowed = self.allowed()
         if allowed and value not in allowed:
             raise self._refused("one of " + ", ".join(allowed), value)
@@ -119,11 +123,11 @@ class Field:
             elif self.kind is bool and isinstance(given, str):
                 value = _TRUTH[given.strip().lower()]
             elif self.kind in (int, float) and isinstance(given, str):
-                value = self.kind(given.strip())
+                value = given.strip() if given.strip() in self.words else self.kind(given.strip())
             elif self.kind is float and type(given) is int:
                 value = float(given)
         except (ValueError, KeyError):
-            raise self._refused(_WORDS[self.kind], given) from None
+            raise self._refused(self._kind_in_words(), given) from None
         return self.check(value)
 
     def text(self, value: Any) -> str:
@@ -131,6 +135,9 @@ class Field:
         if self.kind is bool:
             return "1" if value else "0"
         return ",".join(value) if self.kind is tuple else str(value)
+
+    def _kind_in_words(self) -> str:
+        return " or ".join([_WORDS[self.kind], *self.words])
 
     def _refused(self, what: str, value: Any) -> ConfigError:
         return ConfigError(f"{self.name} must be {what}; got {value!r}")
@@ -180,9 +187,10 @@ def declared(config: type[Any]) -> Mapping[str, Field]:
     found: dict[str, Field] = {}
     for each in fields(config):
         if "option" in each.metadata:
-            kind, optional = _kind(hints[each.name])
+            kind, optional, words = _kind(hints[each.name])
+            facts = each.metadata["option"]
             found[each.name] = Field(
-                name=each.name, kind=kind, optional=optional, default=each.default, **each.metadata["option"]
+                name=each.name, kind=kind, optional=optional, words=words, default=each.default, **facts
             )
     return found
 
@@ -282,14 +290,19 @@ def _items(given: Any) -> tuple[str, ...]:
     raise ValueError(given)
 
 
-def _kind(hint: Any) -> tuple[type, bool]:
-    """The plain type behind an annotation, and whether None is allowed: ``int | None`` is (int, True)."""
-    if isinstance(hint, types.UnionType):
-        plain = [each for each in typing.get_args(hint) if each is not types.NoneType]
-        if len(plain) != 1:
-            raise TypeError(f"an option has one type, or one type and None; got {hint}")
-        return _kind(plain[0])[0], True
-    kind = typing.get_origin(hint) or hint
-    if kind not in _WORDS:
-        raise TypeError(f"an option is one of {', '.join(each.__name__ for each in _WORDS)}; got {hint}")
-    return kind, False
+def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
+    """The plain type behind an annotation, whether None is allowed, and the words that are.
+
+    ``int | None`` is (int, True, ()), ``int | Literal["auto"]`` is (int, False, ("auto",)).
+    """
+    several = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    given = typing.get_args(hint) if several else (hint,)
+    words = tuple(word for each in given if typing.get_origin(each) is typing.Literal for word in typing.get_args(each))
+    plain = [each for each in given if each is not types.NoneType and typing.get_origin(each) is not typing.Literal]
+    if len(plain) != 1:
+        raise TypeError(f"an option has one type, and beside it None or literal words; got {hint}")
+    kind = typing.get_origin(plain[0]) or plain[0]
+    if kind not in _WORDS or (words and kind not in (int, float)):
+        names = ", ".join(each.__name__ for each in _WORDS)
+        raise TypeError(f"an option is one of {names}, and a number may have literal words beside it; got {hint}")
+    return kind, types.NoneType in given, words

@@ -178,7 +178,7 @@ def metavar_of(field: Field) -> str:
         return field.metavar or "|".join(field.allowed())
     if field.unit and " " not in field.unit:
         return field.unit.upper()
-    return {int: "N", float: "NUMBER"}.get(field.kind, "TEXT")
+    return "|".join([{int: "N", float: "NUMBER"}.get(field.kind, "TEXT"), *field.words])
 
 
 def help_of(field: Field) -> tuple[str, str]:

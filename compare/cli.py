@@ -26,17 +26,17 @@ from rich.markup import escape
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import arguments_of
 from torch_ps.common.options import Command, options_of
-from torch_ps.compare import defaults, report
+from torch_ps.compare import batch_size, defaults, report
 from torch_ps.compare import results as format_
 from torch_ps.compare.config import CompareConfig, settings_of
 from torch_ps.compare.events import Journal
-from torch_ps.compare.execute import Executed, execute
+from torch_ps.compare.execute import Executed, execute, leave_nothing
 from torch_ps.compare.headline import bytes_sentence, headline
 from torch_ps.compare.launch import PS_RUN, Plan, command_line
 from torch_ps.compare.measure import Facts, common_target, measure, with_target
 from torch_ps.compare.progress import reporter
 from torch_ps.compare.results import Results
-from torch_ps.compare.runs import Run, learning_rate, lr_rule, parse_runs
+from torch_ps.compare.runs import Run, gradients_averaged, learning_rate, lr_rule, parse_runs
 from torch_ps.compare.table import table
 
 
@@ -69,9 +69,11 @@ def compare_runs(config: CompareConfig, console: Console, program: Sequence[str]
     ]
     if not report.can_write_report():
         console.print(f"[yellow]{escape(report.MISSING)}")
-    rule = lr_rule(config.lr, config.workers, scaled=config.scaled)
+    rule = lr_rule(runs, config.lr, config.workers, scaled=config.scaled)
     names = [run.name for run in runs]
     _say(console, f"{len(runs)} runs of {config.task}, {config.workers} workers, {config.samples} samples each; {rule}")
+    if config.batch_size == "auto":
+        config = _with_batch_size(config, plans[0], program, console)
     executed = execute(plans, config, reporter(console, names, config.samples), program)
     results = summarise(executed, config, rule)
     publish(results, folder, console)
@@ -139,12 +141,27 @@ def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:
         changes["samples"] = known.samples if known else defaults.OWN_TASK_SAMPLES
     if known:
         changes |= {name: getattr(known, name) for name in ("batch_size", "lr") if not getattr(config, name)}
-    elif not config.lr and config.scaled and config.workers > 1 and len({run.mode for run in runs}) > 1:
+    elif not config.lr and config.scaled and _rates_differ(runs, config.workers):
         raise ConfigError(
             f"the learning rate of task {config.task!r} is not known here, so it cannot be scaled for sync; "
             "give lr, or scale-lr off"
         )
     return replace(config, **changes)
+
+
+def _with_batch_size(config: CompareConfig, first: Plan, program: Sequence[str], console: Console) -> CompareConfig:
+    folder = first.folder.parent / "batch-size"
+    try:
+        found = batch_size.find(replace(first, folder=folder), config, program)
+    except ConfigError:
+        leave_nothing(folder)
+        raise
+    _say(console, f"batch size auto: {found.size} for all runs, as {found.name} found: {found.reason}")
+    return replace(config, batch_size=found.size)
+
+
+def _rates_differ(runs: Sequence[Run], workers: int) -> bool:
+    return len({gradients_averaged(run, workers) for run in runs if not run.own_rate}) > 1
 
 
 def _output_folder(config: CompareConfig) -> Path:

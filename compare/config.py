@@ -5,35 +5,14 @@ Source: the shape of ``torch_ps.common.config``.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch_ps.common.config import WorkerConfig
-from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, declared, option
+from torch_ps.common.slow import parse_slow, slow_of
 
 DEFAULT_RUNS = "sync,sync:compress=fp16,async,async:compress=fp16"
-
-_SLOW = re.compile(r"w(?P<rank>[0-9]{1,4}):(?P<factor>[0-9]+(\.[0-9]+)?)x?", re.ASCII)
-
-
-def parse_slow(texts: Iterable[str]) -> dict[int, float]:
-    """Read ("w1:3x", "w2:2x") or ("w1:3x,w2:2x",), worker 1 takes three times as long, as {1: 3.0, 2: 2.0}.
-
-    Raises:
-        ConfigError: not of that form, a factor below 1, or a worker twice.
-    """
-    found: dict[int, float] = {}
-    for text in (part.strip() for each in texts for part in each.split(",")):
-        match = _SLOW.fullmatch(text)
-        if match is None or float(match["factor"]) < 1:
-            raise ConfigError(f"slow must be WORKER:FACTOR with a factor of at least 1, such as w1:3x; got {text!r}")
-        if (rank := int(match["rank"])) in found:
-            raise ConfigError(f"slow names w{rank} twice")
-        found[rank] = float(match["factor"])
-    return found
 
 
 def _as_for_workers(name: str) -> tuple[Check, ...]:
@@ -46,7 +25,7 @@ class CompareConfig:
 
     runs: str = option(
         DEFAULT_RUNS,
-        "runs to compare: mode, then options of ps-run, as in sync,async:compress=fp16:lr=0.1",
+        "sync, async, ssp or local:STEPS, then options of ps-run: sync,async:codec=fp16,local:8",
         metavar="RUN[,...]",
         common=True,
     )
@@ -56,11 +35,16 @@ class CompareConfig:
     samples: int = option(
         0, "samples that each run trains on; 0 is a few minutes' worth", check=at_least(0), common=True
     )
-    batch_size: int = option(0, "samples a step of one worker; 0 is the task's own", check=at_least(0), common=True)
+    batch_size: int | Literal["auto"] = option(
+        0,
+        "samples a step of one worker; auto is found once, for all runs; 0 is the task's own",
+        check=at_least(0),
+        common=True,
+    )
     lr: float = option(0.0, "base learning rate; 0 is the task's own", check=at_least(0), common=True)
     scale_lr: str = option(
         "on",
-        "give sync runs the base rate times the workers, so that they are equal",
+        "give sync runs the base rate times the workers, as all others step alone",
         choices=("on", "off"),
         common=True,
     )
@@ -88,9 +72,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check_all(self)
-        for rank in parse_slow(self.slow):
-            if rank >= self.workers:
-                raise ConfigError(f"slow names w{rank}; the workers of this job are w0 to w{self.workers - 1}")
+        slow_of(self.slow, self.workers)
 
     @property
     def scaled(self) -> bool:

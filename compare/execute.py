@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.compare.config import CompareConfig
@@ -70,7 +71,7 @@ def execute(
             except RunRefused as error:
                 if plan is plans[0]:
                     reporter.done(plan.run.name, watch.live("refused"), failed=True)
-                    _leave_nothing(plan)
+                    leave_nothing(plan.folder)
                     raise ConfigError(str(error)) from None
                 result.failures.append(_failure(plan, config, str(error)))
                 reporter.done(plan.run.name, watch.live("refused"), failed=True)
@@ -153,11 +154,11 @@ def _check(journals: Sequence[Journal], config: CompareConfig, child: Child) -> 
         raise child.failure(f"ps-run ended well, but only {len(ended)} of {config.workers} workers wrote their end")
 
 
-def _leave_nothing(plan: Plan) -> None:
+def leave_nothing(folder: Path) -> None:
     """Remove the folders of a run that never began, so that the corrected command may use them."""
-    shutil.rmtree(plan.folder)
+    shutil.rmtree(folder)
     with suppress(OSError):
-        plan.folder.parent.rmdir()
+        folder.parent.rmdir()
 
 
 def _failure(plan: Plan, config: CompareConfig, reason: str) -> Failure:

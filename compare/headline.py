@@ -1,4 +1,4 @@
-"""The one sentence that says how the comparison came out, and a second one about bytes.
+"""The one sentence that says how the comparison came out, and one or two about bytes.
 
 Rules of this file
   1. Every number in a sentence is in the results; no judgement that the numbers do not carry.
@@ -13,6 +13,10 @@ from torch_ps.compare.results import Results, RunResult
 SAME_TIME = 1.03
 #: Below this relative difference two losses are "about the same".
 SAME_LOSS = 0.005
+#: Below this difference, half a percentage point, two accuracies are "about the same".
+SAME_ACCURACY = 0.005
+#: Below this ratio two numbers of bytes are "about the same".
+SAME_BYTES = 1.05
 
 
 def headline(results: Results) -> str:
@@ -41,23 +45,67 @@ def headline(results: Results) -> str:
 
 
 def bytes_sentence(results: Results) -> str:
-    """What compression saved, for the first pair of runs that differ in their codec only; "" if there is none."""
+    """What compression saved and which run is the most thrifty; "" where no run moved less than another like it."""
+    return " ".join(filter(None, (_codec_sentence(results), _thrift_sentence(results))))
+
+
+def _codec_sentence(results: Results) -> str:
+    """For the first pair of runs that differ in their codec only."""
     for small in results.runs:
         if small.compress == "none":
             continue
         for large in results.runs:
-            if large.compress != "none" or large.mode != small.mode or large.compress_pull != small.compress_pull:
+            if large.compress != "none" or _without_codec(large) != _without_codec(small):
                 continue
             factor = large.bytes.pushed_per_worker / max(small.bytes.pushed_per_worker, 1)
-            if factor < 1.05 or large.validation_loss is None or small.validation_loss is None:
+            if factor < SAME_BYTES or large.validation_loss is None or small.validation_loss is None:
                 continue
             change = small.validation_loss - large.validation_loss
             loss = _difference(change, large.validation_loss)
             return (
-                f"{small.compress} gradients push {_mb(small)} instead of {_mb(large)} MB per worker "
-                f"in {small.mode} mode ({factor:.1f} times less), and the loss {loss}."
+                f"{small.compress} gradients push {_mb(small.bytes.pushed_per_worker)} instead of "
+                f"{_mb(large.bytes.pushed_per_worker)} MB per worker in {small.mode} mode "
+                f"({factor:.1f} times less), and the loss {loss}."
             )
     return ""
+
+
+def _thrift_sentence(results: Results) -> str:
+    """The fewest bytes among the runs that are about as good as the best; where several things save some."""
+    if len({run.compress for run in results.runs}) < 3 and all(run.mode != "local" for run in results.runs):
+        return ""
+    accurate = all(run.validation_accuracy is not None for run in results.runs)
+    known = [(run, loss) for run in results.runs if (loss := run.validation_loss) is not None]
+    if accurate:
+        scores = [(run, run.validation_accuracy or 0.0) for run in results.runs]
+        best, top = max(scores, key=lambda each: each[1])
+        good = [run for run, score in scores if top - score <= SAME_ACCURACY]
+        words = f"within half a point of the best accuracy ({100 * top:.1f} %, {best.name}"
+    elif known:
+        best, top = min(known, key=lambda each: each[1])
+        good = [run for run, loss in known if loss - top <= SAME_LOSS * abs(top)]
+        words = f"within 0.5 % of the lowest loss ({top:.4g}, {best.name}"
+    else:
+        return ""
+    least = min(good, key=_moved)
+    factor = _moved(best) / max(_moved(least), 1)
+    if factor < SAME_BYTES:
+        return ""
+    return (
+        f"Of the runs {words}, {_mb(_moved(best))} MB pushed and pulled), {least.name} moved the least: "
+        f"{_mb(_moved(least))} MB, {factor:.1f} times less."
+    )
+
+
+def _without_codec(run: RunResult) -> list[str]:
+    """The words of a run's name but that of its codec: mode and all other options."""
+    words = run.name.split(" ")
+    codec = "fp32" if run.compress == "none" else run.compress
+    return [word for word in words if word != codec]
+
+
+def _moved(run: RunResult) -> int:
+    return run.bytes.pushed_per_worker + run.bytes.pulled_per_worker
 
 
 def _opponent(first: RunResult, reached: list[RunResult]) -> RunResult:
@@ -100,6 +148,6 @@ def _time(seconds: float) -> str:
     return f"{minutes} min {rest} s"
 
 
-def _mb(run: RunResult) -> str:
-    size = run.bytes.pushed_per_worker / 1e6
+def _mb(count: int) -> str:
+    size = count / 1e6
     return f"{size:.0f}" if size >= 10 else f"{size:.2g}"

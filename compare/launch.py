@@ -83,7 +83,7 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
         "shards": config.shards,
         "threads": config.threads,
         "evaluations": config.evaluations,
-        "mode": plan.run.mode,
+        "mode": plan.run.job_mode,
         "lr": f"{plan.lr:.8g}" if plan.lr else "",
     }
     given = {**{flag: str(value) for flag, value in shared.items() if value != ""}, **plan.run.options}

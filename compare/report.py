@@ -11,7 +11,7 @@ Rules of this file
       {{STYLE}}    report.css
       {{RESULTS}}  results.json and the sentences, as <script type="application/json">
       {{PLOTLY}}   plotly.min.js of the installed plotly package
-      {{SCRIPT}}   looks.js figures.js charts.js table.js page.js
+      {{SCRIPT}}   looks.js figures.js thrift.js charts.js table.js page.js
 
 Source: the pictures are plotly's; colours after Okabe and Ito, readable with any kind of colour vision.
 """
@@ -29,7 +29,7 @@ from torch_ps.compare.headline import bytes_sentence, headline
 from torch_ps.compare.results import Results, to_json
 from torch_ps.compare.table import caption
 
-SCRIPTS = ("looks.js", "figures.js", "charts.js", "table.js", "page.js")
+SCRIPTS = ("looks.js", "figures.js", "thrift.js", "charts.js", "table.js", "page.js")
 MISSING = "report.html needs plotly; install it with: pip install torch-ps[compare]"
 
 _MARK = re.compile(r"\{\{([A-Z]+)\}\}")

@@ -1,27 +1,35 @@
 """The list of runs: what ``--runs`` means, what each run is called, and which learning rate is fair to it.
 
-    --runs "sync,async:compress=fp16"  --parse_runs()-->  Run("sync"), Run("async", compress=fp16)
-                                                          "sync fp32"  "async fp16"
+    --runs "sync,async:codec=fp16,local:8"  --parse_runs()-->  Run("sync"), Run("async"), Run("local"), with options
+                                                               "sync fp32"  "async fp16"  "local 8 fp32"
 
 Rules of this file
   1. An option of a run is an option of ``ps-run``, checked by the declaration that ps-run itself uses.
   2. What has to be equal for the comparison to be fair (task, data, samples, seed, workers) is no option of a run.
   3. The rule of the learning rate is decided here and nowhere else.
 
-N asynchronous updates of size lr move the parameters, to first order in lr, as far as one synchronous update of size
-N * lr with the mean of the same N gradients. So asynchronous runs get the base rate and synchronous ones N times it.
+The rate that is fair to each kind of run, where ``base`` is the rate at which one worker alone trains well:
 
-Source: the reading of a simulation on optdigits; Goyal et al., arXiv:1706.02677 for the linear rule.
+    async, ssp          base       a gradient is applied by itself, as one worker's would be
+    local H             base       so is each inner step; outer-lr says how far the mean of the workers' steps goes
+    sync, ssp:slack=0   N * base   the mean of N gradients; N - b with backup-workers=b
+
+N asynchronous updates of size lr move the parameters, to first order in lr, as far as one synchronous update of size
+N * lr with the mean of the same N gradients. A local step sees one worker's batch and nothing else, so the rate that it
+bears is that of one worker, however many others there are.
+
+Source: the reading of a simulation on optdigits; Goyal et al., arXiv:1706.02677 for the linear rule; Douillard et al.,
+arXiv:2311.08105 (DiLoCo), for inner steps at the rate of a worker alone.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch_ps.common import codecs
-from torch_ps.common.config import ServerConfig, WorkerConfig, check_codecs
+from torch_ps.common.config import MODES, ServerConfig, WorkerConfig
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Field, declared
 
@@ -33,6 +41,12 @@ _WORDS = {"none": "fp32"}
 #: Another word for an option, from the documentation of the codecs.
 _SYNONYMS = {"codec": "compress"}
 
+#: The word for steps of a worker's own between two pushes; to ps-run it is an option of the other modes.
+LOCAL = "local"
+_STEPS = "local-steps"
+#: What ``--runs`` may begin a run with.
+WORDS = (*MODES, LOCAL)
+
 
 def run_options() -> dict[str, Field]:
     """Options that may differ between runs, by flag name without the dashes."""
@@ -42,10 +56,20 @@ def run_options() -> dict[str, Field]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One configuration. ``options`` holds what was said, by flag name, in the order in which it was said."""
+    """One configuration.
+
+    Attributes:
+        mode: one of ``WORDS``.
+        options: what was said, by flag name, in the order in which it was said; "mode" in it is a local run's.
+    """
 
     mode: str
     options: Mapping[str, str]
+
+    @property
+    def job_mode(self) -> str:
+        """The mode in which the servers run."""
+        return self.options.get("mode", "sync") if self.mode == LOCAL else self.mode
 
     @property
     def compress(self) -> str:
@@ -56,12 +80,19 @@ class Run:
         return self.options.get("compress-pull", "none")
 
     @property
+    def own_rate(self) -> float:
+        """The learning rate that was given to this run alone; 0: none was."""
+        return float(self.options.get("lr", 0))
+
+    @property
     def name(self) -> str:
-        """Such as "sync fp32", "async fp16", "sync fp16 pull=bf16 shards=2"."""
-        words = [self.mode, _WORDS.get(self.compress, self.compress)]
+        """Such as "sync fp32", "async fp16", "local 8 fp32", "sync fp16 pull=bf16 shards=2"."""
+        words = [self.mode, *([self.options[_STEPS]] if self.mode == LOCAL else [])]
+        words.append(_WORDS.get(self.compress, self.compress))
         if self.compress_pull != "none":
             words.append(f"pull={self.compress_pull}")
-        words += [f"{flag}={text}" for flag, text in self.options.items() if flag not in ("compress", "compress-pull")]
+        said = {"compress", "compress-pull", _STEPS}
+        words += [f"{flag}={text}" for flag, text in self.options.items() if flag not in said]
         return " ".join(words)
 
     @property
@@ -71,12 +102,13 @@ class Run:
 
 
 def parse_runs(text: str) -> list[Run]:
-    """Read a comma-separated list of ``mode[:option=value[:option=value...]]``.
+    """Read a comma-separated list of ``mode[:option=value[:option=value...]]``, or ``local:STEPS[:option=value...]``.
 
     A part without "=" belongs to the value before it, so that a value may hold a colon ("topk:0.01").
 
     Raises:
-        ConfigError: no run, an unknown mode or option, a refused value, or the same run twice.
+        ConfigError: no run, an unknown mode or option, a refused value, options that do not go together, or the same
+            run twice.
     """
     runs = [_parse_run(item.strip()) for item in text.split(",") if item.strip()]
     if not runs:
@@ -88,35 +120,80 @@ def parse_runs(text: str) -> list[Run]:
     return runs
 
 
+def gradients_averaged(run: Run, workers: int) -> int:
+    """How many workers' gradients are averaged before one step with the learning rate; see the top of this file."""
+    if run.mode == "sync":
+        return max(1, workers - int(run.options.get("backup-workers", 0)))
+    return workers if run.mode == "ssp" and run.options.get("slack") == "0" else 1
+
+
 def learning_rate(run: Run, base: float, workers: int, *, scaled: bool) -> float:
     """The rate that this run trains with; one that was given to the run itself is left alone.
 
     Args:
         run: the run.
-        base: rate of an asynchronous update; 0 leaves the rate to the task.
-        workers: gradients whose mean one synchronous update takes.
+        base: rate of one worker alone; 0 leaves the rate to the task.
+        workers: workers of the job.
         scaled: apply the rule at the top of this file.
     """
-    if float(run.options.get("lr", 0)) > 0:
-        return float(run.options["lr"])
-    return base * workers if scaled and run.mode == "sync" else base
+    return run.own_rate or (base * gradients_averaged(run, workers) if scaled else base)
 
 
-def lr_rule(base: float, workers: int, *, scaled: bool) -> str:
-    """The rule in words, for caption and report."""
-    rate = f"{base:.6g}" if base else "the task's own rate"
-    if not scaled:
-        return f"all runs at learning rate {rate} (not scaled)"
-    if not base:
-        return f"all runs at {rate}"
-    return f"async at learning rate {rate}, sync at {workers} x {rate} = {base * workers:.6g}"
+def lr_rule(runs: Sequence[Run], base: float, workers: int, *, scaled: bool) -> str:
+    """Which of ``runs`` trains at which rate, in words, for caption and report."""
+    own = [run.name for run in runs if run.own_rate]
+    ruled = [run for run in runs if not run.own_rate]
+    parts: list[str] = []
+    if ruled and not (scaled and base):
+        which = "the others" if own else "all runs"
+        parts.append(f"{which} at learning rate {base:.6g} (not scaled)" if base else f"{which} at the task's own rate")
+    elif ruled:
+        parts += _scaled_words(ruled, base, workers)
+    if len(own) > 3:
+        parts.append(f"{len(own)} runs at the learning rate in their name")
+    else:
+        parts += [f"{name} at its own" for name in own]
+    return ", ".join(parts)
+
+
+def _scaled_words(runs: Sequence[Run], base: float, workers: int) -> list[str]:
+    """Such as "async and ssp at learning rate 0.1", "sync at 2 x 0.1 = 0.2"."""
+    kinds: dict[int, list[str]] = {}
+    for run in runs:
+        known = kinds.setdefault(gradients_averaged(run, workers), [])
+        if (kind := _kind_of(run)) not in known:
+            known.append(kind)
+    words: list[str] = []
+    for factor in sorted(kinds):
+        rate = f"{base:.6g}" if factor == 1 else f"{factor} x {base:.6g} = {base * factor:.6g}"
+        words.append(f"{_listed(kinds[factor])} at {'' if words else 'learning rate '}{rate}")
+    return words
+
+
+def _kind_of(run: Run) -> str:
+    """What of a run decides its rate."""
+    if run.mode == LOCAL:
+        return "each worker's local steps"
+    if run.mode == "ssp" and run.options.get("slack") == "0":
+        return "ssp slack=0"
+    backup = run.options.get("backup-workers", "0") if run.mode == "sync" else "0"
+    return f"sync backup-workers={backup}" if backup != "0" else run.mode
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def _parse_run(item: str) -> Run:
     mode, *parts = item.split(":")
-    declared(ServerConfig)["mode"].convert(mode)
-    known = run_options()
+    if mode not in WORDS:
+        raise ConfigError(f"mode must be one of {', '.join(WORDS)}; got {mode!r}")
     options: dict[str, str] = {}
+    if mode == LOCAL:
+        options[_STEPS] = parts.pop(0) if parts else ""
+        if not (options[_STEPS].isdecimal() and int(options[_STEPS]) >= 2):
+            raise ConfigError(f"run {item!r}: local needs the steps between two pushes, 2 or more, as in local:8")
+    known = run_options() | ({"mode": declared(ServerConfig)["mode"]} if mode == LOCAL else {})
     last = ""
     for part in parts:
         flag, equals, value = part.partition("=")
@@ -131,18 +208,26 @@ def _parse_run(item: str) -> Run:
             options[last] += ":" + part
         else:
             raise ConfigError(f"run {item!r} holds {part!r}; an option is written name=value")
-    for flag, text in options.items():
-        try:
-            known[flag].convert(text)
-        except ConfigError as error:
-            raise ConfigError(f"run {item!r}: {error}") from None
+    if mode != LOCAL and options.get(_STEPS, "1") != "1":
+        raise ConfigError(f"run {item!r}: local steps are written local:{options[_STEPS]}, then :mode={mode}")
     run = Run(mode, options)
     try:
-        codecs.load(options.get("codecs", ""))
-        check_codecs(run.compress, run.compress_pull)
+        _check_together(run, known)
     except ConfigError as error:
         raise ConfigError(f"run {item!r}: {error}") from None
     return run
+
+
+def _check_together(run: Run, known: Mapping[str, Field]) -> None:
+    """Build what ps-run would build of the options, so that a run is not refused when others have run for an hour.
+
+    Raises:
+        ConfigError: a value is refused, or options that do not go together.
+    """
+    values: dict[str, Any] = {known[flag].name: known[flag].convert(text) for flag, text in run.options.items()}
+    values["mode"] = run.job_mode
+    for config in (ServerConfig, WorkerConfig):
+        config(**{name: value for name, value in values.items() if name in declared(config)})
 
 
 def _check_option(item: str, flag: str, known: Mapping[str, Field]) -> None:

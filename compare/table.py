@@ -14,6 +14,8 @@ from torch_ps.compare.results import Results, RunResult
 
 #: A value this close to the best one, relative to it, is as good.
 AS_GOOD = 0.005
+#: Characters of a run's name that are kept on one line, whatever the columns beside it need.
+LONGEST_WORD = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +36,27 @@ class Column:
 COLUMNS = (
     Column("valid.\nloss", lambda run: run.validation_loss, lambda run: f"{run.validation_loss:.4f}", "min"),
     Column(
-        "valid.\naccuracy",
+        "valid.\nacc. %",
         lambda run: run.validation_accuracy,
-        lambda run: f"{100 * (run.validation_accuracy or 0):.1f} %",
+        lambda run: f"{100 * (run.validation_accuracy or 0):.1f}",
         "max",
         optional=True,
     ),
-    Column("samples\nper s", lambda run: run.samples_per_second, lambda run: f"{run.samples_per_second:.1f}", "max"),
+    Column("samples\nper s", lambda run: run.samples_per_second, lambda run: _rate(run.samples_per_second), "max"),
     Column("s to\ntarget", lambda run: run.seconds_to_target, lambda run: f"{run.seconds_to_target:.1f}", "min"),
     Column(
-        "staleness\nmean/max",
+        "stale\nmean/max",
         lambda run: run.staleness.mean,
-        lambda run: f"{run.staleness.mean:.2f} / {run.staleness.max}",
+        lambda run: f"{run.staleness.mean:.2f}/{run.staleness.max}",
     ),
     Column(
-        "pushed\nMB/worker",
+        "pushed\nMB",
         lambda run: run.bytes.pushed_per_worker,
         lambda run: _mb(run.bytes.pushed_per_worker),
         "min",
     ),
     Column(
-        "pulled\nMB/worker",
+        "pulled\nMB",
         lambda run: run.bytes.pulled_per_worker,
         lambda run: _mb(run.bytes.pulled_per_worker),
         "min",
@@ -63,9 +65,19 @@ COLUMNS = (
 
 
 def table(results: Results) -> Table:
-    """One row per finished run; the best value of a column is bold where one is better than another."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=escape(caption(results)), caption_justify="left")
-    shown.add_column("run", overflow="fold")
+    """One row per finished run; the best value of a column is bold where one is better than another.
+
+    Long names are broken between their words, so that 80 columns hold eight figures behind any of them.
+    """
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=escape(caption(results)),
+        caption_justify="left",
+    )
+    words = [len(word) for run in results.runs for word in run.name.split(" ")]
+    shown.add_column("run", overflow="fold", min_width=min(LONGEST_WORD, max(words, default=0)))
     columns = [c for c in COLUMNS if not c.optional or any(c.value(run) is not None for run in results.runs)]
     for column in columns:
         shown.add_column(column.title, justify="right", no_wrap=True)
@@ -75,7 +87,10 @@ def table(results: Results) -> Table:
 
 
 def caption(results: Results) -> str:
-    """Task, workers, samples, rule of the learning rate, slow workers, target: what makes the rows comparable."""
+    """Task, workers, samples, rule of the learning rate, slow workers, target: what makes the rows comparable.
+
+    And what the columns do not have the room to say.
+    """
     settings = results.settings
     words = [f"task {results.task}"]
     if settings.get("parameters"):
@@ -85,6 +100,7 @@ def caption(results: Results) -> str:
     words.append(str(settings.get("lr_rule") or ""))
     if settings.get("slow"):
         words.append("slowed: " + ", ".join(settings["slow"]))
+    words.append("bytes are those of one worker")
     if results.target_loss is not None:
         words.append(f"target loss {results.target_loss:g}")
     return "; ".join(word for word in words if word)
@@ -109,3 +125,7 @@ def best_runs(column: Column, runs: Sequence[RunResult]) -> list[RunResult]:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:.1f}" if size >= 1e5 else f"{size / 1e6:.2g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.1f}" if value < 10_000 else f"{value:,.0f}"

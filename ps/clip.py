@@ -59,10 +59,6 @@ class Update:
     left_out: list[NonFinite] = field(default_factory=list)
     coefficient: float | None = None
 
-    def clipped(self) -> torch.Tensor | None:
-        """The mean as it is to be applied, once the coefficient is known; None: nothing is."""
-        return self.mean.mul_(self.coefficient) if self.mean is not None and self.coefficient else None
-
 
 @dataclass(slots=True)
 class _Group:

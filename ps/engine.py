@@ -35,6 +35,7 @@ from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Re
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.doctor import Doctor
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.store import Gradient, NonFinite, Store
 from torch_ps.ps.streams import Stream, Streams
@@ -100,6 +101,7 @@ class Engine:
         compensator: Compensator | None,
         ask: Ask,
         on_failure: Callable[[BaseException], None],
+        doctor: Doctor | None = None,
     ) -> None:
         buckets = tuple(buckets)
         self.model = model
@@ -122,7 +124,7 @@ class Engine:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
-        self._compensator = compensator
+        self._compensator, self._doctor = compensator, doctor
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -275,14 +277,21 @@ class Engine:
         return _Done(frames, left_out, steps)
 
     def _apply(self, bucket: Bucket, job: _Step | Update) -> list[NonFinite]:
+        index, coefficient = bucket.index, 1.0
         if isinstance(job, _Step):
-            mean, left_out = self.store.mean(bucket.index, job.gradients)
+            mean, left_out = self.store.mean(index, job.gradients)
         else:
-            mean, left_out = job.clipped(), job.left_out
-        if mean is not None:
-            if self._compensator is not None and bucket.rule == "optimizer":
-                mean = self._compensator.correct(bucket.index, job.apply, mean, self.store.values(bucket.index))
-            self.store.step(bucket.index, mean, job.hyper, lr_scale=job.apply.lr_scale)
+            mean, left_out, coefficient = job.mean, job.left_out, job.coefficient or 0.0
+        if mean is None or not coefficient:
+            return left_out
+        values = self.store.values(index)
+        if self._doctor is not None and (watch := self._doctor.watch(index, job.apply, job.hyper, coefficient)):
+            watch(mean, values)
+        if coefficient != 1.0:
+            mean = mean * coefficient
+        if self._compensator is not None and bucket.rule == "optimizer":
+            mean = self._compensator.correct(index, job.apply, mean, values)
+        self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
         return left_out
 
     def _note_pulled(

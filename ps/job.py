@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 from torch_ps.common import codecs, schema
@@ -35,6 +35,7 @@ from torch_ps.ps.core.effects import Announce, Effect, Evict, Group
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster
 from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.doctor import Doctor, doctor_of
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.streams import Stream, Streams
@@ -82,6 +83,7 @@ class Job:
         self.membership = Membership(quorum=quorum, lease=lease) if index == 0 else None
         self.started = time.monotonic()
         self.watchers: set[asyncio.Queue[Roster]] = set()
+        self.advice: list[str] = []  # warnings about the settings, for people
         self._executor, self._on_failure = executor, on_failure
         self._changed = asyncio.Event()
         self._observers = itertools.count(1)
@@ -128,6 +130,7 @@ class Job:
             self._model = model
             self._seeder = (worker, member.session)
         self._announce(effects)
+        self._check_settings(model)
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
         return member.session, not self.initialised
 
@@ -201,6 +204,7 @@ class Job:
             compensator=Compensator.of(self.mode),
             ask=self._ask_norm,
             on_failure=self._on_failure,
+            doctor=self._doctor(model, buckets),
         )
         self.engine.set_roster(self.roster)
         self._buckets = {bucket.index: bucket for bucket in buckets}
@@ -311,6 +315,33 @@ class Job:
 
     async def _report_norm(self, group: Group, square: float) -> float | None:
         return await self.norm(group, self.index, square)
+
+    # -------------------------------------------------------------- advice
+
+    def _check_settings(self, model: Model) -> None:
+        """Say once what is known to go wrong before anything has."""
+        momentum = [m for g in model.groups if isinstance(m := g.hyper.get("momentum"), int | float)]
+        found = self.mode.advice(max(momentum, default=0.0), len(self.roster.members))
+        if found is not None and not self.advice:
+            self._advise(found)
+
+    def _doctor(self, model: Model, buckets: Sequence[Bucket]) -> Doctor | None:
+        """The lead's alone: its buckets swing as the others' do, and one sentence is enough."""
+        if self.membership is None:
+            return None
+        return doctor_of(
+            self.mode,
+            model,
+            buckets,
+            num_workers=lambda: len(self.roster.members),
+            advise=self._advise,
+            report=self.metrics.stability,
+        )
+
+    def _advise(self, sentence: str) -> None:
+        """On any thread."""
+        log.warning("%s", sentence)
+        self.advice.append(sentence)
 
     # -------------------------------------------------------------- waiting
 

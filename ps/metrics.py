@@ -8,6 +8,7 @@ import logging
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from torch_ps.common.address import Address
+from torch_ps.ps.core.stability import Reading
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -41,12 +42,27 @@ class Metrics:
             buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64),
             registry=self.registry,
         )
+        self.curvature = Gauge(
+            "ps_curvature_loss_per_squared_parameter",
+            "largest curvature of the loss along the path, by the last look at it; lead, SGD on stale gradients",
+            registry=self.registry,
+        )
+        self.rate_ratio = Gauge(
+            "ps_learning_rate_limit_ratio",
+            "learning rate over the largest that is stable at that curvature, staleness and momentum",
+            registry=self.registry,
+        )
         self.step_seconds = Histogram(
             "ps_bucket_step_seconds",
             "time on the executor to average, apply and encode one bucket",
             buckets=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1),
             registry=self.registry,
         )
+
+    def stability(self, reading: Reading) -> None:
+        """Show what the doctor has read. On any thread."""
+        self.curvature.set(reading.curvature)
+        self.rate_ratio.set(reading.ratio)
 
     def serve(self, listen: Address) -> Address:
         """Serve ``/metrics`` from a thread of its own; returns the address with the port that was bound.

@@ -15,6 +15,7 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         epoch=job.roster.epoch,
         open=job.roster.open,
         uptime_seconds=now - job.started,
+        advice=job.advice,
     )
     engine = job.engine
     if engine is not None:

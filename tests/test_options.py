@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import pytest
@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_ps.common.errors import ConfigError, Unreachable
-from torch_ps.common.fields import arguments_of, at_least, check_all, declared, environment_of, more_than, option
+from torch_ps.common.fields import (
+    arguments_of,
+    at_least,
+    check_all,
+    declared,
+    environment_of,
+    from_environment,
+    more_than,
+    option,
+)
 from torch_ps.common.options import Command, options_of
 
 
@@ -161,6 +170,58 @@ def test_stacked_classes_share_what_they_declare_identically() -> None:
     assert seen["worker"] == WorkerConfig(threads=3)
     assert seen["script"] == "train.py"
     assert call(run, "--help-all").output.count("--threads") == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    size: int | Literal["auto"] = option(0, "samples a step", check=at_least(0), common=True)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+
+@click.command(cls=Command, name="ps-size")
+@options_of(JobConfig)
+def sized(job: JobConfig) -> None:
+    seen["size"] = job.size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "variable", "value"),
+    [
+        ((), "", "", 0),
+        (("--size", "64"), "", "", 64),
+        (("--size=auto",), "", "", "auto"),
+        ((), "", "64", 64),
+        ((), "", " auto ", "auto"),
+        ((), "size = 64", "", 64),
+        ((), 'size = "64"', "", 64),
+        ((), 'size = "auto"', "", "auto"),
+        (("--size", "8"), 'size = "auto"', "auto", 8),
+    ],
+)
+def test_a_word_may_stand_in_the_place_of_a_number(
+    toml: Any, arguments: tuple[str, ...], text: str, variable: str, value: int | str
+) -> None:
+    result = call(sized, *arguments, "--config", toml(text), PS_SIZE=variable)
+    assert result.exit_code == 0, result.output
+    assert seen["size"] == value
+    assert type(seen["size"]) is type(value)
+
+
+@pytest.mark.parametrize("value", [0, 64, "auto"])
+def test_a_word_and_a_number_reach_a_child(value: Any) -> None:
+    config = JobConfig(size=value)
+    assert from_environment(JobConfig, environment_of(config, {})) == config
+    assert arguments_of(config) == ([f"--size={value}"] if value else [])
+
+
+def test_a_word_that_is_none_and_a_number_that_is_out_of_range_are_refused() -> None:
+    assert refusal(sized, "--size", "big").endswith("size must be a whole number or auto; got 'big'")
+    assert refusal(sized, "--size=-1").endswith("size must be >= 0; got -1")
+    assert "--size N|auto" in call(sized, "--help").output
+    with pytest.raises(ConfigError, match="size must be a whole number or auto; got None"):
+        JobConfig(size=None)  # type: ignore[arg-type]
 
 
 def test_shared_field_can_differ_in_the_tables_of_a_file(toml: Any) -> None:

@@ -30,14 +30,17 @@ log = logging.getLogger("torch_ps.worker")
 class Gradients:
     """Of the parameters of one model, which are in the order of ``Model.tensors()``.
 
+    Args:
+        accumulate: backward passes whose sum ``.grad`` is; their mean is what counts.
+
     Attributes:
         scaled: the coming push is one of a GradScaler's, so what left before ``at_step`` was scaled.
         left_out: why the coming push has weight 0, the name of a tensor; "" when it has its weight.
         num_left_out: pushes of weight 0 so far; ``in_a_row`` of them since the last that was not.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str]) -> None:
-        self._parameters, self._names = parameters, names
+    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str], accumulate: int = 1) -> None:
+        self.parameters, self.names, self._accumulate = parameters, names, accumulate
         self._warned = False
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
@@ -78,36 +81,44 @@ class Gradients:
         """Look whether every gradient is finite; only while none has left. Cost: one sum per tensor, one sync."""
         self.left_out = self.left_out or self._first_not_finite()
 
-    def report(self, worker: str, step: int) -> None:
-        """Count and say what is left out."""
+    def report(self, worker: str, step: str) -> None:
+        """Count and say what is left out.
+
+        Args:
+            step: which one it is, in words.
+        """
         self.in_a_row = self.in_a_row + 1 if self.left_out else 0
         if self.left_out:
             self.num_left_out += 1
             level = logging.INFO if self.scaled else logging.WARNING  # a GradScaler finds its scale in this way
-            log.log(
-                level, "gradient of worker %s, step %d is not finite in %s: not applied", worker, step, self.left_out
-            )
+            log.log(level, "gradient of worker %s, %s is not finite in %s: not applied", worker, step, self.left_out)
 
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of this bucket has a gradient."""
-        return all(self._parameters[piece.tensor].grad is None for piece in bucket.pieces)
+        return all(self.parameters[piece.tensor].grad is None for piece in bucket.pieces)
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros when they are left out."""
         if self.left_out:
             return into.zero_()
         gather(bucket, {piece.tensor: self._gradient(piece.tensor) for piece in bucket.pieces}, into)
-        return into if self._scale is None else into.mul_(1 / self._scale)
+        return self.averaged(into)
+
+    def averaged(self, values: torch.Tensor) -> torch.Tensor:
+        """What was read from a ``.grad`` without its scale, and as the mean of the accumulated passes; in place."""
+        if self._scale is not None:
+            values.mul_(1 / self._scale)
+        return values.div_(self._accumulate) if self._accumulate > 1 else values
 
     def _gradient(self, index: int) -> torch.Tensor | None:
-        gradient = self._parameters[index].grad
+        gradient = self.parameters[index].grad
         if gradient is None or gradient.layout is torch.strided:
             return gradient
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"the gradient of {self._names[index]!r} is sparse; it is pushed as a dense one of all "
-                f"{self._parameters[index].numel():,} elements, and the optimizer steps all of them",
+                f"the gradient of {self.names[index]!r} is sparse; it is pushed as a dense one of all "
+                f"{self.parameters[index].numel():,} elements, and the optimizer steps all of them",
                 stacklevel=2,
             )
         if index not in self._dense:  # once for all buckets of a large embedding
@@ -115,16 +126,21 @@ class Gradients:
         return self._dense[index]
 
     def _first_not_finite(self) -> str:
-        found = [(index, p.grad) for index, p in enumerate(self._parameters) if p.grad is not None]
-        if not found:
-            return ""
-        device = found[0][1].device
-        sums = [_values(gradient).sum(dtype=torch.float32).to(device) for _, gradient in found]
-        if torch.stack(sums).sum().isfinite().item():
-            return ""
-        # A sum of finite values may overflow, too, so look closely.
-        bad = (index for index, gradient in found if not _values(gradient).float().isfinite().all().item())
-        return next((f"tensor {self._names[index]!r}" for index in bad), "")
+        return first_not_finite([parameter.grad for parameter in self.parameters], self.names)
+
+
+def first_not_finite(tensors: Sequence[torch.Tensor | None], names: Sequence[str]) -> str:
+    """The first tensor with a value that is not finite, in words; "" if there is none."""
+    found = [(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
+    if not found:
+        return ""
+    device = found[0][1].device
+    sums = [_values(tensor).sum(dtype=torch.float32).to(device) for _, tensor in found]
+    if torch.stack(sums).sum().isfinite().item():
+        return ""
+    # A sum of finite values may overflow, too, so look closely.
+    bad = (name for name, tensor in found if not _values(tensor).float().isfinite().all().item())
+    return next((f"tensor {name!r}" for name in bad), "")
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:

@@ -28,9 +28,10 @@ import click
 
 from torch_ps.common import log as logs
 from torch_ps.common.config import ServerConfig, WorkerConfig
-from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.errors import PsError
 from torch_ps.common.fields import Check, check_all, environment_of, option
 from torch_ps.common.options import Command, options_of
+from torch_ps.common.slow import parse_slow, slow_of
 from torch_ps.worker import cli
 from torch_ps.worker.processes import Child, Processes
 
@@ -43,25 +44,7 @@ START_SECONDS = 90.0
 #: Seconds between two looks at the children when they are silent.
 LOOK_EVERY = 0.1
 
-_SLOW = re.compile(r"w(?P<rank>[0-9]{1,4}):(?P<factor>[0-9]+(?:\.[0-9]+)?)x?", re.ASCII)
 _NAMES_ERROR = re.compile(r"(?<!\w)\w*[Ee]rror: ")
-
-
-def parse_slow(texts: tuple[str, ...]) -> dict[int, float]:
-    """Read ("w1:3x", "w2:2x") or ("w1:3x,w2:2x",) as {1: 3.0, 2: 2.0}.
-
-    Raises:
-        ConfigError: not of that form, a factor below 1, or a worker twice.
-    """
-    found: dict[int, float] = {}
-    for text in (part.strip() for each in texts for part in each.split(",") if part.strip()):
-        match = _SLOW.fullmatch(text)
-        if match is None or float(match["factor"]) < 1:
-            raise ConfigError(f"slow must be WORKER:FACTOR with a factor of at least 1, such as w1:3x; got {text!r}")
-        if int(match["rank"]) in found:
-            raise ConfigError(f"slow names w{int(match['rank'])} twice")
-        found[int(match["rank"])] = float(match["factor"])
-    return found
 
 
 def _is_count(text: str) -> bool:
@@ -134,11 +117,7 @@ class Job:
         self, run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...], count: int
     ) -> None:
         self._run, self._server, self._worker, self._script, self.count = run, server, worker, script, count
-        self._slow = parse_slow(run.slow)
-        for rank in self._slow:
-            if rank >= count:
-                last = f"w0 to w{count - 1}" if count > 1 else "w0"
-                raise ConfigError(f"slow names w{rank}; the workers of this job are {last}")
+        self._slow = slow_of(run.slow, count)
 
     def server_command(self) -> list[str]:
         return [sys.executable, "-m", "torch_ps.ps.cli"]

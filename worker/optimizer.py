@@ -5,9 +5,10 @@
     optimizer.zero_grad()
 
 Rules of this file
-  1. A ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups``: schedulers change them as ever, and
-     what changed travels with the next push.
-  2. The wrapped optimizer never steps; its state lives on the server.
+  1. A ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups`` and state: schedulers change them as
+     ever, and what changed travels with the next push.
+  2. The wrapped optimizer never steps; its state lives on the server. With ``local_steps`` it is the inner one: it
+     steps here, its state lives here, and the servers run the outer one (``torch_ps.worker.local``).
 """
 
 import atexit
@@ -21,19 +22,18 @@ from typing import Any, Self
 
 import torch
 
-from torch_ps.common import optim, schema
 from torch_ps.common.config import WorkerConfig
-from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
-from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
 from torch_ps.worker.flat import Flat
 from torch_ps.worker.gradients import Gradients
+from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
+from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
 
 log = logging.getLogger("torch_ps.worker")
@@ -63,10 +63,17 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         compress_warmup: steps in which topk and randk send more than their density; 0 by default.
         momentum_correction: "auto" (the default) computes SGD's momentum here where a sparse codec keeps residuals,
             "off" leaves it to the server.
-        accumulate: backward passes per push, 1 by default. The loop stays as it is: ``step`` and ``zero_grad`` do
-            nothing until the last of them, which pushes the mean.
+        accumulate: backward passes per push, or per local step, 1 by default. The loop stays as it is: ``step`` and
+            ``zero_grad`` do nothing until the last of them, which takes the mean.
+        local_steps: 1 (the default) pushes every gradient. With H > 1, ``optimizer`` (any, also one that the servers
+            could not run) makes H steps on this worker alone, then what they changed is pushed and the servers' own
+            SGD applies it (DiLoCo). The loop stays as it is; ``step`` returns with fresh parameters every H-th time, in
+            between each worker's model is its own, and steps after the last push are lost when the worker leaves.
+            Memory: one more fp32 copy of the parameters, and the state of ``optimizer``, on each worker.
+        outer_lr: learning rate of that SGD, 0.7 by default.
+        outer_momentum: its Nesterov momentum, 0.9 by default; 0 is plain SGD.
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
-            always, "off" never.
+            always, "off" never. With local steps there is nothing to send before the last one.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
@@ -97,6 +104,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         compress_warmup: int | None = None,
         momentum_correction: str | None = None,
         accumulate: int | None = None,
+        local_steps: int | None = None,
+        outer_lr: float | None = None,
+        outer_momentum: float | None = None,
         overlap: str | None = None,
         plane: str | None = None,
         timeout: float | None = None,
@@ -111,6 +121,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             "compress_warmup": compress_warmup,
             "momentum_correction": momentum_correction,
             "accumulate": accumulate,
+            "local_steps": local_steps,
+            "outer_lr": outer_lr,
+            "outer_momentum": outer_momentum,
             "overlap": overlap,
             "plane": plane,
             "timeout": timeout,
@@ -120,14 +133,15 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         )
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.wrapped = optimizer
+        self._share()
         self.name = config.name or default_name()
         self._accumulate = config.accumulate
         self.weight = 1.0
         self._micro_step, self._earlier_weight = 0, 0.0
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
-        self._class, self._hyper = optim.describe(optimizer)
-        self._arguments = optim.arguments_of(self._class)
-        self._parameters, described, buffers = _tensors(self._class, self._hyper, optimizer, model)
+        local = config.local_steps > 1
+        self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
+        self._parameters, described, buffers = self._served.tensors(model)
         self._flat = Flat([*self._parameters, *buffers])
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=self.name
@@ -149,8 +163,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             buckets = self._session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
-            self._gradients = Gradients(self._parameters, names)
-            self._overlap = Overlap(config.overlap, self._parameters, names, trained, self._send)
+            self._gradients = Gradients(self._parameters, names[: len(self._parameters)], self._accumulate)
+            overlap = "off" if local else config.overlap
+            self._overlap = Overlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
             for bucket in buckets:
                 self._session.pull(bucket)
@@ -159,11 +174,16 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
+        self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
+        #: What a push takes its buckets from.
+        self._source: Gradients | LocalSteps = self._local or self._gradients
 
     # -------------------------------------------------------------- the training loop
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients, wait as the mode says, and put the fresh parameters into the model.
+
+        Between two pushes of ``accumulate`` nothing happens; of ``local_steps``, the wrapped optimizer steps.
 
         Args:
             closure: evaluates the model again and returns the loss, as in torch.
@@ -183,28 +203,43 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
             return loss
+        self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
+        try:
+            if self._local is None or self._local.step(self._passed_weight, self.name, continued(closure, loss)):
+                self._push()
+        finally:
+            self._earlier_weight = 0.0
+            self._overlap.armed = self._accumulate == 1
+        return loss
+
+    def _push(self) -> None:
         try:
             self._overlap.check(scaled=self._gradients.scaled)
             if not self._overlap.sent:
-                self._gradients.check()
-            self._gradients.report(self.name, self._session.next_step)
+                self._source.check()
+            self._source.report(self.name, f"step {self._session.next_step}")
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
                 if bucket.index not in self._overlap.sent:
                     self._send(bucket)
         finally:
             # Also when the check fails: what has left is answered, and the next step starts in order.
-            self._outcome = self._session.wait()
-            self._overlap.reset()
-            self._gradients.reset()
-            self._overlap.armed = self._accumulate == 1
-            self._micro_step, self._earlier_weight, self._changed = 0, 0.0, None
-            self._flat.settle()
-        return loss
+            try:
+                self._outcome = self._session.wait()
+            finally:
+                self._changed = None
+                self._overlap.reset()
+                self._flat.settle()
+                self._source.reset()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""
         if not self._micro_step:
             super().zero_grad(set_to_none)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch. Only with local steps is there a state here: that of the wrapped optimizer."""
+        self.wrapped.load_state_dict(state_dict)
+        self._share()
 
     # -------------------------------------------------------------- facts
 
@@ -228,14 +263,19 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         return self._outcome.samples
 
     @property
+    def unpushed(self) -> float:
+        """Sum of the weights of this worker's local steps since its last push; 0 without local steps."""
+        return self._local.applied if self._local is not None else 0.0
+
+    @property
     def left_out(self) -> int:
-        """Steps of this worker that were pushed with weight 0 because a gradient was not finite."""
-        return self._gradients.num_left_out
+        """Steps of this worker that were not applied because a gradient was not finite; inner ones with local steps."""
+        return self._source.num_left_out
 
     @property
     def left_out_in_a_row(self) -> int:
-        """How many of them there have been since the last step with a finite gradient."""
-        return self._gradients.in_a_row
+        """How many of them there have been since the last push that was to be applied."""
+        return self._source.in_a_row
 
     @property
     def pushed_bytes(self) -> int:
@@ -282,31 +322,17 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
 
     # -------------------------------------------------------------- inside
 
-    def _checked_hyper(self) -> list[Hyper]:
-        """Per group, what differs from the job's hyperparameters.
-
-        Raises:
-            ConfigError: torch would refuse a value; nothing has been sent.
-        """
-        found = []
-        for number, (group, job) in enumerate(zip(self.param_groups, self._session.job_model.groups, strict=True)):
-            hyper = optim.hyper_of(self._class, group, self._arguments)
-            if hyper != self._hyper[number]:
-                optim.check_change(self._class, job.hyper, hyper)
-                self._hyper[number] = hyper
-            found.append(optim.changed(hyper, job.hyper))
-        return found
+    def _share(self) -> None:
+        self.param_groups, self.state = self.wrapped.param_groups, self.wrapped.state
 
     def _send(self, bucket: Bucket) -> None:
         """Push one bucket; during backward this runs on the thread that computes it."""
         if self._changed is None:
-            self._changed = self._checked_hyper()
+            self._changed = self._served.changed(self._session.job_model.groups)
         staging = self._session.staging(bucket)
         trained = bucket.rule == "optimizer"
         if trained:
-            self._gradients.gather(bucket, staging)
-            if self._accumulate > 1:
-                staging.div_(self._accumulate)
+            self._source.gather(bucket, staging)
         else:
             self._flat.read(bucket, staging)
         hyper = self._changed[bucket.group] if trained else None
@@ -318,42 +344,31 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             staging,
             step=self._session.next_step,
             base=self._session.versions[bucket.index],
-            weight=0.0 if trained and self._gradients.left_out else self._earlier_weight + self.weight,
+            weight=self._weight_of(trained),
             hyper=hyper,
             momentum=momentum,
-            missing=trained and self._gradients.missing(bucket),
-            nonfinite=trained and bool(self._gradients.left_out),
+            missing=trained and self._source.missing(bucket),
+            nonfinite=trained and bool(self._source.left_out),
         )
+
+    @property
+    def _passed_weight(self) -> float:
+        """Sum of the weights of the passes that are accumulated."""
+        return self._earlier_weight + self.weight
+
+    def _weight_of(self, trained: bool) -> float:
+        """Of a bucket of parameters, or of one of buffers, which every pass has changed."""
+        if trained and self._source.left_out:
+            return 0.0
+        if self._local is None:
+            return self._passed_weight
+        return self._local.applied if trained else self._local.passed
 
     def _corrected(self, bucket: Bucket, gradient: torch.Tensor) -> Hyper | None:
         """The hyperparameters of the momentum that this worker computes, None if the server does; adds the decay."""
-        hyper = optim.hyper_of(self._class, self.param_groups[bucket.group], self._arguments)
-        if not Momentum.fits(self._class, hyper):
+        hyper = self._served.hyper(bucket.group)
+        if not Momentum.fits(self._served.name, hyper):
             return None
         if decay := hyper.get("weight_decay"):
             gradient.add_(self._flat.read(bucket, torch.empty(bucket.numel)), alpha=float(decay))  # type: ignore[arg-type]
         return hyper
-
-
-def _tensors(
-    name: str, hyper: list[Hyper], optimizer: torch.optim.Optimizer, model: torch.nn.Module
-) -> tuple[list[torch.Tensor], Model, list[torch.Tensor]]:
-    """The trained parameters in flat order, the model they make, and the buffers that go along."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters: list[torch.Tensor] = []
-    groups: list[Group] = []
-    for number, group in enumerate(optimizer.param_groups):
-        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
-        for parameter in trained:
-            if id(parameter) not in names:
-                raise ConfigError(
-                    f"group {number} of the optimizer has a parameter of shape {list(parameter.shape)} that is not in "
-                    "the model; pass the module that holds all of them"
-                )
-        groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), hyper[number]))
-        parameters += trained
-    kept = model.state_dict(keep_vars=True)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
-    described = Model(name, tuple(groups), tuple(TensorSpec.of(key, buffer) for key, buffer in buffers.items()))
-    schema.check(described)
-    return parameters, described, list(buffers.values())

@@ -20,7 +20,7 @@ class Precision:
     Args:
         name: fp32, bf16 or fp16.
         device: where the loss is computed.
-        accumulate: steps per push; the scale changes between pushes alone.
+        accumulate: backward passes per optimizer step, here or on the server; the scale changes between these alone.
     """
 
     def __init__(self, name: str, device: torch.device, accumulate: int = 1) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from torch_ps.common import address
@@ -47,6 +48,8 @@ def main(status: StatusConfig) -> None:
         f"mode {lead.mode_details or lead.mode}, {what}, up {_seconds(lead.uptime_seconds)}, "
         f"roster epoch {lead.epoch}{start}"
     )
+    for sentence in (sentence for reply in replies for sentence in reply.advice):
+        console.print(f"[bold]warning[/bold]: {escape(sentence)}", highlight=False)
     console.print(_workers(lead, replies))
     console.print(_shards(links, replies))
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from torch_ps.common.config import WorkerConfig
 from torch_ps.common.errors import ConfigError
+from torch_ps.worker import batch_size, tasks
 from torch_ps.worker import device as devices
-from torch_ps.worker import tasks
 from torch_ps.worker.events import Events
 from torch_ps.worker.optimizer import ParameterServerOptimizer
 from torch_ps.worker.precision import Precision
@@ -43,13 +43,14 @@ class Setting:
     device: torch.device
     lr: float
     batch_size: int
+    batch_size_reason: str = ""
 
 
 def prepare(config: WorkerConfig, local_rank: int = 0) -> Setting:
-    """Build the task and its model.
+    """Build the task and its model, and find the batch size where it is to be found.
 
     Args:
-        config: task, data, device and seed are read.
+        config: task, data, device, seed and what decides a batch's size and cost are read.
         local_rank: place of this worker among those of its host.
 
     Raises:
@@ -59,9 +60,12 @@ def prepare(config: WorkerConfig, local_rank: int = 0) -> Setting:
     task = tasks.load(config.task, config.data)
     torch.manual_seed(config.seed)
     model = task.model().to(device)
-    return Setting(
-        config, task, model, device, config.lr or task.default_lr, config.batch_size or task.default_batch_size
-    )
+    if config.batch_size == "auto":
+        size, reason = batch_size.find(task, model, device, config)
+        log.info("batch size auto: %d, %s", size, reason)
+    else:
+        size, reason = config.batch_size or task.default_batch_size, ""
+    return Setting(config, task, model, device, config.lr or task.default_lr, size, reason)
 
 
 def train(setting: Setting) -> None:
@@ -84,6 +88,9 @@ def train(setting: Setting) -> None:
             compress_warmup=config.compress_warmup,
             momentum_correction=config.momentum_correction,
             accumulate=config.accumulate,
+            local_steps=config.local_steps,
+            outer_lr=config.outer_lr,
+            outer_momentum=config.outer_momentum,
             overlap=config.overlap,
             plane=config.plane,
             timeout=config.timeout,
@@ -105,13 +112,16 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
     snapshots = Snapshots(model, config.samples, config.evaluations if rank == 0 else 0)
     snapshots.look(0)
     precision = Precision(config.precision, setting.device, config.accumulate)
+    passes = config.accumulate * config.local_steps  # per push
     step, samples, spent, begin, waited = 0, 0, 0.0, time.monotonic(), optimizer.wait_seconds
     with Display(config.samples) as display:
         while optimizer.samples < config.samples:
             if config.slow > 1:
                 time.sleep((config.slow - 1) * spent)  # before the gradient, so that it is as stale as a slow worker's
             start = time.monotonic()
-            factor = task.schedule(min(1.0, optimizer.samples / config.samples))
+            # The others' local steps are not known before they are pushed; they are taken to be as many as one's own.
+            reached = optimizer.samples + world * optimizer.unpushed
+            factor = task.schedule(min(1.0, reached / config.samples))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             batch = devices.move(_next(batches, task), setting.device)
@@ -126,7 +136,7 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
             precision.step(optimizer)
             optimizer.zero_grad()
             step, samples, job = step + 1, samples + number, round(optimizer.samples)
-            value, wait = loss.item(), optimizer.wait_seconds - waited
+            value, wait, pushed = loss.item(), optimizer.wait_seconds - waited, step % passes == 0
             events.write(
                 "step",
                 time=time.time(),
@@ -134,13 +144,14 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
                 samples=samples,
                 job_samples=job,
                 loss=value,
-                staleness=optimizer.staleness if step % config.accumulate == 0 else None,
+                staleness=optimizer.staleness if pushed else None,
                 version=optimizer.version,
                 pushed_bytes=optimizer.pushed_bytes,
                 pulled_bytes=optimizer.pulled_bytes,
                 wait_seconds=wait,
             )
-            snapshots.look(job)
+            if pushed:  # before that the model is this worker's own, not the job's
+                snapshots.look(job)
             display.show(step, job, value, wait)
             if optimizer.left_out_in_a_row >= MOST_LEFT_OUT:
                 log.error("no finite gradient in %d steps: the training has diverged and ends here", MOST_LEFT_OUT)
@@ -173,12 +184,16 @@ def _started(setting: Setting, optimizer: ParameterServerOptimizer, rank: int, w
         "data": config.data,
         "samples": config.samples,
         "batch_size": setting.batch_size,
+        "batch_size_reason": setting.batch_size_reason,
         "lr": setting.lr,
         "precision": config.precision,
         "seed": config.seed,
         "compress": config.compress,
         "compress_pull": config.compress_pull,
         "accumulate": config.accumulate,
+        "local_steps": config.local_steps,
+        "outer_lr": config.outer_lr,
+        "outer_momentum": config.outer_momentum,
         "overlap": config.overlap,
         "slow": config.slow,
         "threads": config.threads,

@@ -341,7 +341,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +364,7 @@ class StatusReply(_message.Message):
     LATE_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
     mode: str
@@ -379,7 +380,8 @@ class StatusReply(_message.Message):
     late: int
     nonfinite: int
     mode_details: str
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ...) -> None: ...
+    advice: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled")

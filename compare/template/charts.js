@@ -39,6 +39,16 @@ function chartsOf(results) {
       wide: true,
     },
     {
+      id: "thrift",
+      title: `${hasAccuracy ? "Accuracy" : "Loss"} against bytes`,
+      explain: `Each curve is one run as it trains, its end marked and named; an end further left at the same height took fewer bytes to the same ${hasAccuracy ? "accuracy" : "loss"}, on a logarithmic axis: that is what compression buys.`,
+      figure: thrift,
+      when: results.runs.some((run) => thriftPoints(run, thriftMeasure(results.runs)).length),
+      height: () => (isNarrow() ? 440 : 430),
+      sized: true,
+      wide: true,
+    },
+    {
       id: "explore",
       title: "Any measure over any axis",
       explain: "Choose what to look at; over bytes, a curve further left learns more from each byte that a worker moves.",
@@ -132,9 +142,18 @@ function draw(chart) {
   const place = document.getElementById("plot-" + chart.id);
   const shown = shownRuns();
   if (chart.height) place.style.height = Math.max(200, chart.height(shown)) + "px";
-  const { data, layout } = chart.figure(shown);
-  const size = printing ? { ...PAPER, height: chart.height ? place.clientHeight : PAPER.height } : { autosize: true };
-  return Plotly.react(place, data, { ...dress(layout), ...size }, CONFIG);
+  const paper = { ...PAPER, height: chart.height ? place.clientHeight : PAPER.height };
+  const own = { width: place.clientWidth, height: place.clientHeight };
+  const { data, layout } = chart.figure(shown, printing ? paper : own);
+  // plotly's own answer to a new size would move what has been placed by pixels.
+  const size = printing ? paper : chart.sized ? own : { autosize: true };
+  return Plotly.react(place, data, { ...dress(layout), ...size }, { ...CONFIG, responsive: !chart.sized });
+}
+
+// Plots that place something by pixels, after the window has changed. For a moment it may have no size at all.
+function drawSized() {
+  if (printing || window.innerWidth < 200) return;
+  state.charts.filter((chart) => chart.sized).forEach(draw);
 }
 
 function drawAll() {

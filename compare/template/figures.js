@@ -80,14 +80,20 @@ function crossings(shown, target) {
     }));
 }
 
+// What is beyond nearly all pushes of every run shares the last bin: one late start must not flatten all the rest.
 function stalenessHistogram(shown) {
   const most = Math.max(0, ...shown.map(({ run }) => run.staleness.max));
-  const bins = most <= 24 ? 1 : Math.ceil((most + 1) / 24);
+  const usual = Math.max(1, ...shown.map(({ run }) => quantile(run.staleness.histogram, 0.99)));
+  const cut = most > 2 * usual + 2;
+  const last = cut ? usual + 1 : most;
+  const bins = last <= 24 ? 1 : Math.ceil((last + 1) / 24);
+  const end = Math.floor(last / bins) * bins;
+  const words = (bin) => (cut && bin === end ? `${bin} to ${most}` : bins > 1 ? `${bin} to ${bin + bins - 1}` : `${bin}`);
   const data = shown.map(({ run, look }) => {
     const counts = new Map();
     let total = 0;
     for (const [value, count] of Object.entries(run.staleness.histogram)) {
-      const bin = Math.floor(Number(value) / bins) * bins;
+      const bin = Math.min(end, Math.floor(Number(value) / bins) * bins);
       counts.set(bin, (counts.get(bin) || 0) + count);
       total += count;
     }
@@ -96,19 +102,31 @@ function stalenessHistogram(shown) {
       name: plain(run.name),
       x,
       y: x.map((bin) => counts.get(bin) / total),
-      customdata: x.map((bin) => [counts.get(bin), bins > 1 ? `${bin} to ${bin + bins - 1}` : `${bin}`]),
+      customdata: x.map((bin) => [counts.get(bin), words(bin)]),
       hovertemplate: `<b>${plain(run.name)}</b><br>staleness %{customdata[1]}: <b>%{y:.1%}</b> of pushes (%{customdata[0]:,})<extra></extra>`,
     });
   });
+  const each = Math.max(1, Math.ceil((end / bins + 1) / (isNarrow() ? 6 : 13))) * bins;
+  const ticks = Array.from({ length: Math.floor(end / each) + 1 }, (_, i) => i * each);
+  if (cut && end - ticks[ticks.length - 1] < each / 2) ticks.pop();
+  if (cut) ticks.push(end);
+  const ticktext = ticks.map((bin) => (cut && bin === end ? `${bin} to ${most}` : String(bin)));
   return {
     data,
     layout: {
       barmode: "group",
-      xaxis: { title: { text: "staleness (versions)" }, dtick: most <= 12 ? 1 : undefined, showgrid: false },
+      xaxis: { title: { text: "staleness (versions)" }, tickmode: "array", tickvals: ticks, ticktext, showgrid: false },
       yaxis: { title: { text: "share of pushes" }, tickformat: ".0%" },
       bargap: 0.25,
     },
   };
+}
+
+// The least staleness that this share of the pushes does not exceed.
+function quantile(histogram, share) {
+  const values = Object.keys(histogram).map(Number).sort((a, b) => a - b);
+  let left = share * values.reduce((sum, value) => sum + histogram[value], 0);
+  return values.find((value) => (left -= histogram[value]) <= 0) || 0;
 }
 
 // One horizontal bar per run.
@@ -120,7 +138,7 @@ function throughput(shown) {
       y: [run.name],
       x: [run.samples_per_second],
       cliponaxis: false,
-      text: ["<b>" + number(run.samples_per_second, 1) + "</b>"],
+      text: ["<b>" + rate(run.samples_per_second) + "</b>"],
       hovertemplate: `<b>${plain(run.name)}</b><br><b>%{x:.1f}</b> samples/s<br>${number(run.samples, 0)} samples in ${number(run.seconds, 1)} s<extra></extra>`,
     }, "outside"),
   );
@@ -129,13 +147,15 @@ function throughput(shown) {
 
 // Pushed in the run's full colour, pulled behind it in a pale one.
 function traffic(shown) {
+  const longest = Math.max(...shown.map(({ run }) => run.bytes.pushed_per_worker + run.bytes.pulled_per_worker), 1);
+  const fits = (bytes) => bytes / longest > (isNarrow() ? 0.14 : 0.24);
   const data = shown.flatMap(({ run, look }) => {
     const facts = (key, word) => ({
       orientation: "h",
       name: plain(run.name),
       y: [run.name],
       x: [run.bytes[key] / 1e6],
-      text: [(isNarrow() ? "" : word + " ") + megabytes(run.bytes[key])],
+      text: [fits(run.bytes[key]) ? (isNarrow() ? "" : word + " ") + megabytes(run.bytes[key]) : ""],
       insidetextanchor: "middle",
       hovertemplate: `<b>${plain(run.name)}</b><br>${word} <b>%{x:,.1f} MB</b> per worker<extra></extra>`,
     });
@@ -212,7 +232,7 @@ function label(name, lines = 2) {
   const words = name.split(" ");
   const split = lines > 1 && name.length > 16 && words.length > 2;
   const rows = split ? [words.slice(0, 2).join(" "), words.slice(2).join(" ")] : [name];
-  const most = isNarrow() ? 15 : 28;
+  const most = isNarrow() ? 16 : lines === 1 ? 36 : 28;
   return rows.map((row) => plain(row.length > most ? row.slice(0, most - 1) + "\u2026" : row) + "  ").join("<br>");
 }
 

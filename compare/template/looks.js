@@ -17,15 +17,21 @@ const MORE_HUES = [
   { light: "#8c7a00", dark: "#e0cc4a" },
   { light: "#3b7f8c", dark: "#7fcbd8" },
 ];
+// By kind of codec, the first of it; "x+y" is for pushes and pulls.
 const STYLES = {
   none: { dash: "solid", svg: "", symbol: "circle", pattern: "" },
   fp16: { dash: "6px,4px", svg: "5 3", symbol: "diamond", pattern: "/" },
   bf16: { dash: "2px,3px", svg: "2 2.5", symbol: "square", pattern: "." },
+  int8: { dash: "14px,4px", svg: "9 3", symbol: "cross", pattern: "-" },
+  sign: { dash: "1px,5px", svg: "1 4", symbol: "star", pattern: "+" },
+  topk: { dash: "10px,3px,2px,3px", svg: "7 2 2 2", symbol: "triangle-up", pattern: "x" },
+  randk: { dash: "10px,3px,2px,3px,2px,3px", svg: "7 2 2 2 2 2", symbol: "triangle-down", pattern: "\\" },
 };
 const MORE_STYLES = [
-  { dash: "10px,3px,2px,3px", svg: "7 2 2 2", symbol: "triangle-up", pattern: "x" },
-  { dash: "14px,4px", svg: "9 3", symbol: "cross", pattern: "-" },
-  { dash: "1px,5px", svg: "1 4", symbol: "star", pattern: "+" },
+  { dash: "18px,6px", svg: "12 4", symbol: "hexagon", pattern: "|" },
+  { dash: "4px,8px", svg: "3 6", symbol: "pentagon", pattern: "/" },
+  { dash: "16px,4px,6px,4px", svg: "10 3 4 3", symbol: "star-diamond", pattern: "x" },
+  { dash: "3px,3px,9px,3px", svg: "2 2 6 2", symbol: "hourglass", pattern: "-" },
 ];
 
 const darkScheme = window.matchMedia("(prefers-color-scheme: dark)");
@@ -57,12 +63,19 @@ function looksOf(runs) {
   return runs.map((run) => {
     const codec = run.compress === "none" && run.compress_pull !== "none" ? "none+" + run.compress_pull : run.compress;
     if (!hues.has(run.mode)) hues.set(run.mode, HUES[run.mode] || MORE_HUES[hues.size % MORE_HUES.length]);
-    if (!styles.has(codec)) styles.set(codec, STYLES[codec] || MORE_STYLES[styles.size % MORE_STYLES.length]);
+    if (!styles.has(codec)) styles.set(codec, styleOf(codec, [...styles.values()]));
     const both = run.mode + "/" + codec;
     const variant = seen.get(both) || 0;
     seen.set(both, variant + 1);
     return { hue: hues.get(run.mode), style: styles.get(codec), variant };
   });
+}
+
+// The style of the codec's kind, or where another density of it has that already, one that nobody has.
+function styleOf(codec, taken) {
+  const free = MORE_STYLES.filter((style) => !taken.includes(style));
+  const own = STYLES[codec] || STYLES[codec.split(":")[0]];
+  return own && !taken.includes(own) ? own : free[0] || MORE_STYLES[taken.length % MORE_STYLES.length];
 }
 
 function colourOf(look) {
@@ -75,6 +88,10 @@ function mix(colour, other, share) {
   const part = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);
   const mixed = [0, 1, 2].map((i) => Math.round(part(colour, i) * (1 - share) + part(other, i) * share));
   return "#" + mixed.map((value) => value.toString(16).padStart(2, "0")).join("");
+}
+
+function translucent(colour, opacity) {
+  return colour + Math.round(255 * opacity).toString(16).padStart(2, "0");
 }
 
 // The little piece of line in front of a run's name.
@@ -102,6 +119,11 @@ function element(tag, text, className) {
 
 function number(value, digits) {
   return value === null || value === undefined ? "\u2013" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+// Samples per second: tenths where they are more than noise.
+function rate(value) {
+  return number(value, value >= 1000 ? 0 : 1);
 }
 
 function megabytes(bytes) {

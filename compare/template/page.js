@@ -34,7 +34,7 @@ function drawTiles() {
   const tiles = [
     ["First at the target", (run) => run.seconds_to_target, -1, (run) => [number(run.seconds_to_target, 1), "s"]],
     ["Lowest validation loss", (run) => run.validation_loss, -1, (run) => [number(run.validation_loss, 4), ""]],
-    ["Most samples/s", (run) => run.samples_per_second, 1, (run) => [number(run.samples_per_second, 1), "/s"]],
+    ["Most samples/s", (run) => run.samples_per_second, 1, (run) => [rate(run.samples_per_second), "/s"]],
     ["Fewest bytes per worker", moved, -1, (run) => [megabytes(moved(run)), "MB"]],
   ];
   byId("tiles").replaceChildren(
@@ -182,7 +182,7 @@ function setPrinting(now) {
   if (printing === now) return;
   printing = now;
   drawColoured();
-  for (const chart of state.charts) Plotly.Plots.resize(byId("plot-" + chart.id));
+  for (const chart of state.charts) if (!chart.sized) Plotly.Plots.resize(byId("plot-" + chart.id));
 }
 
 function start() {
@@ -207,8 +207,11 @@ function start() {
   });
   darkScheme.addEventListener("change", drawColoured);
   window.matchMedia("print").addEventListener("change", (event) => setPrinting(event.matches));
+  window.addEventListener("resize", drawSized);
   window.addEventListener("beforeprint", () => setPrinting(true));
   window.addEventListener("afterprint", () => setPrinting(false));
 }
 
 start();
+// Whoever drives the page from outside need not guess.
+document.documentElement.dataset.drawn = "yes";

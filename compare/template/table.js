@@ -9,13 +9,13 @@ const COLUMNS = [
   { title: "Run", value: (run) => run.name, text: (run) => run.name, best: 0 },
   { title: "Validation", unit: "loss", value: (run) => run.validation_loss, text: (run) => number(run.validation_loss, 4), best: -1 },
   { title: "Validation", unit: "accuracy", value: (run) => run.validation_accuracy, text: (run) => percent(run.validation_accuracy), best: 1, optional: true },
-  { title: "Samples", unit: "per second", value: (run) => run.samples_per_second, text: (run) => number(run.samples_per_second, 1), best: 1 },
+  { title: "Samples", unit: "per second", value: (run) => run.samples_per_second, text: (run) => rate(run.samples_per_second), best: 1 },
   { title: "To target", unit: "seconds", value: (run) => run.seconds_to_target, text: (run) => number(run.seconds_to_target, 1), best: -1 },
   { title: "Training", unit: "seconds", value: (run) => run.seconds, text: (run) => number(run.seconds, 1), best: -1 },
   { title: "Staleness", unit: "mean", value: (run) => run.staleness.mean, text: (run) => number(run.staleness.mean, 2), best: 0 },
   { title: "Staleness", unit: "max", value: (run) => run.staleness.max, text: (run) => number(run.staleness.max, 0), best: 0 },
-  { title: "Pushed", unit: "MB per worker", value: (run) => run.bytes.pushed_per_worker, text: (run) => megabytes(run.bytes.pushed_per_worker), best: -1 },
-  { title: "Pulled", unit: "MB per worker", value: (run) => run.bytes.pulled_per_worker, text: (run) => megabytes(run.bytes.pulled_per_worker), best: -1 },
+  { title: "Pushed", unit: "MB/worker", value: (run) => run.bytes.pushed_per_worker, text: (run) => megabytes(run.bytes.pushed_per_worker), best: -1 },
+  { title: "Pulled", unit: "MB/worker", value: (run) => run.bytes.pulled_per_worker, text: (run) => megabytes(run.bytes.pulled_per_worker), best: -1 },
   { title: "Learning", unit: "rate", value: (run) => run.lr, text: (run) => (run.lr ? String(+run.lr.toPrecision(4)) : "\u2013"), best: 0 },
 ];
 

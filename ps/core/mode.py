@@ -12,6 +12,7 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.ps.core.asynchronous import AsyncPolicy
 from torch_ps.ps.core.policy import Policy
 from torch_ps.ps.core.ssp import SspPolicy
+from torch_ps.ps.core.stability import momentum_advice
 from torch_ps.ps.core.sync import SyncPolicy
 
 #: Learning rate of an asynchronous push as a function of its staleness.
@@ -60,6 +61,21 @@ class Mode:
     def compensates(self) -> bool:
         """Whether a stale gradient is corrected before it is applied."""
         return self.delay_compensation != "off"
+
+    @property
+    def stale(self) -> bool:
+        """Whether pushes are applied one by one, so that others come between a gradient and its base."""
+        return self.name == "async" or (self.name == "ssp" and self.slack > 0)
+
+    @property
+    def rate_follows_staleness(self) -> bool:
+        return self.staleness_lr != "constant"
+
+    def advice(self, momentum: float, num_workers: int) -> str | None:
+        """What to say when a worker joins a job of SGD; None: nothing."""
+        if not self.stale or self.rate_follows_staleness:
+            return None
+        return momentum_advice(momentum, num_workers)
 
     def policy(self, bucket: int) -> Policy:
         """A fresh policy for one bucket."""

@@ -29,13 +29,14 @@ def compute() -> Results:
     config = CompareConfig(samples=1024, batch_size=8, lr=3e-4, slow=("w1:3x",), evaluations=8, device="cpu")
     executed = Executed()
     with tempfile.TemporaryDirectory() as folder:
-        for run in parse_runs(config.runs):
+        runs = parse_runs(config.runs)
+        for run in runs:
             rate = learning_rate(run, config.lr, config.workers, scaled=True)
             plan = Plan(run, rate, Path(folder) / run.slug)
             job = Job(mode=run.mode, compress=run.compress, factors=(1.0, 3.0), samples=1024, lr=rate, evaluations=8)
             write(job, plan.events)
             executed.finished.append((plan, read_journals(plan.events)))
-        found = summarise(executed, config, lr_rule(config.lr, config.workers, scaled=True))
+        found = summarise(executed, config, lr_rule(runs, config.lr, config.workers, scaled=True))
     settings = found.settings | {"machine": "a machine", "torch": "2.13.0", "torch_ps": "0.1.0"}
     return replace(found, created="2026-01-02T03:04:05+00:00", settings=settings)
 

@@ -9,6 +9,8 @@ where ``--events`` says and ends. What it does wrong on request is named by ``--
     refuse   refuses its options as click does, with exit code 2
     hang     writes half of the events, starts a child and waits until it is stopped
 
+With ``--batch-size auto`` worker w0 finds 32 and any other 16.
+
 Nothing here trains; figures are only meant to look like those of a small GPT on two cores.
 """
 
@@ -130,6 +132,16 @@ def write(job: Job, folder: Path, *, half: bool = False) -> None:
         (folder / f"w{rank}.jsonl").write_text("".join(json.dumps(event) + "\n" for event in kept))
 
 
+def found_sizes(folder: Path) -> None:
+    """Let the start events say what each worker found."""
+    for path in folder.glob("w*.jsonl"):
+        start, *rest = path.read_text().splitlines(keepends=True)
+        event = json.loads(start)
+        size = 32 if path.stem == "w0" else 16
+        event["settings"] |= {"batch_size": size, "batch_size_reason": f"what suits {path.stem}"}
+        path.write_text("".join([json.dumps(event) + "\n", *rest]))
+
+
 def _start(job: Job, rank: int) -> list[dict[str, Any]]:
     return [
         {
@@ -161,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--compress", default="none")
     parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", default="8")
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--slow", action="append", default=[])
     given, _ = parser.parse_known_args(argv)
@@ -174,7 +186,7 @@ def main(argv: Sequence[str]) -> int:
         compress=given.compress,
         factors=factors,
         samples=given.samples,
-        batch_size=given.batch_size,
+        batch_size=32 if given.batch_size == "auto" else int(given.batch_size),
         lr=given.lr,
     )
     sys.stdout.write(f"synthetic job, {given.mode}, {given.task}\n")
@@ -184,6 +196,8 @@ def main(argv: Sequence[str]) -> int:
     failing = {"crash": "sync", "hang": "async"}.get(given.task) == given.mode
     if given.task != "silent":
         write(job, Path(given.events), half=failing)
+        if given.batch_size == "auto":
+            found_sizes(Path(given.events))
     if failing and given.task == "hang":
         # Who reads the other end of this pipe learns when the last process of this job is gone.
         pipe = os.open(os.environ["SYNTHETIC_PIPE"], os.O_WRONLY)

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,21 @@ import pytest
 
 from tests.compare.golden import golden
 from tests.compare.test_page import HOSTILE
+from tests.compare.test_runs import EVERY_KIND
 from torch_ps.compare import report
-from torch_ps.compare.results import Failure, Results
+from torch_ps.compare.results import Failure, Results, RunResult, Staleness
+from torch_ps.compare.runs import parse_runs
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 DRIVER = shutil.which("chromedriver")
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 FLAGS = (*QUIET, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage")
+#: Seconds that a busy machine gets for what takes a frame.
+PATIENCE = 60
 NAMES = ["sync fp32", "sync fp16", "async fp32", "async fp16"]
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
@@ -46,15 +52,28 @@ class Browser:
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(page.as_uri())
+        self.becomes("document.documentElement.dataset.drawn", "yes")
+        self.becomes("[...document.querySelectorAll('.plot')].every((each) => each.querySelector('.main-svg'))", True)
 
     def js(self, expression: str, *arguments: Any) -> Any:
         return self.driver.execute_script(f"return {expression}", *arguments)
 
     def becomes(self, expression: str, value: object) -> None:
-        """Wait until an expression has a value: what follows a change of the medium is done in a later frame."""
-        WebDriverWait(self.driver, 20, poll_frequency=0.02).until(
-            lambda _: self.js(expression) == value, f"{expression} never became {value!r}"
-        )
+        """Wait until an expression has a value: what follows a click or another medium is done in a later frame."""
+        self.until(lambda: self.js(expression), value, expression)
+
+    def until(self, look: Callable[[], object], value: object, what: str = "it") -> None:
+        """Wait until what ``look`` returns is ``value``; the last that it returned is in the error."""
+        seen: list[object] = []
+
+        def same(_: Any) -> bool:
+            seen[:] = [look()]
+            return bool(seen[0] == value)
+
+        try:
+            WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(same)
+        except TimeoutException:
+            raise AssertionError(f"{what} is {seen[0]!r} and never became {value!r}") from None
 
     def click(self, selector: str) -> None:
         self.driver.find_element("css selector", selector).click()
@@ -71,6 +90,14 @@ class Browser:
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
         return {address for address in sent if not address.startswith(("chrome:", "data:", "blob:"))}
+
+    def shows(self, selector: str, texts: list[str]) -> None:
+        """Wait until these are the texts of the elements."""
+        self.until(lambda: self.texts(selector), texts, selector)
+
+    def plots(self, plot: str, names: list[str]) -> None:
+        """Wait until a plot shows these runs."""
+        self.until(lambda: self.shown(plot), names, plot)
 
     def shown(self, plot: str) -> list[str]:
         """Names of the runs in a plot, each once, in order."""
@@ -100,7 +127,7 @@ def test_the_page_opens_without_error_or_request(browser: Browser, tmp_path: Pat
     page = page_of(golden(), tmp_path)
     browser.open(page, width=width, scheme=scheme)
     assert browser.texts("h1") == [json.loads(report.embedded(golden()))["sentences"]["headline"]]
-    ids = ["loss-seconds", "loss-samples", "explore", "staleness", "worker-time", "throughput", "bytes"]
+    ids = ["loss-seconds", "loss-samples", "thrift", "explore", "staleness", "worker-time", "throughput", "bytes"]
     assert plots(browser) == ids
     for plot in ids:
         assert browser.shown(plot) == NAMES
@@ -118,12 +145,13 @@ def test_one_click_hides_a_run_everywhere_and_another_brings_it_back(browser: Br
     rest = [name for name in NAMES if name != "sync fp16"]
     browser.click("button[data-run='sync fp16']")
     for plot in plots(browser):
-        assert browser.shown(plot) == rest
-    assert browser.texts("#runs-table tr.hidden-run .run-name") == ["sync fp16"]
-    assert browser.js("document.querySelector(\"[data-run='sync fp16']\").getAttribute('aria-pressed')") == "false"
+        browser.plots(plot, rest)
+    browser.shows("#runs-table tr.hidden-run .run-name", ["sync fp16"])
+    browser.becomes("document.querySelector(\"[data-run='sync fp16']\").getAttribute('aria-pressed')", "false")
     colours = browser.js("document.getElementById('plot-loss-seconds').data.map((trace) => trace.line?.color)")
     browser.click("#show-all")
-    assert browser.shown("bytes") == NAMES
+    browser.plots("bytes", NAMES)
+    browser.plots("loss-seconds", NAMES)
     again = browser.js("document.getElementById('plot-loss-seconds').data.map((trace) => trace.line?.color)")
     assert [again[0], *again[2:4]] == colours[:3], "a run keeps its colour"
     assert browser.problems() == []
@@ -133,7 +161,8 @@ def test_all_runs_can_be_hidden(browser: Browser, tmp_path: Path) -> None:
     browser.open(page_of(golden(), tmp_path))
     for name in NAMES:
         browser.click(f"button[data-run='{name}']")
-    assert browser.shown("staleness") == []
+    browser.plots("staleness", [])
+    browser.plots("bytes", [])
     assert browser.problems() == []
 
 
@@ -144,12 +173,12 @@ def test_a_click_on_a_heading_sorts_best_first_then_last_then_as_run(browser: Br
     times = {run.name: run.seconds_to_target or 0.0 for run in golden().runs}
     fastest = sorted(times, key=times.__getitem__)
     browser.click(heading)
-    assert browser.texts("#runs-table tbody .run-name") == fastest
-    assert browser.js("document.querySelector('#runs-table th:nth-child(4)').getAttribute('aria-sort')") == "ascending"
+    browser.shows("#runs-table tbody .run-name", fastest)
+    browser.becomes("document.querySelector('#runs-table th:nth-child(4)').getAttribute('aria-sort')", "ascending")
     browser.click(heading)
-    assert browser.texts("#runs-table tbody .run-name") == fastest[::-1]
+    browser.shows("#runs-table tbody .run-name", fastest[::-1])
     browser.click(heading)
-    assert browser.texts("#runs-table tbody .run-name") == NAMES
+    browser.shows("#runs-table tbody .run-name", NAMES)
 
 
 def test_the_best_value_of_a_column_is_bold_where_one_is_better(browser: Browser, tmp_path: Path) -> None:
@@ -164,8 +193,9 @@ def test_a_value_that_is_missing_sorts_last_both_ways(browser: Browser, tmp_path
     first, *rest = golden().runs
     results = replace(golden(), runs=[replace(first, seconds_to_target=None, validation_loss=None), *rest])
     browser.open(page_of(results, tmp_path))
-    for _ in range(2):
+    for order in ("ascending", "descending"):
         browser.click("#runs-table th:nth-child(4) button")
+        browser.becomes("document.querySelector('#runs-table th:nth-child(4)').getAttribute('aria-sort')", order)
         assert browser.texts("#runs-table tbody .run-name")[-1] == first.name
     assert browser.problems() == []
 
@@ -173,16 +203,16 @@ def test_a_value_that_is_missing_sorts_last_both_ways(browser: Browser, tmp_path
 def test_axis_and_measure_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
     browser.open(page_of(golden(), tmp_path))
     titles = "['xaxis', 'yaxis'].map((axis) => document.getElementById('plot-explore').layout[axis].title.text)"
-    assert browser.js(titles) == ["MB pushed and pulled per worker", "validation loss"]
+    browser.becomes(titles, ["MB pushed and pulled per worker", "validation loss"])
     for axis, title in (("seconds", "wall time (s)"), ("samples", "samples, whole job")):
         browser.click(f"button[data-value='{axis}']")
-        assert browser.js(titles) == [title, "validation loss"]
+        browser.becomes(titles, [title, "validation loss"])
     browser.click("button[data-value='training']")
     browser.click("button[data-value='log']")
-    assert browser.js(titles) == ["samples, whole job", "training loss"]
-    assert browser.js("document.getElementById('plot-explore').layout.yaxis.type") == "log"
-    points = browser.js("document.getElementById('plot-explore').data[0].x")
-    assert points == [point.samples for point in golden().runs[0].training]
+    browser.becomes(titles, ["samples, whole job", "training loss"])
+    browser.becomes("document.getElementById('plot-explore').layout.yaxis.type", "log")
+    points = [point.samples for point in golden().runs[0].training]
+    browser.becomes("document.getElementById('plot-explore').data[0].x", points)
     assert browser.problems() == []
 
 
@@ -211,6 +241,9 @@ def test_accuracy_is_shown_where_there_is_one(browser: Browser, tmp_path: Path) 
     assert "accuracy" in plots(browser)
     assert "Validationaccuracy" in browser.texts("#runs-table th")
     browser.click("button[data-value='accuracy']")
+    title = "document.getElementById('plot-explore').layout.yaxis.title.text"
+    browser.becomes(title, "validation accuracy")
+    browser.becomes("document.getElementById('plot-thrift').layout.yaxis.title.text", "validation accuracy")
     assert browser.problems() == []
 
 
@@ -222,9 +255,75 @@ def test_a_comparison_without_a_finished_run_still_says_why(browser: Browser, tm
     assert browser.problems() == []
 
 
+def eight() -> Results:
+    """Runs of every mode and many codecs that all end close together, where names have the least room."""
+    template = golden().runs[0]
+    runs: list[RunResult] = []
+    for index, run in enumerate(parse_runs(EVERY_KIND)):
+        size = {"sync sign": 0.5, "local 8 fp32": 0.125, "sync topk:0.01": 0.51}.get(run.name, 1.0)
+        curve = [replace(p, bytes=round(size * p.bytes), accuracy=0.9 + 0.001 * index) for p in template.curve]
+        runs.append(replace(template, name=run.name, mode=run.mode, compress=run.compress, curve=curve))
+    return replace(golden(), runs=runs)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_ends_of_accuracy_against_bytes_are_named_and_no_name_covers_another(
+    browser: Browser, tmp_path: Path, width: int, scheme: str
+) -> None:
+    browser.open(page_of(eight(), tmp_path), width=width, scheme=scheme)
+    names = [run.name for run in parse_runs(EVERY_KIND)]
+    assert browser.shown("thrift") == names
+    assert browser.js("document.getElementById('plot-thrift').layout.xaxis.type") == "log"
+    words = browser.js(
+        "document.getElementById('plot-thrift').layout.annotations.map((each) => each.text.replaceAll('<br>', ' '))"
+    )
+    assert words == names
+    ends = browser.js("document.getElementById('plot-thrift').data.slice(-8).map((trace) => trace.x)")
+    assert ends == [[run.curve[-1].bytes / 1e6] for run in eight().runs]
+    boxes = browser.js(
+        "[...document.querySelectorAll('#plot-thrift .annotation-text-g')].map((each) => each.getBoundingClientRect())"
+        ".map((box) => [box.left, box.top, box.right, box.bottom])"
+    )
+    assert len(boxes) == len(names)
+    for a, b in combinations(boxes, 2):
+        assert min(a[2], b[2]) - max(a[0], b[0]) < 2 or min(a[3], b[3]) - max(a[1], b[1]) < 2
+    assert all(box[0] >= 0 and box[2] <= width for box in boxes)
+    assert browser.js("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    assert browser.problems() == []
+
+
+def test_names_are_placed_again_when_the_window_changes(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(eight(), tmp_path))
+    size = {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.becomes("window.innerWidth", 700)
+    plot = "document.getElementById('plot-thrift')"
+    browser.becomes(f"{plot}.layout.width === {plot}.clientWidth && {plot}.clientWidth < 700", True)
+    assert browser.problems() == []
+
+
+def test_runs_of_one_mode_and_different_codecs_look_different(browser: Browser, tmp_path: Path) -> None:
+    codecs = ("none", "fp16", "bf16", "int8", "sign", "topk:0.01", "topk:0.001", "randk:0.01")
+    runs = [replace(golden().runs[0], name=f"sync {codec}", compress=codec) for codec in codecs]
+    browser.open(page_of(replace(golden(), runs=runs), tmp_path))
+    looks = browser.js("document.getElementById('plot-loss-samples').data.map((trace) => trace.line.dash)")
+    assert len(set(looks)) == len(codecs)
+
+
+def test_one_late_start_does_not_flatten_the_staleness(browser: Browser, tmp_path: Path) -> None:
+    stale = Staleness(mean=1.0, max=98, histogram={"0": 300, "1": 400, "2": 100, "98": 1})
+    runs = [replace(run, staleness=stale) for run in golden().runs]
+    browser.open(page_of(replace(golden(), runs=runs), tmp_path))
+    axis = "document.getElementById('plot-staleness').layout.xaxis"
+    assert browser.js(f"{axis}.ticktext") == ["0", "1", "2", "3 to 98"]
+    assert browser.js("document.getElementById('plot-staleness').data[0].x") == [0, 1, 2, 3]
+    assert browser.problems() == []
+
+
 def test_print_is_light_and_every_plot_fits_the_paper(browser: Browser, tmp_path: Path) -> None:
     browser.open(page_of(golden(), tmp_path), scheme="dark")
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    browser.becomes("document.getElementById('plot-loss-seconds').layout.width", 660)
+    for plot in plots(browser):
+        browser.becomes(f"document.getElementById('plot-{plot}').layout.width", 660)
     browser.becomes("document.getElementById('plot-loss-seconds').layout.font.color", "#172033")
     assert browser.problems() == []

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from tests.compare import golden, synthetic
-from torch_ps.common.errors import ConfigError
+from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.compare import cli, defaults
 from torch_ps.compare.config import CompareConfig
 from torch_ps.compare.launch import Plan, arguments, child_environment
@@ -47,6 +47,27 @@ def test_a_comparison_leaves_table_report_results_and_logs(tmp_path: Path) -> No
     assert "synthetic job" in (tmp_path / "out" / "sync-fp16" / "log.txt").read_text()
     command = "ps-compare --runs=sync,sync:compress=fp16,async --task=ok --samples=256 --lr=0.1"
     assert results["settings"]["command"] == command
+
+
+def test_an_automatic_batch_size_is_found_once_and_is_the_smallest_of_the_workers(tmp_path: Path) -> None:
+    code, terminal, results = compare(tmp_path / "out", batch_size="auto")
+    assert code == 0
+    assert "batch size auto: 16 for all runs, as w1 found: what suits w1" in terminal
+    assert [run["batch_size"] for run in results["runs"]] == [16, 16]
+    assert results["settings"]["batch_size"] == 16
+    assert "--batch-size=16" in results["settings"]["command"]
+    assert all("--batch-size=16" in run["command"] for run in results["runs"])
+    assert (tmp_path / "out" / "batch-size" / "log.txt").exists()
+
+
+def test_a_search_for_the_batch_size_that_cannot_start_ends_the_comparison(tmp_path: Path) -> None:
+    config = CompareConfig(task="refuse", lr=0.1, batch_size="auto", out=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"^there is no task 'refuse'$"):
+        cli.compare_runs(config, Console(quiet=True), PROGRAM)
+    assert not (tmp_path / "out").exists()
+    config = CompareConfig(task="silent", lr=0.1, batch_size="auto", out=str(tmp_path / "out"))
+    with pytest.raises(PsError, match="no batch size was found: ps-run ended with exit code 0"):
+        cli.compare_runs(config, Console(quiet=True), PROGRAM)
 
 
 def test_a_slow_worker_makes_only_the_sync_run_wait(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.compare.golden import golden
 from torch_ps.common.errors import ConfigError
 from torch_ps.compare.headline import bytes_sentence, headline
-from torch_ps.compare.results import Results, RunResult, from_json, to_json
+from torch_ps.compare.results import Bytes, Results, RunResult, from_json, to_json
 from torch_ps.compare.table import COLUMNS, best_runs, table
 
 
@@ -110,5 +110,67 @@ def test_headline_with_nothing_to_compare() -> None:
 
 def test_bytes_are_compared_between_runs_that_differ_in_the_codec_only() -> None:
     assert bytes_sentence(with_times(sync_fp32=1.0, async_fp16=1.0)) == ""
+    other = [replace(golden().runs[0], name="sync fp32 shards=2"), golden().runs[1]]
+    assert bytes_sentence(replace(golden(), runs=other)) == "", "two things differ"
     sentence = bytes_sentence(golden())
     assert sentence.startswith("fp16 gradients push 154 instead of 307 MB per worker in sync mode (2.0 times less)")
+
+
+def thrifty(**runs: tuple[float | None, float, int]) -> str:
+    """The last sentence about runs given as accuracy, loss and megabytes."""
+    template = golden().runs[0]
+    made = [
+        replace(
+            template,
+            name=f"sync {codec}",
+            compress={"fp32": "none"}.get(codec, codec),
+            validation_accuracy=accuracy,
+            validation_loss=loss,
+            bytes=Bytes(pushed_per_worker=size * 400_000, pulled_per_worker=size * 600_000),
+        )
+        for codec, (accuracy, loss, size) in runs.items()
+    ]
+    return bytes_sentence(replace(golden(), runs=made))
+
+
+def test_the_most_thrifty_of_the_good_runs_is_named() -> None:
+    sentence = thrifty(fp32=(0.962, 0.170, 40), int8=(0.960, 0.171, 20), sign=(0.958, 0.173, 10), topk=(0.9, 0.3, 5))
+    assert sentence.endswith(
+        "Of the runs within half a point of the best accuracy (96.2 %, sync fp32, 40 MB pushed and pulled), "
+        "sync sign moved the least: 10 MB, 4.0 times less."
+    )
+    sentence = thrifty(fp32=(None, 1.700, 40), int8=(None, 1.701, 20), sign=(None, 1.75, 10))
+    assert sentence.endswith(
+        "Of the runs within 0.5 % of the lowest loss (1.7, sync fp32, 40 MB pushed and pulled), "
+        "sync int8 moved the least: 20 MB, 2.0 times less."
+    )
+
+
+def test_thrift_is_no_news_where_the_best_run_is_the_smallest_or_two_codecs_are_compared() -> None:
+    assert "Of the runs" not in thrifty(fp32=(0.9, 0.3, 40), int8=(0.9, 0.3, 20), sign=(0.97, 0.1, 10))
+    assert "Of the runs" not in thrifty(fp32=(0.9, 0.3, 40), sign=(0.9, 0.3, 10))
+
+
+def test_local_steps_are_thrifty_without_a_codec() -> None:
+    sync = replace(golden().runs[0], validation_accuracy=0.96)
+    few = Bytes(pushed_per_worker=1_000_000, pulled_per_worker=1_000_000)
+    local = replace(sync, name="local 8 fp32", mode="local", bytes=few)
+    assert bytes_sentence(replace(golden(), runs=[sync, local])).endswith(
+        "local 8 fp32 moved the least: 2 MB, 307.2 times less."
+    )
+
+
+def test_long_names_are_broken_between_words() -> None:
+    runs = [
+        replace(golden().runs[0], name=name, validation_accuracy=0.96)
+        for name in ("async fp32 staleness-lr=inverse", "sync topk:0.01", "local 8 fp32 mode=async outer-lr=1")
+    ]
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table(replace(golden(), runs=runs)))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.count("pulled") for line in lines].count(1) == 1, "no column is cut off"
+    words = " ".join(lines)
+    for name in runs:
+        assert all(f" {word} " in words for word in name.name.split(" "))

@@ -87,6 +87,18 @@ def test_a_task_trains_and_says_what_it_did(tmp_path: Path) -> None:
     assert "w1 | " in result.stderr
 
 
+def test_an_automatic_batch_size_is_said_and_is_the_one_that_trains(tmp_path: Path) -> None:
+    result = ps_run("-n2", "--task=digits", "--samples=4096", "--batch-size=auto", f"--events={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    for name in ("w0", "w1"):
+        found = events(tmp_path, name)
+        settings, first = found["start"][0]["settings"], found["step"][0]
+        assert first["samples"] == settings["batch_size"]
+        assert settings["batch_size"] in (1, 2, 4, 8, 16, 32, 64)
+        assert settings["batch_size_reason"].startswith("the fastest on the CPU with ")
+        assert f"batch size auto: {settings['batch_size']}, the fastest on the CPU" in result.stderr
+
+
 def test_a_slow_worker_does_less_of_an_asynchronous_job(tmp_path: Path) -> None:
     options = ("--mode=async", "--slow=w1:8x", "--compress=fp16", "--compress-pull=fp16", "--evaluations=0")
     result = ps_run("-n2", "--task=digits", "--samples=12800", *options, f"--events={tmp_path}")

@@ -7,8 +7,9 @@ from click.testing import CliRunner
 
 from torch_ps.common.config import ServerConfig, WorkerConfig
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.slow import parse_slow
 from torch_ps.worker import cli, launch
-from torch_ps.worker.launch import Job, RunConfig, parse_slow
+from torch_ps.worker.launch import Job, RunConfig
 
 
 def job(

@@ -21,6 +21,15 @@ def test_batch_k_of_n_workers_is_batch_k_of_one_with_n_times_the_size(draw: Draw
         assert torch.equal(torch.cat([next(worker) for worker in workers]), whole)
 
 
+@both
+def test_workers_with_unequal_batches_see_every_sample_equally_often_in_the_long_run(draw: Draw) -> None:
+    streams = [draw(100, 0, 2, 16, 7), draw(100, 1, 2, 4, 7)]
+    counts = [torch.bincount(torch.cat(list(itertools.islice(each, 4000))), minlength=100) for each in streams]
+    for count in counts:
+        mean = count.float().mean()
+        assert (count - mean).abs().max() < 5 * mean.sqrt(), "no sample is left out by either worker"
+
+
 def test_an_epoch_holds_each_index_once_even_where_batches_do_not_fit() -> None:
     batches = itertools.islice(stream.shuffled(10, 0, 1, 4, 0), 5)
     first, second = torch.cat(list(batches)).view(2, 10)

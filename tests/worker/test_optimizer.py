@@ -161,6 +161,31 @@ def test_closure_is_evaluated_and_its_loss_returned() -> None:
     assert loss.item() > 0
 
 
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_step_after_one_that_failed_pushes_again(local_steps: int) -> None:
+    model = seeded(mlp)
+    with (
+        job(workers=2) as servers,
+        served(model, OPTIMIZERS["SGD"](model), servers, local_steps=local_steps, timeout=0.2) as optimizer,
+    ):
+        for _ in range(2):  # the other worker never comes
+            for step in range(local_steps - 1):
+                backward(model, step)
+                optimizer.step()
+            with pytest.raises(torch_ps.WaitTimeout, match="step 0"):
+                optimizer.step()
+
+
+def test_learning_rate_of_a_loaded_state_reaches_the_server() -> None:
+    def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        saved = optimizer.state_dict()
+        saved["param_groups"][0]["lr"] = 0.03
+        optimizer.load_state_dict(saved)
+        loop(model, optimizer)
+
+    assert same(over_server(mlp, OPTIMIZERS["SGD"], run), alone(mlp, OPTIMIZERS["SGD"], run))
+
+
 def test_groups_keep_their_own_hyperparameters() -> None:
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         first, _, last = model.children()

@@ -42,6 +42,8 @@ def test_optimizer_of_ones_own_is_refused_by_name() -> None:
     ("options", "message"),
     [
         ({"accumulate": 0}, "accumulate must be >= 1; got 0"),
+        ({"outer_lr": 1.0}, "outer_lr=1 is for local steps and local_steps is 1"),
+        ({"local_steps": 2, "overlap": "on"}, "overlap=on sends gradients during backward"),
         ({"compress": "zip"}, "codec 'zip' does not exist"),
         ({"compress_pull": "zip"}, "compress_pull: codec 'zip' does not exist"),
         ({"timeout": 0.0}, "timeout must be > 0 seconds"),

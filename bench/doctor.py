@@ -1,0 +1,111 @@
+"""What the check for divergence costs: seconds to apply a push with and without it, interleaved, on the same store.
+
+    python bench/doctor.py [--pushes 6000]
+
+Three sizes: 10,000 parameters, one bucket of 4 MiB, and four of them. A job spends 50 parts of 51 of its time *between
+looks*; *during a look* is the rest, and the first 1024 versions. What is timed is what the server does for one push of
+one worker under SGD: the engine's hook, decode, average, step. A push as a worker sees it takes 10 to 20 times longer.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+
+import click
+import torch
+
+from torch_ps.common import codecs
+from torch_ps.common.optim import Hyper
+from torch_ps.common.plan import plan
+from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.ps import doctor as doctors
+from torch_ps.ps.core.effects import Apply, Contribution
+from torch_ps.ps.doctor import Doctor
+from torch_ps.ps.store import Gradient, Store
+
+WORKERS = 8
+BUCKET = (1 << 20) - 64
+SIZES = {"10,000 parameters": 10_000, "one 4 MiB bucket": BUCKET, "four 4 MiB buckets": 4 * BUCKET}
+NEVER = 1 << 60
+
+
+class Shard:
+    """A store under SGD with two doctors: one that looks at every push, one that never does."""
+
+    def __init__(self, size: int) -> None:
+        self.hyper: Hyper = {"lr": 1e-3, "momentum": 0.0}
+        model = Model("SGD", (Group((TensorSpec("x", (size,)),), self.hyper),), ())
+        self.buckets = plan(model, 4 << 20, 1).buckets
+        self.store = Store(model, self.buckets)
+        self._payloads = {b.index: memoryview(torch.randn(b.numel).numpy().tobytes()) for b in self.buckets}
+        doctors.FIRST_LOOK = NEVER
+        self.looking = self._doctor()
+        doctors.FIRST_LOOK = 1
+        self.resting = self._doctor()
+        for version in range(2 * WORKERS):
+            for bucket in self.buckets:
+                self._apply(self.resting, bucket.index, version)
+        doctors.FIRST_LOOK = NEVER
+        self.resting._begin = NEVER
+        self.version = 0
+
+    def _doctor(self) -> Doctor:
+        return Doctor(
+            self.buckets, scaled=False, num_workers=lambda: WORKERS, advise=click.echo, report=lambda reading: None
+        )
+
+    def _apply(self, doctor: Doctor | None, bucket: int, version: int) -> None:
+        """As the engine does."""
+        decision = self._decision(bucket, version)
+        mean, _ = self.store.mean(bucket, (self._gradient(bucket),))
+        if mean is None:
+            raise SystemExit("the gradient has no weight")
+        if doctor is not None and (watch := doctor.watch(bucket, decision, self.hyper)):
+            watch(mean, self.store.values(bucket))
+        self.store.step(bucket, mean, self.hyper)
+
+    def _decision(self, bucket: int, version: int) -> Apply:
+        stale = min(version, WORKERS - 1)
+        return Apply(bucket, version + 1, (Contribution(f"w{version % WORKERS}", 1, 0, 1.0, stale),), "")
+
+    def _gradient(self, bucket: int) -> Gradient:
+        return Gradient("w0", 0, 1.0, codecs.codec("none"), self._payloads[bucket])
+
+    def push(self, kind: str) -> float:
+        """Seconds."""
+        doctor = {"none": None, "resting": self.resting, "looking": self.looking}[kind]
+        if doctor is not self.looking:  # it has to see every version, but not on this clock
+            for bucket in self.buckets:
+                watch = self.looking.watch(bucket.index, self._decision(bucket.index, self.version), self.hyper)
+                if watch is not None:
+                    mean, _ = self.store.mean(bucket.index, (self._gradient(bucket.index),))
+                    watch(mean if mean is not None else torch.zeros(0), self.store.values(bucket.index))
+        begin = time.perf_counter()
+        for bucket in self.buckets:
+            self._apply(doctor, bucket.index, self.version)
+        seconds = time.perf_counter() - begin
+        self.version += 1
+        return seconds
+
+
+@click.command()
+@click.option("--pushes", default=6000, show_default=True, help="Of the small model; the large ones get fewer.")
+def main(pushes: int) -> None:
+    torch.set_num_threads(1)
+    for name, size in SIZES.items():
+        shard = Shard(size)
+        seconds = defaultdict(list)
+        for number in range(max(pushes * 100_000 // max(size, 100_000), 300)):
+            kind = ("none", "resting", "looking")[number % 3]
+            seconds[kind].append(shard.push(kind))
+        median = {kind: statistics.median(values) for kind, values in seconds.items()}
+        look, rest = (median[kind] / median["none"] - 1 for kind in ("looking", "resting"))
+        mean = (doctors.PAUSE * rest + look) / (doctors.PAUSE + 1)
+        click.echo(
+            f"{name}: {median['none'] * 1e6:.0f} us a push; between looks {100 * rest:+.2f} %, "
+            f"during one {100 * look:+.1f} %, so {100 * mean:+.2f} % in all"
+        )
+
+
+if __name__ == "__main__":
+    main()

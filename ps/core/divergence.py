@@ -1,0 +1,168 @@
+"""Does the run diverge? Decided from windows of a few rounds of pushes: how curved the path is, and whether it widens.
+
+A learning rate above the limit is not enough for a warning. Real losses flatten where parameters swing widely, so a
+healthy run sits at the limit for most of its time ("edge of stability") and passes it by a fifth for some rounds
+without harm. A run that is lost does two things at once: its curvature is above the limit, and its swings grow,
+
+    fast     by 4 times in energy within two windows, or
+    at once  by 10 times within two windows, of which one alone is above the limit, or
+    slow     by 1000 times since the curvature was below the limit last.
+
+Two views of the path are judged alike: the whole displacement, which is there first, and the difference of two
+displacements half a swing apart, in which the drift of training cancels and the swing adds up.
+
+Source: the thresholds separate learning rates .2 and .3 from .1 on the digits of check C13; Cohen et al., ICLR 2021,
+arXiv:2103.00065, for the edge of stability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from torch_ps.ps.core.stability import Reading
+
+FAST_GROWTH, SUDDEN_GROWTH, SLOW_GROWTH = 4.0, 10.0, 1000.0
+#: Warnings of one job: said again only when the settings have changed, and not for ever.
+MOST_WARNINGS = 5
+#: Relative change of the learning rate from which it is another one.
+CHANGE = 0.1
+
+
+@dataclass(slots=True)
+class View:
+    """Sums over pairs of gradients; y: change of the gradient, s: of the parameters.
+
+    Attributes:
+        bend: sum of y s. Weight decay is no part of it: it is never stale, so it can only help.
+        metric: sum of s s / lr, so that ``bend / metric`` is lr times curvature also with several learning rates.
+        energy: sum of s s.
+        pairs: that were added.
+    """
+
+    bend: float = 0.0
+    metric: float = 0.0
+    energy: float = 0.0
+    pairs: int = 0
+
+    def add(self, bend: float, energy: float, rate: float) -> None:
+        self.bend += bend
+        self.metric += energy / rate
+        self.energy += energy
+        self.pairs += 1
+
+
+@dataclass(slots=True)
+class Window:
+    """Some rounds of pushes, over all buckets.
+
+    Attributes:
+        pushes: each bucket of a push counts.
+        scaled, scale: sums of factor times staleness, and of the factor on the learning rate.
+        rate: largest learning rate.
+    """
+
+    path: View = field(default_factory=View)
+    swing: View = field(default_factory=View)
+    pushes: int = 0
+    scaled: float = 0.0
+    scale: float = 0.0
+    rate: float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    workers: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Course:
+    """One view over the windows."""
+
+    widths: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # energy per pair and lr squared
+    before: View = field(default_factory=View)
+    since: float | None = None  # the width when the limit was passed
+
+    def follow(self, view: View, rate: float) -> tuple[View, float]:
+        """The sums of the last two windows, and the width of the last."""
+        both = View(*(getattr(view, name) + getattr(self.before, name) for name in View.__slots__))
+        self.before = view
+        width = view.energy / view.pairs / rate**2
+        self.widths.append(width)
+        return both, width
+
+
+class Judge:
+    """Takes windows in order; says a sentence when the run is being lost.
+
+    Args:
+        scaled: the learning rate follows the staleness.
+    """
+
+    def __init__(self, *, scaled: bool) -> None:
+        self._scaled = scaled
+        self._courses = {"path": _Course(), "swing": _Course()}
+        self._said: list[Reading] = []
+        self.reading: Reading | None = None  # the steeper of the two views, of the last two windows
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the limit is passed: worth a closer look."""
+        return self.reading is not None and self.reading.ratio > 1
+
+    def interrupted(self) -> None:
+        """The next window does not follow the last one: nothing is known of the growth between them."""
+        for course in self._courses.values():
+            course.widths.clear()
+            course.before = View()
+
+    def judge(self, window: Window) -> str | None:
+        """One more window; the warning, if it is time for one."""
+        lost: list[Reading] = []
+        readings = []
+        for name, course in self._courses.items():
+            view: View = getattr(window, name)
+            if 8 * view.pairs < window.pushes or not 0 < view.energy < math.inf or not math.isfinite(view.bend):
+                continue
+            before = course.before
+            both, width = course.follow(view, window.rate)
+            reading = self._read(window, both)
+            readings.append(reading)
+            growth = width / course.widths[0] if len(course.widths) == 3 else 0.0
+            peak = max((self._read(window, each) for each in (view, before) if each.pairs), key=lambda r: r.ratio)
+            if growth >= SUDDEN_GROWTH and peak.ratio > 1:
+                lost.append(peak)
+            if reading.ratio <= 1:
+                course.since = None
+                continue
+            if course.since is None:
+                course.since = width
+            if growth >= FAST_GROWTH or width >= SLOW_GROWTH * course.since:
+                lost.append(reading)
+        self.reading = max(readings, key=lambda r: r.ratio, default=self.reading)
+        if not lost:
+            return None
+        worst = max(lost, key=lambda r: r.ratio)
+        if len(self._said) == MOST_WARNINGS or any(_alike(worst, said) for said in self._said):
+            return None
+        self._said.append(worst)
+        return worst.sentence()
+
+    def _read(self, window: Window, view: View) -> Reading:
+        return Reading(
+            rate=window.rate,
+            product=max(view.bend / view.metric * window.scale / window.pushes, 0.0),
+            curvature=max(view.bend / view.energy, 0.0),
+            num_workers=len(window.workers),
+            staleness=window.scaled / window.scale,
+            momentum=window.momentum,
+            nesterov=window.nesterov,
+            scaled=self._scaled,
+        )
+
+
+def _alike(one: Reading, other: Reading) -> bool:
+    return (
+        abs(one.rate - other.rate) <= CHANGE * other.rate
+        and one.num_workers <= other.num_workers
+        and one.momentum <= other.momentum
+    )

@@ -1,0 +1,75 @@
+"""The optimizer that the servers run, as a worker sees it: class and hyperparameters by name, parameters by model.
+
+    torch.optim object --describe--> class name, hyperparameters per group     (registered when the worker joins)
+                       --changed---> what differs from the job's by now        (travels with each push)
+
+Rules of this file
+  1. The object never steps; it says what the servers are to do, and its ``param_groups`` may change at any time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from torch_ps.common import optim, schema
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.optim import Hyper
+from torch_ps.common.schema import Group, Model, TensorSpec
+
+
+class Served:
+    """What the servers run for ``optimizer``.
+
+    Raises:
+        ConfigError: the optimizer cannot run on slices of the parameters.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.name, self._hyper = optim.describe(optimizer)
+        self._arguments = optim.arguments_of(self.name)
+
+    def tensors(self, model: torch.nn.Module) -> tuple[list[torch.Tensor], Model, list[torch.Tensor]]:
+        """The trained parameters in flat order, the model they make, and the buffers that go along.
+
+        Raises:
+            ConfigError: a parameter is not in ``model``, or it cannot be served.
+        """
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        parameters: list[torch.Tensor] = []
+        groups: list[Group] = []
+        for number, group in enumerate(self._optimizer.param_groups):
+            trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+            for parameter in trained:
+                if id(parameter) not in names:
+                    raise ConfigError(
+                        f"group {number} of the optimizer has a parameter of shape {list(parameter.shape)} that is not "
+                        "in the model; pass the module that holds all of them"
+                    )
+            groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), self._hyper[number]))
+            parameters += trained
+        kept = model.state_dict(keep_vars=True)
+        buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        specs = tuple(TensorSpec.of(key, buffer) for key, buffer in buffers.items())
+        described = Model(self.name, tuple(groups), specs)
+        schema.check(described)
+        return parameters, described, list(buffers.values())
+
+    def hyper(self, group: int) -> Hyper:
+        """Of one group, as it is now."""
+        return optim.hyper_of(self.name, self._optimizer.param_groups[group], self._arguments)
+
+    def changed(self, job: Sequence[Group]) -> list[Hyper]:
+        """Per group, what differs from the job's hyperparameters.
+
+        Raises:
+            ConfigError: torch would refuse a value; nothing has been sent.
+        """
+        found = []
+        for number, (own, group) in enumerate(zip(self._optimizer.param_groups, job, strict=True)):
+            hyper = optim.hyper_of(self.name, own, self._arguments)
+            if hyper != self._hyper[number]:
+                optim.check_change(self.name, group.hyper, hyper)
+                self._hyper[number] = hyper
+            found.append(optim.changed(hyper, group.hyper))
+        return found
