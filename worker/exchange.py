@@ -49,22 +49,27 @@ class Exchange:
         self._stopping = threading.Event()
         self._error: PsError | None = None
         self._streams: dict[int, Stream] = {}
+        self._opened = [0] * len(links)  # streams so far; the number names the latest
+        self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
         for shard in range(len(links)):
             self._open(shard)
 
     def send(self, bucket: int, frame: bytes) -> None:
         """Send a push or a pull of one bucket; ``wait`` waits for its answer."""
-        shard = self._shard_of[bucket]
+        shard, missing = self._shard_of[bucket], False
         with self.changed:
             if self._error is not None:
                 return  # wait() will raise it
             self._unanswered[bucket] = frame
             stream = self._streams.get(shard)
-        if stream is None:
-            self._open(shard)
-        else:
+            if stream is None and shard not in self._opening:
+                missing = True
+                self._opening.add(shard)
+        if stream is not None:
             stream.send(frame)
+        elif missing:
+            self._open(shard)
 
     def send_unkept(self, shard: int, frame: bytes) -> None:
         """Send a frame that nothing answers, if the stream is open."""
@@ -111,24 +116,32 @@ class Exchange:
 
     def _open(self, shard: int) -> None:
         """Open the stream to one shard and send again what it has not answered."""
-        stream = Stream(
-            self._links[shard], lambda frame: self._on_frame(shard, frame), lambda error: self._ended(shard, error)
-        )
-        stream.send(self._hello)
-        with self.changed:
+        with self.changed:  # so that the stream cannot end before it is known
+            self._opened[shard] = number = self._opened[shard] + 1
+            stream = Stream(
+                self._links[shard],
+                lambda frame: self._on_frame(shard, frame),
+                lambda error: self._ended(shard, number, error),
+            )
+            stream.send(self._hello)
             self._streams[shard] = stream
+            self._opening.discard(shard)
             again = [frame for bucket, frame in self._unanswered.items() if self._shard_of[bucket] == shard]
         for frame in again:
             stream.send(frame)
 
-    def _ended(self, shard: int, error: PsError) -> None:
-        """On the reader thread: the stream of one shard broke."""
+    def _ended(self, shard: int, number: int, error: PsError) -> None:
+        """On the reader thread: the stream of one shard broke. It is opened again also while nobody waits for it."""
         with self.changed:
+            if number != self._opened[shard]:
+                return  # another one has taken its place
             self._streams.pop(shard, None)
-            waiting = any(self._shard_of[bucket] == shard for bucket in self._unanswered)
-        if isinstance(error, Unreachable) and waiting and self._reopen(shard):
+            if isinstance(error, Unreachable):
+                self._opening.add(shard)
+        if isinstance(error, Unreachable) and self._reopen(shard):
             return
         with self.changed:
+            self._opening.discard(shard)
             if self._error is None and not self._stopping.is_set():
                 self._error = error
                 self.changed.notify_all()

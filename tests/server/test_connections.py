@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.jobs import job, until
+from tests.support.jobs import Servers, job, until
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
@@ -25,14 +25,16 @@ SIZE = 600
 PUSHES = 60
 
 
+@pytest.mark.parametrize(("plane", "most"), [("network", 3 * SIZE), ("memory", 150)])
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_cut_connections_neither_lose_nor_double_a_push(mode: str) -> None:
+def test_cut_connections_neither_lose_nor_double_a_push(mode: str, plane: str, most: int) -> None:
+    """``most`` bytes go through before a cut: a few frames, whatever they carry."""
     chance = random.Random(5)
     with (
         job(mode=mode, workers=2, shards=2) as servers,
         Proxy(servers.addresses[1]) as proxy,
-        torch_ps.Client(f"{servers.addresses[0]},{proxy.address}", name="w0") as cut,
-        torch_ps.Client(str(servers), name="w1") as whole,
+        torch_ps.Client(f"{servers.addresses[0]},{proxy.address}", name="w0", plane=plane) as cut,
+        torch_ps.Client(str(servers), name="w1", plane=plane) as whole,
     ):
         for client in (cut, whole):
             client.init({"x": torch.zeros(SIZE)}, torch_ps.OptimizerSpec("SGD", lr=LR))
@@ -42,13 +44,30 @@ def test_cut_connections_neither_lose_nor_double_a_push(mode: str) -> None:
             gradient[index::2] = 1
             for step in range(PUSHES):
                 if severed and step % 6 == 5:
-                    proxy.sever_after(chance.randrange(3 * SIZE))
+                    proxy.sever_after(chance.randrange(most))
                 assert client.push({"x": gradient}).applied
 
         at_once(lambda: push(cut, 0, True), lambda: push(whole, 1, False))
         x = whole.pull().params["x"] / -LR * (2 if mode == "sync" else 1)
     assert x.tolist() == [PUSHES] * SIZE
     assert proxy.num_severed >= 5
+
+
+def connected(servers: Servers) -> bool:
+    return servers.status().worker[0].connected
+
+
+def test_connection_that_breaks_while_nobody_waits_is_open_again_before_it_is_needed() -> None:
+    with (
+        job() as servers,
+        Proxy(servers.addresses[0]) as proxy,
+        torch_ps.Client(proxy.address, name="w0") as client,
+    ):
+        client.init({"x": torch.zeros(1)}, torch_ps.OptimizerSpec("SGD", lr=LR))
+        for push in range(3):
+            proxy.sever()
+            until(lambda push=push: proxy.num_severed > push and connected(servers), "it is back")  # type: ignore[misc]
+            assert client.push({"x": torch.ones(1)}).version == push + 1
 
 
 def test_server_that_is_gone_is_reported_with_its_address() -> None:

@@ -2,6 +2,7 @@
 
 worker --> Proxy --> server
 sever_after(n): passes n more bytes in either direction, then resets both ends
+sever(): resets all connections now
 """
 
 import contextlib
@@ -38,6 +39,9 @@ class Proxy:
         with self._lock:
             self._left = num_bytes
 
+    def sever(self) -> None:
+        self._wake.send(b"!")
+
     def __enter__(self) -> Self:
         return self
 
@@ -53,6 +57,9 @@ class Proxy:
                 end = key.fileobj
                 if end is self._woken:
                     self._drop()
+                    if self._woken.recv(1):
+                        self.num_severed += 1
+                        continue
                     for each in (self._listener, self._woken):
                         each.close()
                     self._selector.close()
