@@ -1,7 +1,7 @@
 """How an error crosses the wire: gRPC status, message, and the class name beside it.
 
 Two classes can share a status, so the receiver rebuilds the class from the ``ps-error`` trailer: user code sees
-``StepConflict``, not a gRPC error. What is in no table is a bug and stays INTERNAL.
+``StepConflict``, not a gRPC error. What is in no table is a bug: INTERNAL, with the trailer of the base class.
 """
 
 import grpc
@@ -44,7 +44,8 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
     if known is not None:
         return known(details)
     match code:
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
+            # Without our trailer nothing of ours has spoken: a connection that broke comes as any of the three.
             return errors.Unreachable(f"server {address} does not answer: {details}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.WaitTimeout(f"server {address} did not answer in time: {details}")

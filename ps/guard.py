@@ -38,6 +38,7 @@ def guarded(handler: Handler, metrics: Metrics) -> Handler:
         except Exception:  # the one place where a bug must not take the server down
             number = next(_numbers)
             log.exception("bug %d in %s", number, handler.__name__)
-            await context.abort(grpc.StatusCode.INTERNAL, f"bug {number} on the server; its log has the traceback")
+            found = PsError(f"bug {number} on the server; its log has the traceback")
+            await context.abort(grpc.StatusCode.INTERNAL, str(found), trailers_of(found))
 
     return call
