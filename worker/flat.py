@@ -22,6 +22,7 @@ class Flat:
         self._tensors = [tensor.detach() for tensor in tensors]
         self._shadows = {i: t.contiguous().view(-1) for i, t in enumerate(self._tensors) if not t.is_contiguous()}
         self._views = [self._shadows[i] if i in self._shadows else t.view(-1) for i, t in enumerate(self._tensors)]
+        self._pieces: dict[int, list[torch.Tensor]] = {}  # by bucket
         self._written: set[int] = set()
 
     def read(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
@@ -36,14 +37,22 @@ class Flat:
 
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
         """Copy fp32 ``values``, shape (numel,), to where the tensors live."""
-        for piece in bucket.pieces:
-            part = values[piece.offset : piece.offset + piece.stop - piece.start]
-            view = self._views[piece.tensor]
-            if not view.is_floating_point():
-                part = part.round()  # the mean of integers, such as BatchNorm's counter
-            view[piece.start : piece.stop].copy_(part)
-            if piece.tensor in self._shadows:
-                self._written.add(piece.tensor)
+        views = self._views_of(bucket)
+        parts = torch.split(values, [len(view) for view in views])
+        if all(view.is_floating_point() for view in views):
+            torch._foreach_copy_(views, parts)
+        else:
+            for view, part in zip(views, parts, strict=True):
+                # The mean of integers, such as BatchNorm's counter.
+                view.copy_(part if view.is_floating_point() else part.round())
+        if self._shadows:
+            self._written.update(piece.tensor for piece in bucket.pieces if piece.tensor in self._shadows)
+
+    def _views_of(self, bucket: Bucket) -> list[torch.Tensor]:
+        """Where each piece of a bucket lives; made once."""
+        if bucket.index not in self._pieces:
+            self._pieces[bucket.index] = [self._views[p.tensor][p.start : p.stop] for p in bucket.pieces]
+        return self._pieces[bucket.index]
 
     def settle(self) -> None:
         """Bring what was written to shadows into their tensors; to be called when all buckets are in."""
@@ -59,13 +68,17 @@ def gather(
 
     A parameter without a gradient counts as zero; a sparse gradient becomes dense.
     """
+    parts = []
     for piece in bucket.pieces:
-        part = into[piece.offset : piece.offset + piece.stop - piece.start]
         gradient = gradients[piece.tensor]
         if gradient is None:
-            part.zero_()
-            continue
-        if gradient.layout is not torch.strided:
+            gradient = into.new_zeros(()).expand(piece.stop)
+        elif gradient.layout is not torch.strided:
             gradient = gradient.to_dense()
-        part.copy_(gradient.detach().reshape(-1)[piece.start : piece.stop])
+        part = gradient.detach().reshape(-1)
+        parts.append(part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop])
+    if all(part.dtype == into.dtype and part.device == into.device for part in parts):
+        return torch.cat(parts, out=into)
+    for place, part in zip(torch.split(into, [len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
     return into

@@ -15,6 +15,7 @@ Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius e
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -131,16 +132,23 @@ class Gradients:
 
 def first_not_finite(tensors: Sequence[torch.Tensor | None], names: Sequence[str]) -> str:
     """The first tensor with a value that is not finite, in words; "" if there is none."""
-    found = [(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
+    found = [(name, tensor.detach()) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
     if not found:
         return ""
-    device = found[0][1].device
-    sums = [_values(tensor).sum(dtype=torch.float32).to(device) for _, tensor in found]
-    if torch.stack(sums).sum().isfinite().item():
+    sums = [_sum(tensor) for _, tensor in found]
+    if len({each.device for each in sums}) > 1:
+        sums = [each.cpu() for each in sums]
+    if math.isfinite(torch.stack(sums).sum().item()):
         return ""
     # A sum of finite values may overflow, too, so look closely.
     bad = (name for name, tensor in found if not _values(tensor).float().isfinite().all().item())
     return next((f"tensor {name!r}" for name in bad), "")
+
+
+def _sum(gradient: torch.Tensor) -> torch.Tensor:
+    if gradient.dtype is torch.float32 and gradient.layout is torch.strided:
+        return gradient.sum()  # the usual case, without what the others need
+    return _values(gradient).sum(dtype=torch.float32)
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
