@@ -3,8 +3,8 @@
     python bench/memory.py
 
 The third column is what the server must hold in copies of the parameters: itself and the momentum, and what the mode or
-the codec of pulls keeps for each worker. The rest of the peak above the start are messages on their way: gradients of
-buckets that are still open, and answers that are not sent yet.
+the codec of pulls keeps for each worker; gradients in shared memory count here, though they are the workers' own. The
+rest of the peak above the start are messages on their way: gradients that wait for their step, answers not sent yet.
 """
 
 import argparse
@@ -20,6 +20,7 @@ COPY = 24_999_936 * 4 / 2**20
 #: What a case is called, the case, and the copies that it keeps per worker and for the whole shard beside the two.
 CASES = (
     ("sync", Case("sync", "none", "big"), 0, 0),
+    ("sync, shared memory", Case("sync", "none", "big", plane="memory"), 1, 0),
     ("sync, fp16 both ways", Case("sync", "fp16", "big"), 0, 0),
     ("sync, int8 both ways", Case("sync", "int8", "big"), 1, 0),
     ("async", Case("async", "none", "big"), 0, 0),
@@ -41,10 +42,12 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="2,8", help="numbers of workers, comma-separated")
-    counts = [int(text) for text in parser.parse_args().workers.split(",")]
+    parser.add_argument("--only", default="", help="how the names of the cases to run begin")
+    arguments = parser.parse_args()
+    counts = [int(text) for text in arguments.workers.split(",")]
     out = sys.stdout.write
     out(f"{'case':<36}{'workers':>8}{'held MiB':>10}{'start MiB':>11}{'peak MiB':>10}{'peak - start - held':>21}\n")
-    for name, case, per_worker, once in CASES:
+    for name, case, per_worker, once in [each for each in CASES if each[0].startswith(arguments.only)]:
         for workers in counts:
             found = run(case, workers)
             held = COPY * (2 + once + per_worker * workers)
