@@ -115,8 +115,12 @@ class Arena:
             raise NoSharedMemory("it is on another host")
         if offer.size != layout.size:
             raise NoSharedMemory(f"it has {offer.size} bytes; the buckets of this shard need {layout.size}")
+        path = f"/proc/{int(offer.pid)}/fd/{int(offer.fd)}"
         try:
-            fd = os.open(f"/proc/{int(offer.pid)}/fd/{int(offer.fd)}", os.O_RDONLY | os.O_CLOEXEC)
+            # Looked at before it is opened, for to open a pipe or a device may block or do something.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise NoSharedMemory("it is no memory")
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise NoSharedMemory(f"process {offer.pid} cannot be seen from here: {error.strerror}") from None
         try:

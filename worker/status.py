@@ -56,8 +56,8 @@ def main(status: StatusConfig) -> None:
 
 def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:
     table = Table(title="workers", title_justify="left")
-    for column in ("rank", "worker", "clock", "pushed", "pulled", "silent", "waits"):
-        table.add_column(column, justify="left" if column in ("worker", "waits") else "right")
+    for column in ("rank", "worker", "clock", "pushed", "pulled", "plane", "silent", "waits"):
+        table.add_column(column, justify="left" if column in ("worker", "plane", "waits") else "right")
     for worker in lead.worker:
         views = [w for reply in replies for w in reply.worker if w.worker == worker.worker]
         waits = max(views, key=lambda view: view.waiting_seconds)
@@ -67,6 +67,7 @@ def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:
             str(worker.clock),
             _bytes(sum(view.bytes_pushed for view in views)),
             _bytes(sum(view.bytes_pulled for view in views)),
+            _plane(views),
             _seconds(worker.silent_seconds),
             f"{_seconds(waits.waiting_seconds)}: {waits.reason}" if waits.waiting_seconds else "",
         )
@@ -102,6 +103,12 @@ def _shards(links: list[Link], replies: list[pb.StatusReply]) -> Table:
             str(reply.nonfinite),
         )
     return table
+
+
+def _plane(views: list[pb.WorkerStatus]) -> str:
+    """What carries this worker's buckets."""
+    shares = {view.shares_memory for view in views}
+    return "both" if len(shares) > 1 else "memory" if True in shares else "network"
 
 
 def _bytes(count: int) -> str:

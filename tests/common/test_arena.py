@@ -48,6 +48,7 @@ def other(**changes: object) -> Offer:
 LAYOUT = Layout(buckets(100))
 ARENA = Arena.create(LAYOUT)
 FILE = os.open(__file__, os.O_RDONLY)
+PIPE, _ = os.pipe()
 GROWS = os.memfd_create("grows", os.MFD_ALLOW_SEALING)
 os.ftruncate(GROWS, LAYOUT.size)
 
@@ -62,6 +63,7 @@ os.ftruncate(GROWS, LAYOUT.size)
         (other(pid=1), "cannot be seen|no memory of this user|cannot be mapped|may shrink|not the region"),
         (other(fd=10_000), "cannot be seen"),
         (other(fd=FILE), "may shrink"),
+        (other(fd=PIPE), "it is no memory"),
         (other(fd=GROWS), "may shrink"),
         (other(token=bytes(16)), "not the region that was offered"),
         (other(token=b""), "not the region that was offered"),
@@ -74,6 +76,7 @@ os.ftruncate(GROWS, LAYOUT.size)
         "foreign process",
         "descriptor",
         "file",
+        "pipe",
         "unsealed",
         "token",
         "no token",

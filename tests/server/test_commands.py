@@ -102,7 +102,7 @@ def test_status_shows_workers_and_shards(running: Pair) -> None:
     found = commands.run("ps-status", "--servers", str(running.servers))
     assert found.returncode == 0, found.stderr
     assert "mode sync, initialised" in found.stdout
-    for text in ("w0", "w1", *running.servers.addresses, "0/2", "1/2"):
+    for text in ("w0", "w1", *running.servers.addresses, "0/2", "1/2", "memory"):
         assert text in found.stdout
 
 
