@@ -160,23 +160,14 @@ class Doctor:
         patient = self._patients.get(bucket)
         if patient is None or (version < self._begin and hyper.get("lr", 0.0) <= patient.calm):  # type: ignore[operator]
             return None
-        return partial(self._guarded, patient, version, apply, hyper, apply.lr_scale * coefficient)
+        return partial(self._guarded, partial(self._see, patient, version, apply, hyper, apply.lr_scale * coefficient))
 
     # -------------------------------------------------------------- one look
 
-    def _guarded(
-        self,
-        patient: _Patient,
-        version: int,
-        apply: Apply,
-        hyper: Hyper,
-        scale: float,
-        gradient: torch.Tensor,
-        values: torch.Tensor,
-    ) -> None:
+    def _guarded(self, see: Watch, gradient: torch.Tensor, values: torch.Tensor) -> None:
         try:
             with np.errstate(all="ignore"):  # a model that has diverged
-                self._see(patient, version, apply, hyper, scale, gradient, values)
+                see(gradient, values)
         except Exception:  # whatever is wrong with the doctor, training goes on
             self._patients = {}
             log.warning("the check for divergence has failed and is off; training goes on", exc_info=True)
