@@ -9,7 +9,7 @@ Rules of this file
      the last of them, however they end.
   2. Nothing that a peer says is believed: owner, kind, seals, size and token are checked before a byte is mapped. The
      seals keep a region from shrinking under its readers.
-  3. One side writes a region, the other maps it read-only.
+  3. One side writes a region and the other reads it.
 
 A *lock* is a counter, odd while its bucket is being changed: a reader that finds another even number after its copy
 than before has copied a mixture and copies again.
@@ -81,7 +81,7 @@ class Layout:
 
 
 class Arena:
-    """One mapped region. ``memory`` is writable in the process that made it, read-only in the other.
+    """One mapped region. ``memory`` is writable on the side that writes, read-only on the other.
 
     Raises (from both constructors):
         NoSharedMemory: the region cannot be made or opened; says why.
@@ -109,8 +109,8 @@ class Arena:
         return arena
 
     @classmethod
-    def open(cls, layout: Layout, offer: Offer) -> "Arena":
-        """A region of another process of this user and host, read-only."""
+    def open(cls, layout: Layout, offer: Offer, *, writable: bool = False) -> "Arena":
+        """A region of another process of this user and host, read-only unless this side is to write it."""
         if offer.host != host_id():
             raise NoSharedMemory("it is on another host")
         if offer.size != layout.size:
@@ -120,17 +120,17 @@ class Arena:
             # Looked at before it is opened, for to open a pipe or a device may block or do something.
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise NoSharedMemory("it is no memory")
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise NoSharedMemory(f"process {offer.pid} cannot be seen from here: {error.strerror}") from None
         try:
-            region = cls._map(fd, offer)
+            region = cls._map(fd, offer, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
         finally:
             os.close(fd)
         return cls(layout, region, offer)
 
     @staticmethod
-    def _map(fd: int, offer: Offer) -> mmap.mmap:
+    def _map(fd: int, offer: Offer, protection: int) -> mmap.mmap:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
             raise NoSharedMemory("it is no memory of this user")
@@ -141,7 +141,7 @@ class Arena:
         if not sealed or facts.st_size != offer.size:
             raise NoSharedMemory(f"it has {facts.st_size} bytes and may shrink; {offer.size} sealed ones were offered")
         try:
-            region = mmap.mmap(fd, offer.size, prot=mmap.PROT_READ)
+            region = mmap.mmap(fd, offer.size, prot=protection)
         except OSError as error:
             raise NoSharedMemory(f"it cannot be mapped: {error.strerror}") from None
         if not secrets.compare_digest(region[:_TOKEN], offer.token):

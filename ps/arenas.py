@@ -1,7 +1,9 @@
-"""The shared memory of one shard: its own parameters, and the gradients of the workers on this host.
+"""The shared memory of one shard: its own parameters, and gradients and answers of the workers on this host.
 
-    worker: Share(offer) --admit()--> mapped read-only here; answered with the offer of the parameters
+    worker: Share(offers) --admit()--> mapped here; answered with the offer of the parameters
     push with arena_bytes --payload()--> the gradient, where the worker has written it
+    answer, stable -------> "read the parameters where they are"
+            other ---place()--> copied for this worker alone, so that it gets the version that it is told
 
 Rules of this file
   1. Values without structure (fp32) are read where they are. What a codec has to check first is copied first, so that
@@ -15,13 +17,26 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
 
 from torch_ps.common.arena import Arena, Layout, Offer
 from torch_ps.common.errors import CorruptFrame, NoSharedMemory
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
+from torch_ps.ps.core.effects import Release
 from torch_ps.ps.core.roster import Roster
 
 log = logging.getLogger("torch_ps.ps")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The regions of one worker."""
+
+    gradients: Arena
+    answers: Arena
 
 
 class Arenas:
@@ -29,22 +44,24 @@ class Arenas:
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
         self._layout = Layout(buckets)
-        self._of: dict[tuple[str, int], Arena] = {}  # (worker, session)
+        self._of: dict[tuple[str | None, int], _Shared] = {}  # (worker, session)
         self.parameters: Arena | None = None
         try:
             self.parameters = Arena.create(self._layout)
         except NoSharedMemory as error:
             log.info("all pushes and pulls use the network: %s", error)
 
-    def admit(self, worker: str, session: int, offer: Offer) -> Offer:
-        """Map a worker's region; gives the one to answer with.
+    def admit(self, worker: str, session: int, gradients: Offer, answers: Offer) -> Offer:
+        """Map a worker's regions; gives the one to answer with.
 
         Raises:
             NoSharedMemory: it is not what a worker of this host and user would offer, or there is none here.
         """
         if self.parameters is None:
             raise NoSharedMemory("the server has no shared memory")
-        self._of[worker, session] = Arena.open(self._layout, offer)
+        self._of[worker, session] = _Shared(
+            Arena.open(self._layout, gradients), Arena.open(self._layout, answers, writable=True)
+        )
         return self.parameters.offer
 
     def has(self, worker: str | None, session: int) -> bool:
@@ -54,7 +71,7 @@ class Arenas:
     def keep(self, roster: Roster) -> None:
         """Let go of the regions of sessions that are gone."""
         members = {(m.name, m.session) for m in roster.members}
-        self._of = {session: arena for session, arena in self._of.items() if session in members}
+        self._of = {session: shared for session, shared in self._of.items() if session in members}
 
     def payload(self, worker: str, session: int, bucket: int, size: int, *, in_place: bool) -> memoryview:
         """The encoded gradient of one push.
@@ -62,13 +79,24 @@ class Arenas:
         Raises:
             CorruptFrame: this worker shares no memory, or the bucket has not as many bytes.
         """
-        arena = self._of.get((worker, session))
-        if arena is None:
+        shared = self._of.get((worker, session))
+        if shared is None:
             raise CorruptFrame(f"worker {worker!r} names a gradient in shared memory and shares none with this shard")
-        values = arena.values(bucket)
+        values = shared.gradients.values(bucket)
         if size > len(values):
             raise CorruptFrame(f"worker {worker!r} names {size} bytes of bucket {bucket}, which has {len(values)}")
         return values[:size] if in_place else memoryview(bytes(values[:size]))
+
+    def place(self, release: Release, bucket: int, values: torch.Tensor) -> pb.Place:
+        """Where the worker finds ``values``, the parameters of one bucket now, shape (numel,); FRAME: nowhere yet."""
+        shared = self._of.get((release.worker, release.session))
+        if shared is None:
+            return pb.FRAME
+        if release.stable:
+            return pb.PARAMETERS
+        with shared.answers.changing(bucket, release.version):
+            torch.frombuffer(shared.answers.values(bucket), dtype=torch.float32).copy_(values)
+        return pb.ANSWERS
 
     def changing(self, bucket: int, version: int) -> AbstractContextManager[None]:
         """Around an optimizer step: readers of the parameters notice it."""

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -258,17 +259,19 @@ class Engine:
                 steps += 1
                 continue
             codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
-            in_arena = codec.name == "none" and self._compensator is None and self.arenas.has(*job.stream.identity)
+            place = pb.FRAME
+            if codec.name == "none":
+                place = self.arenas.place(job.release, bucket.index, self.store.values(bucket.index))
             lacks = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
             if lacks is not None:
                 frame, size = pack(self._answer(bucket, job.release, codec, delta=True), lacks), sum(map(len, lacks))
             else:
                 codec = codecs.codec("none") if codec.coarse else codec
-                header = self._answer(bucket, job.release, codec, in_arena=in_arena)
+                header = self._answer(bucket, job.release, codec, place=place)
                 key = header.SerializeToString()
                 if key not in shared:
-                    parts = () if in_arena else self.store.encode(bucket.index, codec)
-                    shared[key] = pack(header, parts), 4 * bucket.numel if in_arena else sum(map(len, parts))
+                    parts = self.store.encode(bucket.index, codec) if place == pb.FRAME else ()
+                    shared[key] = pack(header, parts), sum(map(len, parts)) or 4 * bucket.numel
                 frame, size = shared[key]
             frames.append((job.stream, frame, size))
             if self._compensator is not None:
@@ -301,11 +304,14 @@ class Engine:
         stream, version = answer.stream, answer.release.version
         if stream.worker is None or bucket.rule != "optimizer":
             return
-        held = stream.copies.get(bucket.index) if stream.codec.coarse else None
-        values = codec.decode(payload, torch.empty(bucket.numel)) if held is None else held
+        values = stream.copies.get(bucket.index) if stream.codec.coarse else None
+        if codec.name == "none":
+            values = self.store.values(bucket.index)
+        elif values is None:
+            values = codec.decode(payload, torch.empty(bucket.numel))
         compensator.pulled(bucket.index, stream.worker, stream.session, version, values)
 
-    def _answer(self, bucket: Bucket, release: Release, codec: Codec, **where: bool) -> pb.DownHeader:
+    def _answer(self, bucket: Bucket, release: Release, codec: Codec, **where: Any) -> pb.DownHeader:
         return pb.DownHeader(
             bucket=bucket.index,
             version=release.version,

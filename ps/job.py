@@ -278,7 +278,7 @@ class Job:
         if self.membership is not None and stream.worker is not None:
             self.membership.renew(stream.worker, stream.session, time.monotonic())
 
-    async def share(self, worker: str, session: int, offer: Offer) -> Offer:
+    async def share(self, worker: str, session: int, gradients: Offer, answers: Offer) -> Offer:
         """Map the memory of a worker on this host; answers with that of the parameters.
 
         Raises:
@@ -287,7 +287,7 @@ class Job:
             NoSharedMemory: it cannot be mapped; says why.
         """
         await self._until_member(worker, session)
-        return self.working().arenas.admit(worker, session, offer)
+        return self.working().arenas.admit(worker, session, gradients, answers)
 
     def working(self) -> Engine:
         """The engine, once the parameters are there.

@@ -93,7 +93,8 @@ class Servicer:
 
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
-            parameters = await self._job.share(request.worker, request.session, offer_from_proto(request.gradients))
+            offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
+            parameters = await self._job.share(request.worker, request.session, *offers)
         except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))

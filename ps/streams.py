@@ -27,10 +27,6 @@ class Stream:
     bytes_pushed: int = 0
     bytes_pulled: int = 0
 
-    @property
-    def identity(self) -> tuple[str | None, int]:
-        return self.worker, self.session
-
 
 class Streams:
     def __init__(self, metrics: Metrics) -> None:

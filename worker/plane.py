@@ -1,7 +1,9 @@
 """The memory plane, worker's end: gradients written where the server reads them, parameters read where it writes them.
 
-    share    --Share(offer of the gradients)--> server maps them; its answer offers the parameters --> mapped here
-    push     payload into the bucket's place, its length into the frame          answer: copied from the server's region
+    share    --Share(offers: gradients, answers)--> server maps them; its answer offers the parameters --> mapped here
+    push     payload into the bucket's place, its length into the frame
+    answer   read from the server's parameters where nobody may change them before the next push, as in sync, else from
+             the answers, where the server has put the version that it names
 
 Rules of this file
   1. A place is written again only when its push is answered. Until then the network carries what comes.
@@ -91,8 +93,8 @@ class Planes:
         if step >= self._busy.get(bucket.index, step + 1):
             del self._busy[bucket.index]
 
-    def read(self, bucket: Bucket, take: Callable[[Bucket, torch.Tensor], None]) -> int:
-        """Hand the server's parameters of one bucket to ``take``, again if they changed meanwhile; gives their version.
+    def read(self, bucket: Bucket, place: pb.Place, take: Callable[[Bucket, torch.Tensor], None]) -> int:
+        """Hand the parameters of one bucket to ``take``, again if they changed meanwhile; gives their version.
 
         Raises:
             CorruptFrame: the shard shares none.
@@ -103,8 +105,9 @@ class Planes:
             raise CorruptFrame(
                 f"bucket {bucket.index} is said to be in shared memory of shard {bucket.shard}: it has none"
             )
-        for version in plane.parameters.attempts(bucket.index):  # noqa: B007 - the last one counts
-            take(bucket, torch.frombuffer(plane.parameters.values(bucket.index), dtype=torch.float32))
+        arena = plane.answers if place == pb.ANSWERS else plane.parameters
+        for version in arena.attempts(bucket.index):  # noqa: B007 - the last one counts
+            take(bucket, torch.frombuffer(arena.values(bucket.index), dtype=torch.float32))
         return version
 
 
@@ -113,6 +116,7 @@ class _Plane:
     """What one worker and one shard share."""
 
     gradients: Arena
+    answers: Arena
     parameters: Arena
 
     def place(self, bucket: int) -> torch.Tensor:
@@ -121,9 +125,14 @@ class _Plane:
 
 def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int) -> _Plane:
     layout = Layout(buckets)
-    gradients = Arena.create(layout)
-    request = pb.ShareRequest(worker=worker, session=session, gradients=offer_to_proto(gradients.offer))
+    gradients, answers = Arena.create(layout), Arena.create(layout)
+    request = pb.ShareRequest(
+        worker=worker,
+        session=session,
+        gradients=offer_to_proto(gradients.offer),
+        answers=offer_to_proto(answers.offer),
+    )
     reply = link.share(request, SHARE_SECONDS)
     if not reply.HasField("parameters"):
         raise NoSharedMemory(reply.reason)
-    return _Plane(gradients, Arena.open(layout, offer_from_proto(reply.parameters)))
+    return _Plane(gradients, answers, Arena.open(layout, offer_from_proto(reply.parameters)))

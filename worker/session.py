@@ -310,8 +310,8 @@ class Session:
         if header.bucket >= len(self._versions):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
         bucket, version = self.plan.buckets[header.bucket], header.version
-        if header.in_arena:
-            version, size = self._planes.read(bucket, self.on_values), 4 * bucket.numel
+        if header.place:
+            version, size = self._planes.read(bucket, header.place, self.on_values), 4 * bucket.numel
         else:
             self._decode(shard, bucket, header, payload)
             size = len(payload)

@@ -1,10 +1,20 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Place(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAME: _ClassVar[Place]
+    PARAMETERS: _ClassVar[Place]
+    ANSWERS: _ClassVar[Place]
+FRAME: Place
+PARAMETERS: Place
+ANSWERS: Place
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")
@@ -152,14 +162,16 @@ class ArenaOffer(_message.Message):
     def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ShareRequest(_message.Message):
-    __slots__ = ("worker", "session", "gradients")
+    __slots__ = ("worker", "session", "gradients", "answers")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     gradients: ArenaOffer
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ...) -> None: ...
+    answers: ArenaOffer
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ..., answers: _Optional[_Union[ArenaOffer, _Mapping]] = ...) -> None: ...
 
 class ShareReply(_message.Message):
     __slots__ = ("parameters", "reason")
@@ -287,7 +299,7 @@ class DownFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[DownHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class DownHeader(_message.Message):
-    __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "in_arena", "delta", "contributor")
+    __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "place", "delta", "contributor")
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -297,7 +309,7 @@ class DownHeader(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
-    IN_ARENA_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTOR_FIELD_NUMBER: _ClassVar[int]
     bucket: int
@@ -309,10 +321,10 @@ class DownHeader(_message.Message):
     samples: float
     codec: str
     epoch: int
-    in_arena: bool
+    place: Place
     delta: bool
     contributor: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., in_arena: bool = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NormRequest(_message.Message):
     __slots__ = ("shard", "worker", "session", "step", "square")

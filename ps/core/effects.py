@@ -76,6 +76,7 @@ class Release:
         samples: sum of the weights that this bucket has absorbed so far, over the whole job.
         applied: False: the push came late or was too old and was dropped.
         contributors: workers whose gradients made ``version``, in rank order.
+        stable: ``version`` stays the newest until this worker has pushed, so it may read the parameters where they are.
     """
 
     worker: str | None
@@ -89,6 +90,7 @@ class Release:
     applied: bool
     contributors: tuple[str, ...]
     reason: str
+    stable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

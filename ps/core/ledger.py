@@ -76,6 +76,7 @@ class Progress:
         reason: str,
         staleness: int = 0,
         applied: bool = True,
+        stable: bool = False,
     ) -> Release:
         """The answer that this bucket gives now."""
         return Release(
@@ -90,6 +91,7 @@ class Progress:
             applied=applied,
             contributors=self.contributors,
             reason=reason,
+            stable=stable,
         )
 
     def keep(self, members: Container[tuple[str, int]]) -> None:

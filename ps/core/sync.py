@@ -21,9 +21,10 @@ Source: "sequential" consistency, Li et al., OSDI 2014; backup workers: Chen et 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch_ps.common.errors import StepConflict
-from torch_ps.ps.core.effects import Contribution, Discard, Effect, Effects, Wait
+from torch_ps.ps.core.effects import Contribution, Discard, Effect, Effects, Release, Wait
 from torch_ps.ps.core.ledger import Progress
 from torch_ps.ps.core.policy import Hold, Push, spoken
 from torch_ps.ps.core.roster import Member, Roster
@@ -151,7 +152,7 @@ class SyncPolicy:
             for p in pushed:
                 if p.since is not None:
                     worker, session = p.push.worker, p.push.session
-                    effects.append(self.progress.answer(worker, session, step, next_step=step + 1, reason=reason))
+                    effects.append(self._answer(worker, session, step, next_step=step + 1, reason=reason))
         for key, (member, _) in list(self._early.items()):
             if member.first_step <= self.progress.version:
                 del self._early[key]
@@ -167,7 +168,7 @@ class SyncPolicy:
             if applied
             else f"step {push.step} closed without {push.worker}; step {self.progress.version} is open"
         )
-        answer = self.progress.answer(
+        answer = self._answer(
             push.worker,
             push.session,
             push.step,
@@ -185,9 +186,13 @@ class SyncPolicy:
         discard = Discard(push.worker, push.session, push.bucket, push.step, reason)
         return discard, self._wait(push.worker, push.session, push.step)
 
+    def _answer(self, worker: str, session: int, step: int | None, **facts: Any) -> Release:
+        """No step closes without this worker's push, unless it may be a backup worker in it."""
+        return self.progress.answer(worker, session, step, stable=not self._backups, **facts)
+
     def _fresh(self, member: Member, step: int | None) -> Effect:
         version = self.progress.version
-        return self.progress.answer(
+        return self._answer(
             member.name,
             member.session,
             step,

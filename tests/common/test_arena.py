@@ -136,7 +136,6 @@ def test_no_copy_is_a_mixture_of_two_versions() -> None:
 
 def test_region_outlives_neither_of_its_processes() -> None:
     """It has no name, so nothing of it can stay in any folder."""
-    before = set(os.listdir("/dev/shm"))
     arena = Arena.create(Layout(buckets(10)))
-    assert set(os.listdir("/dev/shm")) == before
+    assert not [name for name in os.listdir("/dev/shm") if "torch-ps" in name]
     assert os.stat(f"/proc/self/fd/{arena.offer.fd}").st_nlink == 0

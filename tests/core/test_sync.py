@@ -16,8 +16,8 @@ def test_last_push_closes_the_step() -> None:
     assert s.push(push("b", 0)) == (Wait("b", 1, 0, 0, ("a",), "step 0 waits for a"),)
     assert s.push(push("a", 0, weight=3)) == (
         Apply(0, 1, (Contribution("a", 1, 0, 3, 0), Contribution("b", 1, 0, 1, 0)), "step 0 closed: a, b pushed it"),
-        Release("a", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed: a, b pushed it"),
-        Release("b", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed: a, b pushed it"),
+        Release("a", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed: a, b pushed it", True),
+        Release("b", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed: a, b pushed it", True),
     )
     assert s.versions == (1,)
 
@@ -170,6 +170,15 @@ def test_step_closes_with_the_first_pushes_in_rank_order_and_the_backup_worker_i
     assert told((discard, release)) == ["discard a 0", "release a step 0 dropped"]
     assert isinstance(release, Release)
     assert (release.version, release.next_step, release.staleness) == (1, 1, 1)
+
+
+def test_parameters_may_be_read_where_they_are_unless_a_step_can_close_without_the_reader() -> None:
+    for s, stable in ((shard("a", "b"), True), (backups("a", "b"), False)):
+        s.push(push("a"))
+        releases = [effect for effect in s.push(push("b")) if isinstance(effect, Release)]
+        releases += [effect for effect in s.pull("a", 1, 0) if isinstance(effect, Release)]
+        assert releases
+        assert {release.stable for release in releases} == {stable}
 
 
 def test_step_needs_one_push_however_many_backup_workers_there_are() -> None:
