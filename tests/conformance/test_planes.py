@@ -149,7 +149,7 @@ def test_staleness_is_conserved_while_all_push_at_once(plane: str) -> None:
                 staleness += result.staleness
             assert staleness == base - first - 150  # what the others have pushed meanwhile
 
-        at_once(*(lambda client=client: push(client) for client in found))  # type: ignore[misc]
+        at_once(*(lambda client=client: push(client) for client in found))
 
 
 def test_killed_worker_leaves_no_memory_behind_and_the_others_go_on() -> None:
