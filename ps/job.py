@@ -21,6 +21,7 @@ from torch_ps.common.arena import Offer
 from torch_ps.common.errors import (
     CorruptFrame,
     NameTaken,
+    NoSharedMemory,
     NotInitialised,
     ProtocolError,
     UnknownWorker,
@@ -82,6 +83,7 @@ class Job:
         self.roster = Roster()
         self.membership = Membership(quorum=quorum, lease=lease) if index == 0 else None
         self.started = time.monotonic()
+        self.port = 0  # that this shard listens at, once it does
         self.watchers: set[asyncio.Queue[Roster]] = set()
         self.advice: list[str] = []  # warnings about the settings, for people
         self._executor, self._on_failure = executor, on_failure
@@ -278,8 +280,11 @@ class Job:
         if self.membership is not None and stream.worker is not None:
             self.membership.renew(stream.worker, stream.session, time.monotonic())
 
-    async def share(self, worker: str, session: int, gradients: Offer, answers: Offer) -> Offer:
+    async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:
         """Map the memory of a worker on this host; answers with that of the parameters.
+
+        Args:
+            dialled: port at which the worker has found this shard, 0 if that is not to matter.
 
         Raises:
             UnknownWorker: not in the roster.
@@ -287,6 +292,8 @@ class Job:
             NoSharedMemory: it cannot be mapped; says why.
         """
         await self._until_member(worker, session)
+        if dialled not in (0, self.port):
+            raise NoSharedMemory(f"something stands between port {dialled} and this server, so all goes through it")
         return self.working().arenas.admit(worker, session, gradients, answers)
 
     def working(self) -> Engine:

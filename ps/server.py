@@ -87,6 +87,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         )
         served = _serve_metrics(config, metrics)  # first: nothing has to be undone if this address is taken
         server, listening = await _listen(config, job)
+        job.port = listening.port
         background = asyncio.create_task(_lead(job) if index == 0 else follow(job, address.parse(config.lead)))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -94,7 +94,7 @@ class Servicer:
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
             offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
-            parameters = await self._job.share(request.worker, request.session, *offers)
+            parameters = await self._job.share(request.worker, request.session, *offers, dialled=request.dialled_port)
         except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))

@@ -35,7 +35,8 @@ class Planes:
     """The shards that share memory with one worker, and which places are free.
 
     Args:
-        wanted: "auto" shares with the shards that can; "memory" insists on it; "network" shares with none.
+        wanted: "auto" shares with the shards on this host, but not past a proxy or tunnel, through which somebody wants
+            the bytes to go; "memory" insists on it; "network" shares with none.
     """
 
     def __init__(self, wanted: str) -> None:
@@ -54,7 +55,8 @@ class Planes:
             return
         for shard, link in enumerate(links):
             try:
-                self._of[shard] = _share(link, plan.of_shard(shard), worker, session)
+                dialled = 0 if self._wanted == "memory" else link.address.port
+                self._of[shard] = _share(link, plan.of_shard(shard), worker, session, dialled)
             except NoSharedMemory as error:
                 if self._wanted == "memory":
                     raise Refused(
@@ -123,7 +125,7 @@ class _Plane:
         return torch.frombuffer(self.gradients.values(bucket), dtype=torch.float32)
 
 
-def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int) -> _Plane:
+def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int, dialled: int) -> _Plane:
     layout = Layout(buckets)
     gradients, answers = Arena.create(layout), Arena.create(layout)
     request = pb.ShareRequest(
@@ -131,6 +133,7 @@ def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int) -> 
         session=session,
         gradients=offer_to_proto(gradients.offer),
         answers=offer_to_proto(answers.offer),
+        dialled_port=dialled,
     )
     reply = link.share(request, SHARE_SECONDS)
     if not reply.HasField("parameters"):

@@ -162,16 +162,18 @@ class ArenaOffer(_message.Message):
     def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ShareRequest(_message.Message):
-    __slots__ = ("worker", "session", "gradients", "answers")
+    __slots__ = ("worker", "session", "gradients", "answers", "dialled_port")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    DIALLED_PORT_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     gradients: ArenaOffer
     answers: ArenaOffer
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ..., answers: _Optional[_Union[ArenaOffer, _Mapping]] = ...) -> None: ...
+    dialled_port: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ..., answers: _Optional[_Union[ArenaOffer, _Mapping]] = ..., dialled_port: _Optional[int] = ...) -> None: ...
 
 class ShareReply(_message.Message):
     __slots__ = ("parameters", "reason")

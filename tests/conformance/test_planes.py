@@ -16,6 +16,7 @@ import torch
 import torch_ps
 from tests.support.jobs import Servers, job, until
 from tests.support.processes import Child
+from tests.support.proxy import Proxy
 from tests.support.raw import raw
 from tests.support.threads import at_once
 from torch_ps.common import address
@@ -168,6 +169,21 @@ def test_killed_worker_leaves_no_memory_behind_and_the_others_go_on() -> None:
         maps = Path(f"/proc/{servers.processes[0].pid}/maps").read_text(encoding="utf-8")
         assert maps.count("memfd:torch-ps") == 3  # parameters, and gradients and answers of the one that lives
     assert not [name for name in os.listdir("/dev/shm") if "torch-ps" in name]
+
+
+def test_connection_through_a_proxy_carries_the_bytes_unless_memory_is_insisted_on() -> None:
+    gradient = {"x": torch.ones(100_000)}
+    for plane, carried in (("auto", True), ("memory", False)):
+        with (
+            job() as servers,
+            Proxy(servers.addresses[0]) as proxy,
+            torch_ps.Client(proxy.address, name="w0", plane=plane) as client,
+        ):
+            client.init({"x": torch.zeros(100_000)}, torch_ps.OptimizerSpec("SGD", lr=1.0))
+            before = proxy.num_bytes
+            client.push(gradient)
+            assert (proxy.num_bytes - before > 800_000) == carried
+            assert servers.status().worker[0].shares_memory != carried
 
 
 def test_memory_that_was_insisted_on_is_used_and_a_wrong_word_refused() -> None:

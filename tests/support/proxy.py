@@ -32,6 +32,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._left: int | None = None
         self.num_severed = 0
+        self.num_bytes = 0  # forwarded so far, in both directions
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -91,6 +92,7 @@ class Proxy:
                     self._left -= len(data)
             if data:
                 self._peer[end].sendall(data)
+                self.num_bytes += len(data)
         except OSError:
             data, severed = b"", False
         if severed:
