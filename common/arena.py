@@ -50,7 +50,7 @@ class Offer:
     """Where a region is and how it is recognised.
 
     Attributes:
-        host: id of the running kernel, so that equal process ids of two hosts are not confused.
+        host: ``host_id()`` of its process, so that equal process ids of two hosts are not confused.
         token: random bytes that the region begins with.
         size: bytes.
     """
@@ -111,7 +111,7 @@ class Arena:
     @classmethod
     def open(cls, layout: Layout, offer: Offer, *, writable: bool = False) -> "Arena":
         """A region of another process of this user and host, read-only unless this side is to write it."""
-        if offer.host != host_id():
+        if not offer.host or offer.host != host_id():
             raise NoSharedMemory("it is on another host")
         if offer.size != layout.size:
             raise NoSharedMemory(f"it has {offer.size} bytes; the buckets of this shard need {layout.size}")
@@ -193,8 +193,12 @@ def offer_from_proto(message: pb.ArenaOffer) -> Offer:
 
 
 def host_id() -> str:
-    """Names the running kernel, not the machine: a restart gives another one. "" where there is none to be had."""
+    """Names the running kernel and this process's part of its network; "" where there is none to be had.
+
+    A network namespace counts as a host of its own: whoever made one wants what leaves it to go over its links.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{kernel} {os.readlink('/proc/self/ns/net')}"
     except OSError:
         return ""

@@ -58,6 +58,7 @@ os.ftruncate(GROWS, LAYOUT.size)
     [
         (other(host="somewhere else"), "another host"),
         (other(host=""), "another host"),
+        (other(host=f"{ARENA.offer.host.split()[0]} net:[1]"), "another host"),
         (other(size=LAYOUT.size + 4096), "buckets of this shard need"),
         (other(pid=2**31 - 1), "cannot be seen"),
         (other(pid=1), "cannot be seen|no memory of this user|cannot be mapped|may shrink|not the region"),
@@ -71,6 +72,7 @@ os.ftruncate(GROWS, LAYOUT.size)
     ids=[
         "host",
         "no host",
+        "namespace",
         "size",
         "process",
         "foreign process",
