@@ -45,6 +45,7 @@ class Row:
     shards: int
     codec: str
     size: str
+    bucket: float | None = None  # MiB; None: the server's own choice
 
     @property
     def name(self) -> str:
@@ -68,6 +69,8 @@ class Row:
             commands = []
             for shard, address in enumerate(addresses):
                 options = ["--insecure", "--listen", address]
+                if self.bucket is not None:
+                    options += ["--bucket-size", f"{self.bucket:g}"]
                 if self.shards > 1:
                     options += ["--shard", f"{shard}/{self.shards}"]
                 if shard:
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--rates", type=numbers, default="1000,100", help="Mb/s of the links, comma-separated")
     parser.add_argument("--shards", type=numbers, default="4,1", help="numbers of shards, comma-separated")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--bucket-size", type=float, help="MiB of a bucket; default: that of ps-serve")
     parser.add_argument("--size", choices=("big", "small"), default="big")
     arguments = parser.parse_args()
     # So that the namespaces go on SIGTERM as they do on Ctrl-C.
@@ -136,7 +140,11 @@ def main() -> None:
         for rate in arguments.rates:
             for row in (
                 Row(rate, arguments.workers, 0, "fp32", arguments.size),
-                *(Row(rate, arguments.workers, k, codec, arguments.size) for k in arguments.shards for codec in CODECS),
+                *(
+                    Row(rate, arguments.workers, shards, codec, arguments.size, arguments.bucket_size)
+                    for shards in arguments.shards
+                    for codec in CODECS
+                ),
             ):
                 named[row.name] = row
         found: dict[Row, list[dict[str, float]]] = {named[n]: [] for n in pushpull.pick(list(named), arguments.only)}
