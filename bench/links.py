@@ -157,6 +157,8 @@ def main() -> None:
     except NoNetwork as error:
         sys.stderr.write(f"links cannot be emulated here: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.stdout.write(text(found))
     if arguments.json:
         rows = [{"row": row.name, "bound": row.bound, "runs": runs} for row, runs in found.items()]

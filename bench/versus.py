@@ -148,10 +148,14 @@ def main() -> None:
     named = {row.name: row for row in rows(installed(arguments.extra))}
     found: dict[Row, list[Figures]] = {named[name]: [] for name in pushpull.pick(list(named), arguments.only)}
     load = os.getloadavg()[0]
-    for _ in range(1 if arguments.quick else arguments.repeat):
-        for row, runs in found.items():
-            runs.append(row.run(rounds.work(row.mode, row.size, quick=arguments.quick)))
-            sys.stderr.write(f"{row.name}: {seconds(row, runs[-1]):.5f} s/round\n")
+    try:
+        for _ in range(1 if arguments.quick else arguments.repeat):
+            for row, runs in found.items():
+                runs.append(row.run(rounds.work(row.mode, row.size, quick=arguments.quick)))
+                sys.stderr.write(f"{row.name}: {seconds(row, runs[-1]):.5f} s/round\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the table has what was measured until then\n")
+    found = {row: runs for row, runs in found.items() if runs}
     table = summary(found)
     sys.stdout.write(text(table))
     if arguments.json:
