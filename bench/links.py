@@ -16,7 +16,6 @@ Source: Jiang et al., "A unified architecture for accelerating distributed DNN t
 
 import json
 import os
-import signal
 import statistics
 import sys
 from dataclasses import dataclass
@@ -132,8 +131,6 @@ def main() -> None:
     parser.add_argument("--bucket-size", type=float, help="MiB of a bucket; default: that of ps-serve")
     parser.add_argument("--size", choices=("big", "small"), default="big")
     arguments = parser.parse_args()
-    # So that the namespaces go on SIGTERM as they do on Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         check()
         named = {}

@@ -11,6 +11,7 @@ load on the machine only ever adds time. What a round is and how it is checked: 
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -154,7 +155,8 @@ def pick(names: Sequence[str], only: str) -> list[str]:
 
 
 def options(description: str | None, repeat: int = 3) -> argparse.ArgumentParser:
-    """The options of every program here."""
+    """The options of every program here, which end what they started on SIGTERM as they do on Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=repeat, help=f"runs of each row, interleaved; default {repeat}")
     parser.add_argument("--only", default="", help="rows to run, comma-separated: words of their names")
