@@ -14,6 +14,7 @@ Rules of this file
      deviation from it as a share of the largest movement.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -110,7 +111,11 @@ def flat(size: str) -> "tuple[torch.Tensor, torch.Tensor]":
 
     tensors = list(Model(size).tensors)
     gradients = [tensor.grad.reshape(-1) for tensor in tensors if tensor.grad is not None]
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]), torch.cat(gradients)
+    found = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]), torch.cat(gradients)
+    del tensors, gradients
+    with suppress(AttributeError, OSError):  # else glibc keeps the model, which would count as the system's memory
+        ctypes.CDLL(None).malloc_trim(0)
+    return found
 
 
 def scale(work: Work, rank: int) -> float:
@@ -201,6 +206,7 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
         if server is None and Path(job.folder, "server").exists():
             server = int(job.published("server"))
         job.gate.wait(DEADLINE)
+        setup = _forget_peak(server) if server else 0.0
         before = _cpu_seconds()
         told: list[Told] = [_answer(job) for _ in range(work.workers)]
         cpu = _cpu_seconds() - before
@@ -226,7 +232,8 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
         "cpu_seconds_per_gb": cpu / payload * 1e9 if payload else 0.0,
         "cores_used": cpu / max(each.seconds for each in told),
         "server_mib_at_start": resident,
-        "server_mib_at_peak": peak,
+        "server_mib_at_peak": max(setup, peak),
+        "server_mib_in_rounds": peak,
         "error": off,
     }
 
@@ -274,6 +281,14 @@ def _marked(variable: str) -> list[int]:
         except OSError:  # it has ended, or is another user's
             continue
     return found
+
+
+def _forget_peak(pid: int) -> float:
+    """The largest resident memory so far, in MiB; from now on it is counted anew. Source: proc(5), clear_refs."""
+    so_far = mib_of(pid, "VmHWM")
+    with suppress(OSError):  # then what it needed to start stays in the figure
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return so_far
 
 
 def mib_of(pid: int, key: str) -> float:

@@ -15,6 +15,7 @@ Two workers and one server, one compute thread per process. What a round is and 
 Rows are interleaved, ``--repeat`` times. Seconds, rounds and CPU seconds are medians over the repetitions; "x gloo" and
 "x shm" are medians of the ratio of seconds to those of gloo, and of shm in the same mode, within one repetition, so a
 load that lasts longer than a repetition cancels out. Async seconds are one over the rounds of all workers per second.
+"server MiB" is the largest resident memory of the server during the rounds.
 """
 
 import importlib.util
@@ -117,7 +118,7 @@ def _record(row: Row, runs: list[Figures], found: dict[Row, list[Figures]]) -> R
         "seconds_per_round": statistics.median(seconds(row, each) for each in runs),
         "rounds_per_second": median("rounds_per_second"),
         "cpu_seconds_per_round": median("cpu_seconds_per_round"),
-        "server_mib_at_peak": max(each["server_mib_at_peak"] for each in runs) or None,
+        "server_mib_in_rounds": max(each["server_mib_in_rounds"] for each in runs) or None,
         "ratio_to_gloo": ratio("gloo"),
         "ratio_to_shm": ratio("shm"),
         "error": max(each["error"] for each in runs),
@@ -129,7 +130,7 @@ def text(table: list[Record]) -> str:
         ("s/round", "seconds_per_round", ".5f"),
         ("rounds/s", "rounds_per_second", ".1f"),
         ("CPU s/round", "cpu_seconds_per_round", ".5f"),
-        ("server MiB", "server_mib_at_peak", ".0f"),
+        ("server MiB", "server_mib_in_rounds", ".0f"),
         ("x gloo", "ratio_to_gloo", ".2f"),
         ("x shm", "ratio_to_shm", ".2f"),
         ("error", "error", ".0e"),

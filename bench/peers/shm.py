@@ -18,12 +18,13 @@ from bench.rounds import Job, flat, measure, scale
 
 
 def server(job: Job) -> None:
-    start, _ = flat(job.work.size)
+    start = flat(job.work.size)[0]
     files = [os.memfd_create("bench") for _ in range(job.work.workers + 1)]
     for file in files:
         os.ftruncate(file, 4 * start.numel())
     parameters, *gradients = [_mapped(file) for file in files]
     parameters.copy_(start)
+    del start  # the server keeps no copy
     for gradient in gradients:
         gradient.zero_()  # maps its pages
     step = chunked_sgd(parameters)

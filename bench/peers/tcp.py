@@ -15,7 +15,7 @@ PIECE = 1 << 20
 
 
 def server(job: Job) -> None:
-    start, _ = flat(job.work.size)
+    start = flat(job.work.size)[0]
     parameters, all_here = _bytes(start), threading.Barrier(job.work.workers)
 
     def serve(link: socket.socket) -> None:

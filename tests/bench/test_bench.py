@@ -40,7 +40,7 @@ def test_each_system_has_a_row_and_the_right_answer(tmp_path: Path) -> None:
         assert row["seconds_per_round"] > 0
         assert row["ratio_to_gloo"] > 0
     assert record(tmp_path / "found", "gloo sync small")["ratio_to_gloo"] == 1
-    assert record(tmp_path / "found", "memory sync small")["server_mib_at_peak"] > 10
+    assert record(tmp_path / "found", "memory sync small")["server_mib_in_rounds"] > 10
 
 
 def test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_named(tmp_path: Path) -> None:
