@@ -36,9 +36,9 @@ lint: $(VENV)/dev
 proto: $(VENV)/dev
 	scripts/protos
 
-# make bench  seconds per round and CPU seconds per GB
+# make bench  seconds per round of this project beside others that do the same work, in one run
 bench: $(VENV)/dev
-	python bench/pushpull.py $(ARGS)
+	python bench/versus.py $(ARGS)
 
 # make clean  remove the environment and everything that tools left
 clean:

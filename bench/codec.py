@@ -137,10 +137,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="codecs to measure, comma-separated; any that exists")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--link", type=float, default=1.0, help="gigabits per second of the link of the verdict")
+    parser.add_argument("--quick", action="store_true", help="one turn, to see that it works")
     parser.add_argument("--json", default="", help="file for all figures")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.only.split(",") if name.strip()] or list(CODECS)
-    rows = measure(names, arguments.repeat, arguments.link)
+    rows = measure(names, 1 if arguments.quick else arguments.repeat, arguments.link)
     sys.stdout.write(table(rows, arguments.link) + "\n")
     if arguments.json:
         records = [{**asdict(row), "numel": NUMEL, "link_gbps": arguments.link, "pays": row.pays} for row in rows]

@@ -90,12 +90,13 @@ class Shard:
 
 @click.command()
 @click.option("--pushes", default=6000, show_default=True, help="Of the small model; the large ones get fewer.")
-def main(pushes: int) -> None:
+@click.option("--quick", is_flag=True, help="30 pushes of the small model, to see that it works.")
+def main(pushes: int, quick: bool) -> None:
     torch.set_num_threads(1)
-    for name, size in SIZES.items():
+    for name, size in list(SIZES.items())[: 1 if quick else None]:
         shard = Shard(size)
         seconds = defaultdict(list)
-        for number in range(max(pushes * 100_000 // max(size, 100_000), 300)):
+        for number in range(30 if quick else max(pushes * 100_000 // max(size, 100_000), 300)):
             kind = ("none", "resting", "looking")[number % 3]
             seconds[kind].append(shard.push(kind))
         median = {kind: statistics.median(values) for kind, values in seconds.items()}

@@ -13,10 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import rounds
 from bench.pushpull import Case, run
 
-#: MiB of fp32 of the big model.
-COPY = 24_999_936 * 4 / 2**20
+#: Parameters of the two models.
+NUMEL = {"big": 24_999_936, "small": 10_000}
 #: What a case is called, the case, and the copies that it keeps per worker and for the whole shard beside the two.
 CASES = (
     ("sync", Case("sync", "none", "big"), 0, 0),
@@ -43,14 +44,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="2,8", help="numbers of workers, comma-separated")
     parser.add_argument("--only", default="", help="how the names of the cases to run begin")
+    parser.add_argument("--quick", action="store_true", help="one case of the small model, to see that it works")
     arguments = parser.parse_args()
     counts = [int(text) for text in arguments.workers.split(",")]
+    cases = [("quick", Case("sync", "none", "small"), 0, 0)] if arguments.quick else list(CASES)
     out = sys.stdout.write
     out(f"{'case':<36}{'workers':>8}{'held MiB':>10}{'start MiB':>11}{'peak MiB':>10}{'peak - start - held':>21}\n")
-    for name, case, per_worker, once in [each for each in CASES if each[0].startswith(arguments.only)]:
+    for name, case, per_worker, once in [each for each in cases if each[0].startswith(arguments.only)]:
+        copy = NUMEL[case.size] * 4 / 2**20
         for workers in counts:
-            found = run(case, workers)
-            held = COPY * (2 + once + per_worker * workers)
+            work = rounds.work(case.mode, case.size, workers, quick=arguments.quick)
+            found = run(case, workers, work)
+            held = copy * (2 + once + per_worker * workers)
             start, peak = found["server_mib_at_start"], found["server_mib_at_peak"]
             out(f"{name:<36}{workers:>8}{held:>10.0f}{start:>11.0f}{peak:>10.0f}{peak - start - held:>21.0f}\n")
             sys.stdout.flush()

@@ -6,28 +6,29 @@
 A round is one ``optimizer.step()`` with SGD and momentum. Sync rows give the median round of the slowest worker; async
 rows the rounds of all workers together per second. CPU seconds are those of all processes, per GB of payload moved in
 either direction. Each case runs ``--repeat`` times, interleaved; the best median is shown with the range, since other
-load on the machine only ever adds time.
+load on the machine only ever adds time. What a round is and how it is checked: ``bench/rounds.py``.
 """
 
 import argparse
 import json
-import multiprocessing
-import os
-import statistics
+import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-DEADLINE = 120.0
+from bench import rounds
+from bench.rounds import DEADLINE, LR, MOMENTUM, Job, Work
+
+#: Largest error of a right answer: of rounding in fp32, and where gradients and parameters travel in 16 bits.
+EXACT, ROUNDED = 1e-3, 2e-2
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Case:
     shards: int = 1
     plane: str = "network"
     server: tuple[str, ...] = ()  # further options of ps-serve
+    fused: bool = False  # the optimizer's
 
     @property
     def name(self) -> str:
@@ -63,21 +65,9 @@ CASES = (
     Case("sync", "none", "small", plane="memory"),
     Case("async", "none", "small"),
 )
-WARM = {"big": 3, "small": 100}
-ROUNDS = {"big": 20, "small": 1000}
 
 
-@dataclass(frozen=True)
-class Told:
-    """What one worker measured."""
-
-    rounds: list[float]
-    seconds: float
-    cpu: float
-    payload: int
-
-
-def worker(servers: str, rank: int, case: Case, start: Barrier, answers: "Queue[Told]") -> None:
+def worker(job: Job, rank: int, case: Case, servers: str) -> None:
     import torch
 
     import torch_ps
@@ -85,8 +75,11 @@ def worker(servers: str, rank: int, case: Case, start: Barrier, answers: "Queue[
 
     torch.set_num_threads(1)
     model = Model(case.size)
+    for tensor in model.parameters():
+        if tensor.grad is not None:
+            tensor.grad.mul_(rounds.scale(job.work, rank))
     with torch_ps.ParameterServerOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=case.fused),
         model,
         servers,
         name=f"w{rank}",
@@ -95,105 +88,94 @@ def worker(servers: str, rank: int, case: Case, start: Barrier, answers: "Queue[
         overlap="off",
         plane=case.plane,
     ) as optimizer:
-        start.wait(DEADLINE)
-        for _ in range(WARM[case.size]):
-            optimizer.step()
-        start.wait(DEADLINE)
-        payload, cpu, begin = optimizer.pushed_bytes + optimizer.pulled_bytes, time.process_time(), time.perf_counter()
-        ends = [begin]
-        for _ in range(ROUNDS[case.size]):
-            optimizer.step()
-            ends.append(time.perf_counter())
-        answers.put(
-            Told(
-                [after - before for before, after in pairwise(ends)],
-                ends[-1] - begin,
-                time.process_time() - cpu,
-                optimizer.pushed_bytes + optimizer.pulled_bytes - payload,
-            )
+        rounds.measure(
+            job,
+            rank,
+            optimizer.step,
+            lambda: torch.cat([tensor.detach().reshape(-1) for tensor in model.parameters()]),
+            lambda: optimizer.pushed_bytes + optimizer.pulled_bytes,
         )
-        start.wait(DEADLINE)
 
 
-def run(case: Case, workers: int) -> dict[str, float]:
+@contextmanager
+def serving(commands: Sequence[Sequence[str]], folder: str) -> Iterator[tuple[list[int], str]]:
+    """Run these commands that serve; gives their process ids and all addresses, comma-separated."""
+    with ExitStack() as stack:
+        servers, files = [], [Path(folder, f"ready{number}") for number in range(len(commands))]
+        for command, file in zip(commands, files, strict=True):
+            server = subprocess.Popen([*command, "--ready-file", str(file)])
+            stack.callback(server.wait)
+            stack.callback(server.terminate)
+            servers.append(server)
+        deadline = time.monotonic() + DEADLINE
+        while not all(file.exists() for file in files):
+            if any(server.poll() is not None for server in servers) or time.monotonic() > deadline:
+                raise SystemExit("ps-serve did not start; its own message is above")
+            time.sleep(0.02)
+        addresses = [address for file in files for address in json.loads(file.read_text())["servers"]]
+        yield [server.pid for server in servers], ",".join(dict.fromkeys(addresses))
+
+
+def serve_command(case: Case, workers: int, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "torch_ps.ps.cli", "--mode", case.mode, "--workers", str(workers)]
+    return [*command, "--log-level", "warning", "--metrics", "off", *case.server, *options]
+
+
+def run(case: Case, workers: int, work: Work | None = None) -> dict[str, float]:
     """One run of one case; the figures of its table row."""
-    context: Any = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder, "ready")
-        options: dict[str, Any] = {"mode": case.mode, "workers": workers, "shards": case.shards, "log-level": "warning"}
-        command = [sys.executable, "-m", "torch_ps.ps.cli", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
-        server = subprocess.Popen(
-            [*command, *(text for key, value in options.items() for text in (f"--{key}", f"{value}")), *case.server]
-        )
-        try:
-            deadline = time.monotonic() + DEADLINE
-            while not ready.exists():
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit("ps-serve did not start; its own message is above")
-                time.sleep(0.05)
-            resident = _mib_of(server.pid, "VmRSS")
-            servers = ",".join(json.loads(ready.read_text())["servers"])
-            start, answers = context.Barrier(workers + 1), context.Queue()
-            children = [
-                context.Process(target=worker, args=(servers, rank, case, start, answers), daemon=True)
-                for rank in range(workers)
-            ]
-            for child in children:
-                child.start()
-            start.wait(DEADLINE)
-            start.wait(DEADLINE)
-            before = _cpu_of(server.pid)
-            told: list[Told] = [answers.get(timeout=DEADLINE) for _ in children]
-            served = _cpu_of(server.pid) - before
-            peak = _mib_of(server.pid, "VmHWM")
-            start.wait(DEADLINE)
-            for child in children:
-                child.join(DEADLINE)
-        finally:
-            server.terminate()
-            server.wait()
-    rounds = sum(len(each.rounds) for each in told) / (1 if case.mode == "async" else workers)
-    payload = sum(each.payload for each in told)
-    return {
-        "seconds_per_round": max(statistics.median(each.rounds) for each in told),
-        "rounds_per_second": rounds / max(each.seconds for each in told),
-        "cpu_seconds_per_round": (sum(each.cpu for each in told) + served) / rounds,
-        "cpu_seconds_per_gb": (sum(each.cpu for each in told) + served) / payload * 1e9,
-        "server_mib_at_start": resident,
-        "server_mib_at_peak": peak,
-    }
-
-
-def _cpu_of(pid: int) -> float:
-    """User and system seconds of a process and of its running children."""
-    found = 0.0
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for each in (str(pid), *children):
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    work = work or rounds.work(case.mode, case.size, workers)
+    command = serve_command(case, workers, "--listen", "127.0.0.1:0", "--shards", str(case.shards))
+    with rounds.jobs(work) as job, serving([command], job.folder) as (pids, servers):
+        found = rounds.gather(job, case.name, worker, case, servers, server=pids[0])
+    check_error(case.name, found, case.codec)
     return found
 
 
-def _mib_of(pid: int, key: str) -> float:
-    """Resident memory of a process, now ("VmRSS") or at most so far ("VmHWM")."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+def check_error(name: str, figures: dict[str, float], codec: str = "none") -> None:
+    """Refuse the figures of a run with a wrong answer.
+
+    Raises:
+        SystemExit: it is off by more than rounding explains.
+    """
+    if not figures["error"] < (EXACT if codec == "none" else ROUNDED):
+        raise SystemExit(f"{name}: parameters are off by {figures['error']:.1e} of what they moved")
+
+
+def pick(names: Sequence[str], only: str) -> list[str]:
+    """Names that have all words of one of the comma-separated items of ``only``.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    items = [set(item.split()) for item in only.split(",")]
+    found = [name for name in names if any(item <= set(name.split()) for item in items)]
+    if not found:
+        raise SystemExit(f"no row is called {only!r}; these exist: {', '.join(names)}")
+    return found
+
+
+def options(description: str | None, repeat: int = 3) -> argparse.ArgumentParser:
+    """The options of every program here, which end what they started on SIGTERM as they do on Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=repeat, help=f"runs of each row, interleaved; default {repeat}")
+    parser.add_argument("--only", default="", help="rows to run, comma-separated: words of their names")
+    parser.add_argument("--quick", action="store_true", help="three rounds each, to see that it works")
+    parser.add_argument("--json", default="", help="file for all figures")
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", default="", help="names of the cases to run, comma-separated, or how they begin")
-    parser.add_argument("--json", default="", help="file for all figures")
     arguments = parser.parse_args()
-    cases = [case for case in CASES if any(case.name.startswith(name.strip()) for name in arguments.only.split(","))]
-    if not cases:
-        raise SystemExit(f"no case is called {arguments.only!r}; these exist: {', '.join(case.name for case in CASES)}")
+    named = {case.name: case for case in CASES}
+    cases = [named[name] for name in pick(list(named), arguments.only)]
     found: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
     for _ in range(arguments.repeat):
         for case in cases:
-            found[case].append(run(case, arguments.workers))
+            work = rounds.work(case.mode, case.size, arguments.workers, quick=arguments.quick)
+            found[case].append(run(case, arguments.workers, work))
             sys.stderr.write(f"{case.name}: {found[case][-1]['seconds_per_round']:.4f} s/round\n")
     out = sys.stdout.write
     out(f"{'case':<22}{'s/round':>9}{'(range)':>18}{'rounds/s':>10}{'CPU s/round':>13}{'CPU s/GB':>10}\n")
@@ -206,10 +188,9 @@ def main() -> None:
             f"{best['cpu_seconds_per_round']:>13.4f}{best['cpu_seconds_per_gb']:>10.2f}\n"
         )
     if arguments.json:
-        rows = [{**asdict(case), "name": case.name, "runs": runs} for case, runs in found.items()]
+        rows: list[dict[str, Any]] = [{**asdict(case), "name": case.name, "runs": runs} for case, runs in found.items()]
         Path(arguments.json).write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     main()

@@ -16,6 +16,8 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # On a saturated link pings wait in a queue and arrive in a bunch; that is no reason to hang up.
+    ("grpc.http2.max_ping_strikes", 0),
     # A worker that waits for its server must notice within a second that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

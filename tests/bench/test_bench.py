@@ -1,0 +1,122 @@
+"""Every benchmark runs to its end on tiny sizes; the figures of so few rounds mean nothing and are not looked at."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(program: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "bench" / program), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def bench(program: str, *options: str) -> str:
+    done = start(program, "--quick", *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def record(path: Path, row: str) -> dict[str, Any]:
+    return next(each for each in json.loads(path.read_text())["rows"] if each["row"] == row)
+
+
+def test_each_system_has_a_row_and_the_right_answer(tmp_path: Path) -> None:
+    systems = ("network-fp16", "memory", "gloo", "rpc-tcp", "shm", "tcp")
+    only = ",".join(f"{system} sync small" for system in systems)
+    printed = bench("versus.py", "--only", only, "--json", str(tmp_path / "found"))
+    for system in systems:
+        row = record(tmp_path / "found", f"{system} sync small")
+        assert row["row"] in printed
+        assert row["error"] < (2e-2 if system == "network-fp16" else 1e-3)
+        assert row["seconds_per_round"] > 0
+        assert row["ratio_to_gloo"] > 0
+    assert record(tmp_path / "found", "gloo sync small")["ratio_to_gloo"] == 1
+    assert record(tmp_path / "found", "memory sync small")["server_mib_in_rounds"] > 10
+
+
+def test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_named(tmp_path: Path) -> None:
+    options = ("--only", "shm async small,rpc async small", "--json", str(tmp_path / "found"))
+    done = start("versus.py", "--quick", "--with", "mxnet", *options)
+    assert done.returncode == 0, done.stderr
+    assert "mxnet does not run: its last release needs numpy < 1.24" in done.stderr
+    for system in ("shm", "rpc"):
+        row = record(tmp_path / "found", f"{system} async small")
+        assert row["error"] < 1e-3
+        assert row["seconds_per_round"] == pytest.approx(1 / row["rounds_per_second"])
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ("versus.py", ("--with", "magic"), "--with knows ray, tensorflow, mxnet; got 'magic'"),
+        ("versus.py", ("--only", "gloo async"), "no row is called 'gloo async'; these exist: network-fp32 sync big"),
+        ("links.py", ("--rates", "fast"), "argument --rates: invalid numbers value: 'fast'"),
+    ],
+)
+def test_a_wrong_option_is_refused(program: str, options: tuple[str, ...], message: str) -> None:
+    done = start(program, *options)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_pushpull() -> None:
+    assert "async fp32 small" in bench("pushpull.py", "--repeat", "1", "--only", "async fp32 small")
+
+
+def test_memory() -> None:
+    assert "quick" in bench("memory.py", "--workers", "1")
+
+
+def test_codec(tmp_path: Path) -> None:
+    assert "fp16" in bench("codec.py", "--only", "fp16", "--json", str(tmp_path / "found"))
+    assert json.loads((tmp_path / "found").read_text())[0]["codec"] == "fp16"
+
+
+def test_doctor() -> None:
+    assert "10,000 parameters" in bench("doctor.py")
+
+
+def reason_for_no_links() -> str:
+    """Empty where links can be emulated."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if not (shutil.which("ip") and shutil.which("tc")):
+        return "iproute2 is not installed"
+    probe = [sys.executable, "-c", "from bench.network import network\nwith network(1, 100): pass"]
+    done = subprocess.run(probe, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.stderr.strip().rpartition("\n")[2]
+
+
+def namespaces() -> set[str]:
+    return {path.name for path in Path("/run/netns").glob("torch-ps-*")}
+
+
+def test_links_measure_and_leave_no_namespace(tmp_path: Path) -> None:
+    if reason := reason_for_no_links():
+        pytest.skip(reason)
+    before = namespaces()
+    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32")
+    printed = bench("links.py", *options, "--json", str(tmp_path / "found"))
+    assert "100 Mb/s k=2 fp32" in printed
+    (row,) = json.loads((tmp_path / "found").read_text())
+    assert row["row"] == "100 Mb/s k=2 fp32"
+    assert row["runs"][0]["error"] < 1e-3
+    assert namespaces() <= before
+
+
+def test_links_say_what_is_missing() -> None:
+    empty = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [sys.executable, str(ROOT / "bench" / "links.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=empty, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("links cannot be emulated here: ")
+    assert done.stderr.count("\n") == 1
