@@ -24,6 +24,7 @@ from torch_ps.common.errors import (
     NoSharedMemory,
     NotInitialised,
     ProtocolError,
+    PsError,
     UnknownWorker,
     WaitTimeout,
 )
@@ -84,7 +85,7 @@ class Job:
         self.membership = Membership(quorum=quorum, lease=lease) if index == 0 else None
         self.started = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
-        self.watchers: set[asyncio.Queue[Roster]] = set()
+        self.watchers: set[asyncio.Queue[Roster | None]] = set()  # None: the shard stops
         self.advice: list[str] = []  # warnings about the settings, for people
         self._executor, self._on_failure = executor, on_failure
         self._changed = asyncio.Event()
@@ -141,6 +142,12 @@ class Job:
         if effects:
             self._announce(effects)
             log.info("worker %s leaves; roster: %s", worker, _names(self.roster))
+
+    def stop(self, error: PsError) -> None:
+        """End every open stream, so that none has to be cancelled when the server ends."""
+        self.streams.close(error)
+        for queue in self.watchers:
+            queue.put_nowait(None)
 
     def tick(self) -> None:
         """Lead: drop the workers whose lease has run out."""

@@ -106,7 +106,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         await stop.wait()
         log.info("shard %d stops", index)
         background.cancel()
-        job.streams.close(ServerStopped(f"shard {index} was stopped; start the job again"))
+        job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
         await server.stop(GRACE)
     if failure:
         raise PsError(f"shard {index} failed: {failure[0]!r}")

@@ -141,12 +141,12 @@ class Servicer:
             self._job.close(stream)
 
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
-        queue: asyncio.Queue[Roster] = asyncio.Queue()
+        queue: asyncio.Queue[Roster | None] = asyncio.Queue()
         queue.put_nowait(self._job.roster)
         self._job.watchers.add(queue)
         try:
-            while True:
-                await context.write(roster_view(await queue.get()))
+            while (roster := await queue.get()) is not None:
+                await context.write(roster_view(roster))
         finally:
             self._job.watchers.discard(queue)
 
