@@ -108,6 +108,9 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         background.cancel()
         job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
         await server.stop(GRACE)
+        # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
+        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(rest, timeout=GRACE)
     if failure:
         raise PsError(f"shard {index} failed: {failure[0]!r}")
 
