@@ -226,19 +226,19 @@ def test_parameters_without_a_gradient_are_not_stepped_as_in_torch(overlap: str)
 
 
 def test_gradient_that_one_worker_lacks_is_a_zero_in_the_mean() -> None:
+    models = [seeded(Branches) for _ in range(2)]  # before any thread runs: all draw from one generator
     with job(workers=2) as servers:
 
-        def run(index: int) -> nn.Module:
-            model = seeded(Branches)
+        def run(index: int) -> None:
+            model = models[index]
             assert isinstance(model, Branches)
             optimizer = torch.optim.SGD(optimizer_of(model).param_groups[0]["params"], lr=1.0)
             with torch_ps.ParameterServerOptimizer(optimizer, model, str(servers), name=f"w{index}") as wrapped:
                 if index == 0:
                     model.first.weight.grad = torch.ones(64, 64)
                 wrapped.step()
-            return model
 
-        models = at_once(lambda: run(0), lambda: run(1))
+        at_once(lambda: run(0), lambda: run(1))
     expected = seeded(Branches).get_parameter("first.weight") - 0.5
     for model in models:
         assert torch.equal(model.get_parameter("first.weight"), expected)
