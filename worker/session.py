@@ -305,9 +305,8 @@ class Session:
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._exchange
 
-    def _receive(self, shard: int, frame: bytes) -> None:
+    def _receive(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         """On the reader thread of one shard."""
-        header, payload = unpack(frame, pb.DownHeader)
         if header.bucket >= len(self._versions):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
         bucket, version = self.plan.buckets[header.bucket], header.version
