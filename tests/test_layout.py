@@ -41,6 +41,8 @@ PURE = (
 WIRE = (
     "common/status.py",
     "common/channel.py",
+    "common/credentials.py",
+    "ps/door.py",
     "ps/follow.py",
     "ps/guard.py",
     "ps/server.py",

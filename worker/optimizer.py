@@ -26,6 +26,8 @@ from torch_ps.common.config import WorkerConfig
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
+from torch_ps.common.tls import Tls
+from torch_ps.worker.access import access_in, tls_fields
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
@@ -75,6 +77,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
             always, "off" never. With local steps there is nothing to send before the last one.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
+        tls: path of the authorities (PEM) that the servers' certificates have to be of, or a ``torch_ps.Tls`` that also
+            has a certificate to show them. ``token_file``: path of the job's secret. ``insecure``: whether that may
+            travel in the clear to other machines.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
@@ -109,6 +114,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         outer_momentum: float | None = None,
         overlap: str | None = None,
         plane: str | None = None,
+        tls: Tls | str | None = None,
+        token_file: str | None = None,
+        insecure: bool | None = None,
         timeout: float | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -126,6 +134,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             "outer_momentum": outer_momentum,
             "overlap": overlap,
             "plane": plane,
+            **tls_fields(tls),
+            "token_file": token_file,
+            "insecure": insecure,
             "timeout": timeout,
         }
         config = dataclasses.replace(
@@ -154,6 +165,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             compress_pull=config.compress_pull,
             timeout=config.timeout,
             plane=config.plane,
+            access=access_in(config),
         )
         self._session.on_values = self._flat.write
         self._close = weakref.finalize(self, self._session.close)

@@ -22,6 +22,7 @@ from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.config import PLANES
+from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.errors import (
     ConfigError,
     CorruptFrame,
@@ -78,6 +79,7 @@ class Session:
         compress_pull: codec of pulls.
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none.
         timeout: seconds that a wait for other workers may take.
+        access: how the servers are spoken to.
 
     Raises:
         ConfigError: an unknown codec, or the addresses are not those of one job's shards in order.
@@ -93,6 +95,7 @@ class Session:
         compress_pull: str,
         timeout: float,
         plane: str = "auto",
+        access: Access = OPEN,
     ) -> None:
         if not timeout > 0:
             raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
@@ -111,7 +114,7 @@ class Session:
         self.wait_seconds = 0.0
         self.on_values: OnValues = lambda bucket, values: None
         keep_freed_memory()
-        self._links = [Link(address) for address in servers]
+        self._links = [Link(address, access) for address in servers]
         try:
             self.job = self._describe()
         except PsError:
