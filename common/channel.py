@@ -40,6 +40,9 @@ def server_options(connections: int) -> tuple[tuple[str, int | str], ...]:
     """
     return (
         *OPTIONS,
+        # Windows that grow with the rate of a link would hold whole messages of calls that nobody reads; a message
+        # that is being read gets the window that it needs in any case.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         ("grpc.http2.settings_timeout", HANDSHAKE_SECONDS * 1000),

@@ -23,7 +23,7 @@ log = logging.getLogger("torch_ps")
 MAX_BYTES = 1 << 20
 
 T = TypeVar("T")
-_Marks = tuple[tuple[int, int, int], ...]
+_Marks = tuple[tuple[int, int, int] | None, ...]
 
 
 class Watched(Generic[T]):
@@ -45,39 +45,35 @@ class Watched(Generic[T]):
 
     def refresh(self) -> bool:
         """Look at the files. True if there is a new value."""
+        marks = self._look()
+        if marks == self._marks:
+            return False
         try:
-            marks = self._look()
-            if marks == self._marks:
-                return False
             value = self._read()
-            if marks != self._look():
-                return False  # they change at this moment; the next look sees them whole
         except ConfigError as error:
             log.warning("%s; what was read before stays in force", error)
-            self._marks = self._marks_or_gone()
+            self._marks = marks
             return False
+        if marks != self._look():
+            return False  # they change at this moment; the next look sees them whole
         self._marks, self._value = marks, value
         log.info("%s changed and is read again", ", ".join(self.paths))
         return True
 
-    def _marks_or_gone(self) -> _Marks:
-        try:
-            return self._look()
-        except ConfigError:
-            return ()
-
     def _look(self) -> _Marks:
-        return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in map(_stat, self.paths))
+        return tuple(map(_mark, self.paths))
 
     def _read(self) -> T:
         return self._make([_content(path) for path in self.paths])
 
 
-def _stat(path: str) -> os.stat_result:
+def _mark(path: str) -> tuple[int, int, int] | None:
+    """Another one when the file is another one; None if there is none."""
     try:
-        return os.stat(path)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _content(path: str) -> bytes:

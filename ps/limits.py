@@ -18,11 +18,11 @@ from torch_ps.common.errors import Overloaded, Refused
 from torch_ps.common.schema import Model
 
 #: Joins of one host: as many at once as a host may start workers, then so many a second.
-JOIN_BURST, JOINS_PER_SECOND = 256, 8.0
+JOIN_BURST, JOINS_PER_SECOND = 128, 4.0
 #: Streams of observers, which may pull and no more.
 MAX_OBSERVERS = 32
 #: Pulls of one observer that are not answered or whose answer it has not read; then it is not read from.
-OBSERVER_PULLS = 4
+OBSERVER_PULLS = 2
 #: Bytes of answers beyond twice the shard's parameters that wait for one worker; then its stream ends.
 WORKER_BYTES = 64 << 20
 #: Rosters that wait for one watcher.

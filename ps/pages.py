@@ -5,7 +5,8 @@
 
 Rules of this file
   1. Apart from the port that workers use: it needs neither TLS nor token, tells no parameter, and changes nothing.
-  2. A visitor who is slow or silent costs one of few threads for a few seconds, and the job nothing.
+  2. A visitor who is silent costs one of few threads for a few seconds, a slow one for longer, and both cost the job
+     nothing.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """

@@ -7,7 +7,8 @@ gRPC reads no message of a stream before it is asked to, so what waits here cost
 the calls with one request are served as streams of one message; on the wire they are the same.
 
 Rules of this file
-  1. What is read here at the same time is at most ``PLACES`` messages, and ``PLACES_OF_HOST`` of one host.
+  1. What is read here at the same time is at most ``PLACES`` messages, and ``PLACES_OF_HOST`` of one host, so that one
+     host cannot keep the others out.
   2. Every wait has a deadline, also that for a message which comes byte by byte.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from torch_ps.common.errors import Overloaded, WaitTimeout
 
-PLACES, PLACES_OF_HOST = 64, 32
+PLACES, PLACES_OF_HOST = 32, 16
 #: Seconds that a place may be waited for.
 PATIENCE = 20.0
 
@@ -30,7 +31,7 @@ def host_of(context: Any) -> str:
 
 
 class Readers:
-    """The places of one server."""
+    """The places for one kind of call."""
 
     def __init__(self) -> None:
         self._taken: Counter[str] = Counter()

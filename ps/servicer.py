@@ -6,7 +6,8 @@ Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.frames
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -30,7 +31,7 @@ from torch_ps.ps.streams import Stream, Watch
 #: Seconds that a call without a deadline of its own may wait.
 DEFAULT_DEADLINE = 300.0
 #: Seconds that a stream may take to say who it is.
-HELLO_DEADLINE = 20.0
+HELLO_DEADLINE = 10.0
 #: Seconds that the one request of a call may take to arrive.
 REQUEST_DEADLINE = 20.0
 
@@ -47,7 +48,7 @@ class Servicer:
 
     def __init__(self, job: Job, *, max_workers: int, max_model: int) -> None:
         self._job, self._max_workers, self._max_model = job, max_workers, max_model
-        self._readers = Readers()
+        self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
 
@@ -86,13 +87,17 @@ class Servicer:
         """``method`` behind the reading of its one request."""
 
         @functools.wraps(method)
-        async def call(frames: AsyncIterator[bytes], context: Context) -> Any:
+        async def call(frames: AsyncIterable[bytes], context: Context) -> Any:
             name = request.DESCRIPTOR.name
-            message = await self._readers.first(aiter(frames), host_of(context), REQUEST_DEADLINE, name)
+            async with aclosing(
+                _messages(frames)
+            ) as incoming:  # which would keep the message until a garbage collection
+                message = await self._requests.first(incoming, host_of(context), REQUEST_DEADLINE, name)
             try:
                 asked = request.FromString(message)
             except DecodeError:
                 raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
+            del message
             return await method(asked, context)
 
         return call
@@ -164,16 +169,13 @@ class Servicer:
         self._job.end_seed(worker)
         return pb.SeedReply()
 
-    async def exchange(self, frames: AsyncIterator[bytes], context: Context) -> None:
-        incoming = aiter(frames)
-        first = await self._readers.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
-        header, _ = unpack(first, pb.UpHeader)
-        if header.WhichOneof("kind") != "hello":
-            raise CorruptFrame("the first frame of an Exchange has to be Hello")
-        del first
-        if not header.hello.worker and self._observing >= limits.MAX_OBSERVERS:
-            raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        stream = await self._job.open(header.hello)
+    async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        incoming = _messages(frames)
+        try:
+            stream = await self._hello(incoming, context)
+        except PsError:
+            await incoming.aclose()
+            raise
         self._observing += stream.worker is None
         reading = asyncio.create_task(self._read(stream, incoming))
         writing = asyncio.create_task(_write(stream, context))
@@ -186,6 +188,15 @@ class Servicer:
             writing.cancel()
             self._observing -= stream.worker is None
             self._job.close(stream)
+
+    async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> Stream:
+        first = await self._hellos.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
+        header, _ = unpack(first, pb.UpHeader)
+        if header.WhichOneof("kind") != "hello":
+            raise CorruptFrame("the first frame of an Exchange has to be Hello")
+        if not header.hello.worker and self._observing >= limits.MAX_OBSERVERS:
+            raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
+        return await self._job.open(header.hello)
 
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
         if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
@@ -212,22 +223,29 @@ class Servicer:
         buckets = len(engine.core.versions) if engine is not None else 0
         return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
 
-    async def _read(self, stream: Stream, frames: AsyncIterator[bytes]) -> None:
-        async for frame in frames:
-            header, payload = unpack(frame, pb.UpHeader)
-            self._job.heard(stream)
-            stream.outbox.most = self._most_waiting
-            match header.WhichOneof("kind"):
-                case "push" if stream.worker is not None:
-                    self._job.working().push(stream, header.push, payload)
-                case "pull":
-                    await stream.room()
-                    self._job.working().pull(stream, header.pull.bucket)
-                case "renew":
-                    pass
-                case kind:
-                    who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
-                    raise ProtocolError(f"{who} cannot send {kind} here")
+    async def _read(self, stream: Stream, frames: AsyncGenerator[bytes]) -> None:
+        async with aclosing(frames):
+            async for frame in frames:
+                header, payload = unpack(frame, pb.UpHeader)
+                self._job.heard(stream)
+                stream.outbox.most = self._most_waiting
+                match header.WhichOneof("kind"):
+                    case "push" if stream.worker is not None:
+                        self._job.working().push(stream, header.push, payload)
+                    case "pull":
+                        await stream.room()
+                        self._job.working().pull(stream, header.pull.bucket)
+                    case "renew":
+                        pass
+                    case kind:
+                        who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
+                        raise ProtocolError(f"{who} cannot send {kind} here")
+
+
+def _messages(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
+    """GRPC's generator of messages, which keeps the last one until it is closed."""
+    generator: Any = aiter(frames)
+    return generator  # type: ignore[no-any-return]
 
 
 async def _write(stream: Stream, context: Context) -> None:

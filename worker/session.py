@@ -39,7 +39,7 @@ from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.plane import Planes
-from torch_ps.worker.servers import describe_all
+from torch_ps.worker.servers import admitted, describe_all
 from torch_ps.worker.transport import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -153,7 +153,7 @@ class Session:
             WaitTimeout: the first worker has not sent the parameters.
         """
         request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
-        reply = self._links[0].join(request, self.timeout)
+        reply = admitted(self._links[0], request, self.timeout)
         self._session, self._epoch = reply.session, reply.epoch
         hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
         self._start(model, hello)

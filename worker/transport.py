@@ -116,8 +116,7 @@ class Link:
         except WaitTimeout:
             reason = "it takes the call and does not answer"
         except Unreachable:  # it may come up in time, unless what answers there will never do
-            if wrong := probe.why(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
-                raise Refused(wrong) from None
+            self._check_tls(seconds)
             try:
                 left = max(deadline - time.monotonic(), 0.1)
                 return self._unary("Describe", request, pb.JobDescription, left, wait=True)
@@ -146,7 +145,20 @@ class Link:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 
     def status(self, seconds: float) -> pb.StatusReply:
-        return self._unary("Status", pb.StatusRequest(), pb.StatusReply, seconds)
+        try:
+            return self._unary("Status", pb.StatusRequest(), pb.StatusReply, seconds)
+        except Unreachable:
+            self._check_tls(seconds)
+            raise
+
+    def _check_tls(self, seconds: float) -> None:
+        """After a connection has failed: whether it is for a reason of TLS, which gRPC does not tell.
+
+        Raises:
+            Refused: it is; says which side and what.
+        """
+        if wrong := probe.why(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
+            raise Refused(wrong)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:
         call: Callable[..., Any] = self._channel.stream_unary(channel.method("Seed"), None, pb.SeedReply.FromString)
