@@ -52,6 +52,16 @@ def access(tls: Tls | str | None, token_file: str | None, insecure: bool | None)
     return access_of(**values)
 
 
+def tls_in(config: WorkerConfig) -> Tls | None:
+    """The TLS files in the options of a worker; None: it speaks in the clear.
+
+    Raises:
+        ConfigError: a file cannot be read or used.
+    """
+    given = config.tls_ca, config.tls_cert, config.tls_key
+    return Tls(*given) if any(given) else None
+
+
 def access_in(config: WorkerConfig) -> Access:
     """What the options of a worker say.
 
