@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
-from torch_ps.common.config import DEFAULT_SLACK, ServerConfig, parse_compensation, parse_shard
+from torch_ps.common.config import DEFAULT_SLACK, MOST_APPLY_THREADS, ServerConfig, parse_compensation, parse_shard
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
@@ -88,7 +89,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         delay_compensation=compensation,
         compensation_strength=strength or 1.0,
     )
-    with ThreadPoolExecutor(config.threads, thread_name_prefix="apply") as executor:
+    with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
             mode=mode,
             index=index,
@@ -135,6 +136,10 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await asyncio.wait(rest, timeout=GRACE)
     if failure:
         raise PsError(f"shard {index} failed: {failure[0]!r}")
+
+
+def _apply_threads(config: ServerConfig) -> int:
+    return config.apply_threads or min(len(os.sched_getaffinity(0)), MOST_APPLY_THREADS)
 
 
 async def _listen(

@@ -6,7 +6,7 @@ Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.frames
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch_ps.common import codecs, schema
 from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
 from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Overloaded, ProtocolError, PsError
-from torch_ps.common.frames import unpack
+from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps import limits
 from torch_ps.ps.core.roster import Roster
@@ -36,6 +36,7 @@ HELLO_DEADLINE = 10.0
 REQUEST_DEADLINE = 20.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Frames = Iterator[tuple[pb.UpHeader, memoryview]]
 
 
 class Servicer:
@@ -172,12 +173,12 @@ class Servicer:
     async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
         incoming = _messages(frames)
         try:
-            stream = await self._hello(incoming, context)
+            stream, rest = await self._hello(incoming, context)
         except PsError:
             await incoming.aclose()
             raise
         self._observing += stream.worker is None
-        reading = asyncio.create_task(self._read(stream, incoming))
+        reading = asyncio.create_task(self._read(stream, rest, incoming))
         writing = asyncio.create_task(_write(stream, context))
         try:
             done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
@@ -189,14 +190,16 @@ class Servicer:
             self._observing -= stream.worker is None
             self._job.close(stream)
 
-    async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> Stream:
-        first = await self._hellos.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
-        header, _ = unpack(first, pb.UpHeader)
+    async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
+        """The stream, and the frames that travelled with its Hello."""
+        message = await self._hellos.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
+        frames = unpack_all(message, pb.UpHeader)
+        header, _ = next(frames)
         if header.WhichOneof("kind") != "hello":
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
         if not header.hello.worker and self._observing >= limits.MAX_OBSERVERS:
             raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        return await self._job.open(header.hello)
+        return await self._job.open(header.hello), frames
 
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
         if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
@@ -223,23 +226,27 @@ class Servicer:
         buckets = len(engine.core.versions) if engine is not None else 0
         return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
 
-    async def _read(self, stream: Stream, frames: AsyncGenerator[bytes]) -> None:
-        async with aclosing(frames):
-            async for frame in frames:
-                header, payload = unpack(frame, pb.UpHeader)
+    async def _read(self, stream: Stream, first: Frames, incoming: AsyncGenerator[bytes]) -> None:
+        async with aclosing(incoming):
+            await self._take(stream, first)
+            async for message in incoming:
                 self._job.heard(stream)
                 stream.outbox.most = self._most_waiting
-                match header.WhichOneof("kind"):
-                    case "push" if stream.worker is not None:
-                        self._job.working().push(stream, header.push, payload)
-                    case "pull":
-                        await stream.room()
-                        self._job.working().pull(stream, header.pull.bucket)
-                    case "renew":
-                        pass
-                    case kind:
-                        who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
-                        raise ProtocolError(f"{who} cannot send {kind} here")
+                await self._take(stream, unpack_all(message, pb.UpHeader))
+
+    async def _take(self, stream: Stream, frames: Frames) -> None:
+        for header, payload in frames:
+            match header.WhichOneof("kind"):
+                case "push" if stream.worker is not None:
+                    self._job.working().push(stream, header.push, payload)
+                case "pull":
+                    await stream.room()
+                    self._job.working().pull(stream, header.pull.bucket)
+                case "renew":
+                    pass
+                case kind:
+                    who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
+                    raise ProtocolError(f"{who} cannot send {kind} here")
 
 
 def _messages(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
@@ -250,11 +257,29 @@ def _messages(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
 
 async def _write(stream: Stream, context: Context) -> None:
     while True:
-        frame = await stream.outbox.get()
-        if isinstance(frame, PsError):
-            raise frame
-        await context.write(frame)
-        stream.wrote()
+        frames = await _waiting(stream.outbox)
+        for message in messages(frames):
+            await context.write(message)
+        stream.wrote(len(frames))
+
+
+async def _waiting(outbox: asyncio.Queue[bytes | PsError]) -> list[bytes]:
+    """All frames that are there, at least one.
+
+    Raises:
+        PsError: it is next.
+    """
+    item = await outbox.get()
+    frames: list[bytes] = []
+    while isinstance(item, bytes):
+        frames.append(item)
+        if outbox.empty():
+            return frames
+        item = outbox.get_nowait()
+    if not frames:
+        raise item
+    outbox.put_nowait(item)  # nothing comes after it that anybody could use
+    return frames
 
 
 def roster_view(roster: Roster) -> pb.RosterView:

@@ -79,10 +79,10 @@ class Stream:
             await self.answered.wait()
         self.pulls += 1
 
-    def wrote(self) -> None:
-        """A frame has left."""
+    def wrote(self, num_frames: int) -> None:
+        """So many frames have left."""
         if self.worker is None:
-            self.pulls -= 1
+            self.pulls -= num_frames
             self.answered.set()
 
 

@@ -37,6 +37,11 @@ def tls_fields(tls: Tls | str | None) -> dict[str, str]:
     return {"tls_ca": tls.ca, "tls_cert": tls.cert, "tls_key": tls.key}
 
 
+def access_fields(tls: Tls | str | None, token_file: str | None) -> dict[str, str | None]:
+    """The options that both stand for; None where nothing is said."""
+    return {**tls_fields(tls), "token_file": token_file}
+
+
 def access(tls: Tls | str | None, token_file: str | None, insecure: bool | None) -> Access:
     """What the arguments of a client say, and the environment where they say nothing.
 

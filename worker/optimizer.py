@@ -27,7 +27,7 @@ from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.tls import Tls
-from torch_ps.worker.access import access_in, tls_fields
+from torch_ps.worker.access import access_fields, access_in
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
@@ -37,6 +37,7 @@ from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
+from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -77,9 +78,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
             always, "off" never. With local steps there is nothing to send before the last one.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
-        tls: path of the authorities (PEM) that the servers' certificates have to be of, or a ``torch_ps.Tls`` that also
-            has a certificate to show them. ``token_file``: path of the job's secret. ``insecure``: whether that may
-            travel in the clear to other machines.
+        tls, token_file: as for ``torch_ps.Client``: whom to believe and what to show, and the job's secret.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
@@ -116,7 +115,6 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         plane: str | None = None,
         tls: Tls | str | None = None,
         token_file: str | None = None,
-        insecure: bool | None = None,
         timeout: float | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -134,9 +132,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             "outer_momentum": outer_momentum,
             "overlap": overlap,
             "plane": plane,
-            **tls_fields(tls),
-            "token_file": token_file,
-            "insecure": insecure,
+            **access_fields(tls, token_file),
             "timeout": timeout,
         }
         config = dataclasses.replace(
@@ -186,6 +182,16 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
+        self._views = Views(
+            self._session.plan,
+            self._parameters,
+            self._session.planes,
+            self._flat,
+            lend_parameters=not local,
+            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
+        )
+        self._session.on_leave = self._views.release
+        self._views.settle()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps = self._local or self._gradients
@@ -211,6 +217,8 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
+        if self._gradients.scaled:
+            self._views.release_gradients()
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
@@ -225,10 +233,13 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
+        self._flat.follow()
         try:
             self._overlap.check(scaled=self._gradients.scaled)
             if not self._overlap.sent:
                 self._source.check()
+            if self._source.left_out:
+                self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
                 if bucket.index not in self._overlap.sent:
@@ -237,11 +248,15 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
                 self._outcome = self._session.wait()
+            except BaseException:
+                self._views.release()
+                raise
             finally:
                 self._changed = None
                 self._overlap.reset()
                 self._flat.settle()
                 self._source.reset()
+            self._views.settle()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""

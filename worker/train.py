@@ -96,7 +96,6 @@ def train(setting: Setting) -> None:
             plane=config.plane,
             tls=tls_in(config),
             token_file=config.token_file,
-            insecure=config.insecure,
             timeout=config.timeout,
         )
         with optimizer:
