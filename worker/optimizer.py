@@ -146,8 +146,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         self.weight = 1.0
         self._micro_step, self._earlier_weight = 0, 0.0
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
-        local = config.local_steps > 1
-        self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
+        self._served = Served(outer_optimizer(optimizer, config) if (local := config.local_steps > 1) else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
         self._flat = Flat([*self._parameters, *buffers])
         self._compressor = Compressor(
