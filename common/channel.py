@@ -28,6 +28,33 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+#: Seconds in which a connection has to say what it is; a half-open one ends then.
+HANDSHAKE_SECONDS = 10
+
+
+def server_options(connections: int) -> tuple[tuple[str, int | str], ...]:
+    """``OPTIONS``, and what bounds the peers of a server.
+
+    Args:
+        connections: open at a time; more are closed at once.
+    """
+    return (
+        *OPTIONS,
+        # Windows that grow with the rate of a link would hold whole messages of calls that nobody reads; a message
+        # that is being read gets the window that it needs in any case.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+        ("grpc.http2.settings_timeout", HANDSHAKE_SECONDS * 1000),
+        # One process is one connection and has a handful of calls open; several of a host's workers may share one.
+        ("grpc.max_concurrent_streams", 128),
+        # Bytes of a call's metadata: an authorization header and what gRPC adds.
+        ("grpc.max_metadata_size", 8192),
+        ("grpc.absolute_max_metadata_size", 16384),
+        # Nobody stays who has no call open.
+        ("grpc.max_connection_idle_ms", 60_000),
+    )
+
 
 def method(name: str) -> str:
     """Full path of one method of the contract."""

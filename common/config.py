@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch_ps.common import address
+from torch_ps.common import address, protection
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, more_than, option, within
@@ -156,6 +156,18 @@ class ServerConfig:
         common=True,
     )
     insecure: bool = option(False, "allow an address that other machines can reach, unprotected", common=True)
+    tls_ca: str = protection.tls_ca()
+    tls_cert: str = protection.tls_cert()
+    tls_key: str = protection.tls_key()
+    token_file: str = protection.token_file()
+    max_workers: int = option(256, "most workers at a time", check=within(1, 100_000))
+    max_model: float = option(
+        0.0,
+        "most memory for parameters and optimizer state of this shard; 0 is the machine's",
+        unit="GiB",
+        metavar="GIB",
+        check=at_least(0),
+    )
     clip_norm: float = option(0.0, "largest norm of an averaged gradient; 0 clips none", check=at_least(0))
     lease: float = option(15.0, "silence after which a worker is dropped", unit="seconds", check=more_than(0))
     bucket_size: float = option(
@@ -204,12 +216,17 @@ class ServerConfig:
         listen = address.parse(self.listen, free_port=True)
         if listen.port + self.shards - 1 > 65535:
             raise ConfigError(f"{self.shards} shards from port {listen.port} on would end above port 65535")
-        for name, text in (("listen", self.listen), ("metrics", self.metrics)):
-            if text != "off" and not self.insecure and not address.parse(text, free_port=True).loopback:
-                raise ConfigError(
-                    f"{name} {text} can be reached from other machines and nothing protects it: whoever connects can "
-                    "read and change the model; use 127.0.0.1, or --insecure if every machine there is trusted"
-                )
+        if self.workers > self.max_workers:
+            raise ConfigError(f"workers={self.workers} would wait for more than max_workers={self.max_workers} let in")
+        protection.check_server(
+            listen=self.listen,
+            metrics=self.metrics,
+            insecure=self.insecure,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            token_file=self.token_file,
+        )
 
     def _check_mode(self) -> None:
         """What belongs to one mode is not given to another, where it would be silently without effect."""
@@ -303,6 +320,11 @@ class WorkerConfig:
     )
     overlap: str = option("auto", "send gradients while backward runs", choices=("auto", "on", "off"))
     plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
+    tls_ca: str = protection.tls_ca()
+    tls_cert: str = protection.tls_cert()
+    tls_key: str = protection.tls_key()
+    token_file: str = protection.token_file()
+    insecure: bool = protection.insecure()
     timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))

@@ -6,6 +6,7 @@
     +-- WaitTimeout            a wait reached its deadline; says who is waited for
     +-- Refused                the server listens but will not serve this worker (address, token, limits)
     |   +-- Overloaded         admission refused for now, safe to retry after a pause
+    |   +-- Unauthenticated    the token is missing or wrong; says which
     +-- NoSharedMemory         this worker and this server cannot share memory; the network carries all
     +-- ServerStopped          the server ended the job or is shutting down
     +-- ProtocolError          the peer sent something the contract forbids
@@ -45,6 +46,10 @@ class Refused(PsError):
 
 class Overloaded(Refused):
     """The server is at one of its limits; retry after a pause."""
+
+
+class Unauthenticated(Refused):
+    """The token is missing or not the job's; nothing was looked at."""
 
 
 class NoSharedMemory(PsError):

@@ -45,6 +45,8 @@ STRUCTURAL = ("amsgrad", "centered", "fused")
 _OF_ALL_GROUPS = ("initial_accumulator_value",)
 #: No product or quotient of hyperparameters within this bound leaves fp32, which would end a step with an error.
 LARGEST = 1e20
+#: Hyperparameters of one group and numbers in one of them; characters of a name or of a text.
+MAX_HYPER, MAX_TEXT = 64, 200
 
 #: How torch runs the update, not what it computes; the server chooses these itself. ``fused`` is not among them.
 _RUNTIME = frozenset({"foreach", "capturable", "differentiable"})
@@ -151,6 +153,13 @@ def hyper_to_proto(hyper: Mapping[str, HyperValue]) -> dict[str, pb.HyperValue]:
 
 
 def hyper_from_proto(message: Mapping[str, pb.HyperValue]) -> Hyper:
+    """Read hyperparameters that came over the wire.
+
+    Raises:
+        ProtocolError: a value is no number where one is due, or larger than any optimizer's.
+    """
+    if len(message) > MAX_HYPER or any(len(key) > MAX_TEXT for key in message):
+        raise ProtocolError(f"{len(message)} hyperparameters, or one with a name of more than {MAX_TEXT} characters")
     return {key: _value_from_proto(key, value) for key, value in message.items()}
 
 
@@ -232,9 +241,9 @@ def _value_from_proto(key: str, message: pb.HyperValue) -> HyperValue:
             if not math.isfinite(message.number):
                 raise ProtocolError(f"hyperparameter {key!r} is {message.number}; a finite number is needed")
             return message.number
-        case "text":
+        case "text" if len(message.text) <= MAX_TEXT:
             return message.text
-        case "numbers":
+        case "numbers" if len(message.numbers.value) <= MAX_HYPER:
             return tuple(message.numbers.value)
         case _:
-            raise ProtocolError(f"hyperparameter {key!r} has no value")
+            raise ProtocolError(f"hyperparameter {key!r} has no value, or one that is too long")

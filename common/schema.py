@@ -22,6 +22,9 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 MAX_TENSORS = 100_000
 MAX_NAME = 1000
 MAX_ELEMENTS = 1 << 40
+#: Dimensions of one tensor, which is torch's own limit, and parameter groups of one optimizer.
+MAX_DIMENSIONS = 64
+MAX_GROUPS = 10_000
 #: dtypes that an fp32 master copy can stand for. Integers are exact up to 2**24, which is enough for counters.
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -151,6 +154,7 @@ def from_proto(message: pb.Model) -> Model:
     Raises:
         ProtocolError: it breaks a limit of this file.
     """
+    _check_sizes(message)
     model = Model(
         optimizer=message.optimizer,
         groups=tuple(Group(tuple(map(_spec, g.tensor)), hyper_from_proto(g.hyper)) for g in message.group),
@@ -161,6 +165,23 @@ def from_proto(message: pb.Model) -> Model:
     except ConfigError as error:
         raise ProtocolError(f"the model cannot be served: {error}") from error
     return model
+
+
+def _check_sizes(message: pb.Model) -> None:
+    """Count before anything is built: a few megabytes of message can stand for a hundred times that in objects."""
+    tensors = sum(len(group.tensor) for group in message.group) + len(message.buffer)
+    if tensors > MAX_TENSORS or len(message.group) > MAX_GROUPS or len(message.optimizer) > MAX_NAME:
+        raise ProtocolError(
+            f"the model cannot be served: it has {tensors} tensors in {len(message.group)} groups; the limits are "
+            f"{MAX_TENSORS} and {MAX_GROUPS}"
+        )
+    for part in (*(group.tensor for group in message.group), message.buffer):
+        for tensor in part:
+            if len(tensor.shape) > MAX_DIMENSIONS:
+                raise ProtocolError(
+                    f"the model cannot be served: tensor {tensor.name[:MAX_NAME]!r} has {len(tensor.shape)} "
+                    f"dimensions; the limit is {MAX_DIMENSIONS}"
+                )
 
 
 def _tensor(spec: TensorSpec) -> pb.TensorSpec:

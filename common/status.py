@@ -15,6 +15,7 @@ STATUS_OF: dict[type[errors.PsError], grpc.StatusCode] = {
     errors.WaitTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,  # the wait may be tried again
     errors.Refused: grpc.StatusCode.PERMISSION_DENIED,  # never retry
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,  # retry after a pause
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,  # never retry with this token
     errors.ServerStopped: grpc.StatusCode.UNAVAILABLE,  # the job is over
     errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,  # never retry
     errors.UnknownWorker: grpc.StatusCode.FAILED_PRECONDITION,  # join, then go on
@@ -51,6 +52,8 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
             return errors.WaitTimeout(f"server {address} did not answer in time: {details}")
         case grpc.StatusCode.UNIMPLEMENTED:
             return errors.Refused(f"{address} is a gRPC server but not one of torch-ps: {details}")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "RPC limit" in details:
+            return errors.Overloaded(f"server {address} has as many calls open as it takes; try again later")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.CorruptFrame(f"server {address} refused a message: {details}")
         case grpc.StatusCode.CANCELLED:

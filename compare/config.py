@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch_ps.common import protection
 from torch_ps.common.config import WorkerConfig
 from torch_ps.common.fields import Check, at_least, check_all, declared, option
 from torch_ps.common.slow import parse_slow, slow_of
@@ -68,6 +69,10 @@ class CompareConfig:
     shards: int = option(1, "server processes of each run", check=at_least(1))
     evaluations: int = option(20, "points at which the model is measured on validation data", check=at_least(2))
     threads: int = option(1, "CPU threads that each process computes with", check=at_least(1))
+    tls_ca: str = protection.tls_ca()
+    tls_cert: str = protection.tls_cert()
+    tls_key: str = protection.tls_key()
+    token_file: str = protection.token_file()
     report: str = option("", "train nothing: write the report of this results.json again", metavar="FILE")
 
     def __post_init__(self) -> None:

@@ -83,6 +83,10 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
         "shards": config.shards,
         "threads": config.threads,
         "evaluations": config.evaluations,
+        "tls-ca": config.tls_ca,
+        "tls-cert": config.tls_cert,
+        "tls-key": config.tls_key,
+        "token-file": config.token_file,
         "mode": plan.run.job_mode,
         "lr": f"{plan.lr:.8g}" if plan.lr else "",
     }

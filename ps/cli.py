@@ -11,6 +11,7 @@ from torch_ps.common import lifeline, log
 from torch_ps.common.config import ServerConfig
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options import Command, options_of
+from torch_ps.ps import native
 
 
 @click.command(cls=Command)
@@ -23,6 +24,8 @@ def main(server: ServerConfig) -> None:
     ps-serve --mode async --shards 4
     """
     lifeline.hold()
+    if server.tls_cert and server.shards == 1:
+        native.listen()
     log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
     if server.shards > 1:
         from torch_ps.ps.shards import serve_all

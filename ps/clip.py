@@ -30,16 +30,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from torch_ps.common.errors import ProtocolError
+from torch_ps.common.errors import Overloaded, ProtocolError
 from torch_ps.common.optim import Hyper
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.roster import MAX_NAME, Roster
 from torch_ps.ps.store import Gradient, NonFinite, Store
 
 #: Added to the norm, as torch does.
 EPSILON = 1e-6
 #: Answers that the lead remembers for shards that ask again.
 REMEMBERED = 4096
+#: Groups that may be incomplete at a time; a job has few, one for each step that workers are apart.
+MAX_OPEN = 4096
 
 #: Reports a shard's squared norm of a group to the lead; answers with that of all shards, None: the group is dropped.
 Ask = Callable[[Group, float], Awaitable[float | None]]
@@ -159,11 +161,16 @@ class Norms:
 
         Raises:
             ProtocolError: a shard that has no part in it, or no squared norm.
+            Overloaded: too many updates wait already.
         """
         if shard not in self._shards or not (math.isfinite(square) and square >= 0):
             raise ProtocolError(f"shard {shard} cannot report a squared norm of {square}")
+        if len(group[0]) > MAX_NAME:
+            raise ProtocolError(f"the norm of a worker whose name has {len(group[0])} characters; no worker has")
         if group in self._answers:
             return self._answers[group]
+        if group not in self._reported and len(self._reported) >= MAX_OPEN:
+            raise Overloaded(f"{MAX_OPEN} updates wait for their norm already")
         reported = self._reported.setdefault(group, {})
         reported[shard] = square
         waiting = self._waiting.setdefault(group, asyncio.get_running_loop().create_future())

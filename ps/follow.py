@@ -1,6 +1,7 @@
 """How the other shards follow the lead: one WatchRoster stream, opened again whenever it breaks.
 
-Until the stream is back the shard goes on with the roster it has; pushes of a newer epoch are parked by the core.
+Until the stream is back the shard goes on with the roster it has; pushes of a newer epoch are parked by the core. Every
+try is a new channel, made with the certificates and the token as they are then.
 """
 
 import asyncio
@@ -8,8 +9,9 @@ import logging
 
 import grpc
 
-from torch_ps.common import channel
+from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
+from torch_ps.common.credentials import Access
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.ps.clip import Ask
@@ -22,26 +24,30 @@ log = logging.getLogger("torch_ps.ps")
 RETRY_SECONDS = 0.5
 #: Seconds after which a question that the lead has not answered is asked again.
 ASK_SECONDS = 30.0
+#: Seconds in which the lead's port has to show why a connection fails.
+PROBE_SECONDS = 3.0
 
 
-def norms_of(lead: Address, shard: int) -> Ask:
+def norms_of(lead: Address, shard: int, access: Access) -> Ask:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported."""
     connection: list[grpc.aio.Channel] = []
 
     async def ask(group: Group, square: float) -> float | None:
-        if not connection:
-            connection.append(grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS))
-        call = connection[0].unary_unary(
-            channel.method("Norm"), pb.NormRequest.SerializeToString, pb.NormReply.FromString
-        )
         worker, session, step = group
         request = pb.NormRequest(shard=shard, worker=worker, session=session, step=step, square=square)
         while True:
+            if not connection:
+                connection.append(access.connect_aio(lead))
+            call = connection[0].unary_unary(
+                channel.method("Norm"), pb.NormRequest.SerializeToString, pb.NormReply.FromString
+            )
             try:
-                reply = await call(request, timeout=ASK_SECONDS, wait_for_ready=True)
+                reply = await call(request, timeout=ASK_SECONDS, metadata=access.metadata)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise error_of(error, str(lead)) from None
+                if connection:
+                    await connection.pop().close()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return None if reply.dropped else reply.square
@@ -49,23 +55,24 @@ def norms_of(lead: Address, shard: int) -> Ask:
     return ask
 
 
-async def follow(job: Job, lead: Address) -> None:
+async def follow(job: Job, lead: Address, access: Access) -> None:
     """Feed every roster of the lead at ``lead`` to ``job``, until cancelled."""
-    async with grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS) as connection:
-        watch = connection.unary_stream(
-            channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
-        )
-        connected = True
-        while True:
+    connected = True
+    while True:
+        async with access.connect_aio(lead) as connection:
+            watch = connection.unary_stream(
+                channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
+            )
             try:
-                async for view in watch(pb.WatchRequest(), wait_for_ready=True):
+                async for view in watch(pb.WatchRequest(), metadata=access.metadata):
                     connected = True
                     job.follow(_roster(view))
             except grpc.aio.AioRpcError as error:
                 if connected:
-                    log.warning("lost the lead at %s (%s); trying again", lead, error.details())
+                    reason = await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS)
+                    log.warning("lost the lead at %s (%s); trying again", lead, reason or error.details())
                 connected = False
-            await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def _roster(view: pb.RosterView) -> Roster:

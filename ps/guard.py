@@ -2,11 +2,15 @@
 
 An error of this project is the caller's to read: its sentence and class name travel. Anything else is a bug: it
 surfaces as INTERNAL with a number, and its traceback goes to the server's log under that number only.
+
+What a peer can cause at will, it can cause often: refusals of one kind are written a few at a time and then counted.
 """
 
 import functools
 import itertools
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,10 +18,15 @@ import grpc
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.status import status_of, trailers_of
+from torch_ps.ps.limits import Seldom
 from torch_ps.ps.metrics import Metrics
 
 log = logging.getLogger("torch_ps.ps")
 _numbers = itertools.count(1)
+_seldom: defaultdict[str, Seldom] = defaultdict(Seldom)  # by class of error
+
+#: Characters of a message that travel; a peer's own words in it may be megabytes, and metadata may not.
+MAX_MESSAGE = 1000
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -31,10 +40,13 @@ def guarded(handler: Handler, metrics: Metrics) -> Handler:
             return await handler(request, context)
         except PsError as error:
             metrics.refused.labels(type(error).__name__).inc()
-            log.warning("refused %s of %s: %s", handler.__name__, context.peer(), error)
-            await context.abort(status_of(error), str(error), trailers_of(error))
-        except grpc.RpcError:
-            raise  # the peer is gone; nobody is left to answer
+            text = str(error)[:MAX_MESSAGE]
+            if (kept := _seldom[type(error).__name__].ask(time.monotonic())) is not None:
+                more = f" ({kept} more {type(error).__name__} since the last line)" if kept else ""
+                log.warning("refused %s of %s: %s%s", handler.__name__, context.peer(), text, more)
+            await context.abort(status_of(error), text, trailers_of(error))
+        except (grpc.RpcError, grpc.aio.InternalError):
+            raise  # the peer is gone, before its call or while an answer was sent; nobody is left to answer
         except Exception:  # the one place where a bug must not take the server down
             number = next(_numbers)
             log.exception("bug %d in %s", number, handler.__name__)

@@ -40,7 +40,7 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor, doctor_of
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
-from torch_ps.ps.streams import Stream, Streams
+from torch_ps.ps.streams import Stream, Streams, Watch
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -53,6 +53,7 @@ class Job:
 
     Args:
         index, num_shards: which shard this is; 0 is the lead.
+        max_workers: most members of the roster.
         bucket_bytes: fp32 bytes that a bucket holds at most.
         clip_norm: largest norm of an update; 0 is none.
         ask_norm: how another shard than the lead asks it for the norm of an update.
@@ -70,6 +71,7 @@ class Job:
         executor: Executor,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
+        max_workers: int = 256,
         clip_norm: float = 0.0,
         ask_norm: Ask | None = None,
     ) -> None:
@@ -82,10 +84,10 @@ class Job:
         self.engine: Engine | None = None
         self.initialised = False
         self.roster = Roster()
-        self.membership = Membership(quorum=quorum, lease=lease) if index == 0 else None
+        self.membership = Membership(quorum=quorum, lease=lease, limit=max_workers) if index == 0 else None
         self.started = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
-        self.watchers: set[asyncio.Queue[Roster | None]] = set()  # None: the shard stops
+        self.watchers: set[Watch] = set()
         self.advice: list[str] = []  # warnings about the settings, for people
         self._executor, self._on_failure = executor, on_failure
         self._changed = asyncio.Event()
@@ -119,6 +121,7 @@ class Job:
         while True:
             if self._model is not None:
                 schema.check_same(self._model, model, worker)
+                model = self._model if model == self._model else model  # so that many who wait hold one
             if self.initialised or self._model is None:
                 break
             await self._until(

@@ -5,9 +5,8 @@ Source: https://prometheus.io/docs/practices/naming/
 
 import logging
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from torch_ps.common.address import Address
 from torch_ps.ps.core.stability import Reading
 
 log = logging.getLogger("torch_ps.ps")
@@ -63,12 +62,3 @@ class Metrics:
         """Show what the doctor has read. On any thread."""
         self.curvature.set(reading.curvature)
         self.rate_ratio.set(reading.ratio)
-
-    def serve(self, listen: Address) -> Address:
-        """Serve ``/metrics`` from a thread of its own; returns the address with the port that was bound.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
-        server, _ = start_http_server(listen.port, listen.host, registry=self.registry)
-        return Address(listen.host, server.server_port)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,18 +19,26 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
 from torch_ps.common.config import DEFAULT_SLACK, MOST_APPLY_THREADS, ServerConfig, parse_compensation, parse_shard
+from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
+from torch_ps.common.tls import Tls
+from torch_ps.common.token import TokenFile
+from torch_ps.ps import limits
 from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.door import Door
 from torch_ps.ps.follow import follow, norms_of
 from torch_ps.ps.job import Job
 from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.pages import Pages
 from torch_ps.ps.servicer import Servicer
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Seconds that open calls get to end when the server stops.
 GRACE = 1.0
+#: Seconds without a beat of the event loop after which a shard is not healthy.
+NO_BEAT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,15 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         failure.append(error)
         stop.set()
 
-    metrics = Metrics()
+    metrics, beat = Metrics(), Beat()
+    tls = Tls(config.tls_ca, config.tls_cert, config.tls_key) if config.tls_cert else None
+    token = TokenFile(config.token_file) if config.token_file else None
+    # Without a tls_ca the lead is believed if the chain behind this shard's own certificate vouches for it too.
+    as_client = tls and Tls(config.tls_ca or config.tls_cert, config.tls_cert, config.tls_key)
+    access = Access(as_client, token, config.insecure)
+    lead = address.parse(config.lead) if index else None
+    if lead is not None:
+        access.check(lead)
     compensation, strength = parse_compensation(config.delay_compensation)
     mode = Mode(
         name=config.mode,
@@ -84,29 +101,34 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             metrics=metrics,
             on_failure=on_failure,
             clip_norm=config.clip_norm,
-            ask_norm=norms_of(address.parse(config.lead), index) if index else None,
+            ask_norm=norms_of(lead, index, access) if lead is not None else None,
+            max_workers=config.max_workers,
         )
-        served = _serve_metrics(config, metrics)  # first: nothing has to be undone if this address is taken
-        server, listening = await _listen(config, job)
+        pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
+        server, listening = await _listen(config, job, tls, token)
         job.port = listening.port
-        background = asyncio.create_task(_lead(job) if index == 0 else follow(job, address.parse(config.lead)))
+        following = follow(job, lead, access) if lead is not None else _lead(job)
+        background = [asyncio.create_task(each) for each in (following, beat.keep())]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         log.info(
-            "shard %d of %d listens on %s; mode %s, %d worker%s to start%s",
+            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s",
             index,
             num_shards,
             listening,
+            _protection(tls, token),
             mode,
             config.workers,
             "" if config.workers == 1 else "s",
-            f"; metrics on http://{served}/metrics" if served else "",
+            f"; metrics on http://{pages.address}/metrics" if pages else "",
         )
-        on_ready(Ready(listening, served))
+        _warn(listening, tls, token)
+        on_ready(Ready(listening, pages.address if pages else None))
         await stop.wait()
         log.info("shard %d stops", index)
-        background.cancel()
+        for task in background:
+            task.cancel()
         job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
         await server.stop(GRACE)
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
@@ -120,16 +142,26 @@ def _apply_threads(config: ServerConfig) -> int:
     return config.apply_threads or min(len(os.sched_getaffinity(0)), MOST_APPLY_THREADS)
 
 
-async def _listen(config: ServerConfig, job: Job) -> tuple[grpc.aio.Server, Address]:
-    server = grpc.aio.server(options=channel.OPTIONS)
-    server.add_generic_rpc_handlers((Servicer(job).handlers(),))
+async def _listen(
+    config: ServerConfig, job: Job, tls: Tls | None, token: TokenFile | None
+) -> tuple[grpc.aio.Server, Address]:
+    server = grpc.aio.server(
+        interceptors=[Door(token, job.metrics)] if token is not None else [],
+        options=channel.server_options(2 * config.max_workers + 256),
+        maximum_concurrent_rpcs=4 * config.max_workers + 256,
+    )
+    most = int(config.max_model * 2**30) or limits.machine_memory()
+    server.add_generic_rpc_handlers((Servicer(job, max_workers=config.max_workers, max_model=most).handlers(),))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)
     await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
     wanted = address.parse(config.listen, free_port=True)
     try:
-        port = server.add_insecure_port(str(wanted))
+        if tls is None:
+            port = server.add_insecure_port(str(wanted))
+        else:
+            port = server.add_secure_port(str(wanted), port_credentials(tls))
     except RuntimeError:
         raise ConfigError(
             f"cannot listen on {wanted}: the port is in use or the address is not one of this machine; "
@@ -139,16 +171,48 @@ async def _listen(config: ServerConfig, job: Job) -> tuple[grpc.aio.Server, Addr
     return server, Address(wanted.host, port)
 
 
-def _serve_metrics(config: ServerConfig, metrics: Metrics) -> Address | None:
+def _protection(tls: Tls | None, token: TokenFile | None) -> str:
+    secured = "in the clear" if tls is None else "mutual TLS" if tls.ca else "TLS"
+    return f"{secured}, {'with' if token is not None else 'without'} token"
+
+
+def _warn(listening: Address, tls: Tls | None, token: TokenFile | None) -> None:
+    """Say what an address that others can reach is not protected against."""
+    if listening.loopback:
+        return
+    if token is None and (tls is None or not tls.ca):
+        log.warning("whoever reaches %s can take part: nothing asks who it is (tls_ca, token_file)", listening)
+    if tls is None:
+        log.warning("whoever is on the way to %s can read and change what is sent, a token too", listening)
+
+
+def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat") -> Pages | None:
     if config.metrics == "off":
         return None
     wanted = address.parse(config.metrics, free_port=True)
     try:
-        return metrics.serve(wanted)
+        return Pages(wanted, metrics.registry, lambda: beat.missing(time.monotonic()))
     except OSError as error:
         raise ConfigError(
             f"cannot serve metrics on {wanted}: {error.strerror}; choose another with --metrics, or off"
         ) from None
+
+
+class Beat:
+    """Whether the event loop still runs, told to other threads."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    async def keep(self) -> None:
+        while True:
+            self._last = time.monotonic()
+            await asyncio.sleep(1.0)
+
+    def missing(self, now: float) -> str:
+        """Why the shard is not healthy; "" if it is."""
+        silent = now - self._last
+        return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
 async def _lead(job: Job) -> None:

@@ -4,42 +4,61 @@ Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.frames
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from torch_ps.common import codecs, schema
 from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
-from torch_ps.common.errors import CorruptFrame, NoSharedMemory, ProtocolError, PsError, WaitTimeout
+from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Overloaded, ProtocolError, PsError
 from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.ps import limits
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
+from torch_ps.ps.limits import Rate
+from torch_ps.ps.readers import Readers, host_of
 from torch_ps.ps.status import status_of_job
-from torch_ps.ps.streams import Stream
+from torch_ps.ps.streams import Stream, Watch
 
 #: Seconds that a call without a deadline of its own may wait.
 DEFAULT_DEADLINE = 300.0
 #: Seconds that a stream may take to say who it is.
-HELLO_DEADLINE = 20.0
+HELLO_DEADLINE = 10.0
+#: Seconds that the one request of a call may take to arrive.
+REQUEST_DEADLINE = 20.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Frames = Iterator[tuple[pb.UpHeader, memoryview]]
 
 
 class Servicer:
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    """The methods of one shard.
+
+    Args:
+        max_workers: most workers of the job.
+        max_model: bytes that parameters and optimizer state of this shard may take.
+    """
+
+    def __init__(self, job: Job, *, max_workers: int, max_model: int) -> None:
+        self._job, self._max_workers, self._max_model = job, max_workers, max_model
+        self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
+        self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
+        self._joining = self._observing = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Every method under its name in the contract."""
 
         def unary(method: Any, request: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(
-                guarded(method, self._job.metrics), request.FromString, lambda reply: reply.SerializeToString()
+            return grpc.stream_unary_rpc_method_handler(
+                guarded(self._asked(method, request), self._job.metrics), None, lambda reply: reply.SerializeToString()
             )
 
         return grpc.method_handlers_generic_handler(
@@ -57,13 +76,32 @@ class Servicer:
                 "Exchange": grpc.stream_stream_rpc_method_handler(
                     guarded(self.exchange, self._job.metrics), None, None
                 ),
-                "WatchRoster": grpc.unary_stream_rpc_method_handler(
-                    guarded(self.watch_roster, self._job.metrics),
-                    pb.WatchRequest.FromString,
+                "WatchRoster": grpc.stream_stream_rpc_method_handler(
+                    guarded(self._asked(self.watch_roster, pb.WatchRequest), self._job.metrics),
+                    None,
                     lambda view: view.SerializeToString(),
                 ),
             },
         )
+
+    def _asked(self, method: Any, request: Any) -> Any:
+        """``method`` behind the reading of its one request."""
+
+        @functools.wraps(method)
+        async def call(frames: AsyncIterable[bytes], context: Context) -> Any:
+            name = request.DESCRIPTOR.name
+            async with aclosing(
+                _messages(frames)
+            ) as incoming:  # which would keep the message until a garbage collection
+                message = await self._requests.first(incoming, host_of(context), REQUEST_DEADLINE, name)
+            try:
+                asked = request.FromString(message)
+            except DecodeError:
+                raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
+            del message
+            return await method(asked, context)
+
+        return call
 
     async def describe(self, request: pb.DescribeRequest, context: Context) -> pb.JobDescription:
         job = self._job
@@ -82,13 +120,22 @@ class Servicer:
         )
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
+        self._joins.take(host_of(context), time.monotonic())
+        if self._joining >= self._max_workers:
+            raise Overloaded(f"{self._joining} workers wait for the first parameters, as many as --max-workers allows")
         left = context.time_remaining()
-        session, seed = await self._job.join(
-            request.worker,
-            request.rank if request.HasField("rank") else None,
-            schema.from_proto(request.model),
-            DEFAULT_DEADLINE if left is None else left * 0.95,  # so that our reason arrives before the deadline
-        )
+        model = self._model(request.model)
+        request.ClearField("model")
+        self._joining += 1
+        try:
+            session, seed = await self._job.join(
+                request.worker,
+                request.rank if request.HasField("rank") else None,
+                model,
+                DEFAULT_DEADLINE if left is None else left * 0.95,  # so that our reason arrives before the deadline
+            )
+        finally:
+            self._joining -= 1
         return pb.JoinReply(session=session, seed=seed, epoch=self._job.roster.epoch)
 
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
@@ -117,21 +164,21 @@ class Servicer:
             header, payload = unpack(frame, pb.SeedHeader)
             if not worker:
                 worker = header.worker
-                await self._job.begin_seed(worker, header.session, schema.from_proto(header.model))
+                await self._job.begin_seed(worker, header.session, self._model(header.model))
             else:
                 self._job.seed(header.bucket, payload)
         self._job.end_seed(worker)
         return pb.SeedReply()
 
-    async def exchange(self, frames: AsyncIterator[bytes], context: Context) -> None:
-        incoming = aiter(frames)
-        first = unpack_all(await _first(incoming), pb.UpHeader)
-        header, _ = next(first)
-        if header.WhichOneof("kind") != "hello":
-            raise CorruptFrame("the first frame of an Exchange has to be Hello")
-        stream = await self._job.open(header.hello)
-        self._take(stream, first)
-        reading = asyncio.create_task(self._read(stream, incoming))
+    async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        incoming = _messages(frames)
+        try:
+            stream, rest = await self._hello(incoming, context)
+        except PsError:
+            await incoming.aclose()
+            raise
+        self._observing += stream.worker is None
+        reading = asyncio.create_task(self._read(stream, rest, incoming))
         writing = asyncio.create_task(_write(stream, context))
         try:
             done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,10 +187,24 @@ class Servicer:
         finally:
             reading.cancel()
             writing.cancel()
+            self._observing -= stream.worker is None
             self._job.close(stream)
 
+    async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
+        """The stream, and the frames that travelled with its Hello."""
+        message = await self._hellos.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
+        frames = unpack_all(message, pb.UpHeader)
+        header, _ = next(frames)
+        if header.WhichOneof("kind") != "hello":
+            raise CorruptFrame("the first frame of an Exchange has to be Hello")
+        if not header.hello.worker and self._observing >= limits.MAX_OBSERVERS:
+            raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
+        return await self._job.open(header.hello), frames
+
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
-        queue: asyncio.Queue[Roster | None] = asyncio.Queue()
+        if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
+            raise Overloaded(f"{len(self._job.watchers)} callers watch the roster already; try again later")
+        queue = Watch()
         queue.put_nowait(self._job.roster)
         self._job.watchers.add(queue)
         try:
@@ -152,17 +213,34 @@ class Servicer:
         finally:
             self._job.watchers.discard(queue)
 
-    async def _read(self, stream: Stream, messages: AsyncIterator[bytes]) -> None:
-        async for message in messages:
-            self._job.heard(stream)
-            self._take(stream, unpack_all(message, pb.UpHeader))
+    def _model(self, message: pb.Model) -> schema.Model:
+        """A model that came over the wire, if this shard has room for it."""
+        model, job = schema.from_proto(message), self._job
+        limits.check_model(model, num_shards=job.num_shards, bucket_bytes=job.bucket_bytes, most_bytes=self._max_model)
+        return model
 
-    def _take(self, stream: Stream, frames: Iterable[tuple[pb.UpHeader, memoryview]]) -> None:
+    @property
+    def _most_waiting(self) -> int:
+        """Bytes of answers that may wait for one worker: each bucket twice, for it may ask again after a timeout."""
+        engine = self._job.engine
+        buckets = len(engine.core.versions) if engine is not None else 0
+        return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
+
+    async def _read(self, stream: Stream, first: Frames, incoming: AsyncGenerator[bytes]) -> None:
+        async with aclosing(incoming):
+            await self._take(stream, first)
+            async for message in incoming:
+                self._job.heard(stream)
+                stream.outbox.most = self._most_waiting
+                await self._take(stream, unpack_all(message, pb.UpHeader))
+
+    async def _take(self, stream: Stream, frames: Frames) -> None:
         for header, payload in frames:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
                     self._job.working().push(stream, header.push, payload)
                 case "pull":
+                    await stream.room()
                     self._job.working().pull(stream, header.pull.bucket)
                 case "renew":
                     pass
@@ -171,18 +249,18 @@ class Servicer:
                     raise ProtocolError(f"{who} cannot send {kind} here")
 
 
-async def _first(frames: AsyncIterator[bytes]) -> bytes:
-    try:
-        async with asyncio.timeout(HELLO_DEADLINE):
-            return await anext(frames, b"")
-    except TimeoutError:
-        raise WaitTimeout(f"no Hello came within {HELLO_DEADLINE:g} s of opening the stream") from None
+def _messages(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
+    """GRPC's generator of messages, which keeps the last one until it is closed."""
+    generator: Any = aiter(frames)
+    return generator  # type: ignore[no-any-return]
 
 
 async def _write(stream: Stream, context: Context) -> None:
     while True:
-        for message in messages(await _waiting(stream.outbox)):
+        frames = await _waiting(stream.outbox)
+        for message in messages(frames):
             await context.write(message)
+        stream.wrote(len(frames))
 
 
 async def _waiting(outbox: asyncio.Queue[bytes | PsError]) -> list[bytes]:

@@ -1,14 +1,55 @@
 """The open Exchange streams of one shard, by worker and session."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.errors import PsError, UnknownWorker
+from torch_ps.common.errors import Overloaded, PsError, UnknownWorker
+from torch_ps.ps import limits
 from torch_ps.ps.core.effects import Evict
+from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.metrics import Metrics
+
+
+class Outbox(asyncio.Queue[bytes | PsError]):
+    """Frames that wait to be sent; an error in it ends the stream.
+
+    Attributes:
+        most: bytes that may wait. With more the peer does not read: the frames are dropped and the stream ends.
+    """
+
+    _queue: deque[bytes | PsError]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = limits.WORKER_BYTES
+        self.bytes = 0
+        self._full = False
+
+    def _put(self, item: bytes | PsError) -> None:
+        if self._full:
+            return
+        self.bytes += 0 if isinstance(item, PsError) else len(item)
+        if self.bytes > self.most:
+            item = Overloaded(f"{self.bytes} bytes of answers wait and are not read; the stream ends")
+            self._queue.clear()
+            self.bytes, self._full = 0, True
+        self._queue.append(item)
+
+    def _get(self) -> bytes | PsError:
+        item = self._queue.popleft()
+        self.bytes -= 0 if isinstance(item, PsError) else len(item)
+        return item
+
+
+class Watch(asyncio.Queue[Roster | None]):
+    """Rosters that wait for one watcher, None: the shard stops. One that does not read misses the oldest of them."""
+
+    def _init(self, maxsize: int) -> None:
+        self._queue: deque[Roster | None] = deque(maxlen=limits.MAX_ROSTERS)
 
 
 @dataclass(eq=False)
@@ -22,10 +63,27 @@ class Stream:
     worker: str | None
     session: int
     codec: Codec
-    outbox: asyncio.Queue[bytes | PsError] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=Outbox)
     copies: Copies = field(default_factory=Copies)
     bytes_pushed: int = 0
     bytes_pulled: int = 0
+    pulls: int = 0  # of an observer, not answered yet
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def room(self) -> None:
+        """Wait until an observer has read enough for its next pull to be taken. A worker is bounded by its outbox."""
+        if self.worker is not None:
+            return
+        while self.pulls >= limits.OBSERVER_PULLS:
+            self.answered.clear()
+            await self.answered.wait()
+        self.pulls += 1
+
+    def wrote(self, num_frames: int) -> None:
+        """So many frames have left."""
+        if self.worker is None:
+            self.pulls -= num_frames
+            self.answered.set()
 
 
 class Streams:

@@ -41,6 +41,8 @@ PURE = (
 WIRE = (
     "common/status.py",
     "common/channel.py",
+    "common/credentials.py",
+    "ps/door.py",
     "ps/follow.py",
     "ps/guard.py",
     "ps/server.py",
@@ -221,6 +223,34 @@ def test_loading_a_folder_loads_no_folder_that_it_may_not_see(folder: str) -> No
     assert f"torch_ps.{folder}" in loaded
     hidden = {f"torch_ps.{each}" for each in set(MAY_IMPORT) - MAY_IMPORT[folder]}
     assert {name for name in loaded if within(name, hidden)} == set()
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_loaded_modules_hold_nothing_that_unpickles(folder: str) -> None:
+    assert holders(load_all(folder)) == set()
+
+
+def test_planted_pickle_in_a_loaded_module_is_seen() -> None:
+    plant = "import torch_ps.common.errors as module\nimport importlib\n"
+    assert holders(plant + "module.p = importlib.import_module('pickle')") == {"torch_ps.common.errors.p"}
+    assert holders(plant + "import torch\nmodule.load = torch.load") == {"torch_ps.common.errors.load"}
+
+
+def holders(code: str) -> set[str]:
+    """Names in our modules, once ``code`` has run, that are a module or a function which unpickles."""
+    program = f"""
+import sys
+{code}
+unsafe = {sorted(PICKLES)!r}
+for name, module in list(sys.modules.items()):
+    if name.startswith("torch_ps"):
+        for key, value in vars(module).items():
+            home = getattr(value, "__name__", "") if isinstance(value, type(sys)) else getattr(value, "__module__", "")
+            what = (home, getattr(value, "__name__", ""))
+            if str(home).partition(".")[0] in unsafe or what == ("torch.serialization", "load"):
+                print(f"{{name}}.{{key}}")
+"""
+    return set(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split())
 
 
 def test_importing_torch_ps_is_cheap() -> None:

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
         ServerStopped,
         StaleGradient,
         StepConflict,
+        Unauthenticated,
         UnknownCodec,
         UnknownWorker,
         Unreachable,
         WaitTimeout,
     )
     from torch_ps.common.optim import OptimizerSpec
+    from torch_ps.common.tls import Tls
     from torch_ps.worker.client import Client, PushResult, Snapshot
     from torch_ps.worker.data import shard
     from torch_ps.worker.optimizer import ParameterServerOptimizer
@@ -60,6 +62,8 @@ __all__ = [
     "StaleGradient",
     "StepConflict",
     "Task",
+    "Tls",
+    "Unauthenticated",
     "UnknownCodec",
     "UnknownWorker",
     "Unreachable",
@@ -76,6 +80,7 @@ _MODULES = {
     "PushResult": "worker.client",
     "Snapshot": "worker.client",
     "Task": "worker.tasks",
+    "Tls": "common.tls",
     "register_codec": "common.codecs",
     "shard": "worker.data",
 }

@@ -79,6 +79,8 @@ def _run_task(worker: WorkerConfig) -> None:
     from torch_ps.worker.train import prepare, train
 
     torch.set_num_threads(worker.threads)
+    if worker.insecure:
+        os.environ["PS_INSECURE"] = "1"  # as a script's optimizer finds it
     named = dataclasses.replace(worker, name=worker.name or default_name())
     log.setup(f"worker {named.name}", level=worker.log_level)
     train(prepare(named, _local_rank()))

@@ -23,6 +23,8 @@ from torch_ps.common.errors import ConfigError, ModelMismatch, NotInitialised
 from torch_ps.common.optim import OptimizerSpec, changed
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.common.tls import Tls
+from torch_ps.worker.access import access
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.flat import Flat, gather
 from torch_ps.worker.session import Session
@@ -91,11 +93,16 @@ class Client:
         feedback: whether what a codec leaves out is added to the next push: "auto" for biased ones, "on", "off".
         compress_warmup: steps in which topk and randk send more than their density.
         plane: "auto" shares memory with servers on this host, "memory" insists on it, "network" does not.
+        tls: path of the authorities (PEM) that the servers' certificates have to be of, or a ``torch_ps.Tls`` that also
+            has a certificate to show; ``$PS_TLS_CA``, ``$PS_TLS_CERT`` and ``$PS_TLS_KEY`` if None.
+        token_file: path of the job's secret; ``$PS_TOKEN_FILE`` if None.
+        insecure: whether the token may travel in the clear to other machines.
         timeout: seconds that ``push`` and ``pull`` may wait for other workers.
 
     Raises:
         ConfigError: an argument is wrong.
         Unreachable: a server does not answer; names its address.
+        Refused: TLS does not fit, or the token (``Unauthenticated``); says what.
 
     One client is for one thread at a time.
     """
@@ -111,6 +118,9 @@ class Client:
         feedback: str = "auto",
         compress_warmup: int = 0,
         plane: str = "auto",
+        tls: Tls | str | None = None,
+        token_file: str | None = None,
+        insecure: bool | None = None,
         timeout: float = 300.0,
     ) -> None:
         self.name = name or default_name()
@@ -123,6 +133,7 @@ class Client:
             compress_pull=compress_pull,
             timeout=timeout,
             plane=plane,
+            access=access(tls, token_file, insecure),
         )
         self._session.on_values = self._write
         self._model: Model | None = None

@@ -26,6 +26,8 @@ from torch_ps.common.config import WorkerConfig
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
+from torch_ps.common.tls import Tls
+from torch_ps.worker.access import access_fields, access_in
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
@@ -76,6 +78,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
             always, "off" never. With local steps there is nothing to send before the last one.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
+        tls, token_file: as for ``torch_ps.Client``: whom to believe and what to show, and the job's secret.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
@@ -110,6 +113,8 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         outer_momentum: float | None = None,
         overlap: str | None = None,
         plane: str | None = None,
+        tls: Tls | str | None = None,
+        token_file: str | None = None,
         timeout: float | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -127,6 +132,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             "outer_momentum": outer_momentum,
             "overlap": overlap,
             "plane": plane,
+            **access_fields(tls, token_file),
             "timeout": timeout,
         }
         config = dataclasses.replace(
@@ -140,8 +146,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         self.weight = 1.0
         self._micro_step, self._earlier_weight = 0, 0.0
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
-        local = config.local_steps > 1
-        self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
+        self._served = Served(outer_optimizer(optimizer, config) if (local := config.local_steps > 1) else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
         self._flat = Flat([*self._parameters, *buffers])
         self._compressor = Compressor(
@@ -155,6 +160,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             compress_pull=config.compress_pull,
             timeout=config.timeout,
             plane=config.plane,
+            access=access_in(config),
         )
         self._session.on_values = self._flat.write
         self._close = weakref.finalize(self, self._session.close)

@@ -1,11 +1,17 @@
-"""The first question to all shards: are they one job's, in order, and able to do what this worker asks?"""
+"""The first questions: are all shards one job's, in order, able to do what this worker asks, and do they let it in?"""
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from torch_ps.common.errors import ConfigError
+from torch_ps.common.errors import ConfigError, Overloaded
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
+
+log = logging.getLogger("torch_ps.worker")
+
+#: Seconds after which a lead that took no more workers is asked again.
+AGAIN_SECONDS = 2.0
 
 
 def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -> pb.JobDescription:
@@ -37,3 +43,21 @@ def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -
             if codec.partition(":")[0] not in job.codec:
                 raise ConfigError(f"{link.address} has no codec {codec!r}; start ps-serve with --codecs MODULE too")
     return jobs[0]
+
+
+def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
+    """Join; where the lead takes no more at the moment, it is asked again.
+
+    Raises:
+        Overloaded: it still takes no more after ``seconds``.
+        PsError: what else it says.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return lead.join(request, max(deadline - time.monotonic(), 0.1))
+        except Overloaded as error:
+            if time.monotonic() + AGAIN_SECONDS > deadline:
+                raise
+            log.warning("%s; trying again", error)
+            time.sleep(AGAIN_SECONDS)

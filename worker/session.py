@@ -22,6 +22,7 @@ from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.config import PLANES
+from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.errors import (
     ConfigError,
     CorruptFrame,
@@ -38,7 +39,7 @@ from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.plane import Planes
-from torch_ps.worker.servers import describe_all
+from torch_ps.worker.servers import admitted, describe_all
 from torch_ps.worker.transport import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -78,6 +79,7 @@ class Session:
         compress_pull: codec of pulls.
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none.
         timeout: seconds that a wait for other workers may take.
+        access: how the servers are spoken to.
 
     Raises:
         ConfigError: an unknown codec, or the addresses are not those of one job's shards in order.
@@ -93,6 +95,7 @@ class Session:
         compress_pull: str,
         timeout: float,
         plane: str = "auto",
+        access: Access = OPEN,
     ) -> None:
         if not timeout > 0:
             raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
@@ -112,7 +115,7 @@ class Session:
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
-        self._links = [Link(address) for address in servers]
+        self._links = [Link(address, access) for address in servers]
         try:
             self.job = self._describe()
         except PsError:
@@ -151,7 +154,7 @@ class Session:
             WaitTimeout: the first worker has not sent the parameters.
         """
         request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
-        reply = self._links[0].join(request, self.timeout)
+        reply = admitted(self._links[0], request, self.timeout)
         self._session, self._epoch = reply.session, reply.epoch
         hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
         self._start(model, hello)

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torch_ps.common import address
+from torch_ps.common import address, protection
+from torch_ps.common.credentials import access_of
 from torch_ps.common.errors import PsError
 from torch_ps.common.options import Check, Command, option, options_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -24,6 +25,11 @@ class StatusConfig:
         check=Check("", lambda text: not text or bool(address.parse_list(text))),
         common=True,
     )
+    tls_ca: str = protection.tls_ca()
+    tls_cert: str = protection.tls_cert()
+    tls_key: str = protection.tls_key()
+    token_file: str = protection.token_file()
+    insecure: bool = protection.insecure()
     timeout: float = option(5.0, "longest wait for a server", unit="seconds", check=Check("> 0", lambda s: s > 0))
 
 
@@ -36,7 +42,8 @@ def main(status: StatusConfig) -> None:
     ps-status --servers 127.0.0.1:50051
     """
     try:
-        links = [Link(each) for each in addresses_of(status.servers or None)]
+        access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
+        links = [Link(each, access) for each in addresses_of(status.servers or None)]
         replies = [link.status(status.timeout) for link in links]
     except PsError as error:
         raise click.ClickException(str(error)) from None

@@ -20,6 +20,7 @@ from torch_ps.common.config import WorkerConfig
 from torch_ps.common.errors import ConfigError
 from torch_ps.worker import batch_size, tasks
 from torch_ps.worker import device as devices
+from torch_ps.worker.access import tls_in
 from torch_ps.worker.events import Events
 from torch_ps.worker.optimizer import ParameterServerOptimizer
 from torch_ps.worker.precision import Precision
@@ -93,6 +94,8 @@ def train(setting: Setting) -> None:
             outer_momentum=config.outer_momentum,
             overlap=config.overlap,
             plane=config.plane,
+            tls=tls_in(config),
+            token_file=config.token_file,
             timeout=config.timeout,
         )
         with optimizer:

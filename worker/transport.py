@@ -6,25 +6,32 @@
 Rules of this file
   1. Frames are bytes; what they mean is the session's business. Several may travel as one message.
   2. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
+  3. A connection that is made again is made with the certificates as they are then, and every call shows the token as
+     it is then.
 """
 
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from torch_ps.common import channel
+from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
-from torch_ps.common.errors import PsError, Unreachable, WaitTimeout
+from torch_ps.common.credentials import OPEN, Access
+from torch_ps.common.errors import PsError, Refused, Unreachable, WaitTimeout
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 
 Reply = TypeVar("Reply", bound=Message)
+
+#: Seconds in which a port has to show why a connection fails.
+PROBE_SECONDS = 3.0
 
 OnMessage = Callable[[bytes], None]
 OnEnd = Callable[[PsError], None]
@@ -89,24 +96,47 @@ class Link:
 
     Args:
         address: of the shard.
+        access: how it is spoken to.
+
+    Raises:
+        ConfigError: the token would travel in the clear to another machine.
     """
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self._channel = grpc.insecure_channel(str(address), options=channel.OPTIONS)
-        exchange: Any = self._channel.stream_stream(channel.method("Exchange"), None, None)  # raw frames both ways
-        self.exchange: Callable[[Iterator[bytes]], Any] = exchange
+    def __init__(self, address: Address, access: Access = OPEN) -> None:
+        access.check(address)
+        self.address, self._access = address, access
+        self._connect()
+
+    def _connect(self) -> None:
+        self._mark = self._access.mark
+        self._channel = self._access.connect(self.address)
+
+    def exchange(self, frames: Iterator[bytes]) -> Any:
+        """Open an Exchange, raw frames both ways."""
+        call: Any = self._channel.stream_stream(channel.method("Exchange"), None, None)
+        return call(frames, metadata=self._access.metadata)
 
     def describe(self, seconds: float) -> pb.JobDescription:
-        """What the shard is; waits until it answers.
+        """What the shard is; waits until it answers. A link that broke is made again by it.
 
         Raises:
             Unreachable: it did not within ``seconds``; names the address and the reason.
+            Refused: TLS or the token is not right, which waiting would not change; says which side and what.
         """
+        if self._access.mark != self._mark:
+            self._connect()  # calls that are under way end on the connection that they began on
+        request, deadline = pb.DescribeRequest(), time.monotonic() + seconds
         try:
-            return self._unary("Describe", pb.DescribeRequest(), pb.JobDescription, seconds, wait=True)
+            return self._unary("Describe", request, pb.JobDescription, seconds)
         except WaitTimeout:
-            reason = self._why()
+            reason = "it takes the call and does not answer"
+        except Unreachable:  # it may come up in time, unless what answers there will never do
+            self._check_tls(seconds)
+            try:
+                left = max(deadline - time.monotonic(), 0.1)
+                return self._unary("Describe", request, pb.JobDescription, left, wait=True)
+            except WaitTimeout:
+                reason = self._why()
         raise Unreachable(
             f"no server answers at {self.address} within {seconds:g} s ({reason}); "
             "check the address and that ps-serve runs there"
@@ -130,12 +160,25 @@ class Link:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 
     def status(self, seconds: float) -> pb.StatusReply:
-        return self._unary("Status", pb.StatusRequest(), pb.StatusReply, seconds)
+        try:
+            return self._unary("Status", pb.StatusRequest(), pb.StatusReply, seconds)
+        except Unreachable:
+            self._check_tls(seconds)
+            raise
+
+    def _check_tls(self, seconds: float) -> None:
+        """After a connection has failed: whether it is for a reason of TLS, which gRPC does not tell.
+
+        Raises:
+            Refused: it is; says which side and what.
+        """
+        if wrong := probe.why(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
+            raise Refused(wrong)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:
         call: Callable[..., Any] = self._channel.stream_unary(channel.method("Seed"), None, pb.SeedReply.FromString)
         try:
-            call(iter(frames), timeout=seconds)
+            call(iter(frames), timeout=seconds, metadata=self._access.metadata)
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
 
@@ -148,7 +191,7 @@ class Link:
         watch = self._channel.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
         )
-        call = watch(pb.WatchRequest(), timeout=seconds)
+        call = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
         try:
             yield from call
         except grpc.RpcError as failure:
@@ -164,6 +207,6 @@ class Link:
             channel.method(name), type(request).SerializeToString, reply.FromString
         )
         try:
-            return call(request, timeout=seconds, wait_for_ready=wait)
+            return call(request, timeout=seconds, wait_for_ready=wait, metadata=self._access.metadata)
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch_ps.common.errors import ConfigError, NameTaken, ProtocolError, UnknownWorker
+from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ProtocolError, UnknownWorker
 from torch_ps.ps.core.effects import Announce, Effect, Effects, Evict
 
 MAX_NAME = 100
@@ -89,9 +89,10 @@ class Membership:
     Args:
         quorum: workers that the first synchronous step waits for, >= 1.
         lease: seconds of silence after which a worker is evicted, > 0.
+        limit: most members at a time, >= quorum.
     """
 
-    def __init__(self, *, quorum: int, lease: float) -> None:
+    def __init__(self, *, quorum: int, lease: float, limit: int = 100_000) -> None:
         if quorum < 1:
             raise ConfigError(f"workers must be >= 1; got {quorum}")
         if not lease > 0:
@@ -99,6 +100,7 @@ class Membership:
         self.roster = Roster()
         self._quorum = quorum
         self._lease = lease
+        self._limit = limit
         self._seen: dict[str, float] = {}
 
     def join(
@@ -115,6 +117,7 @@ class Membership:
 
         Raises:
             NameTaken: another live member has this rank or (with replace False) this name.
+            Overloaded: there are as many members as may be.
             ProtocolError: a bad name or rank.
         """
         if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
@@ -131,6 +134,10 @@ class Membership:
                     f"rank {rank} belongs to worker {m.name!r}, last heard of {now - self._seen[m.name]:.1f} s ago; "
                     f"choose another rank or wait until its lease of {self._lease:g} s has run out"
                 )
+        if len(others) >= self._limit:
+            raise Overloaded(
+                f"worker {name!r} cannot join: the job has {len(others)} workers, as many as --max-workers allows"
+            )
         epoch = self.roster.epoch + 1
         member = Member(name, epoch, rank, open_step + 1 if self.roster.open else open_step)
         effects: list[Effect] = []

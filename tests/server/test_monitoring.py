@@ -1,5 +1,8 @@
 """What a shard tells about itself: gRPC health, /metrics, Status. All of it agrees with what was pushed."""
 
+import socket
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -7,12 +10,16 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.quadratic import quadratics, round_robin
 from torch_ps.common import channel
+from torch_ps.common.address import Address, parse
+from torch_ps.ps.pages import VISITORS, Pages
+from torch_ps.ps.server import Beat
 
 STEPS, SIZE = 11, 3
 
@@ -45,6 +52,34 @@ def test_health_service_of_every_shard_says_serving(servers: Servers, shard: int
         request = health_pb2.HealthCheckRequest(service=service)
         reply = health_pb2_grpc.HealthStub(connection).Check(request, timeout=30)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_health_page_of_every_shard_says_serving(servers: Servers, shard: int) -> None:
+    with urllib.request.urlopen(f"http://{servers.metrics[shard]}/health", timeout=30) as page:
+        assert (page.status, page.read()) == (200, b"serving\n")
+
+
+def test_health_page_says_why_a_shard_does_not_work() -> None:
+    beat = Beat()
+    assert beat.missing(time.monotonic()) == ""
+    pages = Pages(Address("127.0.0.1", 0), CollectorRegistry(), lambda: beat.missing(time.monotonic() + 60))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://{pages.address}/health", timeout=30)
+    assert caught.value.code == 503
+    assert b"the event loop has not run for 60 s" in caught.value.read()
+    caught.value.close()
+    pages.shutdown()
+    pages.server_close()
+
+
+def test_silent_visitors_of_the_pages_do_not_keep_others_out(servers: Servers) -> None:
+    where = parse(servers.metrics[0])
+    silent = [socket.create_connection(where, 10) for _ in range(VISITORS)]
+    with urllib.request.urlopen(f"http://{where}/health", timeout=30) as page:  # when their time is over
+        assert page.read() == b"serving\n"
+    for visitor in silent:
+        visitor.close()
 
 
 def test_counters_agree_with_what_was_pushed(servers: Servers) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from tests.support.processes import Child
 from torch_ps.common import address
 from torch_ps.common.config import ServerConfig
+from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.options import arguments_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
@@ -29,11 +30,12 @@ SECONDS = 60.0
 
 @dataclass
 class Servers:
-    """The servers of one job; as text, what ``servers`` of a client wants."""
+    """The servers of one job; as text, what ``servers`` of a client wants. ``access`` is how ``status`` asks."""
 
     addresses: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
     processes: list[Child] = field(default_factory=list)
+    access: Access = OPEN
 
     def __str__(self) -> str:
         return ",".join(self.addresses)
@@ -43,7 +45,7 @@ class Servers:
         return "\n".join(process.output for process in self.processes)
 
     def status(self, shard: int = 0) -> pb.StatusReply:
-        link = Link(address.parse(self.addresses[shard]))
+        link = Link(address.parse(self.addresses[shard]), self.access)
         try:
             return link.status(SECONDS)
         finally:

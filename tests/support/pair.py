@@ -6,12 +6,14 @@ mode x falls by exactly 1 a step.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
+from torch_ps.worker.access import access
 
 SIZE = 8
 SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)
@@ -39,12 +41,22 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(*, lease: float = 15.0, shards: int = 1, timeout: float = 60.0) -> Iterator[Pair]:
+def pair(
+    *,
+    lease: float = 15.0,
+    shards: int = 1,
+    timeout: float = 60.0,
+    tls: torch_ps.Tls | None = None,
+    token_file: str | None = None,
+    **settings: Any,
+) -> Iterator[Pair]:
+    """``tls`` is that of the workers, ``token_file`` of all; ``settings`` are further options of the servers."""
     with (
-        job(workers=2, lease=lease, shards=shards) as servers,
-        torch_ps.Client(str(servers), name="w0", timeout=timeout) as first,
-        torch_ps.Client(str(servers), name="w1", timeout=timeout) as second,
+        job(workers=2, lease=lease, shards=shards, token_file=token_file or "", **settings) as servers,
+        torch_ps.Client(str(servers), name="w0", timeout=timeout, tls=tls, token_file=token_file) as first,
+        torch_ps.Client(str(servers), name="w1", timeout=timeout, tls=tls, token_file=token_file) as second,
     ):
+        servers.access = access(tls, token_file, None)
         for worker in (first, second):
             worker.init(model(), SPEC)
         found = Pair(servers, [first, second])

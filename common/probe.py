@@ -1,0 +1,95 @@
+"""Why a connection to a server fails: one look at its port with the ssl module, and a sentence.
+
+    gRPC says "failed to connect", for many reasons alike. So look:
+
+    TCP --> TLS handshake --> the server's first byte
+     |        |                 '- none: it refuses our certificate, or that there is none
+     |        '- its certificate: expired, of another authority, for another name; or it does not speak TLS at all
+     '- not even that: gRPC's own words are enough
+
+Rules of this file
+  1. Nothing of ours is sent but a certificate; no token.
+  2. Every look has a deadline. Whatever cannot be told is told by nobody: None.
+
+Source: https://www.openssl.org/docs/man3.0/man3/X509_STORE_CTX_get_error.html for the numbers.
+"""
+
+import socket
+import ssl
+from contextlib import suppress
+
+from torch_ps.common.address import Address
+from torch_ps.common.tls import Tls, load, own_fault
+
+_EXPIRED, _NOT_YET = 10, 9
+_OTHER_AUTHORITY = {18, 19, 20, 21}
+_OTHER_NAME = {62, 64}
+
+
+def why(address: Address, tls: Tls | None, seconds: float) -> str | None:
+    """What TLS has to do with it, as a sentence; None if nothing that can be seen.
+
+    Args:
+        seconds: for the whole look, of which TCP, the handshake and the first byte may each take a part.
+    """
+    try:
+        plain = socket.create_connection(address, seconds / 3)
+    except OSError:
+        return None
+    with plain:
+        plain.settimeout(seconds / 3)
+        return _with_tls(plain, address, tls) if tls is not None else _without(plain, address)
+
+
+def _without(plain: socket.socket, address: Address) -> str | None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with suppress(OSError), context.wrap_socket(plain):
+        return (
+            f"server {address} speaks TLS only and this process speaks in the clear; give it the authority of the "
+            "server's certificate (tls_ca, --tls-ca)"
+        )
+    return None
+
+
+def _with_tls(plain: socket.socket, address: Address, tls: Tls) -> str | None:
+    context = ssl.create_default_context(cafile=tls.ca or None)
+    context.set_alpn_protocols(["h2"])
+    if tls.cert:
+        load(context, tls.cert, tls.key)
+    try:
+        with context.wrap_socket(plain, server_hostname=address.host) as secured:
+            return None if secured.recv(1) else _refused(address, tls)
+    except ssl.SSLCertVerificationError as error:
+        return _not_believed(address, tls, error)
+    except ssl.SSLError as error:
+        if "ALERT" in (error.reason or ""):
+            return _refused(address, tls)
+        return f"server {address} does not speak TLS; start it with tls_cert and tls_key, or leave TLS out here"
+    except ConnectionError:
+        return f"server {address} does not speak TLS, or ends the handshake"
+    except OSError:
+        return None
+
+
+def _not_believed(address: Address, tls: Tls, error: ssl.SSLCertVerificationError) -> str:
+    subject = f"the certificate of server {address}"
+    if error.verify_code == _EXPIRED:
+        return f"{subject} has expired; it has to be renewed there (ps-serve reads the files again by itself)"
+    if error.verify_code == _NOT_YET:
+        return f"{subject} is not valid yet; compare the clocks of both machines"
+    if error.verify_code in _OTHER_AUTHORITY:
+        believed = f"of tls_ca {tls.ca}" if tls.ca else "that this system trusts"
+        return f"{subject} is not of an authority {believed}: wrong tls_ca here, or a stranger there"
+    if error.verify_code in _OTHER_NAME:
+        return f"{subject} is for another name than {address.host}; make one with that name in it, or use its name"
+    return f"{subject} cannot be verified: {error.verify_message}"
+
+
+def _refused(address: Address, tls: Tls) -> str:
+    if not tls.cert:
+        return f"server {address} wants a certificate of its clients; give tls_cert and tls_key"
+    fault = own_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.ca else ""
+    reason = f": {fault}" if fault else ", though it is of the authority in tls_ca here" if tls.ca else ""
+    return f"server {address} refuses the certificate {tls.cert}{reason}"

@@ -1,0 +1,87 @@
+"""Files that are read again when they change: certificates, keys and tokens, renewed under a running process.
+
+    value --> changed since the last look? --no--> what was made from them before
+                                           --yes-> read all, make; no good? keep the old value and say so once
+
+Rules of this file
+  1. What is made from the files is made from all of them together, and never from a mixture of two moments.
+  2. The first reading raises; later ones keep what was good.
+
+Cost: one ``stat`` per file and look.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from torch_ps.common.errors import ConfigError
+
+log = logging.getLogger("torch_ps")
+
+#: More than any certificate chain or token has; a device or a wrong file must not fill the memory.
+MAX_BYTES = 1 << 20
+
+T = TypeVar("T")
+_Marks = tuple[tuple[int, int, int] | None, ...]
+
+
+class Watched(Generic[T]):
+    """What ``make`` makes from the contents of ``paths``.
+
+    Raises:
+        ConfigError: a file cannot be read, or ``make`` refuses what is in it.
+    """
+
+    def __init__(self, paths: Sequence[str], make: Callable[[Sequence[bytes]], T]) -> None:
+        self.paths, self._make = tuple(paths), make
+        self._marks = self._look()
+        self._value = self._read()
+
+    @property
+    def value(self) -> T:
+        self.refresh()
+        return self._value
+
+    def refresh(self) -> bool:
+        """Look at the files. True if there is a new value."""
+        marks = self._look()
+        if marks == self._marks:
+            return False
+        try:
+            value = self._read()
+        except ConfigError as error:
+            log.warning("%s; what was read before stays in force", error)
+            self._marks = marks
+            return False
+        if marks != self._look():
+            return False  # they change at this moment; the next look sees them whole
+        self._marks, self._value = marks, value
+        log.info("%s changed and is read again", ", ".join(self.paths))
+        return True
+
+    def _look(self) -> _Marks:
+        return tuple(map(_mark, self.paths))
+
+    def _read(self) -> T:
+        return self._make([_content(path) for path in self.paths])
+
+
+def _mark(path: str) -> tuple[int, int, int] | None:
+    """Another one when the file is another one; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; it is no certificate, key or token")
+    return content
