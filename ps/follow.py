@@ -16,12 +16,16 @@ from torch_ps.ps.clip import Ask
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.job import Job
+from torch_ps.ps.keeper import Tell
+from torch_ps.ps.state import Kept
 
 log = logging.getLogger("torch_ps.ps")
 
 RETRY_SECONDS = 0.5
 #: Seconds after which a question that the lead has not answered is asked again.
 ASK_SECONDS = 30.0
+#: Seconds in which the lead has to have read its part of a checkpoint.
+LEAD_SECONDS = 300.0
 
 
 def norms_of(lead: Address, shard: int) -> Ask:
@@ -49,6 +53,44 @@ def norms_of(lead: Address, shard: int) -> Ask:
     return ask
 
 
+def report_to(lead: Address) -> Tell:
+    """How a shard tells the lead what has become of its part of a checkpoint."""
+
+    async def tell(kept: Kept, seconds: float) -> bool:
+        request = pb.KeptRequest(
+            shard=kept.shard, version=kept.version, size=kept.size, sha256=kept.sha256, error=kept.error
+        )
+        try:
+            async with grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS) as connection:
+                call = connection.unary_unary(
+                    channel.method("Kept"), pb.KeptRequest.SerializeToString, pb.KeptReply.FromString
+                )
+                await call(request, timeout=seconds, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            log.debug("the lead at %s does not hear of a checkpoint: %s", lead, error.details())
+            return False
+        return True
+
+    return tell
+
+
+async def resumed_version(lead: Address) -> int:
+    """The version that the lead has gone on from, 0: from none; waits until it answers.
+
+    Raises:
+        PsError: it does not.
+    """
+    async with grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS) as connection:
+        call = connection.unary_unary(
+            channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
+        )
+        try:
+            found: int = (await call(pb.DescribeRequest(), timeout=LEAD_SECONDS, wait_for_ready=True)).resumed_version
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, str(lead)) from None
+        return found
+
+
 async def follow(job: Job, lead: Address) -> None:
     """Feed every roster of the lead at ``lead`` to ``job``, until cancelled."""
     async with grpc.aio.insecure_channel(str(lead), options=channel.OPTIONS) as connection:
@@ -70,4 +112,4 @@ async def follow(job: Job, lead: Address) -> None:
 
 def _roster(view: pb.RosterView) -> Roster:
     members = (Member(m.worker, m.session, m.rank if m.HasField("rank") else None, m.first_step) for m in view.member)
-    return Roster(view.epoch, tuple(members), view.open)
+    return Roster(view.epoch, tuple(members), view.open, view.cut)

@@ -16,13 +16,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
-from torch_ps.common.config import DEFAULT_SLACK, ServerConfig, parse_compensation, parse_shard
+from torch_ps.common.config import (
+    DEFAULT_CHECKPOINT_SECONDS,
+    DEFAULT_SLACK,
+    ServerConfig,
+    parse_compensation,
+    parse_shard,
+)
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
+from torch_ps.ps.checkpoint import Checkpoints
 from torch_ps.ps.core.mode import Mode
-from torch_ps.ps.follow import follow, norms_of
+from torch_ps.ps.follow import follow, norms_of, report_to, resumed_version
 from torch_ps.ps.job import Job
+from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.resume import choose, restore
 from torch_ps.ps.servicer import Servicer
 
 log = logging.getLogger("torch_ps.ps")
@@ -85,10 +94,11 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             clip_norm=config.clip_norm,
             ask_norm=norms_of(address.parse(config.lead), index) if index else None,
         )
+        keeper = await _keeper(config, job) if config.checkpoint else None
         served = _serve_metrics(config, metrics)  # first: nothing has to be undone if this address is taken
         server, listening = await _listen(config, job)
         job.port = listening.port
-        background = asyncio.create_task(_lead(job) if index == 0 else follow(job, address.parse(config.lead)))
+        background = asyncio.create_task(_lead(job, keeper) if index == 0 else follow(job, address.parse(config.lead)))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -105,6 +115,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         on_ready(Ready(listening, served))
         await stop.wait()
         log.info("shard %d stops", index)
+        if keeper is not None and not failure:
+            await keeper.finish()
         background.cancel()
         job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
         await server.stop(GRACE)
@@ -146,8 +158,35 @@ def _serve_metrics(config: ServerConfig, metrics: Metrics) -> Address | None:
         ) from None
 
 
-async def _lead(job: Job) -> None:
-    """Watch the leases."""
+async def _keeper(config: ServerConfig, job: Job) -> Keeper:
+    """What keeps this shard's checkpoints; goes on from one if it is to.
+
+    Raises:
+        ConfigError: there are checkpoints and the job is not to go on from them.
+        CheckpointError: they cannot be used; says why.
+    """
+    checkpoints = Checkpoints(config.checkpoint)
+    resume = config.resume or config.resume_previous
+    tell: Tell | None = None
+    if job.membership is not None:
+        manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
+    else:
+        lead = address.parse(config.lead)
+        tell = report_to(lead)
+        version = await resumed_version(lead)
+        manifest = checkpoints.read(version) if version else None
+    seconds = config.checkpoint_seconds or (0.0 if config.checkpoint_every else DEFAULT_CHECKPOINT_SECONDS)
+    keeper = Keeper(job, checkpoints, every=config.checkpoint_every, seconds=seconds, keep=config.keep, tell=tell)
+    if manifest is not None:
+        restore(job, checkpoints, manifest)
+        keeper.facts.version = manifest.version
+    return keeper
+
+
+async def _lead(job: Job, keeper: Keeper | None) -> None:
+    """Watch the leases, and whether it is time for a checkpoint."""
     while True:
         await asyncio.sleep(min(job.lease / 8, 1.0))
         job.tick()
+        if keeper is not None:
+            keeper.plan()

@@ -19,6 +19,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
+from torch_ps.ps.state import Kept
 from torch_ps.ps.status import status_of_job
 from torch_ps.ps.streams import Stream
 
@@ -51,6 +52,7 @@ class Servicer:
                 "Leave": unary(self.leave, pb.LeaveRequest),
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
+                "Kept": unary(self.kept, pb.KeptRequest),
                 "Seed": grpc.stream_unary_rpc_method_handler(
                     guarded(self.seed, self._job.metrics), None, lambda reply: reply.SerializeToString()
                 ),
@@ -77,6 +79,7 @@ class Servicer:
             quorum=job.quorum,
             clip_norm=job.clip_norm,
             initialised=job.initialised,
+            resumed_version=job.resumed_version,
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
         )
@@ -110,6 +113,10 @@ class Servicer:
         group = (request.worker, request.session, request.step)
         square = await self._job.norm(group, request.shard, request.square)
         return pb.NormReply(dropped=square is None, square=square)
+
+    async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
+        self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
+        return pb.KeptReply()
 
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
         worker = ""
@@ -190,4 +197,5 @@ def roster_view(roster: Roster) -> pb.RosterView:
             pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
             for m in roster.members
         ],
+        cut=roster.cut,
     )

@@ -100,6 +100,10 @@ class Cut:
             self.taken = version, self._sections.export()
         return True
 
+    def rest(self, version: int) -> None:
+        """All buckets are at ``version`` and nothing goes on: that is a cut too."""
+        self.taken = version, self._sections.export()
+
 
 class Planner(Generic[R]):
     """The lead's part: when the next cut is, and whether the last one is whole.

@@ -144,8 +144,9 @@ class Membership:
         others = [m for m in others if m not in replaced]
         for m in others:
             if rank is not None and m.rank == rank:
+                silent = self.silent_for(m.name, now)
                 raise NameTaken(
-                    f"rank {rank} belongs to worker {m.name!r}, last heard of {self.silent_for(m.name, now):.1f} s ago; "
+                    f"rank {rank} belongs to worker {m.name!r}, last heard of {silent:.1f} s ago; "
                     f"choose another rank or wait until its lease of {self._lease:g} s has run out"
                 )
         self._expected -= {name, *(m.name for m in replaced)}

@@ -89,6 +89,10 @@ class Shard:
         """A push has been applied. Versions alone do not say so: a step may close empty."""
         return any(p.progress.num_pushes for p in self._policies)
 
+    def records(self) -> list[dict[str, Any]]:
+        """How far each bucket is now, in order; see ``Progress.as_dict``."""
+        return [policy.progress.as_dict() for policy in self._policies]
+
     def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the records of a cut, one per bucket in order; before the first roster.
 
