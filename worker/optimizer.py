@@ -35,6 +35,7 @@ from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
+from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -174,6 +175,16 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
+        self._views = Views(
+            self._session.plan,
+            self._parameters,
+            self._session.planes,
+            self._flat,
+            lend_parameters=not local,
+            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
+        )
+        self._session.on_leave = self._views.release
+        self._views.settle()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps = self._local or self._gradients
@@ -199,6 +210,8 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
+        if self._gradients.scaled:
+            self._views.release_gradients()
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
@@ -213,10 +226,13 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
+        self._flat.follow()
         try:
             self._overlap.check(scaled=self._gradients.scaled)
             if not self._overlap.sent:
                 self._source.check()
+            if self._source.left_out:
+                self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
                 if bucket.index not in self._overlap.sent:
@@ -225,11 +241,15 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
                 self._outcome = self._session.wait()
+            except BaseException:
+                self._views.release()
+                raise
             finally:
                 self._changed = None
                 self._overlap.reset()
                 self._flat.settle()
                 self._source.reset()
+            self._views.settle()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""
