@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.config import WorkerConfig
+from torch_ps.common.errors import StepConflict
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
@@ -33,6 +34,7 @@ from torch_ps.worker.flat import Flat
 from torch_ps.worker.gradients import Gradients
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
+from torch_ps.worker.recover import recovered
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
 from torch_ps.worker.views import Views
@@ -241,6 +243,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
                 self._outcome = self._session.wait()
+            except StepConflict as conflict:  # the servers have gone back to a checkpoint
+                self._views.release()
+                self._outcome = recovered(self._session, conflict)
             except BaseException:
                 self._views.release()
                 raise

@@ -27,6 +27,7 @@ from torch_ps.common.errors import (
     CorruptFrame,
     NotInitialised,
     PsError,
+    StepConflict,
     WaitTimeout,
 )
 from torch_ps.common.frames import pack, unpack
@@ -38,6 +39,7 @@ from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.plane import Planes
+from torch_ps.worker.recover import prepare
 from torch_ps.worker.servers import describe_all
 from torch_ps.worker.transport import Link
 
@@ -199,6 +201,9 @@ class Session:
             [bucket.shard for bucket in buckets],
             self.job.lease_seconds,
             self._receive,
+            lambda shard: prepare(
+                self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
+            ),
         )
 
     def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
@@ -281,6 +286,13 @@ class Session:
             WaitTimeout: not within ``timeout``; says who is waited for.
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
+        try:
+            return self._wait()
+        except StepConflict:
+            self._streams.reset()  # an answer on its way would be taken for one to what is sent next
+            raise
+
+    def _wait(self) -> Outcome:
         begin, streams = time.monotonic(), self._streams
         with streams.changed:
             try:
