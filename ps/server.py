@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from torch_ps.common.address import Address
 from torch_ps.common.config import (
     DEFAULT_CHECKPOINT_SECONDS,
     DEFAULT_SLACK,
+    MOST_APPLY_THREADS,
     ServerConfig,
     parse_compensation,
     parse_shard,
@@ -80,7 +82,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         delay_compensation=compensation,
         compensation_strength=strength or 1.0,
     )
-    with ThreadPoolExecutor(config.threads, thread_name_prefix="apply") as executor:
+    with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
             mode=mode,
             index=index,
@@ -125,6 +127,10 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await asyncio.wait(rest, timeout=GRACE)
     if failure:
         raise PsError(f"shard {index} failed: {failure[0]!r}")
+
+
+def _apply_threads(config: ServerConfig) -> int:
+    return config.apply_threads or min(len(os.sched_getaffinity(0)), MOST_APPLY_THREADS)
 
 
 async def _listen(config: ServerConfig, job: Job) -> tuple[grpc.aio.Server, Address]:

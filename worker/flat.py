@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from torch_ps.common.plan import Bucket
+from torch_ps.common.plan import Bucket, Piece
 
 
 class Flat:
@@ -129,24 +129,31 @@ def gather(
 
     A parameter without a gradient counts as zero; a sparse gradient becomes dense.
     """
-    parts = []
-    for piece in bucket.pieces:
-        gradient = gradients[piece.tensor]
-        if gradient is None:
-            gradient = into.new_zeros(()).expand(piece.stop)
-        elif gradient.layout is not torch.strided:
-            gradient = gradient.to_dense()
-        part = gradient.detach().reshape(-1)
-        parts.append(part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop])
-    start = into.data_ptr()
-    away = [part.data_ptr() != start + 4 * p.offset for part, p in zip(parts, bucket.pieces, strict=True)]
-    if all(away) and all(part.dtype == into.dtype and part.device == into.device for part in parts):
+    away = [piece for piece in bucket.pieces if not _in_place(piece, gradients[piece.tensor], into)]
+    if not away:
+        return into
+    parts = [_part(piece, gradients[piece.tensor], into) for piece in away]
+    if len(away) == len(bucket.pieces) and all(p.dtype == into.dtype and p.device == into.device for p in parts):
         return torch.cat(parts, out=into)
-    if any(away):
-        for place, part, is_away in zip(torch.split(into, [len(part) for part in parts]), parts, away, strict=True):
-            if is_away:
-                place.copy_(part)
+    for piece, part in zip(away, parts, strict=True):
+        into[piece.offset : piece.offset + len(part)].copy_(part)
     return into
+
+
+def _part(piece: Piece, gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    if gradient is None:
+        return like.new_zeros(()).expand(piece.stop - piece.start)
+    part = (gradient if gradient.layout is torch.strided else gradient.to_dense()).detach().reshape(-1)
+    return part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop]
+
+
+def _in_place(piece: Piece, gradient: torch.Tensor | None, values: torch.Tensor) -> bool:
+    """Whether this piece of ``gradient`` is the memory that it has in ``values``; only a lent one, and it is plain."""
+    return (
+        gradient is not None
+        and gradient.layout is torch.strided
+        and gradient.data_ptr() + 4 * (piece.start - piece.offset) == values.data_ptr()
+    )
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
