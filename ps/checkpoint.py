@@ -63,13 +63,12 @@ class Checkpoints:
             CheckpointError: a part is not where the lead can see it.
             OSError: the file system refuses.
         """
-        for fact in manifest.shards:
-            try:
-                self.storage.check(fact, whole=False)
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"{error}; all shards need the same --checkpoint, in a place that all of them see"
-                ) from None
+        try:
+            self.parts(manifest)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; all shards need the same --checkpoint, in a place that all of them see"
+            ) from None
         self.storage.write(manifests.commit_name(manifest.version), [manifests.dump(manifest)])
 
     def retain(self, keep: int) -> None:

@@ -10,7 +10,6 @@ Rules of this file
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -32,6 +31,9 @@ log = logging.getLogger("torch_ps.ps")
 FINISH_SECONDS = 60.0
 #: Seconds in which a report reaches the lead; when stopping, too, and that the lead then waits for one.
 REPORT_SECONDS, LAST_REPORT_SECONDS = 300.0, 5.0
+
+#: Characters of an error that are passed on.
+MAX_ERROR = 500
 
 #: Tells the lead what has become of this shard's part, for so many seconds at most; False: it could not.
 Tell = Callable[[Kept, float], Awaitable[bool]]
@@ -58,7 +60,6 @@ class Keeper:
         if job.membership is not None:
             self._planner = Planner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
         self._part: Kept | None = None  # this shard's last
-        self._last = 0  # the version that the lead stops at
         self._settled = asyncio.Event()  # its checkpoint is good, or never will be
         self.facts = job.kept = KeptFacts(checkpoints.storage.url, job.resumed_version)
         job.on_begun, job.on_initialised = self.begun, self.plan
@@ -120,13 +121,9 @@ class Keeper:
         planner, now, job = self._planner, time.monotonic(), self._job
         if planner is None:
             return
-        error = kept.error
-        if self._last and kept.version != self._last:
-            error = error or f"it stopped at version {kept.version}, the lead at {self._last}"
-            kept = dataclasses.replace(kept, version=self._last)
-        if error:
+        if kept.error:
             if planner.failed(kept.shard, kept.version, now):
-                self._note(kept.version, f"shard {kept.shard}: {error}")
+                self._note(kept.version, f"shard {kept.shard}: {kept.error[:MAX_ERROR]}")
                 self._settled.set()
                 self.plan()
             return
@@ -210,7 +207,6 @@ class Keeper:
                 await self._report(Kept(self._job.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS)
             return
         if self._planner is not None:
-            self._last = version
             self._planner.last(version)
             engine.core.cut.rest(version)
             self._settled.clear()
@@ -229,4 +225,4 @@ class Keeper:
 
 def _said(failure: BaseException) -> str:
     """One line about an error of a file system."""
-    return " ".join(f"{type(failure).__name__}: {failure}".split())[:500]
+    return " ".join(f"{type(failure).__name__}: {failure}".split())[:MAX_ERROR]

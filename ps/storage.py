@@ -12,7 +12,6 @@ Source: https://lwn.net/Articles/457667/ for what fsync is needed where; fsspec 
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -157,11 +156,14 @@ class Storage:
             self._fs.rm(self._path(name), recursive=True)
 
     def rename(self, folder: str, name: str) -> None:
+        """Give a folder another name; one that has it is removed. In an object store each file is copied."""
+        self.remove(name)
         if self._local:
-            shutil.rmtree(self._path(name), ignore_errors=True)
             os.rename(self._path(folder), self._path(name))
-        else:
-            self._fs.mv(self._path(folder), self._path(name), recursive=True)
+            return
+        for path in self._fs.find(self._path(folder)):
+            self._fs.cp_file(path, self._path(name) + str(path).removeprefix(self._path(folder)))
+        self.remove(folder)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

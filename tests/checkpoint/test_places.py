@@ -16,8 +16,10 @@ from tests.support.kept import SIZES, write_checkpoints
 from tests.support.restart import Shards, shards
 from tests.support.s3 import s3
 from tests.support.training import Make, backward, conv, mlp, same, seeded
+from torch_ps.common.errors import CheckpointError
 from torch_ps.ps import manifest as manifests
 from torch_ps.ps.checkpoint import Checkpoints
+from torch_ps.ps.resume import choose
 
 
 def adam(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -157,7 +159,7 @@ def test_object_store_keeps_a_job_as_a_folder_does(tmp_path: Path, monkeypatch: 
         arguments = ("--shards", "2", "--listen", "127.0.0.1:0", "--checkpoint", "s3://bucket/job")
         with shards() as servers:
             undisturbed = train(servers, mlp, 12)
-        with serving(*arguments, "--checkpoint-every", "2", "--keep", "1") as (process, ready):
+        with serving(*arguments, "--checkpoint-every", "2", "--keep", "2") as (process, ready):
             train(",".join(json.loads(ready.read_text())["servers"]), mlp, 7)
             process.terminate()
             assert process.wait(SECONDS) == 0
@@ -173,6 +175,15 @@ def test_object_store_keeps_a_job_as_a_folder_does(tmp_path: Path, monkeypatch: 
         refused = run("ps-serve", "--listen", "127.0.0.1:0", "--checkpoint", "s3://bucket/job")
         assert refused.returncode == 2
         assert "s3://bucket/job holds checkpoints of a job, the newest of version 12" in refused.stderr
+        kept = Checkpoints("s3://bucket/job")
+        assert kept.versions()[0] == 12
+        kept.storage.write(manifests.shard_name(12, 1, 2, "json"), [b"{}"])
+        with pytest.raises(CheckpointError, match=r"shard-1-of-2\.json is truncated"):
+            choose(kept, resume=True, previous=False)
+        before = choose(kept, resume=True, previous=True)
+        assert before is not None
+        assert kept.versions() == [before.version]
+        assert kept.storage.read("v000000000012.refused/shard-1-of-2.json", 10) == b"{}"
 
 
 def test_damaged_checkpoint_ends_the_start_with_a_sentence(tmp_path: Path) -> None:
