@@ -27,6 +27,8 @@ STALENESS_LR = ("constant", "inverse")
 #: Forms of delay compensation, each with its strength where none is given.
 COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
 
+#: Seconds between two checkpoints where nothing else is said.
+DEFAULT_CHECKPOINT_SECONDS = 600.0
 #: Slack of ``--mode ssp`` where none is given.
 #: Buckets that a server steps side by side unless told otherwise: more wait for memory, not for each other.
 MOST_APPLY_THREADS = 4
@@ -168,6 +170,19 @@ class ServerConfig:
         metavar="GIB",
         check=at_least(0),
     )
+    checkpoint: str = option(
+        "", "folder or URL (s3://...) in which the job is kept, the same for all shards", metavar="DIR", common=True
+    )
+    resume: bool = option(False, "go on from the newest checkpoint, if there is one", common=True)
+    resume_previous: bool = option(False, "the same, and from the one before where the newest is damaged")
+    checkpoint_every: int = option(0, "steps between two checkpoints", unit="steps", check=at_least(0))
+    checkpoint_seconds: float = option(
+        0.0,
+        f"seconds between two checkpoints; {DEFAULT_CHECKPOINT_SECONDS:g} if neither is given",
+        unit="seconds",
+        check=at_least(0),
+    )
+    keep: int = option(3, "checkpoints that stay", check=at_least(1))
     clip_norm: float = option(0.0, "largest norm of an averaged gradient; 0 clips none", check=at_least(0))
     lease: float = option(15.0, "silence after which a worker is dropped", unit="seconds", check=more_than(0))
     bucket_size: float = option(
@@ -213,6 +228,7 @@ class ServerConfig:
         if index == 0 and self.lead:
             raise ConfigError(f"lead {self.lead} is for shards other than 0; give shard I/N with I > 0, or no lead")
         self._check_mode()
+        self._check_checkpoint()
         listen = address.parse(self.listen, free_port=True)
         if listen.port + self.shards - 1 > 65535:
             raise ConfigError(f"{self.shards} shards from port {listen.port} on would end above port 65535")
@@ -227,6 +243,23 @@ class ServerConfig:
             tls_key=self.tls_key,
             token_file=self.token_file,
         )
+
+    def _check_checkpoint(self) -> None:
+        """What is about checkpoints is not given without a place for them."""
+        if not self.checkpoint:
+            for name, idle in (
+                ("resume", False),
+                ("resume_previous", False),
+                ("checkpoint_every", 0),
+                ("checkpoint_seconds", 0),
+            ):
+                if getattr(self, name) != idle:
+                    raise ConfigError(f"{name} needs checkpoint, the folder or URL in which the job is kept")
+        if self.checkpoint_every and self.checkpoint_seconds:
+            raise ConfigError(
+                f"checkpoint_every={self.checkpoint_every} and checkpoint_seconds={self.checkpoint_seconds:g} both say "
+                "when a checkpoint is due; give one"
+            )
 
     def _check_mode(self) -> None:
         """What belongs to one mode is not given to another, where it would be silently without effect."""

@@ -9,6 +9,7 @@
     |   +-- Unauthenticated    the token is missing or wrong; says which
     +-- NoSharedMemory         this worker and this server cannot share memory; the network carries all
     +-- ServerStopped          the server ended the job or is shutting down
+    +-- CheckpointError        a checkpoint is damaged, incomplete or foreign; names the file and what is wrong with it
     +-- ProtocolError          the peer sent something the contract forbids
         +-- UnknownWorker      no live membership under this worker name and session
         +-- NameTaken          another live worker has this name or rank
@@ -58,6 +59,10 @@ class NoSharedMemory(PsError):
 
 class ServerStopped(PsError):
     """The server has ended the job; a new server has to be started."""
+
+
+class CheckpointError(PsError):
+    """A checkpoint that cannot be used; the message names the file. Nothing has been changed."""
 
 
 class ProtocolError(PsError):

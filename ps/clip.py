@@ -32,6 +32,7 @@ import torch
 
 from torch_ps.common.errors import Overloaded, ProtocolError
 from torch_ps.common.optim import Hyper
+from torch_ps.common.plan import Plan
 from torch_ps.ps.core.effects import Apply, Group
 from torch_ps.ps.core.roster import MAX_NAME, Roster
 from torch_ps.ps.store import Gradient, NonFinite, Store
@@ -191,6 +192,46 @@ class Norms:
         while len(self._answers) > REMEMBERED:
             self._answers.popitem(last=False)
         self._waiting.pop(group).set_result(square)
+
+
+class Clipping:
+    """What one shard does about --clip-norm: how it asks for the norm of an update, and on the lead, who answers.
+
+    Args:
+        norm: the largest that an update may have; 0 clips none.
+        index: of the shard; 0 is the lead.
+        ask: how another shard than the lead asks it.
+    """
+
+    def __init__(self, norm: float, index: int, ask: Ask | None) -> None:
+        self.norm, self._index = norm, index
+        self.ask: Ask = ask or self._report
+        self._norms: Norms | None = None
+
+    def begin(self, plan: Plan, roster: Roster) -> None:
+        """The model is known."""
+        if self._index == 0 and self.norm:
+            self._norms = Norms([bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"])
+            self._norms.set_roster(roster)
+
+    def set_roster(self, roster: Roster) -> None:
+        if self._norms is not None:
+            self._norms.set_roster(roster)
+
+    async def report(self, group: Group, shard: int, square: float) -> float | None:
+        """Lead: the squared norm of one update over all shards, once they have reported; None: it is dropped.
+
+        Raises:
+            ProtocolError: this job does not clip, or the report cannot be right.
+        """
+        if self._norms is None:
+            raise ProtocolError(
+                f"shard {self._index} collects no norms; give all shards the same --clip-norm, the lead too"
+            )
+        return await self._norms.report(group, shard, square)
+
+    async def _report(self, group: Group, square: float) -> float | None:
+        return await self.report(group, self._index, square)
 
 
 def _gone(group: Group, roster: Roster) -> bool:

@@ -58,6 +58,15 @@ class Compensator:
             for session in [s for s in tuple(of_bucket) if s not in self._members]:
                 of_bucket.pop(session, None)
 
+    def squares(self, bucket: int) -> torch.Tensor | None:
+        """The running mean of squares of one bucket, to look at during a call for it; None: there is none."""
+        return self._squares.get(bucket)
+
+    def restore(self, bucket: int, squares: torch.Tensor) -> None:
+        """The inverse of ``squares``, before the first step."""
+        if self._adaptive:
+            self._squares[bucket] = squares.clone()
+
     def pulled(self, bucket: int, worker: str, session: int, version: int, values: torch.Tensor) -> None:
         """Note that a worker gets ``values``, shape (numel,), fp32, of one bucket; they are copied."""
         if (worker, session) not in self._members:

@@ -12,7 +12,7 @@ Rules of this file
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +104,7 @@ class Engine:
         on_failure: Callable[[BaseException], None],
         doctor: Doctor | None = None,
     ) -> None:
-        buckets = tuple(buckets)
+        self.buckets = buckets = tuple(buckets)
         self.model = model
         self.core = core
         self.arenas = Arenas(buckets)
@@ -126,6 +126,8 @@ class Engine:
         self._lanes = Lanes[_Job, _Done](
             buckets, executor, self._work, waits=_waits, on_done=self._sent, on_failure=on_failure
         )
+        #: Called on a bucket's lane when it has come to a cut, with its record.
+        self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -232,6 +234,11 @@ class Engine:
         if stream is not None:
             self._lanes.add(bucket, _Answer(release, stream))
 
+    @property
+    def idle(self) -> bool:
+        """No lane has work."""
+        return self._lanes.idle
+
     # -------------------------------------------------------------- work
 
     def _work(self, bucket: Bucket, jobs: Iterable[_Job]) -> _Done:
@@ -246,6 +253,8 @@ class Engine:
                     left_out += self._apply(bucket, job)
                 shared.clear()
                 steps += 1
+                if job.apply.record is not None and self.take is not None:
+                    self.take(bucket, job.apply.record)
                 continue
             codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
             place = pb.FRAME
@@ -253,7 +262,10 @@ class Engine:
                 place = self.arenas.place(job.release, bucket.index, self.store.values(bucket.index))
             lacks = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
             if lacks is not None:
-                frame, size = pack(self._answer(bucket, job.release, codec, delta=True), lacks), sum(map(len, lacks))
+                if (whole := job.stream.copies.lost(bucket.index)) is not None:
+                    codec, lacks = codecs.codec("none"), codecs.codec("none").encode(whole)
+                header = self._answer(bucket, job.release, codec, delta=whole is None)
+                frame, size = pack(header, lacks), sum(map(len, lacks))
             else:
                 codec = codecs.codec("none") if codec.coarse else codec
                 header = self._answer(bucket, job.release, codec, place=place)
@@ -294,7 +306,7 @@ class Engine:
         if stream.worker is None or bucket.rule != "optimizer":
             return
         values = stream.copies.get(bucket.index) if stream.codec.coarse else None
-        if codec.name == "none":
+        if values is None and codec.name == "none":
             values = self.store.values(bucket.index)
         elif values is None:
             values = codec.decode(payload, torch.empty(bucket.numel))

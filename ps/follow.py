@@ -12,12 +12,15 @@ import grpc
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
+from torch_ps.common.errors import Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.ps.clip import Ask
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.job import Job
+from torch_ps.ps.keeper import Tell
+from torch_ps.ps.state import Kept
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -26,6 +29,8 @@ RETRY_SECONDS = 0.5
 ASK_SECONDS = 30.0
 #: Seconds in which the lead's port has to show why a connection fails.
 PROBE_SECONDS = 3.0
+#: Seconds in which the lead has to have read its part of a checkpoint.
+LEAD_SECONDS = 300.0
 
 
 def norms_of(lead: Address, shard: int, access: Access) -> Ask:
@@ -55,6 +60,48 @@ def norms_of(lead: Address, shard: int, access: Access) -> Ask:
     return ask
 
 
+def report_to(lead: Address, access: Access) -> Tell:
+    """How a shard tells the lead what has become of its part of a checkpoint."""
+
+    async def tell(kept: Kept, seconds: float) -> bool:
+        request = pb.KeptRequest(
+            shard=kept.shard, version=kept.version, size=kept.size, sha256=kept.sha256, error=kept.error
+        )
+        try:
+            async with access.connect_aio(lead) as connection:
+                call = connection.unary_unary(
+                    channel.method("Kept"), pb.KeptRequest.SerializeToString, pb.KeptReply.FromString
+                )
+                await call(request, timeout=seconds, wait_for_ready=True, metadata=access.metadata)
+        except grpc.aio.AioRpcError as error:
+            log.debug("the lead at %s does not hear of a checkpoint: %s", lead, error.details())
+            return False
+        return True
+
+    return tell
+
+
+async def resumed_version(lead: Address, access: Access) -> int:
+    """The version that the lead has gone on from, 0: from none; waits until it answers.
+
+    Raises:
+        PsError: it does not.
+    """
+    async with access.connect_aio(lead) as connection:
+        call = connection.unary_unary(
+            channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
+        )
+        try:
+            reply = await call(
+                pb.DescribeRequest(), timeout=LEAD_SECONDS, wait_for_ready=True, metadata=access.metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            reason = await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS)
+            raise (Unreachable(reason) if reason else error_of(error, str(lead))) from None
+        found: int = reply.resumed_version
+        return found
+
+
 async def follow(job: Job, lead: Address, access: Access) -> None:
     """Feed every roster of the lead at ``lead`` to ``job``, until cancelled."""
     connected = True
@@ -77,4 +124,4 @@ async def follow(job: Job, lead: Address, access: Access) -> None:
 
 def _roster(view: pb.RosterView) -> Roster:
     members = (Member(m.worker, m.session, m.rank if m.HasField("rank") else None, m.first_step) for m in view.member)
-    return Roster(view.epoch, tuple(members), view.open)
+    return Roster(view.epoch, tuple(members), view.open, view.cut)

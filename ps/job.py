@@ -9,15 +9,16 @@ Rules of this file
   2. Every wait has a deadline and says what it waits for.
 """
 
-import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from typing import Any
 
 from torch_ps.common import codecs, schema
 from torch_ps.common.arena import Offer
+from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.errors import (
     CorruptFrame,
     NameTaken,
@@ -26,21 +27,24 @@ from torch_ps.common.errors import (
     ProtocolError,
     PsError,
     UnknownWorker,
-    WaitTimeout,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.plan import Bucket, plan
+from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
-from torch_ps.ps.clip import Ask, Norms
+from torch_ps.ps.advice import Advice
+from torch_ps.ps.clip import Ask, Clipping
 from torch_ps.ps.compensate import Compensator
-from torch_ps.ps.core.effects import Announce, Effect, Evict, Group
+from torch_ps.ps.core.cut import Sections
+from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster
 from torch_ps.ps.core.shard import Shard
-from torch_ps.ps.doctor import Doctor, doctor_of
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.seeds import Seeds
+from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.streams import Stream, Streams, Watch
+from torch_ps.ps.waits import Waits
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -77,8 +81,7 @@ class Job:
     ) -> None:
         self.mode, self.index, self.num_shards = mode, index, num_shards
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
-        self.clip_norm, self._ask_norm = clip_norm, ask_norm or self._report_norm
-        self._norms: Norms | None = None  # lead
+        self.clipping = Clipping(clip_norm, index, ask_norm)
         self.metrics = metrics
         self.streams = Streams(metrics)
         self.engine: Engine | None = None
@@ -88,14 +91,22 @@ class Job:
         self.started = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[Watch] = set()
-        self.advice: list[str] = []  # warnings about the settings, for people
+        self.advice = Advice(mode, metrics)
+        self.sections = Sections()  # what else belongs to a checkpoint
+        if self.membership is not None:
+            self.sections.add("roster", self.membership)
+        self.on_begun: Callable[[Engine, Compensator | None], None] = lambda engine, compensator: None
+        self.on_initialised: Callable[[], None] = lambda: None
+        self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
+        self.kept: KeptFacts | None = None  # how the checkpoints do
+        self.resumed_version = 0
+        self._copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure = executor, on_failure
-        self._changed = asyncio.Event()
+        self._waits = Waits(f"shard {index}")
         self._observers = itertools.count(1)
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
         self._seeder = ("", 0)
-        self._buckets: dict[int, Bucket] = {}
-        self._missing: set[int] = set()
+        self._seeds: Seeds | None = None  # under way
 
     @property
     def lead(self) -> Membership:
@@ -124,7 +135,7 @@ class Job:
                 model = self._model if model == self._model else model  # so that many who wait hold one
             if self.initialised or self._model is None:
                 break
-            await self._until(
+            await self._waits.until(
                 lambda: self.initialised or self._model is None,
                 deadline,
                 f"worker {self._seeder[0]!r} has not sent the first parameters",
@@ -136,7 +147,7 @@ class Job:
             self._model = model
             self._seeder = (worker, member.session)
         self._announce(effects)
-        self._check_settings(model)
+        self.advice.check_settings(model, len(self.roster.members))
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
         return member.session, not self.initialised
 
@@ -160,6 +171,10 @@ class Job:
                 log.warning("worker %s is dropped: %s", effect.worker, effect.reason)
         self._announce(effects)
 
+    def plan_cut(self, version: int) -> None:
+        """Lead: have every shard copy its state at ``version``."""
+        self._announce(self.lead.plan_cut(version))
+
     def follow(self, roster: Roster) -> None:
         """Take over a roster from the lead."""
         self._announce((Announce(roster, "the lead has announced it"),))
@@ -173,8 +188,7 @@ class Job:
                     self.metrics.epoch.set(self.roster.epoch)
                     if self.engine is not None:
                         self.engine.set_roster(effect.roster)
-                    if self._norms is not None:
-                        self._norms.set_roster(effect.roster)
+                    self.clipping.set_roster(effect.roster)
                     for queue in self.watchers:
                         queue.put_nowait(effect.roster)
                 case Evict():
@@ -182,7 +196,7 @@ class Job:
         if self._model is not None and not self.initialised and not self._is_member(*self._seeder):
             log.warning("worker %s left before it had sent the parameters; another one may", self._seeder[0])
             self._model = None
-        self._notify()
+        self._waits.notify()
 
     # -------------------------------------------------------------- seeding
 
@@ -199,28 +213,48 @@ class Job:
         if self.membership is not None and (self.initialised or (worker, session) != self._seeder):
             raise ProtocolError(f"worker {worker!r} was not asked to seed the parameters")
         self.initialised = False
+        engine, _ = self._begin(model)
+        engine.set_roster(self.roster)
+        self._seeds = Seeds(engine, engine.buckets, self.index)
+
+    def _begin(self, model: Model) -> tuple[Engine, Compensator | None]:
         whole = plan(model, self.bucket_bytes, self.num_shards)
         buckets = whole.of_shard(self.index)
-        if self.membership is not None and self.clip_norm:
-            self._norms = Norms([bucket.shard for bucket in whole.buckets if bucket.rule == "optimizer"])
-            self._norms.set_roster(self.roster)
-        core = Shard(buckets=len(buckets), mode=self.mode)
+        self.clipping.begin(whole, self.roster)
+        compensator = Compensator.of(self.mode)
+        doctor = self.advice.doctor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
             buckets,
-            core,
+            Shard(buckets=len(buckets), mode=self.mode, sections=self.sections),
             self._executor,
             self.metrics,
             self.streams,
-            clip_norm=self.clip_norm,
-            compensator=Compensator.of(self.mode),
-            ask=self._ask_norm,
+            clip_norm=self.clipping.norm,
+            compensator=compensator,
+            ask=self.clipping.ask,
             on_failure=self._on_failure,
-            doctor=self._doctor(model, buckets),
+            doctor=doctor,
         )
-        self.engine.set_roster(self.roster)
-        self._buckets = {bucket.index: bucket for bucket in buckets}
-        self._missing = set(self._buckets)
+        self.on_begun(self.engine, compensator)
+        return self.engine, compensator
+
+    def restore(self, model: Model, state: ShardState, sections: Mapping[str, Mapping[str, Any]]) -> None:
+        """Begin with a state that was kept, before anything is asked of this job.
+
+        Args:
+            sections: the lead's.
+
+        Raises:
+            KeyError, TypeError, ValueError: a record or a section is not what was exported.
+        """
+        self.sections.restore(sections)
+        engine, compensator = self._begin(model)
+        self._copies = restore(engine, compensator, state)
+        if self.membership is not None:
+            self.roster = self.membership.roster
+            engine.set_roster(self.roster)
+        self._model, self.initialised, self.resumed_version = model, True, state.version
 
     def seed(self, bucket: int, payload: memoryview) -> None:
         """Take the fp32 parameters of one bucket.
@@ -228,12 +262,9 @@ class Job:
         Raises:
             CorruptFrame: no such bucket here, or not its size.
         """
-        if self.engine is None or bucket not in self._buckets:
-            raise CorruptFrame(f"bucket {bucket} is not one of shard {self.index}")
-        plain = codecs.codec("none")
-        plain.check(payload, self._buckets[bucket].numel)
-        self.engine.store.load(bucket, plain, payload)
-        self._missing.discard(bucket)
+        if self._seeds is None:
+            raise CorruptFrame(f"bucket {bucket} comes to shard {self.index} before the model that it is of")
+        self._seeds.take(bucket, payload)
 
     def end_seed(self, worker: str) -> None:
         """All buckets of this shard have come.
@@ -241,18 +272,12 @@ class Job:
         Raises:
             CorruptFrame: some have not.
         """
-        if self._missing or self.engine is None:
-            raise CorruptFrame(f"worker {worker!r} left out {len(self._missing)} buckets of shard {self.index}")
-        self.initialised = True
-        model = self.engine.model
-        log.info(
-            "parameters of worker %s are here: %d in %d buckets on this shard; optimizer %s",
-            worker,
-            sum(bucket.numel for bucket in self._buckets.values()),
-            len(self._buckets),
-            model.optimizer,
-        )
-        self._notify()
+        if self._seeds is None:
+            raise CorruptFrame(f"worker {worker!r} has sent nothing to shard {self.index}")
+        self._seeds.end(worker)
+        self._seeds, self.initialised = None, True
+        self._waits.notify()
+        self.on_initialised()
 
     # -------------------------------------------------------------- streams
 
@@ -271,6 +296,8 @@ class Job:
         else:
             await self._until_member(hello.worker, hello.session)
             stream = Stream(hello.worker, hello.session, codec)
+            if codec.coarse and hello.worker in self._copies:
+                stream.copies = self._copies.pop(hello.worker)
         before = self.streams.get(stream.worker, stream.session)
         if before is not None and self.engine is not None:
             self.engine.disconnected(before)
@@ -316,72 +343,16 @@ class Job:
             raise NotInitialised(f"shard {self.index} has no parameters yet; one worker has to call init first")
         return self.engine
 
-    # -------------------------------------------------------------- clipping
-
-    async def norm(self, group: Group, shard: int, square: float) -> float | None:
-        """Lead: the squared norm of one update over all shards, once they have reported; None: it is dropped.
-
-        Raises:
-            ProtocolError: this job does not clip, or the report cannot be right.
-        """
-        if self._norms is None:
-            raise ProtocolError(
-                f"shard {self.index} collects no norms; give all shards the same --clip-norm, the lead too"
-            )
-        return await self._norms.report(group, shard, square)
-
-    async def _report_norm(self, group: Group, square: float) -> float | None:
-        return await self.norm(group, self.index, square)
-
-    # -------------------------------------------------------------- advice
-
-    def _check_settings(self, model: Model) -> None:
-        """Say once what is known to go wrong before anything has."""
-        momentum = [m for g in model.groups if isinstance(m := g.hyper.get("momentum"), int | float)]
-        found = self.mode.advice(max(momentum, default=0.0), len(self.roster.members))
-        if found is not None and not self.advice:
-            self._advise(found)
-
-    def _doctor(self, model: Model, buckets: Sequence[Bucket]) -> Doctor | None:
-        """The lead's alone: its buckets swing as the others' do, and one sentence is enough."""
-        if self.membership is None:
-            return None
-        return doctor_of(
-            self.mode,
-            model,
-            buckets,
-            num_workers=lambda: len(self.roster.members),
-            advise=self._advise,
-            report=self.metrics.stability,
-        )
-
-    def _advise(self, sentence: str) -> None:
-        """On any thread."""
-        log.warning("%s", sentence)
-        self.advice.append(sentence)
-
     # -------------------------------------------------------------- waiting
 
     async def _until_member(self, worker: str, session: int) -> None:
         if self.membership is None and session > self.roster.epoch:
             deadline = time.monotonic() + ROSTER_DEADLINE
-            await self._until(lambda: session <= self.roster.epoch, deadline, "the lead has not announced this worker")
+            await self._waits.until(
+                lambda: session <= self.roster.epoch, deadline, "the lead has not announced this worker"
+            )
         if not self._is_member(worker, session):
             raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
-
-    async def _until(self, ready: Callable[[], bool], deadline: float, what: str) -> None:
-        while not ready():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WaitTimeout(f"shard {self.index}: {what}")
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except TimeoutError:
-                continue
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def _is_member(self, worker: str, session: int) -> bool:
         member = self.roster.member(worker)
@@ -393,3 +364,7 @@ class Job:
 
 def _names(roster: Roster) -> str:
     return ", ".join(member.name for member in roster.members) or "empty"
+
+
+def _not_kept(kept: Kept) -> None:
+    raise ProtocolError(f"shard {kept.shard} keeps checkpoints, the lead does not; give all the same --checkpoint")

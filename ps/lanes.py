@@ -67,6 +67,11 @@ class Lanes(Generic[Job, Done]):
         self._finished: deque[tuple[_Lane[Job], Done | BaseException]] = deque()
         self._under_way, self._woken = 0, False
 
+    @property
+    def idle(self) -> bool:
+        """No lane has work."""
+        return not any(lane.busy or lane.todo for lane in self._lanes.values())
+
     def add(self, bucket: int, job: Job) -> None:
         """Append a job; ``start`` sets it going."""
         self._lanes[bucket].todo.append(job)

@@ -58,6 +58,27 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.checkpoint_version = Gauge(
+            "ps_checkpoint_version",
+            "last good checkpoint (lead), last part written (others)",
+            registry=self.registry,
+        )
+        self.checkpoint_failures = Counter(
+            "ps_checkpoint_failures", "checkpoints that could not be written", registry=self.registry
+        )
+        self.checkpoint_seconds = Histogram(
+            "ps_checkpoint_write_seconds",
+            "time beside training to write this shard's part of a checkpoint",
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=self.registry,
+        )
+        self.copy_seconds = Histogram(
+            "ps_checkpoint_copy_seconds",
+            "time that a bucket's lane was held up to copy it for a checkpoint",
+            buckets=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1),
+            registry=self.registry,
+        )
+
     def stability(self, reading: Reading) -> None:
         """Show what the doctor has read. On any thread."""
         self.curvature.set(reading.curvature)

@@ -18,19 +18,29 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
-from torch_ps.common.config import DEFAULT_SLACK, MOST_APPLY_THREADS, ServerConfig, parse_compensation, parse_shard
+from torch_ps.common.config import (
+    DEFAULT_CHECKPOINT_SECONDS,
+    DEFAULT_SLACK,
+    MOST_APPLY_THREADS,
+    ServerConfig,
+    parse_compensation,
+    parse_shard,
+)
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
 from torch_ps.ps import limits
+from torch_ps.ps.checkpoint import Checkpoints
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.door import Door
-from torch_ps.ps.follow import follow, norms_of
+from torch_ps.ps.follow import follow, norms_of, report_to, resumed_version
 from torch_ps.ps.job import Job
+from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.pages import Pages
+from torch_ps.ps.resume import choose, restore
 from torch_ps.ps.servicer import Servicer
 
 log = logging.getLogger("torch_ps.ps")
@@ -104,10 +114,11 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             ask_norm=norms_of(lead, index, access) if lead is not None else None,
             max_workers=config.max_workers,
         )
+        keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
         server, listening = await _listen(config, job, tls, token)
         job.port = listening.port
-        following = follow(job, lead, access) if lead is not None else _lead(job)
+        following = follow(job, lead, access) if lead is not None else _lead(job, keeper)
         background = [asyncio.create_task(each) for each in (following, beat.keep())]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,6 +138,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         on_ready(Ready(listening, pages.address if pages else None))
         await stop.wait()
         log.info("shard %d stops", index)
+        if keeper is not None and not failure:
+            await keeper.finish()
         for task in background:
             task.cancel()
         job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
@@ -215,8 +228,34 @@ class Beat:
         return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
-async def _lead(job: Job) -> None:
-    """Watch the leases."""
+async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: Access) -> Keeper:
+    """What keeps this shard's checkpoints; goes on from one if it is to.
+
+    Raises:
+        ConfigError: there are checkpoints and the job is not to go on from them.
+        CheckpointError: they cannot be used; says why.
+    """
+    checkpoints = Checkpoints(config.checkpoint)
+    resume = config.resume or config.resume_previous
+    tell: Tell | None = None
+    if lead is None:
+        manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
+    else:
+        tell = report_to(lead, access)
+        version = await resumed_version(lead, access)
+        manifest = checkpoints.read(version) if version else None
+    seconds = config.checkpoint_seconds or (0.0 if config.checkpoint_every else DEFAULT_CHECKPOINT_SECONDS)
+    keeper = Keeper(job, checkpoints, every=config.checkpoint_every, seconds=seconds, keep=config.keep, tell=tell)
+    if manifest is not None:
+        restore(job, checkpoints, manifest)
+        keeper.facts.version = manifest.version
+    return keeper
+
+
+async def _lead(job: Job, keeper: Keeper | None) -> None:
+    """Watch the leases, and whether it is time for a checkpoint."""
     while True:
         await asyncio.sleep(min(job.lease / 8, 1.0))
         job.tick()
+        if keeper is not None:
+            keeper.plan()

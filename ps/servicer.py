@@ -25,6 +25,7 @@ from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
 from torch_ps.ps.readers import Readers, host_of
+from torch_ps.ps.state import Kept
 from torch_ps.ps.status import status_of_job
 from torch_ps.ps.streams import Stream, Watch
 
@@ -70,6 +71,7 @@ class Servicer:
                 "Leave": unary(self.leave, pb.LeaveRequest),
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
+                "Kept": unary(self.kept, pb.KeptRequest),
                 "Seed": grpc.stream_unary_rpc_method_handler(
                     guarded(self.seed, self._job.metrics), None, lambda reply: reply.SerializeToString()
                 ),
@@ -113,8 +115,9 @@ class Servicer:
             bucket_bytes=job.bucket_bytes,
             lease_seconds=job.lease,
             quorum=job.quorum,
-            clip_norm=job.clip_norm,
+            clip_norm=job.clipping.norm,
             initialised=job.initialised,
+            resumed_version=job.resumed_version,
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
         )
@@ -155,8 +158,12 @@ class Servicer:
 
     async def norm(self, request: pb.NormRequest, context: Context) -> pb.NormReply:
         group = (request.worker, request.session, request.step)
-        square = await self._job.norm(group, request.shard, request.square)
+        square = await self._job.clipping.report(group, request.shard, request.square)
         return pb.NormReply(dropped=square is None, square=square)
+
+    async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
+        self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
+        return pb.KeptReply()
 
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
         worker = ""
@@ -290,4 +297,5 @@ def roster_view(roster: Roster) -> pb.RosterView:
             pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
             for m in roster.members
         ],
+        cut=roster.cut,
     )

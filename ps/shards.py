@@ -30,6 +30,8 @@ log = logging.getLogger("torch_ps.ps")
 START_SECONDS = 60.0
 #: Seconds that the shards get to stop.
 STOP_SECONDS = 10.0
+#: The same where they write a last checkpoint.
+CHECKPOINT_SECONDS = 75.0
 
 
 def serve_all(config: ServerConfig) -> int:
@@ -65,7 +67,7 @@ def serve_all(config: ServerConfig) -> int:
                     failed = any(child.poll() is not None for child in children)
                     time.sleep(0.1)
         finally:
-            _stop(children)
+            _stop(children, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS)
     if failed:
         log.error("a shard has ended, so the job ends; its own lines above say why")
     return 1 if failed else 0
@@ -110,10 +112,10 @@ def _wait_for(ready: Path, children: list[subprocess.Popen[bytes]], stopping: li
     return False
 
 
-def _stop(children: list[subprocess.Popen[bytes]]) -> None:
+def _stop(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
     for child in children:
         child.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     for child in children:
         try:
             child.wait(max(deadline - time.monotonic(), 0))

@@ -15,8 +15,13 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         epoch=job.roster.epoch,
         open=job.roster.open,
         uptime_seconds=now - job.started,
-        advice=job.advice,
+        advice=job.advice.sentences,
     )
+    if job.kept is not None:
+        kept = job.kept
+        reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
+        reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0
+        reply.checkpoint.failures, reply.checkpoint.error = kept.failures, kept.error
     engine = job.engine
     if engine is not None:
         reply.version = engine.core.open_step

@@ -25,6 +25,7 @@ from torch_ps.common.frames import Buffer
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import ALIGN, Bucket
 from torch_ps.common.schema import Model
+from torch_ps.ps.optimizer_state import optimizer_state, restore_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,21 @@ class _Slot:
         group.update(hyper)
         rate = group["lr"]
         group["lr"] = rate * lr_scale
-        for part, gradient in zip(self._parts, mean.split(self._sizes), strict=True):
+        for part, gradient in zip(self._parts, torch.split(mean, self._sizes), strict=True):
             part.grad = gradient
         self.optimizer.step()
         group["lr"] = rate
         for part in self._parts:
             part.grad = None
+
+    def export(self) -> dict[str, torch.Tensor]:
+        kept = {} if self.optimizer is None else optimizer_state(self.optimizer, self._parts)
+        return {"values": self.values.clone(), **kept}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.values.copy_(tensors["values"])
+        if self.optimizer is not None:
+            restore_optimizer(self.optimizer, self._parts, tensors)
 
 
 def _whole_vectors(bucket: Bucket, values: torch.Tensor) -> list[torch.Tensor]:
@@ -111,6 +121,14 @@ class Store:
         """Set the parameters of one bucket, before the first step."""
         values = self._slots[bucket].values
         values.copy_(codec.decode(payload, values))
+
+    def export(self, bucket: int) -> dict[str, torch.Tensor]:
+        """Copies of what one bucket is: its values and optimizer state, see ``torch_ps.ps.state``."""
+        return self._slots[bucket].export()
+
+    def restore(self, bucket: int, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of ``export``, before the first step."""
+        self._slots[bucket].restore(tensors)
 
     def values(self, bucket: int) -> torch.Tensor:
         """The parameters of one bucket, shape (numel,), fp32: the store's own, to look at during a call for it."""

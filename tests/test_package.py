@@ -40,7 +40,7 @@ def test_wheel_holds_every_file_of_the_folders(wheel: list[str]) -> None:
 
 def test_every_command_names_a_function_that_exists() -> None:
     commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert sorted(commands) == ["ps-compare", "ps-run", "ps-serve", "ps-status", "ps-worker"]
+    assert sorted(commands) == ["ps-compare", "ps-export", "ps-run", "ps-serve", "ps-status", "ps-worker"]
     for entry in commands.values():
         module, function = entry.split(":")
         program = f"import {module} as m; assert callable(m.{function})"

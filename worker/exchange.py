@@ -34,6 +34,7 @@ class Exchange:
         shard_of: shard of each bucket.
         lease: seconds in which a stream that broke has to be open again.
         on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
+        on_back: called with a shard that answers again, before its stream is opened; a ``PsError`` means: not yet.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Exchange:
         shard_of: Sequence[int],
         lease: float,
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
+        on_back: Callable[[int], None],
     ) -> None:
         self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
-        self._on_answer = on_answer
+        self._on_answer, self._on_back = on_answer, on_back
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
         self._stopping = threading.Event()
@@ -82,6 +84,25 @@ class Exchange:
     def unanswered(self, bucket: int) -> bytes | None:
         """The frame of this bucket that waits for its answer."""
         return self._unanswered.get(bucket)
+
+    def keep(self, bucket: int, frame: bytes) -> None:
+        """Send this frame in the place of the unanswered one, should it have to be sent again."""
+        with self.changed:
+            if bucket in self._unanswered:
+                self._unanswered[bucket] = frame
+
+    def reset(self) -> None:
+        """Forget all that is under way: the streams are opened anew, and no answer of before is taken any more."""
+        with self.changed:
+            streams = tuple(self._streams.values())
+            self._streams.clear()
+            self._opened = [number + 1 for number in self._opened]
+            self._unanswered.clear()
+            self._error = None
+        for stream in streams:
+            stream.close()
+        for shard in range(len(self._links)):
+            self._open(shard)
 
     def answered(self, bucket: int) -> None:
         """The answer has been taken; to be called with ``changed`` held."""
@@ -122,7 +143,7 @@ class Exchange:
             self._opened[shard] = number = self._opened[shard] + 1
             stream = Stream(
                 self._links[shard],
-                lambda message: self._received(shard, message),
+                lambda message: self._received(shard, number, message),
                 lambda error: self._ended(shard, number, error),
             )
             stream.send(self._hello)
@@ -132,7 +153,9 @@ class Exchange:
         for frame in again:
             stream.send(frame)
 
-    def _received(self, shard: int, message: bytes) -> None:
+    def _received(self, shard: int, number: int, message: bytes) -> None:
+        if number != self._opened[shard]:
+            return  # of a stream that was given up
         for header, payload in unpack_all(message, pb.DownHeader):
             self._on_answer(shard, header, payload)
 
@@ -158,6 +181,7 @@ class Exchange:
         while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
             try:
                 link.describe(max(deadline - time.monotonic(), 0.1))
+                self._on_back(shard)
             except PsError:
                 continue
             self._open(shard)

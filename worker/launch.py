@@ -33,7 +33,7 @@ from torch_ps.common.fields import Check, check_all, environment_of, option
 from torch_ps.common.options import Command, options_of
 from torch_ps.common.slow import parse_slow, slow_of
 from torch_ps.worker import cli
-from torch_ps.worker.processes import Child, Processes
+from torch_ps.worker.processes import GRACE, Child, Processes
 
 log = logging.getLogger("torch_ps.run")
 
@@ -41,6 +41,8 @@ log = logging.getLogger("torch_ps.run")
 WITHOUT_GPU = 2
 #: Seconds in which the servers have to accept work.
 START_SECONDS = 90.0
+#: Seconds in which servers have to end that write a last checkpoint.
+CHECKPOINT_SECONDS = 90.0
 #: Seconds between two looks at the children when they are silent.
 LOOK_EVERY = 0.1
 
@@ -126,6 +128,11 @@ class Job:
         config = dataclasses.replace(self._server, listen="127.0.0.1:0", workers=self.count, ready_file=str(ready_file))
         return environment_of(config, base)
 
+    @property
+    def server_grace(self) -> float:
+        """Seconds that the servers get to end: more where they write a last checkpoint."""
+        return CHECKPOINT_SECONDS if self._server.checkpoint else GRACE
+
     def worker_command(self) -> list[str]:
         return [sys.executable, "-m", "torch_ps.worker.cli", *self._script]
 
@@ -175,7 +182,7 @@ def run_job(job: Job) -> int:
         finally:
             # Workers first: a server that goes before them would give them an error to report.
             children.stop([child for child in children.running if child is not server])
-            children.stop(children.running)
+            children.stop(children.running, job.server_grace)
     return 128 + signals[0] if signals else 0
 
 

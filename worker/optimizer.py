@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.config import WorkerConfig
+from torch_ps.common.errors import StepConflict
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
@@ -31,10 +32,12 @@ from torch_ps.worker.access import access_fields, access_in
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
+from torch_ps.worker.facts import Facts
 from torch_ps.worker.flat import Flat
 from torch_ps.worker.gradients import Gradients
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
+from torch_ps.worker.recover import recovered
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
 from torch_ps.worker.views import Views
@@ -42,7 +45,7 @@ from torch_ps.worker.views import Views
 log = logging.getLogger("torch_ps.worker")
 
 
-class ParameterServerOptimizer(torch.optim.Optimizer):
+class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
     """Trains ``model`` with a parameter server in place of ``optimizer``.
 
     torch.amp.GradScaler works as ever: a step that it skips is pushed with weight 0, so that nobody waits.
@@ -247,6 +250,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
                 self._outcome = self._session.wait()
+            except StepConflict as conflict:  # the servers have gone back to a checkpoint
+                self._views.release()
+                self._outcome = recovered(self._session, conflict)
             except BaseException:
                 self._views.release()
                 raise
@@ -266,72 +272,6 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         """As in torch. Only with local steps is there a state here: that of the wrapped optimizer."""
         self.wrapped.load_state_dict(state_dict)
         self._share()
-
-    # -------------------------------------------------------------- facts
-
-    @property
-    def mode(self) -> str:
-        return self._session.job.mode
-
-    @property
-    def version(self) -> int:
-        """Optimizer steps that the parameters in the model have had."""
-        return self._outcome.version
-
-    @property
-    def staleness(self) -> int:
-        """Of the last push: optimizer steps between the parameters it was computed from and those it was applied to."""
-        return self._outcome.staleness
-
-    @property
-    def samples(self) -> float:
-        """Sum of the weights that the whole job has absorbed, as of the last step."""
-        return self._outcome.samples
-
-    @property
-    def unpushed(self) -> float:
-        """Sum of the weights of this worker's local steps since its last push; 0 without local steps."""
-        return self._local.applied if self._local is not None else 0.0
-
-    @property
-    def left_out(self) -> int:
-        """Steps of this worker that were not applied because a gradient was not finite; inner ones with local steps."""
-        return self._source.num_left_out
-
-    @property
-    def left_out_in_a_row(self) -> int:
-        """How many of them there have been since the last push that was to be applied."""
-        return self._source.in_a_row
-
-    @property
-    def pushed_bytes(self) -> int:
-        """Encoded gradients sent so far."""
-        return self._session.pushed_bytes
-
-    @property
-    def pulled_bytes(self) -> int:
-        """Encoded parameters received so far."""
-        return self._session.pulled_bytes
-
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds that ``step`` has waited for answers so far."""
-        return self._session.wait_seconds
-
-    @property
-    def workers(self) -> tuple[str, ...]:
-        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
-        return tuple(member.worker for member in self._session.roster().member)
-
-    @property
-    def rank(self) -> int:
-        """This worker's place among ``workers``."""
-        return self.workers.index(self.name)
-
-    @property
-    def world(self) -> int:
-        """Number of ``workers``."""
-        return len(self.workers)
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""

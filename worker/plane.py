@@ -69,6 +69,25 @@ class Planes:
                     ) from None
                 log.info("the network carries all to and from %s: %s", link.address, error)
 
+    def has(self, shard: int) -> bool:
+        """Whether this shard shares memory."""
+        return shard in self._of
+
+    def share_again(self, link: Link, shard: int, worker: str, session: int) -> None:
+        """Offer a shard that may have been restarted the same regions; what they hold stays.
+
+        Raises:
+            NoSharedMemory: it shares none any more; says why.
+            PsError: the server does not answer.
+        """
+        plane = self._of[shard]
+        dialled = 0 if self._wanted == "memory" else link.address.port
+        self._of[shard] = _offered(link, plane.gradients, plane.answers, worker, session, dialled)
+
+    def forget(self, shard: int) -> None:
+        """The network carries all to and from this shard from now on."""
+        self._of.pop(shard, None)
+
     def place(self, bucket: Bucket) -> torch.Tensor | None:
         """Where the gradient of one bucket goes, shape (numel,), fp32; None: it has none, or the server reads it."""
         plane = self._of.get(bucket.shard)
@@ -166,7 +185,10 @@ def _one_piece(arena: Arena, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Te
 
 def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int, dialled: int) -> _Plane:
     layout = Layout(buckets)
-    gradients, answers = Arena.create(layout), Arena.create(layout)
+    return _offered(link, Arena.create(layout), Arena.create(layout), worker, session, dialled)
+
+
+def _offered(link: Link, gradients: Arena, answers: Arena, worker: str, session: int, dialled: int) -> _Plane:
     request = pb.ShareRequest(
         worker=worker,
         session=session,
@@ -177,4 +199,5 @@ def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int, dia
     reply = link.share(request, SHARE_SECONDS)
     if not reply.HasField("parameters"):
         raise NoSharedMemory(reply.reason)
-    return _Plane(gradients, answers, Arena.open(layout, offer_from_proto(reply.parameters), private=True))
+    parameters = Arena.open(gradients.layout, offer_from_proto(reply.parameters), private=True)
+    return _Plane(gradients, answers, parameters)

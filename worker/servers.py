@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from torch_ps.common.errors import ConfigError, Overloaded
+from torch_ps.common.errors import ConfigError, Overloaded, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
 
@@ -61,3 +61,20 @@ def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinRepl
                 raise
             log.warning("%s; trying again", error)
             time.sleep(AGAIN_SECONDS)
+
+
+def open_roster(lead: Link, quorum: int, seconds: float) -> pb.RosterView:
+    """The roster of the lead, once the first ``quorum`` of workers is complete.
+
+    Raises:
+        WaitTimeout: workers are missing after ``seconds``; says how many.
+    """
+    missing = quorum
+    try:
+        for view in lead.rosters(seconds):
+            if view.open:
+                return view
+            missing = quorum - len(view.member)
+    except WaitTimeout:
+        pass
+    raise WaitTimeout(f"after {seconds:g} s {missing} of {quorum} workers have not joined the job")

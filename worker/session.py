@@ -28,6 +28,7 @@ from torch_ps.common.errors import (
     CorruptFrame,
     NotInitialised,
     PsError,
+    StepConflict,
     WaitTimeout,
 )
 from torch_ps.common.frames import pack, unpack
@@ -39,7 +40,8 @@ from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.plane import Planes
-from torch_ps.worker.servers import admitted, describe_all
+from torch_ps.worker.recover import prepare
+from torch_ps.worker.servers import admitted, describe_all, open_roster
 from torch_ps.worker.transport import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -173,16 +175,7 @@ class Session:
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many.
         """
-        seconds = self.timeout if seconds is None else seconds
-        missing = self.job.quorum
-        try:
-            for view in self._links[0].rosters(seconds):
-                if view.open:
-                    return view
-                missing = self.job.quorum - len(view.member)
-        except WaitTimeout:
-            pass
-        raise WaitTimeout(f"after {seconds:g} s {missing} of {self.job.quorum} workers have not joined the job")
+        return open_roster(self._links[0], self.job.quorum, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model, hello: pb.Hello) -> None:
         if self._exchange is not None:
@@ -202,6 +195,9 @@ class Session:
             [bucket.shard for bucket in buckets],
             self.job.lease_seconds,
             self._receive,
+            lambda shard: prepare(
+                self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
+            ),
         )
 
     def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
@@ -284,6 +280,13 @@ class Session:
             WaitTimeout: not within ``timeout``; says who is waited for.
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
+        try:
+            return self._wait()
+        except StepConflict:
+            self._streams.reset()  # an answer on its way would be taken for one to what is sent next
+            raise
+
+    def _wait(self) -> Outcome:
         begin, streams = time.monotonic(), self._streams
         with streams.changed:
             try:

@@ -57,8 +57,17 @@ def main(status: StatusConfig) -> None:
     )
     for sentence in (sentence for reply in replies for sentence in reply.advice):
         console.print(f"[bold]warning[/bold]: {escape(sentence)}", highlight=False)
+    if lead.HasField("checkpoint"):
+        console.print(escape(_checkpoint(lead.checkpoint)), highlight=False)
     console.print(_workers(lead, replies))
     console.print(_shards(links, replies))
+
+
+def _checkpoint(kept: pb.CheckpointStatus) -> str:
+    age = f", {_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
+    good = f"version {kept.version}{age}" if kept.version else "none yet"
+    failed = f"; {kept.failures} failed, the last: {kept.error}" if kept.error else ""
+    return f"last good checkpoint: {good}, in {kept.folder}{failed}"
 
 
 def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:

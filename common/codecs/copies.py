@@ -3,13 +3,16 @@
     server:  sends C(parameters - copy), then  copy += decoded       worker:  copy += decoded, and that is its model
 
 Both sides add the same bits, so the copies stay equal, and what one pull left out is in the difference that the next
-one sends. The first pull of a stream is sent whole.
+one sends. The first pull of a stream is sent whole. A restored server knows copies that workers had before the restart:
+those who begin anew are sent what they would have, so that they go on as if nothing had happened.
 
 Memory: one fp32 copy of the parameters on each side, for every worker that pulls with a coarse codec; the server frees
 its copy when the worker's stream ends.
 
 Source: Tang et al., ICML 2019, arXiv:1905.05957 (DoubleSqueeze), for error feedback on the way down.
 """
+
+from collections.abc import Mapping
 
 import torch
 
@@ -18,10 +21,15 @@ from torch_ps.common.frames import Buffer
 
 
 class Copies:
-    """By number of the bucket. Calls for one bucket never overlap; calls for different buckets may."""
+    """By number of the bucket. Calls for one bucket never overlap; calls for different buckets may.
 
-    def __init__(self) -> None:
-        self._of: dict[int, torch.Tensor] = {}
+    Args:
+        restored: copies, shape (numel,), fp32, that the other side has lost.
+    """
+
+    def __init__(self, restored: Mapping[int, torch.Tensor] | None = None) -> None:
+        self._of: dict[int, torch.Tensor] = dict(restored or {})
+        self._lost = set(self._of)
 
     def get(self, bucket: int) -> torch.Tensor | None:
         """What the other side has of one bucket, shape (numel,); None before its first pull."""
@@ -36,10 +44,18 @@ class Copies:
         lacks = values - copy
         if not lacks.sum().isfinite() and not lacks.isfinite().all():
             copy.copy_(values)  # a model that has diverged: it is sent as it is
+            self._lost.discard(bucket)
             return None
         payload = memoryview(b"".join(codec.encode(lacks, seed)))
         copy.add_(codec.decode(payload, lacks))
         return (payload,)
+
+    def lost(self, bucket: int) -> torch.Tensor | None:
+        """After ``encode``: the copy, if the other side has lost it and needs it whole; asked once, it has it again."""
+        if bucket not in self._lost:
+            return None
+        self._lost.remove(bucket)
+        return self._of[bucket]
 
     def take(self, bucket: int, decoded: torch.Tensor, *, delta: bool) -> torch.Tensor:
         """The values after what has come: ``decoded`` added, or whole in the place of all there was."""

@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class JobDescription(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
     num_shards: int
@@ -101,7 +102,8 @@ class JobDescription(_message.Message):
     codec: _containers.RepeatedScalarFieldContainer[str]
     mode_details: str
     clip_norm: float
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ...) -> None: ...
+    resumed_version: int
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("worker", "rank", "model")
@@ -200,14 +202,16 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RosterView(_message.Message):
-    __slots__ = ("epoch", "open", "member")
+    __slots__ = ("epoch", "open", "member", "cut")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     open: bool
     member: _containers.RepeatedCompositeFieldContainer[RosterMember]
-    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ...) -> None: ...
+    cut: int
+    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., cut: _Optional[int] = ...) -> None: ...
 
 class RosterMember(_message.Message):
     __slots__ = ("worker", "session", "rank", "first_step")
@@ -350,12 +354,44 @@ class NormReply(_message.Message):
     square: float
     def __init__(self, dropped: bool = ..., square: _Optional[float] = ...) -> None: ...
 
+class KeptRequest(_message.Message):
+    __slots__ = ("shard", "version", "size", "sha256", "error")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    version: int
+    size: int
+    sha256: str
+    error: str
+    def __init__(self, shard: _Optional[int] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+
+class KeptReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckpointStatus(_message.Message):
+    __slots__ = ("version", "age_seconds", "failures", "error", "folder")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    age_seconds: float
+    failures: int
+    error: str
+    folder: str
+    def __init__(self, version: _Optional[int] = ..., age_seconds: _Optional[float] = ..., failures: _Optional[int] = ..., error: _Optional[str] = ..., folder: _Optional[str] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +415,7 @@ class StatusReply(_message.Message):
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     ADVICE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
     mode: str
@@ -395,7 +432,8 @@ class StatusReply(_message.Message):
     nonfinite: int
     mode_details: str
     advice: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ...) -> None: ...
+    checkpoint: CheckpointStatus
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory")

@@ -21,7 +21,7 @@ Source: the effect style is that of h11's events and of etcd raft's Ready().
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_ps.ps.core.roster import Roster
@@ -53,6 +53,7 @@ class Apply:
         lr_scale: factor on the learning rate of this step, > 0 and <= 1.
         group: which Applies, of all buckets and shards, form one update. A group of one worker may stay incomplete when
             that worker leaves; any other becomes complete.
+        record: what a checkpoint keeps of the bucket's progress right after this step; None: this version is no cut.
     """
 
     bucket: int
@@ -61,6 +62,7 @@ class Apply:
     reason: str
     lr_scale: float = 1.0
     group: Group = field(default=("", 0, 0), compare=False, kw_only=True)
+    record: dict[str, Any] | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

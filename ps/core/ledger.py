@@ -4,17 +4,19 @@ Rules of this file
   1. Only a decided ``Apply`` advances a version. It, or a refusal for good, writes an entry, in the call that decides.
   2. One entry per live worker: its session and the last step of it that was decided. Steps of one session grow, so
      the last one answers for all before it. An entry ends with its session, so the size follows the roster.
-  3. ``as_dict`` is plain JSON data; ``from_dict(as_dict())`` is the same progress.
+  3. ``as_dict`` is plain JSON data; ``restore(as_dict())`` makes the same progress.
 
 Source: the ledger of design section 5; "exactly once" as in Raft's client sessions, Ongaro 2014, section 6.3.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch_ps.ps.core.cut import Cut
 from torch_ps.ps.core.effects import Apply, Contribution, Group, Release
 
 
@@ -29,11 +31,16 @@ class Entry:
 
 
 class Progress:
-    """How far one bucket is: its version, the pushes and samples it has absorbed and its ledger."""
+    """How far one bucket is: its version, the pushes and samples it has absorbed and its ledger.
+
+    ``floor`` is the smallest clock of the roster where the mode keeps one. ``cut`` says which version is recorded.
+    """
 
     def __init__(self, bucket: int) -> None:
         self.bucket = bucket
+        self.cut: Cut | None = None
         self.version = 0
+        self.floor = 0
         self.num_pushes = 0
         self.samples = 0.0
         self.contributors: tuple[str, ...] = ()
@@ -60,7 +67,8 @@ class Progress:
             self.samples += c.weight
             self._entries[c.worker] = Entry(c.session, c.step, c.staleness)
         group = group or ("", 0, self.version - 1)
-        return Apply(self.bucket, self.version, contributions, reason, lr_scale, group=group)
+        record = self.as_dict() if self.cut is not None and self.cut.passes(self.version) else None
+        return Apply(self.bucket, self.version, contributions, reason, lr_scale, group=group, record=record)
 
     def refuse(self, worker: str, session: int, step: int, staleness: int) -> None:
         """Record that this push is not applied and never will be; its repeat hears the same."""
@@ -102,20 +110,32 @@ class Progress:
         return {
             "bucket": self.bucket,
             "version": self.version,
+            "floor": self.floor,
             "num_pushes": self.num_pushes,
             "samples": self.samples,
             "contributors": list(self.contributors),
             "ledger": {w: [e.session, e.step, e.staleness, e.applied] for w, e in self._entries.items()},
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Progress:
-        progress = cls(int(data["bucket"]))
-        progress.version = int(data["version"])
-        progress.num_pushes = int(data["num_pushes"])
-        progress.samples = float(data["samples"])
-        progress.contributors = tuple(str(w) for w in data["contributors"])
-        progress._entries = {
-            str(w): Entry(int(e[0]), int(e[1]), int(e[2]), bool(e[3])) for w, e in data["ledger"].items()
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Become what ``as_dict`` described, whatever bucket it was of.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not what ``as_dict`` gives; nothing has changed.
+        """
+        numbers = [_count(data[name]) for name in ("version", "floor", "num_pushes")]
+        samples = float(data["samples"])
+        if not 0 <= samples < math.inf:
+            raise ValueError(f"samples must be finite and >= 0; got {samples}")
+        contributors = tuple(str(w) for w in data["contributors"])
+        entries = {
+            str(w): Entry(_count(e[0]), _count(e[1]), _count(e[2]), bool(e[3])) for w, e in data["ledger"].items()
         }
-        return progress
+        self.version, self.floor, self.num_pushes = numbers
+        self.samples, self.contributors, self._entries = samples, contributors, entries
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"a whole number >= 0 is needed; got {value!r}")
+    return value

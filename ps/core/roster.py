@@ -7,6 +7,10 @@ Rules of this file
   3. Before the first quorum nothing closes and all start at the open step. After it a newcomer starts one step later:
      other shards may have closed a part of the open step, and so all of them average the same set.
   4. Joining again under the same name is a leave of the old session and a join of a new one, in one epoch.
+  5. A restored job is one before its quorum: its members are expected, each until it is heard of, joins anew or its
+     lease runs out. Then the quorum counts, or, if somebody of before has come back, whoever is there.
+  6. Epochs of a restored job begin above all that may have been given out after the checkpoint, so that no session or
+     epoch of then is taken for one of now.
 
 Why rule 3 is enough: nobody pushes step k+1 before the lead has answered all of step k. So when the lead's open step
 is k, no bucket anywhere has closed k+1, and every push of k+1 carries an epoch that has the newcomer in it.
@@ -20,14 +24,18 @@ Source: leases, Gray and Cheriton, SOSP 1989.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ProtocolError, UnknownWorker
 from torch_ps.ps.core.effects import Announce, Effect, Effects, Evict
 
 MAX_NAME = 100
+#: More than a job gives out between a checkpoint and its restart.
+EPOCHS_PER_LIFE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +61,13 @@ class Roster:
     Attributes:
         members: in rank order (see ``rank_order``): the position is the rank.
         open: the first quorum has been reached; until then no step closes.
+        cut: version at which every shard copies its state, see ``cut.py``; 0: none is planned.
     """
 
     epoch: int = 0
     members: tuple[Member, ...] = ()
     open: bool = False
+    cut: int = 0
 
     def member(self, name: str) -> Member | None:
         return next((m for m in self.members if m.name == name), None)
@@ -102,6 +112,11 @@ class Membership:
         self._lease = lease
         self._limit = limit
         self._seen: dict[str, float] = {}
+        self._expected: set[str] = set()  # members of before the restart of whom nothing was heard
+        self._survived = False  # one of them has been
+        self._cut = 0
+        #: Given out since the start or restored.
+        self.num_sessions = 0
 
     def join(
         self, name: str, rank: int | None, now: float, open_step: int, *, replace: bool = True
@@ -128,21 +143,29 @@ class Membership:
         if old is not None and not replace:
             raise NameTaken(f"worker {name!r} is in the job already and alive; choose another name")
         others = [m for m in self.roster.members if m is not old]
+        replaced = [m for m in others if rank is not None and m.rank == rank and m.name in self._expected]
+        others = [m for m in others if m not in replaced]
         for m in others:
             if rank is not None and m.rank == rank:
+                silent = self.silent_for(m.name, now)
                 raise NameTaken(
-                    f"rank {rank} belongs to worker {m.name!r}, last heard of {now - self._seen[m.name]:.1f} s ago; "
+                    f"rank {rank} belongs to worker {m.name!r}, last heard of {silent:.1f} s ago; "
                     f"choose another rank or wait until its lease of {self._lease:g} s has run out"
                 )
         if len(others) >= self._limit:
             raise Overloaded(
                 f"worker {name!r} cannot join: the job has {len(others)} workers, as many as --max-workers allows"
             )
+        self._expected -= {name, *(m.name for m in replaced)}
+        self.num_sessions += 1
         epoch = self.roster.epoch + 1
         member = Member(name, epoch, rank, open_step + 1 if self.roster.open else open_step)
         effects: list[Effect] = []
         if old is not None:
             effects.append(Evict(name, old.session, f"{name} joined again; this is its session {old.session}"))
+        for m in replaced:
+            del self._seen[m.name]
+            effects.append(Evict(m.name, m.session, f"{name} has come in its place, with rank {rank}"))
         self._seen[name] = now
         here = "joined again" if old is not None else "joined"
         effects.append(self._announce([*others, member], f"{name} {here}, first step {member.first_step}"))
@@ -156,6 +179,9 @@ class Membership:
         """
         self._live(name, session)
         self._seen[name] = max(now, self._seen[name])
+        if name in self._expected:
+            self._expected.remove(name)
+            self._survived = True
 
     def leave(self, name: str, session: int, now: float, open_step: int) -> Effects:
         """A graceful leave; of a session that is not (or no longer) a member it changes nothing."""
@@ -166,9 +192,12 @@ class Membership:
 
     def tick(self, now: float, open_step: int) -> Effects:
         """Evict everyone who has been silent for longer than the lease."""
+        self._seen = {name: now if seen == -math.inf else seen for name, seen in self._seen.items()}
         silent = {m.name: now - self._seen[m.name] for m in self.roster.members}
         late = [m for m in self.roster.members if silent[m.name] > self._lease]
         if not late:
+            if not self.roster.open and self._complete(len(self.roster.members)):
+                return (self._announce(list(self.roster.members), f"all are back; step {open_step} goes on"),)
             return ()
         said = {
             m.name: f"no sign of life from {m.name} for {silent[m.name]:.1f} s (lease {self._lease:g} s)" for m in late
@@ -176,6 +205,30 @@ class Membership:
         reason = f"{'; '.join(said.values())}; step {open_step} goes on without"
         announce = self._without(set(said), reason)
         return (*(Evict(m.name, m.session, said[m.name]) for m in late), announce)
+
+    def plan_cut(self, version: int) -> Effects:
+        """Have every shard copy its state at ``version``."""
+        self._cut = version
+        return (self._announce(list(self.roster.members), f"version {version} will be kept"),)
+
+    def export(self) -> dict[str, Any]:
+        """Sessions and ranks, as plain data."""
+        members = [[m.name, m.session, m.rank, m.first_step] for m in self.roster.members]
+        return {"epoch": self.roster.epoch, "members": members}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Expect the members that ``export`` gave; see rules 5 and 6. Their leases begin at the first ``tick``.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not what ``export`` gives; nothing has changed.
+        """
+        members = [_member(*each) for each in data["members"]]
+        epoch = data["epoch"]
+        if type(epoch) is not int or epoch < max((m.session for m in members), default=0):
+            raise ValueError(f"epoch {epoch!r} does not fit its sessions")
+        self._seen = {m.name: -math.inf for m in members}
+        self._expected, self.num_sessions = set(self._seen), len(members)
+        self.roster = Roster((epoch // EPOCHS_PER_LIFE + 1) * EPOCHS_PER_LIFE, rank_order(members))
 
     def silent_for(self, name: str, now: float) -> float:
         """Seconds since the last sign of life.
@@ -185,7 +238,7 @@ class Membership:
         """
         if name not in self._seen:
             raise UnknownWorker(f"worker {name!r} is not in roster epoch {self.roster.epoch}")
-        return now - self._seen[name]
+        return max(now - self._seen[name], 0.0) if self._seen[name] > -math.inf else 0.0
 
     def _live(self, name: str, session: int) -> None:
         member = self.roster.member(name)
@@ -195,11 +248,26 @@ class Membership:
             )
 
     def _without(self, names: set[str], reason: str) -> Announce:
+        self._expected -= names
         for name in names:
             del self._seen[name]
         return self._announce([m for m in self.roster.members if m.name not in names], reason)
 
     def _announce(self, members: list[Member], reason: str) -> Announce:
-        is_open = self.roster.open or len(members) >= self._quorum
-        self.roster = Roster(self.roster.epoch + 1, rank_order(members), is_open)
+        is_open = self.roster.open or self._complete(len(members))
+        self.roster = Roster(self.roster.epoch + 1, rank_order(members), is_open, self._cut)
         return Announce(self.roster, reason)
+
+    def _complete(self, num_members: int) -> bool:
+        return not self._expected and num_members >= (1 if self._survived else self._quorum)
+
+
+def _member(name: Any, session: Any, rank: Any, first_step: Any) -> Member:
+    numbers = (session, first_step) if rank is None else (session, first_step, rank)
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not all(_is_count(each) for each in numbers):
+        raise ValueError(f"{[name, session, rank, first_step]!r} is no member of a roster")
+    return Member(name, session, rank, first_step)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0

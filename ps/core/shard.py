@@ -10,9 +10,12 @@ Rules of this file
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
+from torch_ps.ps.core.cut import Cut, Sections
 from torch_ps.ps.core.effects import Discard, Effect, Effects, Evict, Wait
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
@@ -55,11 +58,15 @@ class Shard:
     Args:
         buckets: how many this shard holds, numbered from 0 here. The lead's shard needs at least one.
         mode: the job's mode, the same on every shard.
+        sections: what else of this process belongs to a cut.
     """
 
-    def __init__(self, *, buckets: int, mode: Mode) -> None:
+    def __init__(self, *, buckets: int, mode: Mode, sections: Sections | None = None) -> None:
         self.roster = Roster()
+        self.cut = Cut(buckets, sections)
         self._policies = [mode.policy(b) for b in range(buckets)]
+        for policy in self._policies:
+            policy.progress.cut = self.cut
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
 
@@ -82,10 +89,24 @@ class Shard:
         """A push has been applied. Versions alone do not say so: a step may close empty."""
         return any(p.progress.num_pushes for p in self._policies)
 
+    def records(self) -> list[dict[str, Any]]:
+        """How far each bucket is now, in order; see ``Progress.as_dict``."""
+        return [policy.progress.as_dict() for policy in self._policies]
+
+    def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the records of a cut, one per bucket in order; before the first roster.
+
+        Raises:
+            KeyError, TypeError, ValueError: a record is not what an ``Apply`` carries.
+        """
+        for policy, record in zip(self._policies, records, strict=True):
+            policy.progress.restore(record)
+
     def set_roster(self, roster: Roster) -> Effects:
         """Follow the lead to a new epoch; one that is not newer changes nothing."""
         if roster.epoch <= self.roster.epoch:
             return ()
+        self.cut.plan(roster.cut)
         before, self.roster = self.roster, roster
         self._members = {m.name: m for m in roster.members}
         effects: list[Effect] = []

@@ -47,13 +47,12 @@ class SspPolicy(AsyncPolicy):
         super().__init__(bucket, max_staleness=max_staleness, inverse=inverse)
         self._slack = slack
         self._roster = Roster()
-        self._floor = 0
         self._first: dict[tuple[str, int], int] = {}  # (worker, session) -> first step
         self._held: dict[tuple[str, int | None], _Held] = {}  # (worker, step)
 
     @property
     def clock(self) -> int:
-        return self._floor
+        return self.progress.floor
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
         if push.step < member.first_step:
@@ -94,7 +93,7 @@ class SspPolicy(AsyncPolicy):
     def _advance(self) -> Effects:
         """Raise the floor and answer those who have waited for that."""
         if self._roster.open and self._roster.members:
-            self._floor = max(self._floor, min(self.next_step(m) for m in self._roster.members))
+            self.progress.floor = max(self.progress.floor, min(self.next_step(m) for m in self._roster.members))
         effects: list[Effect] = []
         for key, held in list(self._held.items()):
             if self._may_read(held.member):
@@ -109,7 +108,7 @@ class SspPolicy(AsyncPolicy):
         return (self._wait(member, verdict.step),)
 
     def _may_read(self, member: Member) -> bool:
-        return self.next_step(member) - self._floor <= self._slack
+        return self.next_step(member) - self.progress.floor <= self._slack
 
     def _wait(self, member: Member, step: int | None) -> Wait:
         clock, bound = self.next_step(member), self.next_step(member) - self._slack

@@ -120,3 +120,10 @@ def test_links_say_what_is_missing() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("links cannot be emulated here: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_checkpoints_cost_is_measured() -> None:
+    header, without, with_them = bench("checkpoint.py").splitlines()
+    assert "ms to copy a bucket" in header
+    assert without.split()[-2] == "0"
+    assert int(with_them.split()[-2]) > 0

@@ -35,5 +35,6 @@ def test_entries_end_with_their_sessions() -> None:
 
 def test_ledger_survives_json() -> None:
     p = progress()
-    again = Progress.from_dict(json.loads(json.dumps(p.as_dict())))
+    again = Progress(3)
+    again.restore(json.loads(json.dumps(p.as_dict())))
     assert vars(again) == vars(p)

@@ -214,7 +214,7 @@ class ScalesByStalenessAlone(AsyncPolicy):
 
 class OneStepTooFar(SspPolicy):
     def _may_read(self, member: Member) -> bool:
-        return self.next_step(member) - self._floor <= self._slack + 1
+        return self.next_step(member) - self.progress.floor <= self._slack + 1
 
 
 class NeverLetsGo(SspPolicy):

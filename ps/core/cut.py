@@ -1,0 +1,181 @@
+"""Cuts: the versions at which all shards copy their state, so that the copies together are one moment of the job.
+
+A cut is a version V. Every bucket of every shard passes V, in every mode, one step at a time; what a bucket and its
+ledger are right after that step is its part of the cut. The lead plans V ahead and announces it with a roster epoch.
+
+Why no shard passes V unaware: pushes carry the newest epoch that their worker has seen, and a shard parks a push of an
+epoch that it does not know. When the lead's smallest version is k, every session, of now or of before, has at most one
+step that some other shard has and the lead has not. So without a push that carries the epoch a synchronous bucket
+reaches k + 1 at most, and any other one k + (number of sessions so far). A later V needs such a push, which waits until
+the shard knows of V.
+
+    Planner (lead) --plan(V)--> Membership --Announce(roster with cut V)--> Shard --> Cut --> Apply(V) with its record
+       ^                                                                                              |
+       +---- reported(shard, V) / failed(shard, V) <-- written beside training, one copy later <------+
+
+Rules of this file
+  1. One cut at a time: the next one is planned when all shards have reported the last, or one of them has failed.
+  2. What else belongs to the moment is a *section*: an object with ``export`` and ``restore`` of plain JSON data. The
+     lead's are taken in the call that decides the last of its buckets.
+
+Source: consistent cuts, Chandy and Lamport, ACM TOCS 1985; here versions do the work of their markers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch_ps.common.errors import ConfigError, ProtocolError
+
+R = TypeVar("R")
+
+#: Seconds from the first report of a cut to the last; then it is given up.
+REPORT_SECONDS = 900.0
+
+
+class Section(Protocol):
+    """A part of the core whose state belongs to a cut."""
+
+    def export(self) -> dict[str, Any]:
+        """Plain JSON data: dicts with text keys, lists, texts, finite numbers, booleans and None."""
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Become what ``export`` described. Called before anything else has happened to this object.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not what ``export`` gives.
+        """
+
+
+class Sections:
+    """The sections of one process by name, and what a checkpoint holds for those that are yet to come."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Section] = {}
+        self._restored: dict[str, Mapping[str, Any]] = {}
+
+    def add(self, name: str, section: Section) -> None:
+        """Have ``section`` in every cut from now on; if the job was restored, it takes up its state now."""
+        self._of[name] = section
+        if name in self._restored:
+            section.restore(self._restored.pop(name))
+
+    def export(self) -> dict[str, Any]:
+        """Those that wait for their owner go along as they are."""
+        return {**self._restored, **{name: section.export() for name, section in self._of.items()}}
+
+    def restore(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        self._restored = dict(data)
+        for name in [name for name in self._of if name in data]:
+            self._of[name].restore(self._restored.pop(name))
+
+
+class Cut:
+    """One shard's part: which version is copied next, and what belongs to it.
+
+    Args:
+        num_buckets: of this shard.
+        sections: of this process; taken with the last bucket.
+    """
+
+    def __init__(self, num_buckets: int, sections: Sections | None = None) -> None:
+        self._num_buckets, self._sections = num_buckets, sections or Sections()
+        self._version = 0  # 0: none is planned
+        self._recorded = 0
+        #: Of the last cut that all buckets have passed: its version and its sections.
+        self.taken: tuple[int, dict[str, Any]] = (0, {})
+
+    def plan(self, version: int) -> None:
+        """Copy at ``version``, 0 is never; the one planned before is given up if it is another one."""
+        if version != self._version:
+            self._version, self._recorded = version, 0
+
+    def passes(self, version: int) -> bool:
+        """Whether a bucket that has come to ``version`` is to be copied; each bucket asks once per version."""
+        if version != self._version:
+            return False
+        self._recorded += 1
+        if self._recorded == self._num_buckets:
+            self.taken = version, self._sections.export()
+        return True
+
+    def rest(self, version: int) -> None:
+        """All buckets are at ``version`` and nothing goes on: that is a cut too."""
+        self.taken = version, self._sections.export()
+
+
+class Planner(Generic[R]):
+    """The lead's part: when the next cut is, and whether the last one is whole.
+
+    Args:
+        every: versions between two cuts, 0: not by number.
+        seconds: between two cuts, 0: not by time.
+        num_shards: that report each cut.
+        now: of the start, from which ``seconds`` count.
+    """
+
+    def __init__(self, *, every: int, seconds: float, num_shards: int, now: float) -> None:
+        if every < 0 or seconds < 0 or bool(every) == bool(seconds):
+            raise ConfigError(f"a checkpoint is due every N steps or every S seconds; got {every} and {seconds}")
+        self._every, self._seconds, self._num_shards = every, seconds, num_shards
+        self._last, self._first_report = now, now
+        self._version = 0  # planned and not over
+        self._reports: dict[int, R] = {}
+
+    def due(self, now: float, open_step: int, num_sessions: int, *, stale: bool) -> int | None:
+        """The version to announce now; None: nothing is to be announced.
+
+        Args:
+            open_step: the lead's smallest version.
+            num_sessions: that the lead has given out since the job was started or restored, and those restored.
+            stale: whether pushes are applied one by one (``Mode.stale``).
+        """
+        if self._version and self._reports and now - self._first_report > REPORT_SECONDS:
+            self._over(now)
+        if self._version or now - self._last < self._seconds:
+            return None
+        first = open_step + max(num_sessions + 1 if stale else 2, 2)
+        self._version = -(-first // self._every) * self._every if self._every else first
+        return self._version
+
+    def reported(self, shard: int, version: int, report: R, now: float) -> tuple[R, ...] | None:
+        """A shard has written its part; gives the reports of all, by shard, when this was the last.
+
+        Raises:
+            ProtocolError: there is no such shard.
+        """
+        self._check(shard)
+        if version != self._version:
+            return None  # given up meanwhile
+        self._first_report = self._first_report if self._reports else now
+        self._reports[shard] = report
+        if len(self._reports) < self._num_shards:
+            return None
+        whole = tuple(self._reports[each] for each in range(self._num_shards))
+        self._over(now)
+        return whole
+
+    def failed(self, shard: int, version: int, now: float) -> bool:
+        """A shard could not write its part, so there is no such checkpoint; False if it was given up before.
+
+        Raises:
+            ProtocolError: there is no such shard.
+        """
+        self._check(shard)
+        if version != self._version:
+            return False
+        self._over(now)
+        return True
+
+    def last(self, version: int) -> None:
+        """Expect the reports of ``version``, at which the job stands still, whatever was planned."""
+        if version != self._version:
+            self._version, self._reports = version, {}
+
+    def _over(self, now: float) -> None:
+        self._version, self._reports, self._last = 0, {}, now
+
+    def _check(self, shard: int) -> None:
+        if not 0 <= shard < self._num_shards:
+            raise ProtocolError(f"shard must be in [0, {self._num_shards}); got {shard}")

@@ -1,0 +1,35 @@
+"""What torch's optimizers keep, as named tensors of a bucket and back.
+
+Every optimizer that is admitted (``torch_ps.common.optim``) keeps tensors as large as the parameters, element by
+element, and counters of one number. Both are found by their shapes, so no optimizer is named here.
+"""
+
+import torch
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What torch's optimizer keeps for ``parts``, which are the pieces of one bucket and step together.
+
+    Elementwise tensors come joined, shape (numel,); counters, shape (), once.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, first in optimizer.state[parts[0]].items() if parts[0] in optimizer.state else ():
+        if not isinstance(first, torch.Tensor):
+            continue  # None: a buffer that these hyperparameters do not use
+        several = [optimizer.state[part][name] for part in parts]
+        tensors[f"state/{name}"] = torch.cat(several) if first.dim() else first.clone()
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parts: list[torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> None:
+    """The inverse of ``optimizer_state``."""
+    state: dict[str, torch.Tensor] = {
+        key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("state/")
+    }
+    at = 0
+    for part in parts if state else ():
+        end = at + part.numel()
+        optimizer.state[part] = {n: (t[at:end] if t.dim() else t).clone() for n, t in state.items()}
+        at = end

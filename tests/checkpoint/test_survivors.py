@@ -1,0 +1,112 @@
+"""Workers that live on while all servers die and come back from a checkpoint."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import torch_ps
+from tests.support.jobs import until
+from tests.support.restart import Shards, shards
+from tests.support.threads import at_once
+from tests.support.training import backward, mlp, same, seeded
+
+STEPS = 40
+
+
+def finish(
+    servers: Shards, model: torch.nn.Module, rank: int, at: threading.Event, go: threading.Event, **options: Any
+) -> None:
+    """Train to the end, whatever the servers do; in version 10 say so and wait."""
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with torch_ps.ParameterServerOptimizer(inner, model, str(servers), name=f"w{rank}", **options) as optimizer:
+        while optimizer.version < STEPS:
+            backward(model, optimizer.version, rank)
+            optimizer.step()
+            optimizer.zero_grad()
+            if optimizer.version == 10 and not at.is_set():
+                at.set()
+                assert go.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "plane", "every"), [(1, "memory", 3), (2, "memory", 4), (2, "network", 4), (2, "memory", 2)]
+)
+def test_workers_go_on_and_finish_when_all_servers_were_killed_and_resumed(
+    num_shards: int, plane: str, every: int, tmp_path: Path
+) -> None:
+    settings = {"workers": 2, "bucket_size": 0.002, "checkpoint": str(tmp_path), "checkpoint_every": every}
+    with shards(num_shards, workers=2, bucket_size=0.002) as servers:
+        ready = threading.Event()
+        ready.set()
+        undisturbed = [seeded(mlp) for _ in range(2)]
+        at_once(*(lambda r=r, m=m: finish(servers, m, r, ready, ready) for r, m in enumerate(undisturbed)))
+    with shards(num_shards, **settings) as servers:
+        at, go = [threading.Event(), threading.Event()], threading.Event()
+
+        def fault() -> None:
+            assert all(event.wait(60) for event in at)
+            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+            servers.kill()
+            servers.start(resume=True)
+            go.set()
+
+        models = [seeded(mlp) for _ in range(2)]
+        at_once(*(lambda r=r, m=m: finish(servers, m, r, at[r], go, plane=plane) for r, m in enumerate(models)), fault)
+        status = servers.status()
+        assert status.version == STEPS
+        assert not status.worker
+    assert all(same(model, undisturbed[0]) for model in models)
+
+
+LR = 2.0**-10
+
+
+@pytest.mark.parametrize(("mode", "num_shards"), [("async", 2), ("ssp", 1)])
+def test_every_push_after_the_restart_counts_once_in_each_bucket(mode: str, num_shards: int, tmp_path: Path) -> None:
+    """With a learning rate of 2**-10 and gradients of 1, each element counts the pushes of one worker.
+
+    At a version of an asynchronous job one bucket may have a push that another one has not. After the restart that step
+    is pushed again: the bucket that lacks it takes it, the other one knows it from its ledger.
+    """
+
+    def count(client: torch_ps.Client, rank: int, at: threading.Event, go: threading.Event) -> None:
+        gradient = {name: torch.zeros(2) for name in ("early", "late")} | {"padding": torch.zeros(512)}
+        gradient["early"][rank] = gradient["late"][rank] = 1.0
+        counts = [0.0, 0.0]
+        while min(counts) < 60:
+            try:
+                params = client.push(gradient).params
+                pushed = True
+            except torch_ps.StepConflict:
+                params, pushed = client.pull().params, False
+            now = [params[name][rank].item() / -LR for name in ("early", "late")]
+            for before, after in zip(counts, now, strict=True):
+                assert after == max(before, min(counts) + 1) if pushed else after <= before, (counts, now, pushed)
+            counts = now
+            if min(counts) == 20 and not at.is_set():
+                at.set()
+                assert go.wait(60)
+
+    settings = {"mode": mode, "workers": 2, "checkpoint": str(tmp_path), "checkpoint_every": 4}
+    with shards(num_shards, **settings) as servers:
+        at, go = [threading.Event(), threading.Event()], threading.Event()
+
+        def fault() -> None:
+            assert all(event.wait(60) for event in at)
+            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+            servers.kill()
+            servers.start(resume=True)
+            go.set()
+
+        with torch_ps.Client(str(servers), name="w0") as one, torch_ps.Client(str(servers), name="w1") as two:
+            model = {"early": torch.zeros(2), "padding": torch.zeros(512), "late": torch.zeros(2)}
+            for client in (one, two):
+                client.init(model, torch_ps.OptimizerSpec("SGD", lr=LR))
+            at_once(
+                lambda: count(one, 0, at[0], go),
+                lambda: count(two, 1, at[1], go),
+                fault,
+            )
