@@ -33,10 +33,12 @@ from torch_ps.common.plan import Bucket, plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.clip import Ask, Norms
 from torch_ps.ps.compensate import Compensator
+from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict, Group
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster
 from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.data import Asks
 from torch_ps.ps.doctor import Doctor, doctor_of
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
@@ -83,6 +85,8 @@ class Job:
         self.initialised = False
         self.roster = Roster()
         self.membership = Membership(quorum=quorum, lease=lease) if index == 0 else None
+        self.data = Data(mode) if index == 0 else None  # which samples are whose
+        self.asks = Asks()
         self.started = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[asyncio.Queue[Roster | None]] = set()  # None: the shard stops
@@ -201,7 +205,7 @@ class Job:
         if self.membership is not None and self.clip_norm:
             self._norms = Norms([bucket.shard for bucket in whole.buckets if bucket.rule == "optimizer"])
             self._norms.set_roster(self.roster)
-        core = Shard(buckets=len(buckets), mode=self.mode)
+        core = Shard(buckets=len(buckets), mode=self.mode, data=self.data)
         self.engine = Engine(
             model,
             buckets,
@@ -367,10 +371,11 @@ class Job:
             raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
 
     async def _until(self, ready: Callable[[], bool], deadline: float, what: str) -> None:
+        begin = time.monotonic()
         while not ready():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"shard {self.index}: {what}")
+                raise WaitTimeout(f"shard {self.index}: {what} for {time.monotonic() - begin:.1f} s")
             try:
                 await asyncio.wait_for(self._changed.wait(), left)
             except TimeoutError:
@@ -379,6 +384,7 @@ class Job:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self.asks.wake()
 
     def _is_member(self, worker: str, session: int) -> bool:
         member = self.roster.member(worker)

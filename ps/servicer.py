@@ -17,6 +17,7 @@ from torch_ps.common.errors import CorruptFrame, NoSharedMemory, ProtocolError, 
 from torch_ps.common.frames import unpack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.status import status_of_job
@@ -49,6 +50,7 @@ class Servicer:
                 "Join": unary(self.join, pb.JoinRequest),
                 "Share": unary(self.share, pb.ShareRequest),
                 "Leave": unary(self.leave, pb.LeaveRequest),
+                "Data": unary(self.data, pb.DataRequest),
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
                 "Seed": grpc.stream_unary_rpc_method_handler(
@@ -82,12 +84,11 @@ class Servicer:
         )
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
-        left = context.time_remaining()
         session, seed = await self._job.join(
             request.worker,
             request.rank if request.HasField("rank") else None,
             schema.from_proto(request.model),
-            DEFAULT_DEADLINE if left is None else left * 0.95,  # so that our reason arrives before the deadline
+            _seconds(context),
         )
         return pb.JoinReply(session=session, seed=seed, epoch=self._job.roster.epoch)
 
@@ -102,6 +103,14 @@ class Servicer:
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         self._job.leave(request.worker, request.session)
         return pb.LeaveReply()
+
+    async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
+        core = self._job.working().core
+        if request.give_back:
+            core.give_back(request.worker, request.session, data_set(request.data))
+            self._job.asks.wake()
+            return pb.DataReply()
+        return await self._job.asks.ask(core, request, _seconds(context))
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         return status_of_job(self._job, time.monotonic())
@@ -157,6 +166,7 @@ class Servicer:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
                     self._job.working().push(stream, header.push, payload)
+                    self._job.asks.wake()
                 case "pull":
                     self._job.working().pull(stream, header.pull.bucket)
                 case "renew":
@@ -164,6 +174,12 @@ class Servicer:
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")
+
+
+def _seconds(context: Context) -> float:
+    """How long a call may wait, so that our reason arrives before its deadline."""
+    left = context.time_remaining()
+    return DEFAULT_DEADLINE if left is None else left * 0.95
 
 
 async def _first(frames: AsyncIterator[bytes]) -> bytes:

@@ -23,12 +23,15 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.config import WorkerConfig
+from torch_ps.common.errors import UnknownWorker
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
+from torch_ps.worker import drain
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
+from torch_ps.worker.elastic import Elastic, Nothing
 from torch_ps.worker.flat import Flat
 from torch_ps.worker.gradients import Gradients
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
@@ -39,7 +42,7 @@ from torch_ps.worker.session import Session
 log = logging.getLogger("torch_ps.worker")
 
 
-class ParameterServerOptimizer(torch.optim.Optimizer):
+class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
     """Trains ``model`` with a parameter server in place of ``optimizer``.
 
     torch.amp.GradScaler works as ever: a step that it skips is pushed with weight 0, so that nobody waits.
@@ -159,7 +162,8 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
-            self._session.join(described, config.rank, lambda b: self._flat.read(b, torch.empty(b.numel)))
+            self._described, self._rank = described, config.rank
+            self._session.join(described, config.rank, self._values)
             buckets = self._session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
@@ -176,14 +180,17 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         self._flat.settle()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
-        self._source: Gradients | LocalSteps = self._local or self._gradients
+        self._source: Gradients | LocalSteps | Nothing = self._local or self._gradients
+        drain.attach(self)
 
     # -------------------------------------------------------------- the training loop
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients, wait as the mode says, and put the fresh parameters into the model.
 
-        Between two pushes of ``accumulate`` nothing happens; of ``local_steps``, the wrapped optimizer steps.
+        Between two pushes of ``accumulate`` nothing happens; of ``local_steps``, the wrapped optimizer steps. A worker
+        that was dropped, having been silent for longer than its lease, takes part again from the next step on: its
+        gradient is dropped, and the model has fresh parameters.
 
         Args:
             closure: evaluates the model again and returns the loss, as in torch.
@@ -202,14 +209,18 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
+            drain.finish(self.name, self.close)
             return loss
         self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
         try:
             if self._local is None or self._local.step(self._passed_weight, self.name, continued(closure, loss)):
                 self._push()
+        except UnknownWorker as error:
+            self.rejoin(error)
         finally:
             self._earlier_weight = 0.0
             self._overlap.armed = self._accumulate == 1
+        drain.finish(self.name, self.close)
         return loss
 
     def _push(self) -> None:
@@ -295,7 +306,8 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
     @property
     def workers(self) -> tuple[str, ...]:
         """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
-        return tuple(member.worker for member in self._session.roster().member)
+        with drain.waiting():
+            return tuple(member.worker for member in self._session.roster().member)
 
     @property
     def rank(self) -> int:
@@ -309,6 +321,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
+        drain.detach(self)
         self._close()
         atexit.unregister(self._close)
 
@@ -358,7 +371,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
 
     def _weight_of(self, trained: bool) -> float:
         """Of a bucket of parameters, or of one of buffers, which every pass has changed."""
-        if trained and self._source.left_out:
+        if isinstance(self._source, Nothing) or (trained and self._source.left_out):
             return 0.0
         if self._local is None:
             return self._passed_weight

@@ -36,10 +36,12 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
+from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.servers import describe_all
 from torch_ps.worker.transport import Link
+from torch_ps.worker.waits import blame
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -102,9 +104,10 @@ class Session:
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._plain = codecs.codec("none")
         self._exchange: Exchange | None = None
-        self._planes = Planes(plane)
+        self._plane = plane
         self._session = 0
         self._epoch = 0
+        self.covers = Covers()  # the samples that pushes are of
         self._samples = 0.0
         self.pushed_bytes = 0
         self.pulled_bytes = 0
@@ -152,6 +155,7 @@ class Session:
         request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
         reply = self._links[0].join(request, self.timeout)
         self._session, self._epoch = reply.session, reply.epoch
+        self.covers.clear()
         hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
         self._start(model, hello)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
@@ -167,18 +171,21 @@ class Session:
         """The roster of the lead, once the first quorum is complete.
 
         Raises:
-            WaitTimeout: workers are missing after ``seconds``; says how many.
+            WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
         seconds = self.timeout if seconds is None else seconds
-        missing = self.job.quorum
+        here: list[str] = []
         try:
             for view in self._links[0].rosters(seconds):
                 if view.open:
                     return view
-                missing = self.job.quorum - len(view.member)
+                here = [member.worker for member in view.member]
         except WaitTimeout:
             pass
-        raise WaitTimeout(f"after {seconds:g} s {missing} of {self.job.quorum} workers have not joined the job")
+        missing = f"{self.job.quorum - len(here)} of {self.job.quorum}"
+        raise WaitTimeout(
+            f"after {seconds:g} s {missing} workers have not joined the job; {', '.join(here) or 'nobody'} did"
+        )
 
     def _start(self, model: Model, hello: pb.Hello) -> None:
         if self._exchange is not None:
@@ -190,7 +197,7 @@ class Session:
         self._staging = torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
-        self._copies = Copies()
+        self._copies, self._planes = Copies(), Planes(self._plane)
         self._clear()
         self._exchange = Exchange(
             self._links,
@@ -258,6 +265,8 @@ class Session:
             missing=missing,
             nonfinite=nonfinite,
         )
+        if bucket.index == 0:
+            header.covers.extend(self.covers.taken())
         size = sum(map(len, parts))
         self.pushed_bytes += size
         if self._planes.put(bucket, step, values, parts):
@@ -291,7 +300,8 @@ class Session:
                 self._clear()
                 return outcome
         raise WaitTimeout(
-            f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: {self._blame()}"
+            f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "
+            + blame(self.name, self._links)
         )
 
     def _clear(self) -> None:
@@ -348,6 +358,16 @@ class Session:
                 payload = self._planes.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
+    @property
+    def number(self) -> int:
+        """Names this life of the worker; 0: it is not in the job."""
+        return self._session
+
+    def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
+        """Ask the lead for samples; raises UnknownWorker, and WaitTimeout, which says who has what is left."""
+        request.worker, request.session = self.name, self._session
+        return self._links[0].data(request, self.timeout)
+
     # -------------------------------------------------------------- the lease
 
     def _renew(self) -> None:
@@ -355,18 +375,6 @@ class Session:
         frame, streams = pack(pb.UpHeader(renew=pb.Renew())), self._streams
         while not streams.pause(self.job.lease_seconds / 3):
             streams.send_unkept(0, frame)
-
-    def _blame(self) -> str:
-        """Who is being waited for, as the servers see it."""
-        for link in self._links:
-            try:
-                status = link.status(5.0)
-            except PsError as error:
-                return str(error)
-            for worker in status.worker:
-                if worker.worker == self.name and worker.reason:
-                    return worker.reason
-        return "the servers do not say why"
 
     # -------------------------------------------------------------- the end
 
