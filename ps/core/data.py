@@ -150,6 +150,11 @@ class Data:
         self._courses: list[_Course] = []
         self._claims: dict[tuple[str, int, int], Covers] = {}  # worker, session, step of a push that is not decided
 
+    @property
+    def open_claims(self) -> int:
+        """Pushes that cover samples and are not decided."""
+        return len(self._claims)
+
     def ask(self, ask: Ask, roster: Roster, open_step: int) -> Answer:
         """Give samples to a member of ``roster``, or say what it waits for.
 
