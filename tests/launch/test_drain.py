@@ -12,6 +12,7 @@ from tests.support.jobs import SECONDS, job, until
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable]
 PS_WORKER = [sys.executable, "-m", "torch_ps.worker.cli"]
+PS_RUN = [sys.executable, "-m", "torch_ps.worker.launch", "-n", "2"]
 
 #: Ten steps; what has to happen in the third is put in.
 SCRIPT = """
@@ -21,7 +22,7 @@ def term(): os.kill(os.getpid(), signal.SIGTERM)
 {before}
 model = torch.nn.Linear(2, 1)
 sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-optimizer = torch_ps.ParameterServerOptimizer(sgd, model, name="w0", **{options})
+optimizer = torch_ps.ParameterServerOptimizer(sgd, model, name=os.environ.get("PS_NAME") or "w0", **{options})
 try:
     for (x,) in torch_ps.shard(torch.utils.data.TensorDataset(torch.ones(100, 2)), optimizer, batch_size=10):
         model(x).sum().backward()
@@ -105,3 +106,12 @@ def test_worker_that_waits_for_samples_leaves_at_once(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=SECONDS)
         assert (process.returncode, out) == (0, "cleaned up\n"), err
         assert not servers.status().worker
+
+
+def test_job_of_ps_run_goes_on_without_a_worker_that_was_told_to_leave(tmp_path: Path) -> None:
+    path = script(tmp_path, third="term() if os.environ['RANK'] == '1' else None")
+    code, lines, err = run(PS_RUN, path, "")
+    assert code == 0, err
+    assert [line for line in lines if line.startswith("w1")] == ["w1 | 1", "w1 | 2", "w1 | cleaned up"]
+    # 100 samples: 3 steps of 20, of which w1 has pushed its part, and 4 of 10.
+    assert [line for line in lines if line.startswith("w0")] == [*(f"w0 | {i}" for i in range(1, 8)), "w0 | cleaned up"]
