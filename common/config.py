@@ -28,6 +28,8 @@ STALENESS_LR = ("constant", "inverse")
 COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
 
 #: Slack of ``--mode ssp`` where none is given.
+#: Buckets that a server steps side by side unless told otherwise: more wait for memory, not for each other.
+MOST_APPLY_THREADS = 4
 DEFAULT_SLACK = 2
 #: The outer optimizer of ``local_steps`` where nothing is given: DiLoCo's, arXiv:2311.08105, section 3.2.
 DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM = 0.7, 0.9
@@ -109,11 +111,6 @@ def _codecs() -> Any:
     return option("", "modules to import that register codecs of your own", metavar="MODULE[,...]")
 
 
-def _threads() -> Any:
-    """Both sides declare it, so a command that starts both has it once."""
-    return option(1, "CPU threads that each process computes with", check=at_least(1))
-
-
 def _log_level() -> Any:
     return option("info", "least level of the log lines on stderr", choices=LEVELS, metavar="LEVEL")
 
@@ -184,7 +181,11 @@ class ServerConfig:
         metavar="FORM[:LAMBDA]",
         check=Check("", lambda text: bool(parse_compensation(text))),
     )
-    threads: int = _threads()
+    apply_threads: int | None = option(
+        None,
+        f"buckets that a server steps side by side; its CPUs, {MOST_APPLY_THREADS} at most, if not given",
+        check=at_least(1),
+    )
     codecs: str = _codecs()
     ready_file: str = option("", "file to write when all shards accept work, in JSON", metavar="FILE")
     log_level: str = _log_level()
@@ -306,7 +307,7 @@ class WorkerConfig:
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))
     events: str = option("", "file for what happens, in JSON lines", metavar="FILE")
-    threads: int = _threads()
+    threads: int = option(1, "CPU threads that a worker computes with", check=at_least(1))
     codecs: str = _codecs()
     log_level: str = _log_level()
 

@@ -4,6 +4,9 @@
 
     0x0a  varint(len(header))  header  0x12  varint(len(payload))  payload
 
+Frames without a payload that wait for the same stream travel as one message, which is simply one after the other: for
+protobuf the header is repeated. On a round trip of 0.4 ms that counts where buckets are small or in shared memory.
+
 protobuf's own parser would copy the payload out of the message; for megabytes of gradient that copy costs more than all
 of the parsing. So the header alone goes through protobuf and the payload is a ``memoryview`` of what gRPC received.
 What is written here is what protobuf would write, which a test checks byte for byte.
@@ -11,7 +14,7 @@ What is written here is what protobuf would write, which a test checks byte for 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -22,6 +25,9 @@ from torch_ps.common.errors import CorruptFrame
 MAX_BUCKET_BYTES = 4 << 20
 #: Longest message that either side accepts: one bucket and its header.
 MAX_MESSAGE_BYTES = MAX_BUCKET_BYTES + (1 << 20)
+
+#: Frames in one message at most, so that nobody waits long for their turn.
+MAX_FRAMES = 256
 
 _HEADER = 0x0A  # field 1, length-delimited
 _PAYLOAD = 0x12  # field 2, length-delimited
@@ -44,7 +50,7 @@ def pack(header: Message, payload: Iterable[Buffer] = ()) -> bytes:
     return b"".join((start, bytes((_PAYLOAD,)), _varint(size), *parts))
 
 
-def unpack(frame: bytes, header_type: type[Header]) -> tuple[Header, memoryview]:
+def unpack(frame: bytes | memoryview, header_type: type[Header]) -> tuple[Header, memoryview]:
     """The header and a view of the payload (empty if there is none).
 
     Raises:
@@ -61,6 +67,39 @@ def unpack(frame: bytes, header_type: type[Header]) -> tuple[Header, memoryview]
         return header_type.FromString(bytes(head)), payload
     except DecodeError as error:
         raise CorruptFrame(f"header of {len(head)} bytes is not a {header_type.DESCRIPTOR.name}") from error
+
+
+def unpack_all(message: bytes, header_type: type[Header]) -> Iterator[tuple[Header, memoryview]]:
+    """Every frame of one message, in order; all but the last have no payload.
+
+    Raises:
+        CorruptFrame: as ``unpack``, or there are more than ``MAX_FRAMES``.
+    """
+    view, at = memoryview(message), 0
+    for _ in range(MAX_FRAMES):
+        end = _field(view, at, _HEADER)[1]
+        if end == len(view) or view[end] != _HEADER:
+            yield unpack(message if at == 0 else view[at:], header_type)
+            return
+        yield unpack(view[at:end], header_type)
+        at = end
+    raise CorruptFrame(f"message of {len(view)} bytes has more than {MAX_FRAMES} frames")
+
+
+def messages(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """As few messages as carry ``frames`` in this order."""
+    run: list[bytes] = []
+    for frame in frames:
+        alone = _field(memoryview(frame), 0, _HEADER)[1] < len(frame)
+        if run and (alone or len(run) == MAX_FRAMES):
+            yield b"".join(run)
+            run = []
+        if alone:
+            yield frame
+        else:
+            run.append(frame)
+    if run:
+        yield b"".join(run)
 
 
 def _varint(value: int) -> bytes:

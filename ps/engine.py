@@ -6,17 +6,15 @@
 Rules of this file
   1. Everything runs on the event loop except ``_work``, which runs on the executor and touches one bucket's tensors.
   2. Each bucket has one lane: its applies and answers run in the order in which the core decided them, one at a time.
-     Lanes of different buckets run side by side.
   3. What a peer sent is checked before the core sees it, so a refused frame leaves no trace.
 """
 
-import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,11 +35,16 @@ from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor
+from torch_ps.ps.lanes import Lanes
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.store import Gradient, NonFinite, Store
 from torch_ps.ps.streams import Stream, Streams
 
 log = logging.getLogger("torch_ps.ps")
+
+
+#: Bytes of a frame that is not held up for others.
+LARGE_FRAME = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +81,9 @@ class _Done:
     left_out: list[NonFinite]
     steps: int
 
-
-@dataclass(slots=True)
-class _Lane:
-    bucket: Bucket
-    todo: deque[_Job] = field(default_factory=deque)
-    busy: bool = False
+    @property
+    def large(self) -> bool:
+        return any(len(frame) > LARGE_FRAME for _, frame, _ in self.frames)
 
 
 class Engine:
@@ -114,18 +114,18 @@ class Engine:
         self.late = 0
         self.nonfinite = 0
         self.num_parameters = sum(bucket.numel for bucket in buckets if bucket.rule == "optimizer")
-        self._lanes = {bucket.index: _Lane(bucket) for bucket in buckets}
+        self._buckets = {bucket.index: bucket for bucket in buckets}
         self._first = buckets[0].index if buckets else -1
         self._local = {bucket.index: number for number, bucket in enumerate(buckets)}
         self._index = [bucket.index for bucket in buckets]
         self._held: dict[tuple[str, int, int, int], _Held] = {}  # worker, session, bucket, step
         self._arguments = optim.arguments_of(model.optimizer)
         self._approved = [group.hyper for group in model.groups]  # per group, the values that were checked last
-        self._executor = executor
         self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._on_failure = on_failure
         self._compensator, self._doctor = compensator, doctor
+        self._lanes = Lanes[_Job, _Done](
+            buckets, executor, self._work, waits=_waits, on_done=self._sent, on_failure=on_failure
+        )
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -135,7 +135,7 @@ class Engine:
                 self.store,
                 executor,
                 ask,
-                on_ready=lambda bucket: self._start(self._lanes[bucket]),
+                on_ready=self._lanes.start,
                 on_failure=on_failure,
             )
 
@@ -152,14 +152,14 @@ class Engine:
         Raises:
             ProtocolError: the frame is not for this shard, does not decode, or is refused. Nothing has changed.
         """
-        lane = self._lane(push.bucket)
+        bucket = self._bucket(push.bucket)
         codec = codecs.codec(push.codec)
         worker, session = stream.worker or "", stream.session
         if push.HasField("arena_bytes"):
             in_place = codec.name == "none"
             payload = self.arenas.payload(worker, session, push.bucket, push.arena_bytes, in_place=in_place)
-        codec.check(payload, lane.bucket.numel)
-        hyper = self._hyper(lane.bucket, push)
+        codec.check(payload, bucket.numel)
+        hyper = self._hyper(bucket, push)
         local = self._local[push.bucket]
         covers = tuple([(each.number, each.samples) for each in push.covers])
         effects = self.core.push(
@@ -180,7 +180,7 @@ class Engine:
         Raises:
             ProtocolError: the bucket is not one of this shard's, or the core refuses.
         """
-        local = self._local[self._lane(bucket).bucket.index]
+        local = self._local[self._bucket(bucket).index]
         self.run(self.core.pull(stream.worker, stream.session, local, time.monotonic()))
 
     def set_roster(self, roster: Roster) -> None:
@@ -195,17 +195,16 @@ class Engine:
 
     def run(self, effects: Iterable[Effect]) -> None:
         """Carry out effects in the order in which the core returned them."""
-        touched: dict[int, _Lane] = {}
+        touched: dict[int, None] = {}  # in this order
         for effect in effects:
             match effect:
                 case Apply():
-                    lane = self._lanes[self._index[effect.bucket]]
-                    lane.todo.append(self._step(lane, effect))
-                    touched[lane.bucket.index] = lane
+                    bucket = self._buckets[self._index[effect.bucket]]
+                    self._lanes.add(bucket.index, self._step(bucket, effect))
+                    touched[bucket.index] = None
                 case Release():
-                    lane = self._lanes[self._index[effect.bucket]]
-                    self._released(lane, effect)
-                    touched[lane.bucket.index] = lane
+                    self._released(self._index[effect.bucket], effect)
+                    touched[self._index[effect.bucket]] = None
                 case Discard():
                     del self._held[effect.worker, effect.session, effect.bucket, effect.step]
                     log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
@@ -213,38 +212,28 @@ class Engine:
                     self._streams.evict(effect)
                 case Wait() | Announce():  # the core remembers who waits; the lead's membership announces
                     pass
-        for lane in touched.values():
-            self._start(lane)
+        for index in touched:
+            self._lanes.start(index)
 
-    def _step(self, lane: _Lane, apply: Apply) -> _Step | Update:
+    def _step(self, bucket: Bucket, apply: Apply) -> _Step | Update:
         held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
         for contribution in apply.contributions:
             self.staleness[contribution.staleness] += 1
             self._metrics.staleness.observe(contribution.staleness)
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
-        if self._clip is not None and lane.bucket.rule == "optimizer":
-            return self._clip.decided(lane.bucket.index, apply, gradients, hyper)
+        if self._clip is not None and bucket.rule == "optimizer":
+            return self._clip.decided(bucket.index, apply, gradients, hyper)
         return _Step(apply, gradients, hyper)
 
-    def _released(self, lane: _Lane, release: Release) -> None:
+    def _released(self, bucket: int, release: Release) -> None:
         if not release.applied and release.step is not None:
             self.late += 1
             self._metrics.late.inc()
         stream = self._streams.get(release.worker, release.session)
         if stream is not None:
-            lane.todo.append(_Answer(release, stream))
+            self._lanes.add(bucket, _Answer(release, stream))
 
-    # -------------------------------------------------------------- lanes
-
-    def _start(self, lane: _Lane) -> None:
-        jobs: list[_Job] = []
-        while not lane.busy and lane.todo and not _waits(lane.todo[0]):
-            jobs.append(lane.todo.popleft())
-        if not jobs:
-            return
-        lane.busy = True
-        done = self._executor.submit(self._work, lane.bucket, jobs)
-        done.add_done_callback(lambda future: self._loop.call_soon_threadsafe(self._finish, lane, future))
+    # -------------------------------------------------------------- work
 
     def _work(self, bucket: Bucket, jobs: Iterable[_Job]) -> _Done:
         """On the executor: apply and encode, in order. Workers with the same answer share one frame."""
@@ -327,19 +316,14 @@ class Engine:
             contributor=release.contributors if bucket.index == self._first else (),
         )
 
-    def _finish(self, lane: _Lane, done: "Future[_Done]") -> None:
-        error = done.exception()
-        if error is not None:
-            self._on_failure(error)
-            return
-        result = done.result()
-        for stream, frame, size in result.frames:
+    def _sent(self, done: _Done) -> None:
+        for stream, frame, size in done.frames:
             stream.bytes_pulled += size
             self._metrics.pulled.inc(size)
             stream.outbox.put_nowait(frame)
-        self._metrics.steps.inc(result.steps)
+        self._metrics.steps.inc(done.steps)
         self._metrics.version.set(self.core.open_step)
-        for found in result.left_out:
+        for found in done.left_out:
             self._count_nonfinite()
             log.warning(
                 "gradient of worker %s, step %d is not finite in tensor %r: left out of the mean",
@@ -347,8 +331,6 @@ class Engine:
                 found.step,
                 found.tensor,
             )
-        lane.busy = False
-        self._start(lane)
 
     def _count_nonfinite(self) -> None:
         self.nonfinite += 1
@@ -356,10 +338,10 @@ class Engine:
 
     # -------------------------------------------------------------- checks
 
-    def _lane(self, bucket: int) -> _Lane:
-        if bucket not in self._lanes:
-            raise CorruptFrame(f"bucket {bucket} is not one of this shard's {len(self._lanes)}")
-        return self._lanes[bucket]
+    def _bucket(self, index: int) -> Bucket:
+        if index not in self._buckets:
+            raise CorruptFrame(f"bucket {index} is not one of this shard's {len(self._buckets)}")
+        return self._buckets[index]
 
     def _hyper(self, bucket: Bucket, push: pb.Push) -> Hyper:
         if bucket.rule == "mean":

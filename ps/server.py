@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
-from torch_ps.common.config import DEFAULT_SLACK, ServerConfig, parse_compensation, parse_shard
+from torch_ps.common.config import DEFAULT_SLACK, MOST_APPLY_THREADS, ServerConfig, parse_compensation, parse_shard
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.ps.core.mode import Mode
@@ -71,7 +72,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         delay_compensation=compensation,
         compensation_strength=strength or 1.0,
     )
-    with ThreadPoolExecutor(config.threads, thread_name_prefix="apply") as executor:
+    with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
             mode=mode,
             index=index,
@@ -113,6 +114,10 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await asyncio.wait(rest, timeout=GRACE)
     if failure:
         raise PsError(f"shard {index} failed: {failure[0]!r}")
+
+
+def _apply_threads(config: ServerConfig) -> int:
+    return config.apply_threads or min(len(os.sched_getaffinity(0)), MOST_APPLY_THREADS)
 
 
 async def _listen(config: ServerConfig, job: Job) -> tuple[grpc.aio.Server, Address]:

@@ -5,7 +5,7 @@ Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.frames
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
@@ -14,7 +14,7 @@ from torch_ps.common import codecs, schema
 from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
 from torch_ps.common.errors import CorruptFrame, NoSharedMemory, ProtocolError, PsError, WaitTimeout
-from torch_ps.common.frames import unpack
+from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.data import data_set
@@ -134,10 +134,12 @@ class Servicer:
 
     async def exchange(self, frames: AsyncIterator[bytes], context: Context) -> None:
         incoming = aiter(frames)
-        header, _ = unpack(await _first(incoming), pb.UpHeader)
+        first = unpack_all(await _first(incoming), pb.UpHeader)
+        header, _ = next(first)
         if header.WhichOneof("kind") != "hello":
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
         stream = await self._job.open(header.hello)
+        self._take(stream, first)
         reading = asyncio.create_task(self._read(stream, incoming))
         writing = asyncio.create_task(_write(stream, context))
         try:
@@ -159,10 +161,13 @@ class Servicer:
         finally:
             self._job.watchers.discard(queue)
 
-    async def _read(self, stream: Stream, frames: AsyncIterator[bytes]) -> None:
-        async for frame in frames:
-            header, payload = unpack(frame, pb.UpHeader)
+    async def _read(self, stream: Stream, messages: AsyncIterator[bytes]) -> None:
+        async for message in messages:
             self._job.heard(stream)
+            self._take(stream, unpack_all(message, pb.UpHeader))
+
+    def _take(self, stream: Stream, frames: Iterable[tuple[pb.UpHeader, memoryview]]) -> None:
+        for header, payload in frames:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
                     self._job.working().push(stream, header.push, payload)
@@ -192,10 +197,27 @@ async def _first(frames: AsyncIterator[bytes]) -> bytes:
 
 async def _write(stream: Stream, context: Context) -> None:
     while True:
-        frame = await stream.outbox.get()
-        if isinstance(frame, PsError):
-            raise frame
-        await context.write(frame)
+        for message in messages(await _waiting(stream.outbox)):
+            await context.write(message)
+
+
+async def _waiting(outbox: asyncio.Queue[bytes | PsError]) -> list[bytes]:
+    """All frames that are there, at least one.
+
+    Raises:
+        PsError: it is next.
+    """
+    item = await outbox.get()
+    frames: list[bytes] = []
+    while isinstance(item, bytes):
+        frames.append(item)
+        if outbox.empty():
+            return frames
+        item = outbox.get_nowait()
+    if not frames:
+        raise item
+    outbox.put_nowait(item)  # nothing comes after it that anybody could use
+    return frames
 
 
 def roster_view(roster: Roster) -> pb.RosterView:

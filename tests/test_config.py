@@ -43,7 +43,7 @@ from torch_ps.common.errors import ConfigError
         ({"lease": 0.0}, "lease must be > 0 seconds; got 0.0"),
         ({"bucket_size": 5.0}, "bucket_size must be > 0 and <= 4 MiB; got 5.0"),
         ({"bucket_size": 0.0}, "bucket_size must be > 0 and <= 4 MiB; got 0.0"),
-        ({"threads": 0}, "threads must be >= 1; got 0"),
+        ({"apply_threads": 0}, "apply_threads must be >= 1; got 0"),
         ({"log_level": "loud"}, "log_level must be one of debug, info, warning, error; got 'loud'"),
     ],
 )

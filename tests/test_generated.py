@@ -15,7 +15,7 @@ PROTOC = Path(sys.prefix) / "protoc"
 ROUND_TRIP = """
 import google.protobuf
 from torch_ps.common.pb import parameter_server_pb2 as pb
-frame = pb.UpFrame(header=pb.UpHeader(push=pb.Push(step=3, bucket=1, weight=2.0, codec="fp16")), payload=b"abc")
+frame = pb.UpFrame(header=[pb.UpHeader(push=pb.Push(step=3, bucket=1, weight=2.0, codec="fp16"))], payload=b"abc")
 assert pb.UpFrame.FromString(frame.SerializeToString()) == frame
 print(google.protobuf.__version__, frame.SerializeToString().hex())
 """

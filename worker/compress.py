@@ -55,13 +55,18 @@ class Compressor:
         self._plain, self._half = codecs.codec("none"), codecs.codec("fp16")
 
     @property
+    def lossless(self) -> bool:
+        """Whether gradients travel as they are, in fp32."""
+        return self.codec is self._plain and not self._feedback
+
+    @property
     def corrects_momentum(self) -> bool:
         """Whether momentum has to be given to ``encode`` rather than to the server, where the optimizer has any."""
         return self._feedback and self.codec.sparse
 
     def leaves_alone(self, bucket: Bucket) -> bool:
         """Whether the payload of this bucket is the bytes of its fp32 values."""
-        return bucket.rule != "optimizer" or (self.codec is self._plain and not self._feedback)
+        return bucket.rule != "optimizer" or self.lossless
 
     def encode(
         self,

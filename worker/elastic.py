@@ -18,11 +18,13 @@ from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.worker import drain
+from torch_ps.worker.compress import Compressor
 from torch_ps.worker.flat import Flat
 from torch_ps.worker.gradients import Gradients
 from torch_ps.worker.local import LocalSteps
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.session import Outcome, Session
+from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -64,7 +66,11 @@ class Elastic:
     _source: Gradients | LocalSteps | Nothing
     _overlap: Overlap
     _flat: Flat
+    _views: Views
+    _parameters: list[torch.Tensor]
+    _compressor: Compressor
     _accumulate: int
+    _local_steps: int
     _micro_step: int
     _earlier_weight: float
     _changed: list[Hyper] | None
@@ -87,6 +93,7 @@ class Elastic:
                 if self._local is not None:
                     self._local.step(self._earlier_weight, self.name, None)
             elif self._local is None or not self._local.begun:
+                self._views.release_gradients()  # they are not what is pushed
                 self._source = Nothing()
             self._push()
         except UnknownWorker as error:
@@ -96,7 +103,8 @@ class Elastic:
             self._source, self.weight = self._local or self._gradients, weight
             self._earlier_weight = 0.0
             self._overlap.armed = self._accumulate == 1
-        self.zero_grad()
+        if passes:
+            self.zero_grad()  # the loop's own did nothing
         drain.finish(self.name, self.close)
 
     @property
@@ -117,6 +125,7 @@ class Elastic:
             WaitTimeout: says who is waited for.
         """
         log.warning("worker %s joins again: %s", self.name, why)
+        self._views.release()
         session, deadline = self._session, time.monotonic() + self._session.job.lease_seconds
         while True:
             try:
@@ -138,6 +147,21 @@ class Elastic:
         self._gradients.reset()
         self._source.reset()
         self.zero_grad()
+        self._lend()
+
+    def _lend(self) -> None:
+        """Let tensors of the model live in the memory that this session shares with the servers."""
+        local = self._local_steps > 1
+        self._views = Views(
+            self._session.plan,
+            self._parameters,
+            self._session.planes,
+            self._flat,
+            lend_parameters=not local,
+            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
+        )
+        self._session.on_leave = self._views.release
+        self._views.settle()
 
     def _values(self, bucket: Bucket) -> torch.Tensor:
         """The parameters of one bucket as the model has them, shape (numel,), fp32."""

@@ -1,10 +1,10 @@
 """Frames to all shards and their answers, over streams that are opened again when they break.
 
     send(bucket, frame) --> kept --> stream of its shard --> server
-    answered(bucket)    <-- dropped <-- on_frame <-- server
+    answered(bucket)    <-- dropped <-- on_answer <-- server
 
 Rules of this file
-  1. Frames are bytes and buckets are numbers; what they mean is the session's business.
+  1. What is sent is bytes and buckets are numbers; what they mean is the session's business.
   2. A frame that is not answered yet is kept as it was sent. When a connection breaks it is sent again on the next one;
      the servers apply it once.
 """
@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.common.frames import unpack_all
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link, Stream
 
 log = logging.getLogger("torch_ps.worker")
@@ -31,7 +33,7 @@ class Exchange:
         hello: first frame of every stream.
         shard_of: shard of each bucket.
         lease: seconds in which a stream that broke has to be open again.
-        on_frame: called on a reader thread with the shard and a frame of it; calls ``answered``.
+        on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
     """
 
     def __init__(
@@ -40,10 +42,10 @@ class Exchange:
         hello: bytes,
         shard_of: Sequence[int],
         lease: float,
-        on_frame: Callable[[int, bytes], None],
+        on_answer: Callable[[int, pb.DownHeader, memoryview], None],
     ) -> None:
         self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
-        self._on_frame = on_frame
+        self._on_answer = on_answer
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
         self._stopping = threading.Event()
@@ -120,7 +122,7 @@ class Exchange:
             self._opened[shard] = number = self._opened[shard] + 1
             stream = Stream(
                 self._links[shard],
-                lambda frame: self._on_frame(shard, frame),
+                lambda message: self._received(shard, message),
                 lambda error: self._ended(shard, number, error),
             )
             stream.send(self._hello)
@@ -129,6 +131,10 @@ class Exchange:
             again = [frame for bucket, frame in self._unanswered.items() if self._shard_of[bucket] == shard]
         for frame in again:
             stream.send(frame)
+
+    def _received(self, shard: int, message: bytes) -> None:
+        for header, payload in unpack_all(message, pb.DownHeader):
+            self._on_answer(shard, header, payload)
 
     def _ended(self, shard: int, number: int, error: PsError) -> None:
         """On the reader thread: the stream of one shard broke. It is opened again also while nobody waits for it."""

@@ -1,15 +1,20 @@
 """Between named tensors and buckets: where each slice of the flat vector lives in a model's own tensors.
 
+    values of a bucket --write()--> slices of the model's tensors; what is *lent* lives where the values are: no copy
+
 Rules of this file
   1. Copies only; a bucket's staging tensor is reused from step to step.
   2. A tensor keeps its own dtype, device and memory format; the bucket is fp32 on the CPU.
+  3. What is in place already is not copied. Values from elsewhere for a tensor that is lent make it the model's own
+     again.
 """
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from torch_ps.common.plan import Bucket
+from torch_ps.common.plan import Bucket, Piece
 
 
 class Flat:
@@ -19,11 +24,15 @@ class Flat:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._owners = tensors
         self._tensors = [tensor.detach() for tensor in tensors]
-        self._shadows = {i: t.contiguous().view(-1) for i, t in enumerate(self._tensors) if not t.is_contiguous()}
-        self._views = [self._shadows[i] if i in self._shadows else t.view(-1) for i, t in enumerate(self._tensors)]
-        self._pieces: dict[int, list[torch.Tensor]] = {}  # by bucket
+        self._shadows: dict[int, torch.Tensor] = {}
+        self._views = list(self._tensors)
+        self._lent: set[int] = set()
         self._written: set[int] = set()
+        self._lock = threading.Lock()  # of where tensors live; streams of several shards write side by side
+        for index in range(len(tensors)):
+            self._bind(index)
 
     def read(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the current values of one bucket into ``into``, shape (numel,), fp32; returns it."""
@@ -37,8 +46,12 @@ class Flat:
 
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
         """Copy fp32 ``values``, shape (numel,), to where the tensors live."""
-        views = self._views_of(bucket)
-        parts = torch.split(values, [len(view) for view in views])
+        views, home = self._views_of(bucket)
+        if home == values.data_ptr():
+            return
+        parts = list(torch.split(values, [len(view) for view in views]))
+        if self._lent:
+            views, parts = self._away(bucket, views, parts)
         if all(view.is_floating_point() for view in views):
             torch._foreach_copy_(views, parts)
         else:
@@ -48,11 +61,15 @@ class Flat:
         if self._shadows:
             self._written.update(piece.tensor for piece in bucket.pieces if piece.tensor in self._shadows)
 
-    def _views_of(self, bucket: Bucket) -> list[torch.Tensor]:
-        """Where each piece of a bucket lives; made once."""
-        if bucket.index not in self._pieces:
-            self._pieces[bucket.index] = [self._views[p.tensor][p.start : p.stop] for p in bucket.pieces]
-        return self._pieces[bucket.index]
+    def _away(
+        self, bucket: Bucket, views: list[torch.Tensor], parts: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The pairs that are not the same memory; a lent tensor among them becomes the model's own."""
+        away = [number for number, (view, part) in enumerate(zip(views, parts, strict=True)) if not _same(view, part)]
+        if lent := self._lent.intersection(bucket.pieces[number].tensor for number in away):
+            self.own(lent)
+            views, _ = self._views_of(bucket)
+        return [views[number] for number in away], [parts[number] for number in away]
 
     def settle(self) -> None:
         """Bring what was written to shadows into their tensors; to be called when all buckets are in."""
@@ -60,25 +77,84 @@ class Flat:
             self._tensors[index].copy_(self._shadows[index].view(self._tensors[index].shape))
         self._written.clear()
 
+    # -------------------------------------------------------------- where tensors live
+
+    def follow(self) -> None:
+        """Notice tensors that have got another storage, as ``model.to(device)`` gives them."""
+        for index, (owner, tensor) in enumerate(zip(self._owners, self._tensors, strict=True)):
+            if owner.data_ptr() != tensor.data_ptr() or owner.dtype is not tensor.dtype:
+                self._lent.discard(index)
+                self._bind(index)
+
+    def lend(self, index: int, place: torch.Tensor) -> None:
+        """Let one tensor live in ``place``, shape (numel,), of its dtype, which holds its values already."""
+        owner = self._owners[index]
+        owner.data = place.as_strided(owner.shape, owner.stride())  # a side of 1 may have any stride
+        self._lent.add(index)
+        self._bind(index)
+
+    def own(self, indices: Iterable[int] | None = None) -> None:
+        """Give these tensors, or all, storage of their own again, with the values that they have now."""
+        with self._lock:
+            for index in self._lent & set(self._lent if indices is None else indices):
+                owner = self._owners[index]
+                if _same(owner, self._tensors[index]):  # else its own already
+                    owner.data = torch.empty_strided(owner.shape, owner.stride()).copy_(owner.detach())
+                self._lent.discard(index)
+                self._bind(index)
+
+    def _bind(self, index: int) -> None:
+        tensor = self._tensors[index] = self._owners[index].detach()
+        self._shadows.pop(index, None)
+        if not tensor.is_contiguous():
+            self._shadows[index] = tensor.contiguous().view(-1)
+        self._views[index] = self._shadows[index] if index in self._shadows else tensor.view(-1)
+        self._pieces: dict[int, tuple[list[torch.Tensor], int]] = {}  # by bucket
+
+    def _views_of(self, bucket: Bucket) -> tuple[list[torch.Tensor], int]:
+        """Where each piece of a bucket lives, and the address at which all of them are in place, 0: none; made once."""
+        found = self._pieces.get(bucket.index)
+        if found is None:
+            views = [self._views[p.tensor][p.start : p.stop] for p in bucket.pieces]
+            homes = {view.data_ptr() - 4 * p.offset for view, p in zip(views, bucket.pieces, strict=True)}
+            lent = all(piece.tensor in self._lent for piece in bucket.pieces)
+            found = self._pieces[bucket.index] = views, homes.pop() if lent and len(homes) == 1 else 0
+        return found
+
 
 def gather(
     bucket: Bucket, gradients: Sequence[torch.Tensor | None] | Mapping[int, torch.Tensor | None], into: torch.Tensor
 ) -> torch.Tensor:
-    """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; returns it.
+    """Copy the gradients of one bucket into ``into``, shape (numel,), fp32, but for those that live there; returns it.
 
     A parameter without a gradient counts as zero; a sparse gradient becomes dense.
     """
-    parts = []
-    for piece in bucket.pieces:
-        gradient = gradients[piece.tensor]
-        if gradient is None:
-            gradient = into.new_zeros(()).expand(piece.stop)
-        elif gradient.layout is not torch.strided:
-            gradient = gradient.to_dense()
-        part = gradient.detach().reshape(-1)
-        parts.append(part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop])
-    if all(part.dtype == into.dtype and part.device == into.device for part in parts):
+    away = [piece for piece in bucket.pieces if not _in_place(piece, gradients[piece.tensor], into)]
+    if not away:
+        return into
+    parts = [_part(piece, gradients[piece.tensor], into) for piece in away]
+    if len(away) == len(bucket.pieces) and all(p.dtype == into.dtype and p.device == into.device for p in parts):
         return torch.cat(parts, out=into)
-    for place, part in zip(torch.split(into, [len(part) for part in parts]), parts, strict=True):
-        place.copy_(part)
+    for piece, part in zip(away, parts, strict=True):
+        into[piece.offset : piece.offset + len(part)].copy_(part)
     return into
+
+
+def _part(piece: Piece, gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    if gradient is None:
+        return like.new_zeros(()).expand(piece.stop - piece.start)
+    part = (gradient if gradient.layout is torch.strided else gradient.to_dense()).detach().reshape(-1)
+    return part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop]
+
+
+def _in_place(piece: Piece, gradient: torch.Tensor | None, values: torch.Tensor) -> bool:
+    """Whether this piece of ``gradient`` is the memory that it has in ``values``; only a lent one, and it is plain."""
+    return (
+        gradient is not None
+        and gradient.layout is torch.strided
+        and gradient.data_ptr() + 4 * (piece.start - piece.offset) == values.data_ptr()
+    )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr()

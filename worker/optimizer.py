@@ -142,7 +142,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         self.weight = 1.0
         self._micro_step, self._earlier_weight = 0, 0.0
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
-        local = config.local_steps > 1
+        self._local_steps, local = config.local_steps, config.local_steps > 1
         self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
         self._flat = Flat([*self._parameters, *buffers])
@@ -178,6 +178,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
+        self._lend()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | Nothing = self._local or self._gradients
@@ -206,6 +207,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
+        if self._gradients.scaled:
+            self._views.release_gradients()
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
@@ -224,10 +227,13 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
+        self._flat.follow()
         try:
             self._overlap.check(scaled=self._gradients.scaled)
             if not self._overlap.sent:
                 self._source.check()
+            if self._source.left_out:
+                self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
                 if bucket.index not in self._overlap.sent:
@@ -236,11 +242,15 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
                 self._outcome = self._session.wait()
+            except BaseException:
+                self._views.release()
+                raise
             finally:
                 self._changed = None
                 self._overlap.reset()
                 self._flat.settle()
                 self._source.reset()
+            self._views.settle()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""

@@ -5,9 +5,12 @@
     answer   read from the server's parameters where nobody may change them before the next push, as in sync, else from
              the answers, where the server has put the version that it names
 
+Nothing has to be copied where a tensor of the model lives in such a region itself: see ``views``.
+
 Rules of this file
   1. A place is written again only when its push is answered. Until then the network carries what comes.
   2. Whatever cannot be shared is no error: the network carries it.
+  3. The server's parameters are mapped ``private``: what the model's owner writes there reaches nobody else.
 
 Source: see ``torch_ps.common.arena``.
 """
@@ -15,14 +18,15 @@ Source: see ``torch_ps.common.arena``.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
-from torch_ps.common.arena import Arena, Layout, offer_from_proto, offer_to_proto
+from torch_ps.common.arena import LINE, Arena, Layout, offer_from_proto, offer_to_proto
 from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Refused
 from torch_ps.common.frames import Buffer
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.plan import Bucket, Plan
+from torch_ps.common.plan import Bucket, Piece, Plan
 from torch_ps.worker.transport import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -43,6 +47,7 @@ class Planes:
         self._wanted = wanted
         self._of: dict[int, _Plane] = {}  # by shard
         self._busy: dict[int, int] = {}  # bucket -> step of the push that its place holds
+        self._read: dict[int, Arena] = {}  # bucket -> where its parameters were read last
 
     def share(self, links: Sequence[Link], plan: Plan, worker: str, session: int) -> None:
         """Offer memory to every shard.
@@ -108,9 +113,30 @@ class Planes:
                 f"bucket {bucket.index} is said to be in shared memory of shard {bucket.shard}: it has none"
             )
         arena = plane.answers if place == pb.ANSWERS else plane.parameters
+        self._read[bucket.index] = arena
+        values = arena.tensor(*arena.layout.span(bucket.index))
         for version in arena.attempts(bucket.index):  # noqa: B007 - the last one counts
-            take(bucket, torch.frombuffer(arena.values(bucket.index), dtype=torch.float32))
+            take(bucket, values)
         return version
+
+    # -------------------------------------------------------------- tensors that live here
+
+    def gradient(self, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Tensor | None:
+        """The place of one tensor's gradient, flat, fp32; None where it is not in one piece. See ``_one_piece``."""
+        shard = {bucket.shard for bucket, _ in pieces}
+        plane = self._of.get(shard.pop()) if len(shard) == 1 else None
+        return None if plane is None else _one_piece(plane.gradients, pieces)
+
+    def parameter(self, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Tensor | None:
+        """Where one tensor's parameters were read last, flat, fp32; None where they are not in one piece."""
+        arenas = [self._read.get(bucket.index) for bucket, _ in pieces]
+        first = arenas[0]
+        return None if first is None or any(each is not first for each in arenas) else _one_piece(first, pieces)
+
+    def revert(self) -> None:
+        """Give up what this process has written over parameters of the servers."""
+        for plane in self._of.values():
+            plane.parameters.revert()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +148,20 @@ class _Plane:
     parameters: Arena
 
     def place(self, bucket: int) -> torch.Tensor:
-        return torch.frombuffer(self.gradients.values(bucket), dtype=torch.float32)
+        return self.gradients.tensor(*self.gradients.layout.span(bucket))
+
+
+def _one_piece(arena: Arena, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Tensor | None:
+    """All pieces of one tensor as one; None unless they follow each other and begin on a cache line.
+
+    Of values on another boundary a matrix product may round otherwise, and planes would differ in their bits.
+    """
+    spans = []
+    for bucket, piece in pieces:
+        begin = arena.layout.span(bucket.index)[0] + 4 * piece.offset
+        spans.append((begin, begin + 4 * (piece.stop - piece.start)))
+    follow = all(before[1] == after[0] for before, after in pairwise(spans))
+    return arena.tensor(spans[0][0], spans[-1][1]) if follow and spans[0][0] % LINE == 0 else None
 
 
 def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int, dialled: int) -> _Plane:
@@ -138,4 +177,4 @@ def _share(link: Link, buckets: Sequence[Bucket], worker: str, session: int, dia
     reply = link.share(request, SHARE_SECONDS)
     if not reply.HasField("parameters"):
         raise NoSharedMemory(reply.reason)
-    return _Plane(gradients, answers, Arena.open(layout, offer_from_proto(reply.parameters)))
+    return _Plane(gradients, answers, Arena.open(layout, offer_from_proto(reply.parameters), private=True))

@@ -113,6 +113,7 @@ class Session:
         self.pulled_bytes = 0
         self.wait_seconds = 0.0
         self.on_values: OnValues = lambda bucket, values: None
+        self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
         self._links = [Link(address) for address in servers]
         try:
@@ -165,7 +166,7 @@ class Session:
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
                 self._links[index].seed(self._seeds(index, model, values), self.timeout)
-        self._planes.share(self._links, self.plan, self.name, self._session)
+        self.planes.share(self._links, self.plan, self.name, self._session)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
@@ -197,7 +198,7 @@ class Session:
         self._staging = torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
-        self._copies, self._planes = Copies(), Planes(self._plane)
+        self._copies, self.planes = Copies(), Planes(self._plane)
         self._clear()
         self._exchange = Exchange(
             self._links,
@@ -228,7 +229,7 @@ class Session:
 
         Where the bucket travels as it is through shared memory, this is the place from which the server reads it.
         """
-        place = self._planes.place(bucket) if self._compressor.leaves_alone(bucket) else None
+        place = self.planes.place(bucket) if self._compressor.leaves_alone(bucket) else None
         return self._staging[: bucket.numel] if place is None else place
 
     def push(
@@ -269,7 +270,7 @@ class Session:
             header.covers.extend(self.covers.taken())
         size = sum(map(len, parts))
         self.pushed_bytes += size
-        if self._planes.put(bucket, step, values, parts):
+        if self.planes.put(bucket, step, values, parts):
             header.arena_bytes, parts = size, ()
         self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
 
@@ -314,14 +315,13 @@ class Session:
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._exchange
 
-    def _receive(self, shard: int, frame: bytes) -> None:
+    def _receive(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         """On the reader thread of one shard."""
-        header, payload = unpack(frame, pb.DownHeader)
         if header.bucket >= len(self._versions):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
         bucket, version = self.plan.buckets[header.bucket], header.version
         if header.place:
-            version, size = self._planes.read(bucket, header.place, self.on_values), 4 * bucket.numel
+            version, size = self.planes.read(bucket, header.place, self.on_values), 4 * bucket.numel
         else:
             self._decode(shard, bucket, header, payload)
             size = len(payload)
@@ -338,7 +338,7 @@ class Session:
                 self._samples = header.samples
                 self._contributors = tuple(header.contributor)
             if header.HasField("step"):
-                self._planes.answered(bucket, header.step)
+                self.planes.answered(bucket, header.step)
             self._streams.answered(bucket.index)
 
     def _decode(self, shard: int, bucket: Bucket, header: pb.DownHeader, payload: memoryview) -> None:
@@ -355,7 +355,7 @@ class Session:
         header, payload = unpack(frame, pb.UpHeader) if frame else (pb.UpHeader(), memoryview(b""))
         if header.HasField("push") and header.push.step == step and header.push.weight:
             if header.push.HasField("arena_bytes"):
-                payload = self._planes.payload(bucket, header.push.arena_bytes)
+                payload = self.planes.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
     @property
@@ -380,6 +380,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the roster and close all connections. Never raises for a server that is gone."""
+        self.on_leave()
         if self._exchange is not None:
             self._exchange.close()
         if self._session:

@@ -1,13 +1,14 @@
 """The worker's end of the wire: one ``Link`` per shard. The only module of this folder that knows gRPC.
 
     send(frame) --> queue --> gRPC's thread --> server
-    on_frame(frame) <-- reader thread <-- server
+    on_message(frame) <-- reader thread <-- server
 
 Rules of this file
-  1. Frames are bytes; what they mean is the session's business.
+  1. Frames are bytes; what they mean is the session's business. Several may travel as one message.
   2. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,28 +20,42 @@ from google.protobuf.message import Message
 from torch_ps.common import channel
 from torch_ps.common.address import Address
 from torch_ps.common.errors import PsError, Unreachable, WaitTimeout
+from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 
 Reply = TypeVar("Reply", bound=Message)
 
-OnFrame = Callable[[bytes], None]
+OnMessage = Callable[[bytes], None]
 OnEnd = Callable[[PsError], None]
 
 
 class Stream:
-    """One open Exchange. ``on_frame`` and, once unless closed, ``on_end`` are called on the reader thread."""
+    """One open Exchange. ``on_message`` and, once unless closed, ``on_end`` are called on the reader thread."""
 
-    def __init__(self, link: "Link", on_frame: OnFrame, on_end: OnEnd) -> None:
-        self._link, self._on_frame, self._on_end = link, on_frame, on_end
+    def __init__(self, link: "Link", on_message: OnMessage, on_end: OnEnd) -> None:
+        self._link, self._on_message, self._on_end = link, on_message, on_end
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closed = False
-        self._call = link.exchange(iter(self._frames.get, None))
+        self._call = link.exchange(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"read {link.address}", daemon=True)
         self._reader.start()
 
     def send(self, frame: bytes) -> None:
         self._frames.put(frame)
+
+    def _messages(self) -> Iterator[bytes]:
+        """On gRPC's thread: what waits to be sent, together where it can be."""
+        frame = self._frames.get()
+        while frame is not None:
+            waiting = []
+            with contextlib.suppress(queue.Empty):
+                while frame is not None:
+                    waiting.append(frame)
+                    frame = self._frames.get_nowait()
+            yield from messages(waiting)
+            if frame is not None:
+                frame = self._frames.get()
 
     def close(self) -> None:
         """End the stream; frames that were sent are delivered first."""
@@ -51,8 +66,8 @@ class Stream:
 
     def _read(self) -> None:
         try:
-            for frame in self._call:
-                self._on_frame(frame)
+            for message in self._call:
+                self._on_message(message)
             end: PsError = Unreachable(f"server {self._link.address} closed the stream")
         except grpc.RpcError as failure:
             end = error_of(failure, str(self._link.address))

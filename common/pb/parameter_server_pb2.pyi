@@ -293,9 +293,9 @@ class UpFrame(_message.Message):
     __slots__ = ("header", "payload")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
-    header: UpHeader
+    header: _containers.RepeatedCompositeFieldContainer[UpHeader]
     payload: bytes
-    def __init__(self, header: _Optional[_Union[UpHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Iterable[_Union[UpHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class UpHeader(_message.Message):
     __slots__ = ("hello", "push", "pull", "renew")
@@ -366,9 +366,9 @@ class DownFrame(_message.Message):
     __slots__ = ("header", "payload")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
-    header: DownHeader
+    header: _containers.RepeatedCompositeFieldContainer[DownHeader]
     payload: bytes
-    def __init__(self, header: _Optional[_Union[DownHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Iterable[_Union[DownHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class DownHeader(_message.Message):
     __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "place", "delta", "contributor")

@@ -74,7 +74,7 @@ def job(
                     lead=servers.addresses[0] if shard else "",
                     lease=lease,
                     bucket_size=bucket_size,
-                    threads=threads,
+                    apply_threads=threads,
                     ready_file=str(Path(folder, f"ready{shard}")),
                     **settings,
                 )

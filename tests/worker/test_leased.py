@@ -45,13 +45,19 @@ def run(
     return batches, status
 
 
+def ordered(size: int, seed: int, batch_size: int) -> Batches:
+    """What one process reads in an epoch."""
+    order = order_of(size, shuffle=True, seed=seed).tolist()
+    return [order[start : start + batch_size] for start in range(0, size, batch_size)]
+
+
 def test_sync_workers_read_what_one_process_reads_with_their_batches_together() -> None:
     batches, samples = run(3, 52, shard={"batch_size": 4, "epochs": 2, "seed": 5})
     assert samples == 104
     together = [sorted(chain(*step)) for step in zip(*batches, strict=True)]
     one: list[list[int]] = []
     for epoch in range(2):
-        one += [sorted(part.tolist()) for part in order_of(52, shuffle=True, seed=5 + epoch).split(12)]
+        one += [sorted(part) for part in ordered(52, 5 + epoch, 12)]
     assert together == one
 
 
@@ -66,7 +72,7 @@ def test_sync_workers_train_as_one_process_does() -> None:
         model = seeded(mlp)
         with torch_ps.ParameterServerOptimizer(sgd(model), model, servers, name=name) as optimizer:
             for x, y in torch_ps.shard(data, optimizer, batch_size=4, epochs=2):
-                torch.nn.functional.cross_entropy(model(x), y).backward()
+                torch.autograd.backward(torch.nn.functional.cross_entropy(model(x), y))
                 optimizer.step()
                 optimizer.zero_grad()
         return model
@@ -74,8 +80,8 @@ def test_sync_workers_train_as_one_process_does() -> None:
     plain = seeded(mlp)
     optimizer = sgd(plain)
     for epoch in range(2):
-        for part in order_of(50, shuffle=True, seed=epoch).split(12):
-            torch.nn.functional.cross_entropy(plain(inputs[part]), labels[part]).backward()
+        for part in ordered(50, epoch, 12):
+            torch.autograd.backward(torch.nn.functional.cross_entropy(plain(inputs[part]), labels[part]))
             optimizer.step()
             optimizer.zero_grad()
     seeded(mlp)  # so that threads need not seed at once
@@ -126,7 +132,7 @@ def test_items_of_the_dataset_as_they_are_are_shared_out_too() -> None:
 
         def read(trainer: Trainer) -> list[int]:
             seen = []
-            for indices in torch_ps.shard(ready_made, trainer.optimizer):  # type: ignore[arg-type]
+            for indices in torch_ps.shard(ready_made, trainer.optimizer):  # type: ignore[call-overload]
                 trainer.model(indices).backward()
                 trainer.optimizer.step()
                 trainer.optimizer.zero_grad()
@@ -195,8 +201,8 @@ def test_second_shard_of_the_same_data_is_its_next_epoch() -> None:
         first, second = (list(worker.epochs(batch_size=4)) for _ in range(2))
         other = list(worker.epochs(batch_size=4, seed=1))
         assert worker.optimizer.samples == 36
-    assert other == second == [part.tolist() for part in order_of(12, shuffle=True, seed=1).split(4)]
-    assert first == [part.tolist() for part in order_of(12, shuffle=True, seed=0).split(4)]
+    assert other == second == ordered(12, 1, 4)
+    assert first == ordered(12, 0, 4)
 
 
 def test_batch_that_the_loop_skips_is_covered_without_a_gradient_and_nobody_hangs() -> None:
