@@ -28,13 +28,16 @@ def main() -> None:
 
     with optimizer:
         for epoch in range(args.epochs):
-            for images, labels in torch_ps.shard(training, optimizer, batch_size=32, seed=epoch):  # <--
+            losses = []  # none for a worker that joins when this epoch is over
+            for images, labels in torch_ps.shard(training, optimizer, batch_size=32):  # <--
                 loss = F.cross_entropy(model(images), labels)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                losses.append(loss.item())
             schedule.step()
-            print(f"epoch {epoch + 1}: loss {loss.item():.4f}")
+            if losses:
+                print(f"epoch {epoch + 1}: {len(losses)} batches, loss {sum(losses) / len(losses):.4f}")
 
     images, labels = validation.tensors
     accuracy = (model(images).argmax(1) == labels).float().mean().item()

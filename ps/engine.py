@@ -163,8 +163,9 @@ class Engine:
         codec.check(payload, bucket.numel)
         hyper = self._hyper(bucket, push)
         local = self._local[push.bucket]
+        covers = tuple([(each.number, each.samples) for each in push.covers])
         effects = self.core.push(
-            Push(worker, session, push.step, local, push.base, push.weight, push.epoch), time.monotonic()
+            Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), time.monotonic()
         )
         stream.bytes_pushed += len(payload)
         self._metrics.pushed.inc(len(payload))

@@ -6,13 +6,14 @@ try is a new channel, made with the certificates and the token as they are then.
 
 import asyncio
 import logging
+import time
 
 import grpc
 
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
-from torch_ps.common.errors import Unreachable
+from torch_ps.common.errors import Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.ps.clip import Ask
@@ -27,19 +28,26 @@ log = logging.getLogger("torch_ps.ps")
 RETRY_SECONDS = 0.5
 #: Seconds after which a question that the lead has not answered is asked again.
 ASK_SECONDS = 30.0
+#: Seconds, and the lease twice, in which the lead has to answer with the norm over all shards.
+NORM_SECONDS = 300.0
 #: Seconds in which the lead's port has to show why a connection fails.
 PROBE_SECONDS = 3.0
 #: Seconds in which the lead has to have read its part of a checkpoint.
 LEAD_SECONDS = 300.0
 
 
-def norms_of(lead: Address, shard: int, access: Access) -> Ask:
-    """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported."""
+def norms_of(lead: Address, shard: int, access: Access, seconds: float) -> Ask:
+    """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
+
+    Args:
+        seconds: in which it has to; then the shard cannot go on.
+    """
     connection: list[grpc.aio.Channel] = []
 
     async def ask(group: Group, square: float) -> float | None:
         worker, session, step = group
         request = pb.NormRequest(shard=shard, worker=worker, session=session, step=step, square=square)
+        begin = time.monotonic()
         while True:
             if not connection:
                 connection.append(access.connect_aio(lead))
@@ -51,6 +59,12 @@ def norms_of(lead: Address, shard: int, access: Access) -> Ask:
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise error_of(error, str(lead)) from None
+                waited = time.monotonic() - begin
+                if waited > seconds:
+                    raise WaitTimeout(
+                        f"shard {shard} has waited for {waited:.1f} s for the lead at {lead} to say the norm of "
+                        f"{f'step {step} of worker {worker}' if worker else f'step {step}'} ({error.details()})"
+                    ) from None
                 if connection:
                     await connection.pop().close()
                 await asyncio.sleep(RETRY_SECONDS)

@@ -35,10 +35,12 @@ from torch_ps.ps.advice import Advice
 from torch_ps.ps.clip import Ask, Clipping
 from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.cut import Sections
+from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster
 from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.data import Asks
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.seeds import Seeds
@@ -88,6 +90,8 @@ class Job:
         self.initialised = False
         self.roster = Roster()
         self.membership = Membership(quorum=quorum, lease=lease, limit=max_workers) if index == 0 else None
+        self.data = Data(mode) if index == 0 else None  # which samples are whose
+        self.asks = Asks()
         self.started = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[Watch] = set()
@@ -95,6 +99,8 @@ class Job:
         self.sections = Sections()  # what else belongs to a checkpoint
         if self.membership is not None:
             self.sections.add("roster", self.membership)
+        if self.data is not None:
+            self.sections.add("data", self.data)
         self.on_begun: Callable[[Engine, Compensator | None], None] = lambda engine, compensator: None
         self.on_initialised: Callable[[], None] = lambda: None
         self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
@@ -197,6 +203,7 @@ class Job:
             log.warning("worker %s left before it had sent the parameters; another one may", self._seeder[0])
             self._model = None
         self._waits.notify()
+        self.asks.wake()
 
     # -------------------------------------------------------------- seeding
 
@@ -226,7 +233,7 @@ class Job:
         self.engine = Engine(
             model,
             buckets,
-            Shard(buckets=len(buckets), mode=self.mode, sections=self.sections),
+            Shard(buckets=len(buckets), mode=self.mode, sections=self.sections, data=self.data),
             self._executor,
             self.metrics,
             self.streams,
@@ -251,8 +258,9 @@ class Job:
         self.sections.restore(sections)
         engine, compensator = self._begin(model)
         self._copies = restore(engine, compensator, state)
-        if self.membership is not None:
+        if self.membership is not None and self.data is not None:
             self.roster = self.membership.roster
+            self.data.begin_after(self.roster.epoch)
             engine.set_roster(self.roster)
         self._model, self.initialised, self.resumed_version = model, True, state.version
 

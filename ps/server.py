@@ -35,7 +35,7 @@ from torch_ps.ps import limits
 from torch_ps.ps.checkpoint import Checkpoints
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.door import Door
-from torch_ps.ps.follow import follow, norms_of, report_to, resumed_version
+from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, resumed_version
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.metrics import Metrics
@@ -111,7 +111,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             metrics=metrics,
             on_failure=on_failure,
             clip_norm=config.clip_norm,
-            ask_norm=norms_of(lead, index, access) if lead is not None else None,
+            ask_norm=norms_of(lead, index, access, NORM_SECONDS + 2 * config.lease) if lead is not None else None,
             max_workers=config.max_workers,
         )
         keeper = await _keeper(config, job, lead, access) if config.checkpoint else None

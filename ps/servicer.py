@@ -21,6 +21,7 @@ from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps import limits
 from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
@@ -69,6 +70,7 @@ class Servicer:
                 "Join": unary(self.join, pb.JoinRequest),
                 "Share": unary(self.share, pb.ShareRequest),
                 "Leave": unary(self.leave, pb.LeaveRequest),
+                "Data": unary(self.data, pb.DataRequest),
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
                 "Kept": unary(self.kept, pb.KeptRequest),
@@ -126,17 +128,13 @@ class Servicer:
         self._joins.take(host_of(context), time.monotonic())
         if self._joining >= self._max_workers:
             raise Overloaded(f"{self._joining} workers wait for the first parameters, as many as --max-workers allows")
-        left = context.time_remaining()
+        seconds = _seconds(context)
         model = self._model(request.model)
         request.ClearField("model")
         self._joining += 1
         try:
-            session, seed = await self._job.join(
-                request.worker,
-                request.rank if request.HasField("rank") else None,
-                model,
-                DEFAULT_DEADLINE if left is None else left * 0.95,  # so that our reason arrives before the deadline
-            )
+            rank = request.rank if request.HasField("rank") else None
+            session, seed = await self._job.join(request.worker, rank, model, seconds)
         finally:
             self._joining -= 1
         return pb.JoinReply(session=session, seed=seed, epoch=self._job.roster.epoch)
@@ -152,6 +150,14 @@ class Servicer:
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         self._job.leave(request.worker, request.session)
         return pb.LeaveReply()
+
+    async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
+        core = self._job.working().core
+        if request.give_back:
+            core.give_back(request.worker, request.session, data_set(request.data))
+            self._job.asks.wake()
+            return pb.DataReply()
+        return await self._job.asks.ask(core, request, _seconds(context))
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         return status_of_job(self._job, time.monotonic())
@@ -246,6 +252,7 @@ class Servicer:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
                     self._job.working().push(stream, header.push, payload)
+                    self._job.asks.wake()
                 case "pull":
                     await stream.room()
                     self._job.working().pull(stream, header.pull.bucket)
@@ -254,6 +261,12 @@ class Servicer:
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")
+
+
+def _seconds(context: Context) -> float:
+    """How long a call may wait, so that our reason arrives before its deadline."""
+    left = context.time_remaining()
+    return DEFAULT_DEADLINE if left is None else left * 0.95
 
 
 def _messages(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:

@@ -42,8 +42,9 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         view = views.get(member.name)
         if view is not None:
             worker.clock = view.clock
-            if view.hold is not None:
-                worker.waiting_seconds = max(now - view.hold.since, 1e-3)  # 0 says: does not wait
-                worker.waiting_for.extend(view.hold.waiting_for)
-                worker.reason = view.hold.reason
+            wait = view.hold or job.asks.waiting(member.name, member.session)
+            if wait is not None:
+                worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
+                worker.waiting_for.extend(wait.waiting_for)
+                worker.reason = wait.reason
     return reply

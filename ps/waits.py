@@ -21,12 +21,13 @@ class Waits:
             deadline: on ``time.monotonic()``.
 
         Raises:
-            WaitTimeout: it is not by then; says ``what``.
+            WaitTimeout: it is not by then; says ``what``, and since when.
         """
+        begin = time.monotonic()
         while not ready():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"{self._name}: {what}")
+                raise WaitTimeout(f"{self._name}: {what} for {time.monotonic() - begin:.1f} s")
             try:
                 await asyncio.wait_for(self._changed.wait(), left)
             except TimeoutError:

@@ -6,7 +6,8 @@
 Rules of this file
   1. The only place of the worker side that reads argv and the environment.
   2. An error that is ours is one sentence. An error of the script's is the script's own traceback.
-  3. Ctrl-C and SIGTERM unwind the loop, so that the worker takes leave and nobody waits for its lease to end.
+  3. Ctrl-C unwinds the loop, so that the worker takes leave and nobody waits for its lease to end. SIGTERM does so
+     too, when the step is finished; see ``torch_ps.worker.drain``.
 """
 
 import dataclasses
@@ -16,8 +17,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn
+from types import TracebackType
 
 import click
 
@@ -26,7 +26,7 @@ from torch_ps.common.config import WorkerConfig
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.fields import environment_of
 from torch_ps.common.options import Command, options_of
-from torch_ps.worker import tasks
+from torch_ps.worker import drain, tasks
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -40,7 +40,7 @@ def main(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     ps-worker --servers 127.0.0.1:50051 train.py --epochs 3
     """
     lifeline.hold()
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, drain.on_sigterm)
     check(worker, script)
     log.setup(f"worker {worker.name}".rstrip(), level=worker.log_level)
     try:
@@ -123,10 +123,6 @@ def _own_frames(trace: TracebackType | None, path: str) -> TracebackType | None:
     while part is not None and part.tb_frame.f_code.co_filename != path:
         part = part.tb_next
     return part or trace
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 """This worker's part of the data.
 
-    for batch in torch_ps.shard(dataset, optimizer, batch_size=32): ...
+for batch in torch_ps.shard(dataset, optimizer, batch_size=32): ...
 
-Every worker gets the same number of batches, so that no synchronous step waits for one that has run out.
+leased   the lead gives out samples as workers need them: each is trained on once an epoch, though workers come and go
+static   equal parts by rank, cut once: needs no server, and ends where the shortest part does
 """
 
 from collections.abc import Iterator, Sized
-from typing import Any
+from typing import Any, Literal, overload
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.worker.leased import LeasedShard, order_of
 from torch_ps.worker.optimizer import ParameterServerOptimizer
 
+SPLITS = ("leased", "static")
 
-class Shard:
+
+class StaticShard:
     """The batches of one worker; iterating starts over with the same order. ``len`` counts them."""
 
     def __init__(self, loaders: list[DataLoader[Any]]) -> None:
@@ -29,6 +32,7 @@ class Shard:
         return sum(len(loader) for loader in self._loaders)
 
 
+@overload
 def shard(
     dataset: Dataset[Any],
     optimizer: ParameterServerOptimizer,
@@ -37,19 +41,61 @@ def shard(
     shuffle: bool = True,
     seed: int = 0,
     epochs: int = 1,
+    split: Literal["leased"] = "leased",
+    name: str = "",
     **loader: Any,
-) -> Shard:
-    """Split a map-style dataset by rank: each epoch a new seeded order, dealt in turn, equal parts.
+) -> LeasedShard: ...
 
-    Waits until the first quorum of workers is there, for rank and number of workers follow from it.
+
+@overload
+def shard(
+    dataset: Dataset[Any],
+    optimizer: ParameterServerOptimizer,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    epochs: int = 1,
+    split: Literal["static"],
+    name: str = "",
+    **loader: Any,
+) -> StaticShard: ...
+
+
+def shard(
+    dataset: Dataset[Any],
+    optimizer: ParameterServerOptimizer,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    epochs: int = 1,
+    split: str = "leased",
+    name: str = "",
+    **loader: Any,
+) -> LeasedShard | StaticShard:
+    """This worker's part of a map-style dataset, which every worker of the job passes as a whole.
+
+    With ``split="leased"`` the lead gives out the samples of an epoch, in a seeded order that is new each epoch, a few
+    batches at a time. Every sample is in exactly one push that was applied: what a worker had and did not push when it
+    left, died or was dropped goes to the others. An epoch ends for all workers together. In sync mode batch k of N
+    workers is what batch k of one process with N times the batch size is, and the same worker gets the same samples in
+    every run; in async mode fast workers get more. The last batches of an epoch may be smaller. A worker that has
+    none left while others have takes part in their steps with weight 0. All workers of a synchronous job have to read.
+
+    With ``split="static"`` the order is dealt by rank once: equal parts, what does not fit is left out, and what a
+    worker that dies had is lost. Waits until the first quorum of workers is there, for ranks follow from it.
 
     Args:
         dataset: has ``__len__`` and ``__getitem__``; a list of ready-made batches will do.
-        optimizer: of this worker.
+        optimizer: of this worker. With "leased" and a ``batch_size``, its ``weight`` becomes the size of each batch.
         batch_size: samples per batch and worker; None gives the items of the dataset as they are.
         shuffle: False keeps the order of the dataset.
         seed: of the order; the same on every worker.
-        epochs: times that the dataset is gone through.
+        epochs: times that the dataset is gone through. With "leased" they are the job's, counted from its first: who
+            joins in the third of five helps with the third to the fifth. Iterating again goes on with those after.
+        split: "leased" or "static".
+        name: of the dataset, where two in one job are equally long and have the same seed. With "leased" only.
         **loader: further arguments of ``torch.utils.data.DataLoader``, such as ``num_workers``.
 
     Raises:
@@ -58,8 +104,25 @@ def shard(
     """
     if not isinstance(dataset, Sized):
         raise ConfigError(f"{type(dataset).__name__} has no length; torch_ps.shard needs a map-style dataset")
-    if epochs < 1:
-        raise ConfigError(f"epochs must be >= 1; got {epochs}")
+    for what, number in (("epochs", epochs), ("batch_size", batch_size or 1), ("samples of the dataset", len(dataset))):
+        if number < 1:
+            raise ConfigError(f"{what} must be >= 1; got {number}")
+    if split == "leased":
+        return LeasedShard(
+            dataset,
+            optimizer,
+            len(dataset),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            epochs=epochs,
+            name=name,
+            loader=loader,
+        )
+    if split != "static":
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if name:
+        raise ConfigError(f"name={name!r} is for split leased; a static split asks nobody")
     workers = optimizer.workers
     rank, world = workers.index(optimizer.name), len(workers)
     each = len(dataset) // world
@@ -70,11 +133,8 @@ def shard(
         )
     loaders = []
     for epoch in range(epochs):
-        order = torch.arange(len(dataset))
-        if shuffle:
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed + epoch))
-        mine = order[rank : each * world : world].tolist()
+        mine = order_of(len(dataset), shuffle=shuffle, seed=seed + epoch)[rank : each * world : world].tolist()
         loaders.append(
             DataLoader(dataset, sampler=mine, batch_size=batch_size, drop_last=batch_size is not None, **loader)
         )
-    return Shard(loaders)
+    return StaticShard(loaders)

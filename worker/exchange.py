@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.common.errors import PsError, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link, Stream
@@ -130,10 +130,13 @@ class Exchange:
     def close(self) -> None:
         """End all streams; frames that were sent are delivered first."""
         self._stopping.set()
-        for stream in tuple(self._streams.values()):
+        with self.changed:
+            streams = tuple(self._streams.values())
+            self._streams.clear()
+            self._opened = [number + 1 for number in self._opened]  # what still comes is nobody's
+            self._unanswered.clear()
+        for stream in streams:
             stream.close()
-        self._streams.clear()
-        self._unanswered.clear()
 
     # -------------------------------------------------------------- streams
 
@@ -167,23 +170,29 @@ class Exchange:
             self._streams.pop(shard, None)
             if isinstance(error, Unreachable):
                 self._opening.add(shard)
-        if isinstance(error, Unreachable) and self._reopen(shard):
-            return
+        if isinstance(error, Unreachable):
+            found = self._reopen(shard, error)
+            if found is None:
+                return
+            error = found
         with self.changed:
             self._opening.discard(shard)
             if self._error is None and not self._stopping.is_set():
                 self._error = error
                 self.changed.notify_all()
 
-    def _reopen(self, shard: int) -> bool:
+    def _reopen(self, shard: int, error: PsError) -> PsError | None:
+        """None: the stream is open again; else why it is not, ``error`` if nothing answers."""
         link, deadline = self._links[shard], time.monotonic() + self._lease
         log.warning("lost the connection to %s; trying again", link.address)
         while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
             try:
                 link.describe(max(deadline - time.monotonic(), 0.1))
                 self._on_back(shard)
+            except UnknownWorker as unknown:  # another try would not help
+                return unknown
             except PsError:
                 continue
             self._open(shard)
-            return True
-        return False
+            return None
+        return error

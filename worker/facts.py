@@ -1,8 +1,10 @@
 """What an optimizer says about itself and its job: facts that scripts print and that nothing here changes."""
 
-from torch_ps.worker.gradients import Gradients
+from torch_ps.worker import drain
+from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.local import LocalSteps
-from torch_ps.worker.session import Outcome, Session
+from torch_ps.worker.outcome import Outcome
+from torch_ps.worker.session import Session
 
 
 class Facts:
@@ -12,7 +14,7 @@ class Facts:
     _session: Session
     _outcome: Outcome
     _local: LocalSteps | None
-    _source: Gradients | LocalSteps
+    _source: Gradients | LocalSteps | Nothing
 
     @property
     def mode(self) -> str:
@@ -66,7 +68,8 @@ class Facts:
     @property
     def workers(self) -> tuple[str, ...]:
         """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
-        return tuple(member.worker for member in self._session.roster().member)
+        with drain.waiting():
+            return tuple(member.worker for member in self._session.roster().member)
 
     @property
     def rank(self) -> int:

@@ -35,6 +35,7 @@ class Gradients:
         accumulate: backward passes whose sum ``.grad`` is; their mean is what counts.
 
     Attributes:
+        passes: of the coming push, where they are fewer than ``accumulate``; else 0.
         scaled: the coming push is one of a GradScaler's, so what left before ``at_step`` was scaled.
         left_out: why the coming push has weight 0, the name of a tensor; "" when it has its weight.
         num_left_out: pushes of weight 0 so far; ``in_a_row`` of them since the last that was not.
@@ -48,7 +49,7 @@ class Gradients:
 
     def reset(self) -> None:
         """Forget the push that is done."""
-        self.scaled, self.left_out = False, ""
+        self.passes, self.scaled, self.left_out = 0, False, ""
         self._scale: float | None = None
         self._scales_differ = False
         self._dense: dict[int, torch.Tensor] = {}
@@ -109,7 +110,8 @@ class Gradients:
         """What was read from a ``.grad`` without its scale, and as the mean of the accumulated passes; in place."""
         if self._scale is not None:
             values.mul_(1 / self._scale)
-        return values.div_(self._accumulate) if self._accumulate > 1 else values
+        passes = self.passes or self._accumulate
+        return values.div_(passes) if passes > 1 else values
 
     def _gradient(self, index: int) -> torch.Tensor | None:
         gradient = self.parameters[index].grad
@@ -153,3 +155,24 @@ def _sum(gradient: torch.Tensor) -> torch.Tensor:
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.detach() if gradient.layout is torch.strided else gradient.detach().coalesce().values()
+
+
+class Nothing:
+    """What a push takes its buckets from where there is no gradient: as if no parameter had one."""
+
+    left_out, num_left_out, in_a_row = "", 0, 0
+
+    def check(self) -> None:
+        """There is nothing that could be infinite."""
+
+    def report(self, worker: str, step: str) -> None:
+        """Nothing is left out."""
+
+    def missing(self, bucket: Bucket) -> bool:
+        return True
+
+    def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
+        return into.zero_()
+
+    def reset(self) -> None:
+        """Nothing is kept."""

@@ -93,6 +93,11 @@ class LocalSteps:
         for bucket in self._buckets:
             self._flat.read(bucket, self._start[bucket.index])
 
+    @property
+    def begun(self) -> bool:
+        """Whether this round has an inner step already."""
+        return self._passes > 0
+
     def step(self, weight: float, worker: str, closure: Closure | None) -> bool:
         """Make one inner step with the gradients that are there.
 

@@ -23,29 +23,28 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.config import WorkerConfig
-from torch_ps.common.errors import StepConflict
+from torch_ps.common.errors import StepConflict, UnknownWorker
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.tls import Tls
+from torch_ps.worker import drain
 from torch_ps.worker.access import access_fields, access_in
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
-from torch_ps.worker.facts import Facts
+from torch_ps.worker.elastic import Elastic
 from torch_ps.worker.flat import Flat
-from torch_ps.worker.gradients import Gradients
+from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
-from torch_ps.worker.recover import recovered
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
-from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
 
 
-class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
+class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
     """Trains ``model`` with a parameter server in place of ``optimizer``.
 
     torch.amp.GradScaler works as ever: a step that it skips is pushed with weight 0, so that nobody waits.
@@ -149,7 +148,8 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
         self.weight = 1.0
         self._micro_step, self._earlier_weight = 0, 0.0
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
-        self._served = Served(outer_optimizer(optimizer, config) if (local := config.local_steps > 1) else optimizer)
+        self._local_steps, local = config.local_steps, config.local_steps > 1
+        self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
         self._flat = Flat([*self._parameters, *buffers])
         self._compressor = Compressor(
@@ -169,7 +169,8 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
-            self._session.join(described, config.rank, lambda b: self._flat.read(b, torch.empty(b.numel)))
+            self._described, self._rank = described, config.rank
+            self._session.join(described, config.rank, self._values)
             buckets = self._session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
@@ -184,26 +185,20 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
-        self._views = Views(
-            self._session.plan,
-            self._parameters,
-            self._session.planes,
-            self._flat,
-            lend_parameters=not local,
-            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
-        )
-        self._session.on_leave = self._views.release
-        self._views.settle()
+        self._lend()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
-        self._source: Gradients | LocalSteps = self._local or self._gradients
+        self._source: Gradients | LocalSteps | Nothing = self._local or self._gradients
+        drain.attach(self)
 
     # -------------------------------------------------------------- the training loop
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients, wait as the mode says, and put the fresh parameters into the model.
 
-        Between two pushes of ``accumulate`` nothing happens; of ``local_steps``, the wrapped optimizer steps.
+        Between two pushes of ``accumulate`` nothing happens; of ``local_steps``, the wrapped optimizer steps. A worker
+        that was dropped, having been silent for longer than its lease, and one whose servers have gone back to a
+        checkpoint take part again: the gradient is dropped, and the model has fresh parameters.
 
         Args:
             closure: evaluates the model again and returns the loss, as in torch.
@@ -224,14 +219,18 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
+            drain.finish(self.name, self.close)
             return loss
         self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
         try:
             if self._local is None or self._local.step(self._passed_weight, self.name, continued(closure, loss)):
                 self._push()
+        except (UnknownWorker, StepConflict) as error:
+            self.recover(error)
         finally:
             self._earlier_weight = 0.0
             self._overlap.armed = self._accumulate == 1
+        drain.finish(self.name, self.close)
         return loss
 
     def _push(self) -> None:
@@ -250,9 +249,6 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
                 self._outcome = self._session.wait()
-            except StepConflict as conflict:  # the servers have gone back to a checkpoint
-                self._views.release()
-                self._outcome = recovered(self._session, conflict)
             except BaseException:
                 self._views.release()
                 raise
@@ -275,6 +271,7 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
+        drain.detach(self)
         self._close()
         atexit.unregister(self._close)
 
@@ -324,7 +321,7 @@ class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
 
     def _weight_of(self, trained: bool) -> float:
         """Of a bucket of parameters, or of one of buffers, which every pass has changed."""
-        if trained and self._source.left_out:
+        if isinstance(self._source, Nothing) or (trained and self._source.left_out):
             return 0.0
         if self._local is None:
             return self._passed_weight

@@ -30,6 +30,8 @@ LONGEST_LINE = 1 << 16
 KEPT_LINES = 20
 #: Seconds that children get to end well.
 GRACE = 6.0
+#: Seconds of these in which a worker may finish its step.
+STEP_GRACE = 1.0
 
 
 class Child:
@@ -148,13 +150,14 @@ class Processes:
         return ended
 
     def stop(self, children: Iterable[Child], grace: float = GRACE) -> None:
-        """End ``children``: SIGTERM, and SIGKILL for those that are left after ``grace`` seconds."""
+        """End ``children``: SIGTERM, again for those that still finish their step, SIGKILL after ``grace`` seconds."""
         chosen = [child for child in children if child in self._running]
-        for child in chosen:
-            child.process.terminate()
-        deadline = time.monotonic() + grace
-        while any(child in self._running for child in chosen) and time.monotonic() < deadline:
-            self.look(0.05)
+        for seconds in (min(STEP_GRACE, grace), max(grace - STEP_GRACE, 0.0)):
+            for child in chosen:
+                child.process.terminate()
+            deadline = time.monotonic() + seconds
+            while any(child in self._running for child in chosen) and time.monotonic() < deadline:
+                self.look(0.05)
         for child in chosen:
             if child in self._running:
                 self._kill(child)

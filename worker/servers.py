@@ -67,14 +67,17 @@ def open_roster(lead: Link, quorum: int, seconds: float) -> pb.RosterView:
     """The roster of the lead, once the first ``quorum`` of workers is complete.
 
     Raises:
-        WaitTimeout: workers are missing after ``seconds``; says how many.
+        WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
     """
-    missing = quorum
+    here: list[str] = []
     try:
         for view in lead.rosters(seconds):
             if view.open:
                 return view
-            missing = quorum - len(view.member)
+            here = [member.worker for member in view.member]
     except WaitTimeout:
         pass
-    raise WaitTimeout(f"after {seconds:g} s {missing} of {quorum} workers have not joined the job")
+    raise WaitTimeout(
+        f"after {seconds:g} s {quorum - len(here)} of {quorum} workers have not joined the job; "
+        f"{', '.join(here) or 'nobody'} did"
+    )

@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -38,11 +37,14 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
+from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
+from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
-from torch_ps.worker.recover import prepare
+from torch_ps.worker.reopen import prepare
 from torch_ps.worker.servers import admitted, describe_all, open_roster
 from torch_ps.worker.transport import Link
+from torch_ps.worker.waits import blame
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -50,25 +52,6 @@ log = logging.getLogger("torch_ps.worker")
 CONNECT_SECONDS = 20.0
 #: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
 OnValues = Callable[[Bucket, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the answers since the last ``wait`` said, all buckets together.
-
-    Attributes:
-        version: optimizer steps that every bucket has had.
-        staleness: of the first bucket; when pushes of several workers cross, others may differ by a few.
-        applied: False if a bucket of the push came late and was dropped.
-        samples: sum of the weights that the job has absorbed.
-        contributors: workers whose gradients made the first bucket's version, in rank order.
-    """
-
-    version: int
-    staleness: int
-    applied: bool
-    samples: float
-    contributors: tuple[str, ...]
 
 
 class Session:
@@ -107,9 +90,10 @@ class Session:
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._plain = codecs.codec("none")
         self._exchange: Exchange | None = None
-        self.planes = Planes(plane)
+        self._plane = plane
         self._session = 0
         self._epoch = 0
+        self.covers = Covers()  # the samples that pushes are of
         self._samples = 0.0
         self.pushed_bytes = 0
         self.pulled_bytes = 0
@@ -155,9 +139,12 @@ class Session:
             NameTaken: another worker has this name or rank.
             WaitTimeout: the first worker has not sent the parameters.
         """
+        if self._exchange is not None:
+            self._exchange.close()  # of an earlier life, whose streams would have the name
         request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
         reply = admitted(self._links[0], request, self.timeout)
         self._session, self._epoch = reply.session, reply.epoch
+        self.covers.clear()
         hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
         self._start(model, hello)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
@@ -173,7 +160,7 @@ class Session:
         """The roster of the lead, once the first quorum is complete.
 
         Raises:
-            WaitTimeout: workers are missing after ``seconds``; says how many.
+            WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
         return open_roster(self._links[0], self.job.quorum, self.timeout if seconds is None else seconds)
 
@@ -187,7 +174,7 @@ class Session:
         self._staging = torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
-        self._copies = Copies()
+        self._copies, self.planes = Copies(), Planes(self._plane)
         self._clear()
         self._exchange = Exchange(
             self._links,
@@ -258,6 +245,8 @@ class Session:
             missing=missing,
             nonfinite=nonfinite,
         )
+        if bucket.index == 0:
+            header.covers.extend(self.covers.taken())
         size = sum(map(len, parts))
         self.pushed_bytes += size
         if self.planes.put(bucket, step, values, parts):
@@ -298,7 +287,8 @@ class Session:
                 self._clear()
                 return outcome
         raise WaitTimeout(
-            f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: {self._blame()}"
+            f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "
+            + blame(self.name, self._links)
         )
 
     def _clear(self) -> None:
@@ -354,6 +344,16 @@ class Session:
                 payload = self.planes.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
+    @property
+    def number(self) -> int:
+        """Names this life of the worker; 0: it is not in the job."""
+        return self._session
+
+    def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
+        """Ask the lead for samples; raises UnknownWorker, and WaitTimeout, which says who has what is left."""
+        request.worker, request.session = self.name, self._session
+        return self._links[0].data(request, self.timeout)
+
     # -------------------------------------------------------------- the lease
 
     def _renew(self) -> None:
@@ -361,18 +361,6 @@ class Session:
         frame, streams = pack(pb.UpHeader(renew=pb.Renew())), self._streams
         while not streams.pause(self.job.lease_seconds / 3):
             streams.send_unkept(0, frame)
-
-    def _blame(self) -> str:
-        """Who is being waited for, as the servers see it."""
-        for link in self._links:
-            try:
-                status = link.status(5.0)
-            except PsError as error:
-                return str(error)
-            for worker in status.worker:
-                if worker.worker == self.name and worker.reason:
-                    return worker.reason
-        return "the servers do not say why"
 
     # -------------------------------------------------------------- the end
 

@@ -14,6 +14,7 @@ from torch_ps.common.options import Check, Command, option, options_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.client import addresses_of
 from torch_ps.worker.transport import Link
+from torch_ps.worker.waits import sentence, spoken_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +53,11 @@ def main(status: StatusConfig) -> None:
     what = "initialised" if lead.initialised else "no parameters yet"
     start = "" if lead.open else "; the first workers have not all joined"
     console.print(
-        f"mode {lead.mode_details or lead.mode}, {what}, up {_seconds(lead.uptime_seconds)}, "
+        f"mode {lead.mode_details or lead.mode}, {what}, up {spoken_seconds(lead.uptime_seconds)}, "
         f"roster epoch {lead.epoch}{start}"
     )
-    for sentence in (sentence for reply in replies for sentence in reply.advice):
-        console.print(f"[bold]warning[/bold]: {escape(sentence)}", highlight=False)
+    for advice in (advice for reply in replies for advice in reply.advice):
+        console.print(f"[bold]warning[/bold]: {escape(advice)}", highlight=False)
     if lead.HasField("checkpoint"):
         console.print(escape(_checkpoint(lead.checkpoint)), highlight=False)
     console.print(_workers(lead, replies))
@@ -64,7 +65,7 @@ def main(status: StatusConfig) -> None:
 
 
 def _checkpoint(kept: pb.CheckpointStatus) -> str:
-    age = f", {_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
+    age = f", {spoken_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
     good = f"version {kept.version}{age}" if kept.version else "none yet"
     failed = f"; {kept.failures} failed, the last: {kept.error}" if kept.error else ""
     return f"last good checkpoint: {good}, in {kept.folder}{failed}"
@@ -76,7 +77,6 @@ def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:
         table.add_column(column, justify="left" if column in ("worker", "plane", "waits") else "right")
     for worker in lead.worker:
         views = [w for reply in replies for w in reply.worker if w.worker == worker.worker]
-        waits = max(views, key=lambda view: view.waiting_seconds)
         table.add_row(
             str(worker.rank),
             worker.worker if worker.connected else f"{worker.worker} (not connected)",
@@ -84,8 +84,8 @@ def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:
             _bytes(sum(view.bytes_pushed for view in views)),
             _bytes(sum(view.bytes_pulled for view in views)),
             _plane(views),
-            _seconds(worker.silent_seconds),
-            f"{_seconds(waits.waiting_seconds)}: {waits.reason}" if waits.waiting_seconds else "",
+            spoken_seconds(worker.silent_seconds),
+            sentence(worker.worker, replies),
         )
     return table
 
@@ -129,10 +129,6 @@ def _plane(views: list[pb.WorkerStatus]) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

@@ -156,6 +156,9 @@ class Link:
     def share(self, request: pb.ShareRequest, seconds: float) -> pb.ShareReply:
         return self._unary("Share", request, pb.ShareReply, seconds)
 
+    def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
+        return self._unary("Data", request, pb.DataReply, seconds)
+
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 

@@ -197,6 +197,74 @@ class LeaveReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class DataSet(_message.Message):
+    __slots__ = ("name", "size", "seed", "shuffled")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SHUFFLED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    seed: int
+    shuffled: bool
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffled: bool = ...) -> None: ...
+
+class DataRequest(_message.Message):
+    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    GIVE_BACK_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    data: DataSet
+    batch: int
+    epochs: int
+    wait: bool
+    give_back: bool
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ...) -> None: ...
+
+class PositionRange(_message.Message):
+    __slots__ = ("start", "stop")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    stop: int
+    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class DataReply(_message.Message):
+    __slots__ = ("answer", "number", "epoch", "range")
+    class Answer(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LATER: _ClassVar[DataReply.Answer]
+        PORTION: _ClassVar[DataReply.Answer]
+        IDLE: _ClassVar[DataReply.Answer]
+        OVER: _ClassVar[DataReply.Answer]
+    LATER: DataReply.Answer
+    PORTION: DataReply.Answer
+    IDLE: DataReply.Answer
+    OVER: DataReply.Answer
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    answer: DataReply.Answer
+    number: int
+    epoch: int
+    range: _containers.RepeatedCompositeFieldContainer[PositionRange]
+    def __init__(self, answer: _Optional[_Union[DataReply.Answer, str]] = ..., number: _Optional[int] = ..., epoch: _Optional[int] = ..., range: _Optional[_Iterable[_Union[PositionRange, _Mapping]]] = ...) -> None: ...
+
+class Covers(_message.Message):
+    __slots__ = ("number", "samples")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    samples: int
+    def __init__(self, number: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -256,7 +324,7 @@ class Hello(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "arena_bytes", "nonfinite")
+    __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "arena_bytes", "covers", "nonfinite")
     class HyperEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +341,7 @@ class Push(_message.Message):
     HYPER_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COVERS_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     step: int
     bucket: int
@@ -283,8 +352,9 @@ class Push(_message.Message):
     hyper: _containers.MessageMap[str, HyperValue]
     missing: bool
     arena_bytes: int
+    covers: _containers.RepeatedCompositeFieldContainer[Covers]
     nonfinite: bool
-    def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., arena_bytes: _Optional[int] = ..., nonfinite: bool = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., arena_bytes: _Optional[int] = ..., covers: _Optional[_Iterable[_Union[Covers, _Mapping]]] = ..., nonfinite: bool = ...) -> None: ...
 
 class Pull(_message.Message):
     __slots__ = ("bucket",)

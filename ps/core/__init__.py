@@ -13,5 +13,6 @@ Rules of this package
     shard.py     admits calls, parks, delegates        policy.py        what a mode has to decide, for one bucket
     sync.py      a step closes when all have pushed    asynchronous.py  every push is applied at once
     ledger.py    what has been applied, exactly once   mode.py          the table of modes
+    data.py      which samples are whose            ranges.py       positions of an epoch
     stability.py what learning rates are stable        divergence.py    whether a run is being lost
 """

@@ -16,7 +16,8 @@ the shard knows of V.
 Rules of this file
   1. One cut at a time: the next one is planned when all shards have reported the last, or one of them has failed.
   2. What else belongs to the moment is a *section*: an object with ``export`` and ``restore`` of plain JSON data. The
-     lead's are taken in the call that decides the last of its buckets.
+     lead's are taken in the call that decides the last of its buckets, unless ``note`` has been told of one before:
+     which samples are done is decided with the first.
 
 Source: consistent cuts, Chandy and Lamport, ACM TOCS 1985; here versions do the work of their markers.
 """
@@ -83,13 +84,14 @@ class Cut:
         self._num_buckets, self._sections = num_buckets, sections or Sections()
         self._version = 0  # 0: none is planned
         self._recorded = 0
+        self._noted: dict[str, dict[str, Any]] = {}
         #: Of the last cut that all buckets have passed: its version and its sections.
         self.taken: tuple[int, dict[str, Any]] = (0, {})
 
     def plan(self, version: int) -> None:
         """Copy at ``version``, 0 is never; the one planned before is given up if it is another one."""
         if version != self._version:
-            self._version, self._recorded = version, 0
+            self._version, self._recorded, self._noted = version, 0, {}
 
     def passes(self, version: int) -> bool:
         """Whether a bucket that has come to ``version`` is to be copied; each bucket asks once per version."""
@@ -97,8 +99,14 @@ class Cut:
             return False
         self._recorded += 1
         if self._recorded == self._num_buckets:
-            self.taken = version, self._sections.export()
+            self.taken = version, {**self._sections.export(), **self._noted}
         return True
+
+    def note(self, name: str, state: dict[str, Any]) -> None:
+        """The section ``name`` of the cut that a bucket is passing, where it is to be taken with that bucket."""
+        self._noted[name] = state
+        if self._recorded == self._num_buckets:
+            self.taken = self._version, {**self.taken[1], name: state}
 
     def rest(self, version: int) -> None:
         """All buckets are at ``version`` and nothing goes on: that is a cut too."""

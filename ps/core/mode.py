@@ -68,6 +68,11 @@ class Mode:
         return self.name == "async" or (self.name == "ssp" and self.slack > 0)
 
     @property
+    def holds_others_up(self) -> bool:
+        """Whether others may not go on when one worker stops pushing."""
+        return self.name != "async"
+
+    @property
     def rate_follows_staleness(self) -> bool:
         return self.staleness_lr != "constant"
 

@@ -27,6 +27,7 @@ class Push:
         base: version that the gradient was computed from.
         weight: finite, >= 0; usually the number of samples.
         epoch: newest roster epoch that the worker has seen.
+        covers: on the lead's first bucket, the samples that the gradient is of; see ``torch_ps.ps.core.data``.
     """
 
     worker: str
@@ -36,6 +37,7 @@ class Push:
     base: int
     weight: float
     epoch: int
+    covers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Rules of this file
      What closes a step is the policy's, one object per bucket.
   2. Check everything, then change something: a refused call leaves no trace.
   3. Parked calls are bounded: one push per worker, session and bucket.
+  4. What becomes of a push of the lead's first bucket settles the samples that it covers, in the same call.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
 from torch_ps.ps.core.cut import Cut, Sections
-from torch_ps.ps.core.effects import Discard, Effect, Effects, Evict, Wait
+from torch_ps.ps.core.data import Answer, Ask, Data, DataSet
+from torch_ps.ps.core.effects import Apply, Discard, Effect, Effects, Evict, Wait
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
 from torch_ps.ps.core.roster import Member, Roster
@@ -59,11 +61,13 @@ class Shard:
         buckets: how many this shard holds, numbered from 0 here. The lead's shard needs at least one.
         mode: the job's mode, the same on every shard.
         sections: what else of this process belongs to a cut.
+        data: on the lead, which samples are whose.
     """
 
-    def __init__(self, *, buckets: int, mode: Mode, sections: Sections | None = None) -> None:
+    def __init__(self, *, buckets: int, mode: Mode, sections: Sections | None = None, data: Data | None = None) -> None:
         self.roster = Roster()
         self.cut = Cut(buckets, sections)
+        self._data = data
         self._policies = [mode.policy(b) for b in range(buckets)]
         for policy in self._policies:
             policy.progress.cut = self.cut
@@ -130,7 +134,10 @@ class Shard:
             if push is not None:
                 effects.append(Discard(worker, session, bucket, push.step, self._unknown(worker, session)))
         effects += [Evict(w, s, self._unknown(w, s)) for w, s in sorted(gone)]
-        return tuple(effects)
+        settled = self._settled(tuple(effects))
+        if self._data is not None:
+            self._data.keep({(m.name, m.session) for m in roster.members})
+        return settled
 
     def push(self, push: Push, now: float = 0.0) -> Effects:
         """Take one gradient.
@@ -149,8 +156,13 @@ class Shard:
             )
         self._admit(push.worker, push.session)
         policy.check(push)
+        data = self._data if push.bucket == 0 else None
+        if data is not None:
+            data.check(push.worker, push.session, push.covers)
         if _needs(push) <= self.roster.epoch:
-            return policy.push(push, self._members[push.worker], now)
+            if data is not None:
+                data.claim(push.worker, push.session, push.step, push.covers)
+            return self._settled(policy.push(push, self._members[push.worker], now))
         key = (push.worker, push.session, push.bucket, True)
         parked = self._parked.get(key)
         if parked is not None and parked.push is not None and parked.push.step != push.step:
@@ -177,6 +189,30 @@ class Shard:
             return policy.pull(self._members[worker], now)
         self._parked.setdefault((worker, session, bucket, False), _Parked(None, now))
         return (Wait(worker, session, bucket, None, (), self._behind(session)),)
+
+    def ask(self, ask: Ask) -> Answer:
+        """Lead: give samples to a worker.
+
+        Raises:
+            UnknownWorker: (worker, session) is not in the roster; join again.
+            ProtocolError: a number out of its range, or this is not the lead.
+        """
+        return self._lead_data(ask.worker, ask.session).ask(ask, self.roster, self.clock)
+
+    def give_back(self, worker: str, session: int, data: DataSet) -> None:
+        """Lead: a worker stops reading; what it has not pushed is for others.
+
+        Raises:
+            UnknownWorker, ProtocolError: as ``ask``.
+        """
+        self._lead_data(worker, session).give_back(worker, session, data)
+
+    def _lead_data(self, worker: str, session: int) -> Data:
+        if self._data is None:
+            raise ProtocolError("this shard gives out no data; ask the lead, shard 0")
+        if not self._is_member(worker, session):
+            raise UnknownWorker(self._unknown(worker, session))
+        return self._data
 
     def disconnected(self, worker: str, session: int) -> Effects:
         """Its stream broke: answers held for it are forgotten, its open pushes stay valid.
@@ -221,6 +257,22 @@ class Shard:
             step, needs = (None, session) if parked.push is None else (parked.push.step, _needs(parked.push))
             holds.append(Hold(worker, session, bucket, step, parked.since, (), self._behind(needs)))
         return sorted(holds, key=lambda h: h.since)
+
+    def _settled(self, effects: Effects) -> Effects:
+        """Settle the samples of every push whose fate on the first bucket these effects decide."""
+        data = self._data
+        if data is None:
+            return effects
+        for effect in effects:
+            match effect:
+                case Apply(bucket=0):
+                    for c in effect.contributions:
+                        data.settle(c.worker, c.session, c.step, applied=True)
+                    if effect.record is not None:
+                        self.cut.note("data", data.export())
+                case Discard(bucket=0):
+                    data.settle(effect.worker, effect.session, effect.step, applied=False)
+        return effects
 
     def _policy(self, bucket: int) -> Policy:
         if not 0 <= bucket < len(self._policies):

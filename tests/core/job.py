@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch_ps.ps.core.effects import Apply, Discard, Effects, Evict, Release, Wait
@@ -37,6 +38,11 @@ def push(
     epoch: int = 1,
 ) -> Push:
     return Push(worker, session, step, bucket, step if base is None else base, weight, epoch)
+
+
+def covering(a_push: Push, samples: int, number: int = 0) -> Push:
+    """The same push, of the samples of a data set that its worker has begun so far."""
+    return dataclasses.replace(a_push, covers=((number, samples),))
 
 
 def told(effects: Effects) -> list[str]:

@@ -1,8 +1,11 @@
 """Workers as processes of their own; named as ``module:function`` for ``tests.support.processes.Child``."""
 
+from typing import Any
+
 import torch
 
 import torch_ps
+from tests.support.counting import Trainer
 from torch_ps.ps import cli, servicer
 
 
@@ -19,3 +22,12 @@ def serve_impatiently(arguments: list[str], hello_seconds: float) -> None:
     """``ps-serve`` that waits less long for the first frame of a stream."""
     servicer.HELLO_DEADLINE = hello_seconds
     cli.main(arguments)
+
+
+def train(servers: str, name: str, size: int, options: dict[str, Any], log: str) -> None:
+    """Trains on leased samples; writes a line per step to ``log``, and how it ended."""
+    trainer = Trainer(servers, name, size)
+    with trainer.optimizer, open(log, "a", buffering=1, encoding="utf-8") as file:
+        for indices in trainer.epochs(**options):
+            file.write(f"{trainer.optimizer.version} {len(indices)}\n")
+        file.write(f"end {trainer.optimizer.samples:g} {int((trainer.model.x != 0).sum())}\n")

@@ -86,7 +86,7 @@ def test_list_of_servers_has_to_be_complete_and_in_order() -> None:
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(103, None), (103, 8)])
-def test_shard_splits_disjointly_and_equally(size: int, batch_size: int | None) -> None:
+def test_static_shard_splits_disjointly_and_equally(size: int, batch_size: int | None) -> None:
     everyone = Barrier(3)
     with job(mode="async", workers=3) as servers:
 
@@ -95,7 +95,9 @@ def test_shard_splits_disjointly_and_equally(size: int, batch_size: int | None) 
             with torch_ps.ParameterServerOptimizer(
                 torch.optim.SGD(model.parameters()), model, str(servers), name=f"w{index}"
             ) as optimizer:
-                part = torch_ps.shard(TensorDataset(torch.arange(size)), optimizer, batch_size=batch_size, epochs=2)
+                part = torch_ps.shard(
+                    TensorDataset(torch.arange(size)), optimizer, batch_size=batch_size, epochs=2, split="static"
+                )
                 batches = [batch[0].flatten().tolist() for batch in part]
                 assert len(part) == len(batches)
                 assert batches == [batch[0].flatten().tolist() for batch in part]  # the same order again
@@ -119,7 +121,7 @@ def test_too_few_samples_for_the_workers_are_refused() -> None:
         torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters()), model, str(servers)) as optimizer,
         pytest.raises(torch_ps.ConfigError, match="5 samples are too few for 1 workers with batches of 8"),
     ):
-        torch_ps.shard(TensorDataset(torch.arange(5)), optimizer, batch_size=8)
+        torch_ps.shard(TensorDataset(torch.arange(5)), optimizer, batch_size=8, split="static")
 
 
 def test_close_is_idempotent_and_the_model_keeps_its_parameters() -> None:

@@ -1,0 +1,173 @@
+"""What an optimizer does beside its steps: stay in step without samples, and come back when its place is lost.
+
+    settle   push what accumulate and local_steps have gathered, else weight 0: nobody waits, nothing is changed
+    recover  UnknownWorker, this worker was dropped ----> join again --+--> pull --> fresh parameters and one line in
+             StepConflict, the servers have gone back -----------------+    the log; what was not applied is dropped
+
+A worker that was stopped for longer than its lease (a suspended laptop, a paused VM, SIGSTOP) has left the roster, its
+pushes of open steps and its samples with it; so has one that joined after the checkpoint from which the servers were
+started again. One that the checkpoint knows is behind by the steps that were lost, and they are trained again; it joins
+again only if it reads leased samples, for they were given by a lead that is gone. Either learns so at its next step.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from torch_ps.common.errors import NameTaken, StepConflict, UnknownWorker
+from torch_ps.common.optim import Hyper
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Model
+from torch_ps.worker import drain
+from torch_ps.worker.compress import Compressor
+from torch_ps.worker.facts import Facts
+from torch_ps.worker.flat import Flat
+from torch_ps.worker.gradients import Gradients, Nothing
+from torch_ps.worker.outcome import Outcome
+from torch_ps.worker.overlap import Overlap
+from torch_ps.worker.session import Session
+from torch_ps.worker.views import Views
+
+log = logging.getLogger("torch_ps.worker")
+
+#: Seconds between two tries to join while the server still closes the old stream.
+RETRY_SECONDS = 0.2
+#: Times that a worker may be dropped while it joins again.
+MAX_STOPPED = 10
+
+
+class Elastic(Facts):
+    """A part of ``ParameterServerOptimizer``, whose attributes these are."""
+
+    weight: float
+    _described: Model
+    _rank: int | None
+    _gradients: Gradients
+    _overlap: Overlap
+    _flat: Flat
+    _views: Views
+    _parameters: list[torch.Tensor]
+    _compressor: Compressor
+    _accumulate: int
+    _local_steps: int
+    _micro_step: int
+    _earlier_weight: float
+    _changed: list[Hyper] | None
+    _push: Callable[[], None]
+    zero_grad: Callable[..., None]
+    close: Callable[[], None]
+
+    def settle(self) -> None:
+        """Take part in a step without a new batch: push what has been gathered since the last push, or weight 0.
+
+        Raises:
+            WaitTimeout: says who is waited for.
+        """
+        passes, self._micro_step = self._micro_step, 0
+        weight, self.weight = self.weight, 0.0  # that of every pass so far is counted
+        try:
+            if passes:
+                self._gradients.passes = passes
+                if self._local is not None:
+                    self._local.step(self._earlier_weight, self.name, None)
+            elif self._local is None or not self._local.begun:
+                self._views.release_gradients()  # they are not what is pushed
+                self._source = Nothing()
+            self._push()
+        except (UnknownWorker, StepConflict) as error:
+            self._source = self._local or self._gradients
+            self.recover(error)
+        finally:
+            self._source, self.weight = self._local or self._gradients, weight
+            self._earlier_weight = 0.0
+            self._overlap.armed = self._accumulate == 1
+        if passes:
+            self.zero_grad()  # the loop's own did nothing
+        drain.finish(self.name, self.close)
+
+    @property
+    def session(self) -> Session:
+        """The connection to the servers, for this package."""
+        return self._session
+
+    @property
+    def gathered(self) -> bool:
+        """Whether there are passes that no push has taken yet."""
+        return bool(self._micro_step or (self._local is not None and self._local.begun))
+
+    def recover(self, why: UnknownWorker | StepConflict) -> None:
+        """Take part in the job again; the model has fresh parameters then, and its gradient is dropped.
+
+        Whoever is still known, and goes by samples of its own, only pulls: it keeps its place in the roster.
+
+        Raises:
+            NameTaken: another worker has taken the name or the rank meanwhile.
+            WaitTimeout: says who is waited for.
+        """
+        session, before = self._session, self._session.version
+        self._views.release()
+        outcome = None
+        if isinstance(why, StepConflict) and not session.covers.any:
+            with contextlib.suppress(UnknownWorker):
+                outcome = self._pulled()
+        if outcome is None:
+            outcome = self._joined()
+        self._outcome = dataclasses.replace(outcome, applied=False)
+        log.warning(
+            "worker %s takes part again from version %d, it had version %d: %s",
+            self.name,
+            outcome.version,
+            before,
+            why,
+        )
+        self._micro_step, self._earlier_weight, self._changed = 0, 0.0, None
+        self._overlap.reset()
+        self._overlap.armed = self._accumulate == 1
+        self._flat.settle()
+        self._gradients.reset()
+        self._source.reset()
+        self.zero_grad()
+        self._lend()
+
+    def _joined(self) -> Outcome:
+        session, deadline = self._session, time.monotonic() + self._session.job.lease_seconds
+        stopped = 0
+        while True:
+            try:
+                session.join(self._described, self._rank, self._values)
+                return self._pulled()
+            except UnknownWorker:  # stopped for longer than the lease once more
+                stopped += 1
+                if stopped == MAX_STOPPED:
+                    raise
+            except NameTaken:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_SECONDS)
+
+    def _pulled(self) -> Outcome:
+        for bucket in self._session.plan.buckets:
+            self._session.pull(bucket)
+        return self._session.wait()
+
+    def _lend(self) -> None:
+        """Let tensors of the model live in the memory that this session shares with the servers."""
+        local = self._local_steps > 1
+        self._views = Views(
+            self._session.plan,
+            self._parameters,
+            self._session.planes,
+            self._flat,
+            lend_parameters=not local,
+            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
+        )
+        self._session.on_leave = self._views.release
+        self._views.settle()
+
+    def _values(self, bucket: Bucket) -> torch.Tensor:
+        """The parameters of one bucket as the model has them, shape (numel,), fp32."""
+        return self._flat.read(bucket, torch.empty(bucket.numel))
