@@ -110,3 +110,49 @@ def test_every_push_after_the_restart_counts_once_in_each_bucket(mode: str, num_
                 lambda: count(two, 1, at[1], go),
                 fault,
             )
+
+
+@pytest.mark.parametrize("plane", ["memory", "network"])
+def test_worker_that_the_checkpoint_does_not_know_joins_again_by_itself(
+    plane: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"workers": 2, "bucket_size": 0.002, "checkpoint": str(tmp_path), "checkpoint_every": 8}
+    with shards(2, **settings) as servers:
+        late, go = threading.Event(), threading.Event()
+        at = [threading.Event() for _ in range(3)]
+        models = [seeded(mlp) for _ in range(3)]
+
+        def worker(rank: int) -> None:
+            inner = torch.optim.AdamW(models[rank].parameters(), lr=0.01)
+            with torch_ps.ParameterServerOptimizer(
+                inner, models[rank], str(servers), name=f"w{rank}", plane=plane
+            ) as optimizer:
+                while optimizer.version < STEPS:
+                    backward(models[rank], optimizer.version, rank)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if optimizer.version == 9 and rank < 2 and not late.is_set():
+                        until(lambda: servers.status().checkpoint.version == 8, "the checkpoint of version 8 is good")
+                        until(lambda: len(servers.status().worker) == 3, "w2 has joined")
+                        late.set()
+                    if optimizer.version == 12 and not at[rank].is_set():
+                        at[rank].set()
+                        assert go.wait(60)
+
+        def newcomer() -> None:
+            until(lambda: servers.status().checkpoint.version == 8, "the checkpoint of version 8 is good")
+            worker(2)
+
+        def fault() -> None:
+            assert all(event.wait(60) for event in at)
+            servers.kill()
+            servers.start(resume=True)
+            assert [member.worker for member in servers.status().worker] == ["w0", "w1"]
+            go.set()
+
+        at_once(lambda: worker(0), lambda: worker(1), newcomer, fault)
+        assert servers.status().version == STEPS
+    said = [record.getMessage() for record in caplog.records if "takes part again" in record.getMessage()]
+    assert sorted(line.split()[1] for line in said) == ["w0", "w1", "w2"], said
+    assert "; join again" in next(line for line in said if "worker w2" in line)
+    assert same(models[0], models[1])

@@ -11,14 +11,17 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from google.protobuf.message import Message
 
 import torch_ps
 from tests.support.certificates import Authority, options, write
 from tests.support.jobs import Servers, job, until
 from tests.support.pair import SPEC, Pair, model, pair
 from tests.support.proxy import Proxy
+from torch_ps.common import channel
 from torch_ps.common.address import parse
 from torch_ps.common.credentials import Access, port_credentials
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
 from torch_ps.worker.transport import Link
@@ -312,3 +315,24 @@ def copy_to(folder: Path, path: str) -> Path:
 
 def ones() -> dict[str, torch.Tensor]:
     return {name: torch.ones_like(tensor) for name, tensor in model().items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Norm", pb.NormRequest(shard=1, worker="", step=0, square=1.0)),
+        ("Kept", pb.KeptRequest(shard=1, version=1, error="no")),
+        ("Data", pb.DataRequest(worker="w0", session=1, give_back=True)),
+    ],
+)
+def test_what_shards_tell_the_lead_needs_the_token_too(method: str, request_: Message, token: str) -> None:
+    with job(token_file=token, clip_norm=1.0) as servers, grpc.insecure_channel(servers.addresses[0]) as stranger:
+        call: Callable[..., bytes] = stranger.unary_unary(
+            channel.method(method), lambda message: message.SerializeToString()
+        )
+        wrong = (("authorization", "Bearer " + "x" * 30),)
+        for metadata, admitted in (((), False), (wrong, False), (TokenFile(token).metadata, True)):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request_, timeout=20, metadata=metadata)
+            refused = caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert refused is not admitted, caught.value

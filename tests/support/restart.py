@@ -17,6 +17,7 @@ from tests.support.jobs import SECONDS, start_server
 from tests.support.processes import Child
 from torch_ps.common import address
 from torch_ps.common.config import ServerConfig
+from torch_ps.common.credentials import access_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
 
@@ -27,6 +28,8 @@ class Shards:
     def __init__(self, folder: Path, count: int, settings: dict[str, Any]) -> None:
         self._folder, self._count, self._settings = folder, count, settings
         self._lives = 0
+        files = [str(settings.get(name, "")) for name in ("tls_ca", "tls_cert", "tls_key", "token_file")]
+        self._access = access_of(*files)
         self.addresses: list[str] = []
         self.processes: list[Child] = []
 
@@ -76,7 +79,7 @@ class Shards:
         assert "Traceback" not in self.log, self.log
 
     def status(self, shard: int = 0) -> pb.StatusReply:
-        link = Link(address.parse(self.addresses[shard]))
+        link = Link(address.parse(self.addresses[shard]), self._access)
         try:
             return link.status(SECONDS)
         finally:
