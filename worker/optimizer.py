@@ -234,7 +234,6 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
-        self._flat.follow()
         try:
             self._overlap.check(scaled=self._gradients.scaled)
             if not self._overlap.sent:
@@ -290,7 +289,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
 
     def _send(self, bucket: Bucket) -> None:
         """Push one bucket; during backward this runs on the thread that computes it."""
-        if self._changed is None:
+        if self._changed is None:  # the first bucket of this push
+            self._flat.follow()
             self._changed = self._served.changed(self._session.job_model.groups)
         staging = self._session.staging(bucket)
         trained = bucket.rule == "optimizer"

@@ -133,6 +133,8 @@ class Planes:
             )
         arena = plane.answers if place == pb.ANSWERS else plane.parameters
         self._read[bucket.index] = arena
+        if place == pb.PARAMETERS:
+            arena.revert(bucket.index)
         values = arena.tensor(*arena.layout.span(bucket.index))
         for version in arena.attempts(bucket.index):  # noqa: B007 - the last one counts
             take(bucket, values)
@@ -151,11 +153,6 @@ class Planes:
         arenas = [self._read.get(bucket.index) for bucket, _ in pieces]
         first = arenas[0]
         return None if first is None or any(each is not first for each in arenas) else _one_piece(first, pieces)
-
-    def revert(self) -> None:
-        """Give up what this process has written over parameters of the servers."""
-        for plane in self._of.values():
-            plane.parameters.revert()
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,10 +57,8 @@ class Views:
         self._places: dict[int, torch.Tensor] = {}  # parameter -> its .grad that lives in the arena
 
     def settle(self) -> None:
-        """A push or pull is done: undo what was written over shared parameters, and let tensors move in."""
-        if self._parameters_in:
-            self._planes.revert()
-        elif self._lend_parameters:
+        """A push or pull is done: let tensors move in."""
+        if self._lend_parameters and not self._parameters_in:
             self._parameters_in = True
             for index in self._alone():
                 place = self._planes.parameter(self._pieces[index])

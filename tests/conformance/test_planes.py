@@ -228,3 +228,111 @@ def test_gradient_in_memory_that_is_not_shared_is_refused(size: int, message: st
             push = pb.Push(step=0, bucket=0, base=0, weight=1, codec="none", arena_bytes=size)
             assert message in str(peer.exchange(greeting, pack(pb.UpHeader(push=push))))
         worker.push({"x": torch.ones(8)})
+
+
+class Odd(torch.nn.Module):
+    """Tensors that can live in shared memory beside some that cannot, for they begin in the middle of a cache line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.odd = torch.nn.Linear(16, 32), torch.nn.Linear(32, 3)
+        self.last = torch.nn.Linear(3, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(torch.tanh(self.odd(torch.tanh(self.first(x)))))
+        return y
+
+
+def _keeps(model: torch.nn.Module) -> None:
+    """Nothing but the training itself."""
+
+
+def _clamps(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.clamp_(-0.05, 0.05)
+
+
+def _swaps(model: torch.nn.Module) -> None:
+    """Other values for an evaluation, and back, behind the back of autograd."""
+    kept = [parameter.data.clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    for parameter, values in zip(model.parameters(), kept, strict=True):
+        parameter.data.copy_(values)
+
+
+def _moves(model: torch.nn.Module) -> None:
+    """To storage of its own, as ``model.to`` gives it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("overlap", ["off", "on"])
+@pytest.mark.parametrize("change", [_keeps, _clamps, _swaps, _moves])
+def test_what_a_loop_does_to_tensors_in_shared_memory_counts_as_it_does_over_the_network(
+    mode: str, set_to_none: bool, overlap: str, change: Any
+) -> None:
+    ends = []
+    for plane in PLANES:
+        model, data = Odd(), torch.Generator().manual_seed(0)
+        with (
+            job(mode=mode, bucket_size=2**-10) as servers,
+            torch_ps.ParameterServerOptimizer(
+                torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+                model,
+                str(servers),
+                plane=plane,
+                overlap=overlap,
+            ) as optimizer,
+        ):
+            for _ in range(6):
+                optimizer.zero_grad(set_to_none=set_to_none)
+                model(torch.randn(8, 16, generator=data)).square().mean().backward()
+                gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+                optimizer.step()
+                # A push takes gradients as they are and leaves them so.
+                assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))  # type: ignore[arg-type]
+                change(model)
+            optimizer.zero_grad()
+            optimizer.step()  # no gradient anywhere: the servers' parameters come as they are
+        ends.append([value.clone() for value in model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_parameters_live_in_the_servers_memory_and_are_the_models_own_when_it_leaves() -> None:
+    model = torch.nn.Linear(64, 64)
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    with job() as servers:
+        optimizer = torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, str(servers))
+        shared = [parameter.data_ptr() for parameter in model.parameters()]
+        assert not set(before) & set(shared)
+        for _ in range(3):
+            model(torch.ones(1, 64)).sum().backward()
+            optimizer.step()
+        assert [parameter.data_ptr() for parameter in model.parameters()] == shared
+        # Gradients that outlive a push live there too, so that the next backward adds to them where the server reads.
+        places = [parameter.grad.data_ptr() for parameter in model.parameters() if parameter.grad is not None]
+        optimizer.step()
+        assert [p.grad.data_ptr() for p in model.parameters() if p.grad is not None] == places
+        values = [parameter.clone() for parameter in model.parameters()]
+        optimizer.close()
+    assert not set(shared) & {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), values, strict=True))
+
+
+def test_model_is_its_own_again_when_a_push_fails() -> None:
+    model = torch.nn.Linear(64, 64)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        job(workers=2) as servers,
+        torch_ps.ParameterServerOptimizer(sgd, model, str(servers), timeout=0.5) as optimizer,
+    ):
+        shared = {parameter.data_ptr() for parameter in model.parameters()}
+        model(torch.ones(1, 64)).sum().backward()
+        with pytest.raises(torch_ps.WaitTimeout):  # the other worker never comes
+            optimizer.step()
+        assert not shared & {parameter.data_ptr() for parameter in model.parameters()}
