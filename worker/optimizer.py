@@ -23,15 +23,19 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.config import WorkerConfig
+from torch_ps.common.errors import PsError
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
+from torch_ps.worker.facts import Facts
 from torch_ps.worker.flat import Flat
+from torch_ps.worker.forward import Forward
 from torch_ps.worker.gradients import Gradients
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
+from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
@@ -40,7 +44,7 @@ from torch_ps.worker.views import Views
 log = logging.getLogger("torch_ps.worker")
 
 
-class ParameterServerOptimizer(torch.optim.Optimizer):
+class ParameterServerOptimizer(Facts, torch.optim.Optimizer):
     """Trains ``model`` with a parameter server in place of ``optimizer``.
 
     torch.amp.GradScaler works as ever: a step that it skips is pushed with weight 0, so that nobody waits.
@@ -74,7 +78,9 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         outer_lr: learning rate of that SGD, 0.7 by default.
         outer_momentum: its Nesterov momentum, 0.9 by default; 0 is plain SGD.
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
-            always, "off" never. With local steps there is nothing to send before the last one.
+            always, "off" never. With local steps there is nothing to send before the last one. "forward" is "on", and
+            ``step`` returns when all is sent: whoever reads a parameter or buffer then waits for it, the next forward
+            layer by layer. The bits are the same, errors of ``step`` come where the waiting is.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
@@ -143,7 +149,8 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         local = config.local_steps > 1
         self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
-        self._flat = Flat([*self._parameters, *buffers])
+        tensors = [*self._parameters, *buffers]
+        self._flat = Flat(tensors)
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=self.name
         )
@@ -157,6 +164,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             plane=config.plane,
         )
         self._session.on_values = self._flat.write
+        self._forward: Forward | None = None
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
@@ -175,16 +183,19 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
+        lend = not local and overlap != "forward"
         self._views = Views(
             self._session.plan,
             self._parameters,
             self._session.planes,
             self._flat,
-            lend_parameters=not local,
-            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
+            lend_parameters=lend,
+            lend_gradients=lend and self._accumulate == 1 and self._compressor.lossless,
         )
         self._session.on_leave = self._views.release
         self._views.settle()
+        if overlap == "forward":
+            self._forward = Forward(model, tensors, names, buckets, self._session, self._flat)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps = self._local or self._gradients
@@ -207,6 +218,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.wait()
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
@@ -237,19 +249,43 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
                 if bucket.index not in self._overlap.sent:
                     self._send(bucket)
+        except BaseException:
+            self._complete()  # what has left is answered, and the next step starts in order
+            raise
+        if self._forward is None:
+            self._complete()
+        else:
+            self._forward.begin()
+            self._forget()
+
+    def _complete(self) -> None:
+        try:
+            self._outcome = self._session.wait()
+        except BaseException:
+            self._views.release()
+            raise
         finally:
-            # Also when the check fails: what has left is answered, and the next step starts in order.
+            self._flat.settle()
+            self._forget()
+        self._views.settle()
+
+    def _forget(self) -> None:
+        self._changed = None
+        self._overlap.reset()
+        self._source.reset()
+
+    def wait(self) -> None:
+        """Return when the parameters of the last step are in the model; with overlap="forward" they may not be yet.
+
+        Raises:
+            WaitTimeout, PsError: as ``step`` does otherwise.
+        """
+        if self._forward is not None and self._forward.open:
             try:
-                self._outcome = self._session.wait()
+                self._outcome = self._forward.finish()
             except BaseException:
-                self._views.release()
-                raise
-            finally:
-                self._changed = None
                 self._overlap.reset()
-                self._flat.settle()
-                self._source.reset()
-            self._views.settle()
+                raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""
@@ -258,79 +294,20 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch. Only with local steps is there a state here: that of the wrapped optimizer."""
+        self.wait()
         self.wrapped.load_state_dict(state_dict)
         self._share()
 
-    # -------------------------------------------------------------- facts
-
-    @property
-    def mode(self) -> str:
-        return self._session.job.mode
-
-    @property
-    def version(self) -> int:
-        """Optimizer steps that the parameters in the model have had."""
-        return self._outcome.version
-
-    @property
-    def staleness(self) -> int:
-        """Of the last push: optimizer steps between the parameters it was computed from and those it was applied to."""
-        return self._outcome.staleness
-
-    @property
-    def samples(self) -> float:
-        """Sum of the weights that the whole job has absorbed, as of the last step."""
-        return self._outcome.samples
-
-    @property
-    def unpushed(self) -> float:
-        """Sum of the weights of this worker's local steps since its last push; 0 without local steps."""
-        return self._local.applied if self._local is not None else 0.0
-
-    @property
-    def left_out(self) -> int:
-        """Steps of this worker that were not applied because a gradient was not finite; inner ones with local steps."""
-        return self._source.num_left_out
-
-    @property
-    def left_out_in_a_row(self) -> int:
-        """How many of them there have been since the last push that was to be applied."""
-        return self._source.in_a_row
-
-    @property
-    def pushed_bytes(self) -> int:
-        """Encoded gradients sent so far."""
-        return self._session.pushed_bytes
-
-    @property
-    def pulled_bytes(self) -> int:
-        """Encoded parameters received so far."""
-        return self._session.pulled_bytes
-
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds that ``step`` has waited for answers so far."""
-        return self._session.wait_seconds
-
-    @property
-    def workers(self) -> tuple[str, ...]:
-        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
-        return tuple(member.worker for member in self._session.roster().member)
-
-    @property
-    def rank(self) -> int:
-        """This worker's place among ``workers``."""
-        return self.workers.index(self.name)
-
-    @property
-    def world(self) -> int:
-        """Number of ``workers``."""
-        return len(self.workers)
+    # -------------------------------------------------------------- the end
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
-        self._close()
-        atexit.unregister(self._close)
+        try:
+            if self._forward is not None:
+                self._forward.leave()
+        finally:
+            self._close()
+            atexit.unregister(self._close)
 
     def __enter__(self) -> Self:
         return self
@@ -338,15 +315,26 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except PsError as late:
+            if error is None:
+                raise
+            log.warning("the model does not hold the parameters of the last step: %s", late)
 
     # -------------------------------------------------------------- inside
+
+    @property
+    def _last(self) -> Outcome:
+        self.wait()
+        return self._outcome
 
     def _share(self) -> None:
         self.param_groups, self.state = self.wrapped.param_groups, self.wrapped.state
 
     def _send(self, bucket: Bucket) -> None:
         """Push one bucket; during backward this runs on the thread that computes it."""
+        self.wait()
         if self._changed is None:
             self._changed = self._served.changed(self._session.job_model.groups)
         staging = self._session.staging(bucket)
@@ -356,7 +344,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         else:
             self._flat.read(bucket, staging)
         hyper = self._changed[bucket.group] if trained else None
-        momentum = self._corrected(bucket, staging) if trained and self._corrects else None
+        momentum = self._served.corrected(bucket, staging, self._flat) if trained and self._corrects else None
         if momentum is not None:
             hyper = {**(hyper or {}), **Momentum.HYPER}
         self._session.push(
@@ -383,12 +371,3 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         if self._local is None:
             return self._passed_weight
         return self._local.applied if trained else self._local.passed
-
-    def _corrected(self, bucket: Bucket, gradient: torch.Tensor) -> Hyper | None:
-        """The hyperparameters of the momentum that this worker computes, None if the server does; adds the decay."""
-        hyper = self._served.hyper(bucket.group)
-        if not Momentum.fits(self._served.name, hyper):
-            return None
-        if decay := hyper.get("weight_decay"):
-            gradient.add_(self._flat.read(bucket, torch.empty(bucket.numel)), alpha=float(decay))  # type: ignore[arg-type]
-        return hyper

@@ -13,8 +13,7 @@ Rules of this file
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -37,6 +36,7 @@ from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.exchange import Exchange
+from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.servers import describe_all
 from torch_ps.worker.transport import Link
@@ -47,25 +47,6 @@ log = logging.getLogger("torch_ps.worker")
 CONNECT_SECONDS = 20.0
 #: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
 OnValues = Callable[[Bucket, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the answers since the last ``wait`` said, all buckets together.
-
-    Attributes:
-        version: optimizer steps that every bucket has had.
-        staleness: of the first bucket; when pushes of several workers cross, others may differ by a few.
-        applied: False if a bucket of the push came late and was dropped.
-        samples: sum of the weights that the job has absorbed.
-        contributors: workers whose gradients made the first bucket's version, in rank order.
-    """
-
-    version: int
-    staleness: int
-    applied: bool
-    samples: float
-    contributors: tuple[str, ...]
 
 
 class Session:
@@ -281,17 +262,38 @@ class Session:
             WaitTimeout: not within ``timeout``; says who is waited for.
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
-        begin, streams = time.monotonic(), self._streams
-        with streams.changed:
-            try:
-                done = streams.wait(self.timeout)
-            finally:
-                self.wait_seconds += time.monotonic() - begin
-            if done:
+        with self._streams.changed:
+            if self._answered(None):
                 outcome = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
                 self._clear()
                 return outcome
-        raise WaitTimeout(
+        raise self._timed_out()
+
+    def wait_for(self, buckets: Collection[int]) -> None:
+        """Wait until these buckets are answered, if they were sent; ``wait`` still says what the answers were.
+
+        Raises:
+            WaitTimeout, PsError: as in ``wait``.
+        """
+        with self._streams.changed:
+            done = self._answered(buckets)
+        if not done:
+            raise self._timed_out()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer may still come. After an error that ended a stream none is waited for."""
+        return self._streams.waiting
+
+    def _answered(self, buckets: Collection[int] | None) -> bool:
+        begin = time.monotonic()
+        try:
+            return self._streams.wait(self.timeout, buckets)
+        finally:
+            self.wait_seconds += time.monotonic() - begin
+
+    def _timed_out(self) -> WaitTimeout:
+        return WaitTimeout(
             f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: {self._blame()}"
         )
 
