@@ -1,11 +1,11 @@
 """What communication adds to a training step: nothing hidden, hidden behind backward, hidden behind forward too.
 
-    python bench/overlap.py                              # the table of docs/performance.md; links need root and iproute2
+    python bench/overlap.py                              # as in docs/performance.md; links need root and iproute2
     python bench/overlap.py --rates 0,300 --only forward
 
-The small GPT of the demo, 1.4 M parameters in buckets of 256 KiB, batches of 8 x 64 bytes, AdamW, one compute thread for
-the worker and one for the server. Rate 0 is loopback; other rates put each process on a node with a link of so many Mb/s
-in each direction (``bench/network.py``). Gradients and parameters go over the network plane.
+The small GPT of the demo, 1.4 M parameters in buckets of 256 KiB, batches of 8 x 64 bytes, AdamW, one compute thread in
+each process. Rate 0 is loopback; other rates put each process on a node with a link of so many Mb/s in each direction
+(``bench/network.py``). Gradients and parameters go over the network plane.
 
 "compute" is forward and backward alone. "exposed" is the seconds of a step beyond those of "compute" in the same
 repetition: what is sent, the server's step and what comes back, as far as it is not hidden. "M/B" is the least that the
@@ -18,7 +18,10 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,6 +86,11 @@ class Training:
         self.optimizer: torch.optim.Optimizer = self.task.optimizer(self.model, 1e-3)
         self.step = 0
 
+    def parameters(self) -> "torch.Tensor":
+        import torch
+
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self.model.parameters()])
+
     def backward(self) -> None:
         import torch
 
@@ -103,7 +111,7 @@ def compute(job: Job, rank: int) -> None:
         training.backward()
         training.optimizer.zero_grad()
 
-    rounds.measure(job, rank, one_round, lambda: None, error=lambda: 0.0)
+    rounds.measure(job, rank, one_round, training.parameters, error=lambda: 0.0)
 
 
 def train(job: Job, rank: int, nodes: Network | None, servers: str, overlap: str) -> None:
@@ -120,11 +128,15 @@ def train(job: Job, rank: int, nodes: Network | None, servers: str, overlap: str
             """Largest difference from training alone; all bits are the same where it is 0."""
             for _ in range(training.step):
                 alone.round()
-            pairs = zip(training.model.parameters(), alone.model.parameters(), strict=True)
-            return max((a - b).abs().max().item() for a, b in pairs)
+            return (training.parameters() - alone.parameters()).abs().max().item()
 
         rounds.measure(
-            job, rank, training.round, lambda: None, lambda: optimizer.pushed_bytes + optimizer.pulled_bytes, error
+            job,
+            rank,
+            training.round,
+            training.parameters,
+            lambda: optimizer.pushed_bytes + optimizer.pulled_bytes,
+            error,
         )
 
 
@@ -162,9 +174,7 @@ def rates(words: str) -> list[int]:
 
 def main() -> None:
     parser = pushpull.options(__doc__)
-    parser.add_argument(
-        "--rates", type=rates, default="0,1000,300", help="Mb/s of the links, comma-separated; 0: loopback"
-    )
+    parser.add_argument("--rates", type=rates, default="0,1000,300", help="Mb/s of the links, 0: loopback")
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     rows = {row.name: row for row in (Row(rate, overlap) for rate in arguments.rates for overlap in ORDERS)}
