@@ -23,6 +23,7 @@ Source: Jayarajan et al., MLSys 2019, arXiv:1905.03960, for parameters that are 
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker.flat import Flat
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.session import Session
+
+log = logging.getLogger("torch_ps.worker")
 
 Result = TypeVar("Result")
 
@@ -140,6 +143,8 @@ class Forward:
         try:
             if self._open and not self._failed:
                 self.finish()
+            elif self._open:
+                log.warning("not all parameters of the last step were waited for: the model holds what has come")
         finally:
             self._end()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -196,7 +197,8 @@ def test_two_workers_have_the_bits_of_the_plain_order(name: str, planes: tuple[s
 
 def test_facts_are_those_of_the_completed_step() -> None:
     def facts(overlap: str) -> list[tuple[float, ...]]:
-        model, found = seeded(conv), []
+        model = seeded(conv)
+        found: list[tuple[float, ...]] = []
         with (
             job(mode="async", bucket_size=0.001, shards=2) as servers,
             wrapped(model, servers, overlap=overlap) as over,
@@ -221,7 +223,7 @@ def test_accumulated_passes_and_closures_have_the_bits_of_the_plain_order() -> N
     def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for step in range(3 * STEPS):
             optimizer.zero_grad()
-            optimizer.step(lambda step=step: backward(model, step))
+            optimizer.step(functools.partial(backward, model, step))  # type: ignore[arg-type]
 
     check(mlp, run, accumulate=3)
 
@@ -304,7 +306,7 @@ def test_the_first_module_runs_before_the_last_bucket_is_answered() -> None:
             ran.append(over._session.waiting)  # while the last layer's parameters have not come
             proxy.release()
 
-        remote[0].register_forward_hook(first)  # type: ignore[operator, index]
+        remote[0].register_forward_hook(first)  # type: ignore[index]
         assert torch.equal(remote(batch(1)[0]), expected)
         assert ran == [True]
         assert not over._session.waiting
@@ -325,7 +327,7 @@ def test_a_timeout_in_forward_says_who_is_waited_for_and_the_next_try_goes_on_wa
         with pytest.raises(torch_ps.WaitTimeout, match="w1"):
             optimizer.step()
         with pytest.raises(torch_ps.WaitTimeout, match="w1"):
-            model[0].weight.sum()  # type: ignore[union-attr, operator, index]
+            model[0].weight.sum()  # type: ignore[index]
         backward(other, 0, worker=1)
         late.step()
         assert torch.equal(model(batch(1)[0]), other(batch(1)[0]))
@@ -371,8 +373,8 @@ def test_zero_grad_and_questions_of_shape_wait_for_nothing() -> None:
 def test_parameters_may_be_read_on_any_thread() -> None:
     model = seeded(sides)
     with held_back(model) as (optimizer, proxy):
-        reader = spawn(lambda: model[2].weight.detach().clone())  # type: ignore[union-attr, operator, index]
+        reader = spawn(lambda: model[2].weight.detach().clone())  # type: ignore[index]
         assert optimizer._session.waiting
         proxy.release()
         found = reader.result(30)
-    assert torch.equal(found, model[2].weight)  # type: ignore[arg-type, union-attr, index]
+    assert torch.equal(found, model[2].weight)  # type: ignore[index]
