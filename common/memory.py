@@ -6,6 +6,7 @@ each time, and the kernel then clears and maps every page again. Told to keep wh
 Source: mallopt(3).
 """
 
+import contextlib
 import ctypes
 
 _M_TRIM_THRESHOLD = -1
@@ -28,3 +29,9 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+
+
+def give_back_freed_memory() -> None:
+    """Return what is free to the kernel once, after something that is not going to be repeated."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

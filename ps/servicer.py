@@ -15,6 +15,7 @@ from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
 from torch_ps.common.errors import CorruptFrame, NoSharedMemory, ProtocolError, PsError, WaitTimeout
 from torch_ps.common.frames import messages, unpack, unpack_all
+from torch_ps.common.memory import give_back_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.guard import guarded
@@ -121,6 +122,7 @@ class Servicer:
             else:
                 self._job.seed(header.bucket, payload)
         self._job.end_seed(worker)
+        give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 
     async def exchange(self, frames: AsyncIterator[bytes], context: Context) -> None:
