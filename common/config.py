@@ -351,7 +351,11 @@ class WorkerConfig:
         f"local steps: its Nesterov momentum; {DEFAULT_OUTER_MOMENTUM} if not given",
         check=Check(">= 0 and < 1", lambda momentum: 0 <= momentum < 1),
     )
-    overlap: str = option("auto", "send gradients while backward runs", choices=("auto", "on", "off"))
+    overlap: str = option(
+        "auto",
+        "send gradients while backward runs; forward: also receive parameters while the next forward runs",
+        choices=("auto", "on", "off", "forward"),
+    )
     plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
@@ -373,6 +377,11 @@ class WorkerConfig:
         if self.compress_warmup and self.compress.partition(":")[0] not in ("topk", "randk"):
             raise ConfigError(f"compress_warmup is for topk and randk; compress is {self.compress!r}")
         self._check_local_steps()
+        if self.overlap == "forward" and self.task:
+            raise ConfigError(
+                f"overlap=forward is for training loops of one's own; that of task={self.task} reads at once what each "
+                "step came to, so nothing would overlap; give overlap=auto or on, or run a script"
+            )
 
     def _check_local_steps(self) -> None:
         """What belongs to local steps is not given without them, nor what they leave without effect."""
@@ -383,8 +392,8 @@ class WorkerConfig:
                         f"{name}={value:g} is for local steps and local_steps is 1; give local_steps of 2 or more, or "
                         f"no {name}"
                     )
-        elif self.overlap == "on":
+        elif self.overlap in ("on", "forward"):
             raise ConfigError(
-                f"overlap=on sends gradients during backward, but with local_steps={self.local_steps} what is pushed "
-                "exists after the last of these steps only; give overlap=auto or off"
+                f"overlap={self.overlap} sends gradients during backward, but with local_steps={self.local_steps} what "
+                "is pushed exists after the last of these steps only; give overlap=auto or off"
             )

@@ -26,6 +26,7 @@ from torch_ps.worker import drain
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.facts import Facts
 from torch_ps.worker.flat import Flat
+from torch_ps.worker.forward import Forward
 from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
@@ -50,6 +51,7 @@ class Elastic(Facts):
     _overlap: Overlap
     _flat: Flat
     _views: Views
+    _forward: Forward | None
     _parameters: list[torch.Tensor]
     _compressor: Compressor
     _accumulate: int
@@ -110,6 +112,8 @@ class Elastic(Facts):
         """
         session, before = self._session, self._session.version
         self._views.release()
+        if self._forward is not None:
+            self._forward.abandon()
         outcome = None
         if isinstance(why, StepConflict) and not session.covers.any:
             with contextlib.suppress(UnknownWorker):
@@ -156,14 +160,14 @@ class Elastic(Facts):
 
     def _lend(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""
-        local = self._local_steps > 1
+        lend = self._local_steps == 1 and self._forward is None
         self._views = Views(
             self._session.plan,
             self._parameters,
             self._session.planes,
             self._flat,
-            lend_parameters=not local,
-            lend_gradients=not local and self._accumulate == 1 and self._compressor.lossless,
+            lend_parameters=lend,
+            lend_gradients=lend and self._accumulate == 1 and self._compressor.lossless,
         )
         self._session.on_leave = self._views.release
         self._views.settle()

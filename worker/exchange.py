@@ -12,7 +12,7 @@ Rules of this file
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import PsError, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
@@ -56,6 +56,7 @@ class Exchange:
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
+        self._choosy = 0  # threads that wait for some buckets only
         for shard in range(len(links)):
             self._open(shard)
 
@@ -107,21 +108,38 @@ class Exchange:
     def answered(self, bucket: int) -> None:
         """The answer has been taken; to be called with ``changed`` held."""
         self._unanswered.pop(bucket, None)
-        if not self._unanswered:
+        if self._choosy or not self._unanswered:
             self.changed.notify_all()
 
-    def wait(self, seconds: float) -> bool:
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is not answered yet."""
+        return bool(self._unanswered)
+
+    def wait(self, seconds: float, buckets: Collection[int] | None = None) -> bool:
         """Wait until everything is answered; False: it is not after ``seconds``. To be called with ``changed`` held.
+
+        Args:
+            buckets: wait for these only.
 
         Raises:
             PsError: what ended a stream. Nothing waits for an answer then.
         """
-        done = self.changed.wait_for(lambda: self._error or not self._unanswered, seconds)
+        self._choosy += buckets is not None
+        try:
+            done = self.changed.wait_for(lambda: self._error or not self._open_of(buckets), seconds)
+        finally:
+            self._choosy -= buckets is not None
         if self._error is not None:
             error, self._error = self._error, None
             self._unanswered.clear()
             raise error
         return bool(done)
+
+    def _open_of(self, buckets: Collection[int] | None) -> bool:
+        if buckets is None:
+            return bool(self._unanswered)
+        return any(bucket in self._unanswered for bucket in buckets)
 
     def pause(self, seconds: float) -> bool:
         """Wait ``seconds``; True at once when the exchange is closed."""

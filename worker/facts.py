@@ -1,4 +1,8 @@
-"""What an optimizer says about itself and its job: facts that scripts print and that nothing here changes."""
+"""What a training loop can ask its optimizer about the job, its last step, and what has passed so far.
+
+Rules of this file
+  1. Answers only; nothing changes. What is said of a step is said when that step is complete: see ``_last``.
+"""
 
 from torch_ps.worker import drain
 from torch_ps.worker.gradients import Gradients, Nothing
@@ -8,7 +12,7 @@ from torch_ps.worker.session import Session
 
 
 class Facts:
-    """A part of ``ParameterServerOptimizer``, whose attributes these are."""
+    """The questions that ``ParameterServerOptimizer`` answers; its attributes are these."""
 
     name: str
     _session: Session
@@ -17,23 +21,28 @@ class Facts:
     _source: Gradients | LocalSteps | Nothing
 
     @property
+    def _last(self) -> Outcome:
+        """What the last step came to; waits for it where it is still under way."""
+        raise NotImplementedError
+
+    @property
     def mode(self) -> str:
         return self._session.job.mode
 
     @property
     def version(self) -> int:
         """Optimizer steps that the parameters in the model have had."""
-        return self._outcome.version
+        return self._last.version
 
     @property
     def staleness(self) -> int:
         """Of the last push: optimizer steps between the parameters it was computed from and those it was applied to."""
-        return self._outcome.staleness
+        return self._last.staleness
 
     @property
     def samples(self) -> float:
         """Sum of the weights that the whole job has absorbed, as of the last step."""
-        return self._outcome.samples
+        return self._last.samples
 
     @property
     def unpushed(self) -> float:

@@ -71,11 +71,11 @@ class Flat:
             views, _ = self._views_of(bucket)
         return [views[number] for number in away], [parts[number] for number in away]
 
-    def settle(self) -> None:
-        """Bring what was written to shadows into their tensors; to be called when all buckets are in."""
-        for index in self._written:
+    def settle(self, indices: Iterable[int] | None = None) -> None:
+        """Bring what was written to shadows into these tensors, or all; to be called when their buckets are in."""
+        for index in list(self._written) if indices is None else self._written.intersection(indices):
             self._tensors[index].copy_(self._shadows[index].view(self._tensors[index].shape))
-        self._written.clear()
+            self._written.discard(index)
 
     # -------------------------------------------------------------- where tensors live
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.config import WorkerConfig
-from torch_ps.common.errors import StepConflict, UnknownWorker
+from torch_ps.common.errors import PsError, StepConflict, UnknownWorker
 from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
@@ -35,8 +35,10 @@ from torch_ps.worker.compress import Compressor
 from torch_ps.worker.dgc import Momentum
 from torch_ps.worker.elastic import Elastic
 from torch_ps.worker.flat import Flat
+from torch_ps.worker.forward import Forward
 from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
+from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
@@ -78,7 +80,9 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         outer_lr: learning rate of that SGD, 0.7 by default.
         outer_momentum: its Nesterov momentum, 0.9 by default; 0 is plain SGD.
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
-            always, "off" never. With local steps there is nothing to send before the last one.
+            always, "off" never. With local steps there is nothing to send before the last one. "forward" is "on", and
+            ``step`` returns when all is sent: whoever reads a parameter or buffer then waits for it, the next forward
+            layer by layer. The bits are the same, errors of ``step`` come where the waiting is.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         tls, token_file: as for ``torch_ps.Client``: whom to believe and what to show, and the job's secret.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
@@ -151,7 +155,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         self._local_steps, local = config.local_steps, config.local_steps > 1
         self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
-        self._flat = Flat([*self._parameters, *buffers])
+        tensors = [*self._parameters, *buffers]
+        self._flat = Flat(tensors)
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=self.name
         )
@@ -166,6 +171,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             access=access_in(config),
         )
         self._session.on_values = self._flat.write
+        self._forward: Forward | None = None
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
@@ -185,6 +191,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
+        if overlap == "forward":
+            self._forward = Forward(model, tensors, names, buckets, self._session, self._flat)
         self._lend()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
@@ -211,6 +219,12 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        try:
+            self.wait()
+        except (UnknownWorker, StepConflict) as error:
+            self.recover(error)
+            drain.finish(self.name, self.close)
+            return loss
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
@@ -244,19 +258,43 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
                 if bucket.index not in self._overlap.sent:
                     self._send(bucket)
+        except BaseException:
+            self._complete()  # what has left is answered, and the next step starts in order
+            raise
+        if self._forward is None:
+            self._complete()
+        else:
+            self._forward.begin()
+            self._forget()
+
+    def _complete(self) -> None:
+        try:
+            self._outcome = self._session.wait()
+        except BaseException:
+            self._views.release()
+            raise
         finally:
-            # Also when the check fails: what has left is answered, and the next step starts in order.
+            self._flat.settle()
+            self._forget()
+        self._views.settle()
+
+    def _forget(self) -> None:
+        self._changed = None
+        self._overlap.reset()
+        self._source.reset()
+
+    def wait(self) -> None:
+        """Return when the parameters of the last step are in the model; with overlap="forward" they may not be yet.
+
+        Raises:
+            WaitTimeout, PsError: as ``step`` does otherwise.
+        """
+        if self._forward is not None and self._forward.open:
             try:
-                self._outcome = self._session.wait()
+                self._outcome = self._forward.finish()
             except BaseException:
-                self._views.release()
-                raise
-            finally:
-                self._changed = None
                 self._overlap.reset()
-                self._flat.settle()
-                self._source.reset()
-            self._views.settle()
+                raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""
@@ -265,14 +303,21 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch. Only with local steps is there a state here: that of the wrapped optimizer."""
+        self.wait()
         self.wrapped.load_state_dict(state_dict)
         self._share()
+
+    # -------------------------------------------------------------- the end
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
         drain.detach(self)
-        self._close()
-        atexit.unregister(self._close)
+        try:
+            if self._forward is not None:
+                self._forward.leave()
+        finally:
+            self._close()
+            atexit.unregister(self._close)
 
     def __enter__(self) -> Self:
         return self
@@ -280,15 +325,26 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except PsError as late:
+            if error is None:
+                raise
+            log.warning("the model does not hold the parameters of the last step: %s", late)
 
     # -------------------------------------------------------------- inside
+
+    @property
+    def _last(self) -> Outcome:
+        self.wait()
+        return self._outcome
 
     def _share(self) -> None:
         self.param_groups, self.state = self.wrapped.param_groups, self.wrapped.state
 
     def _send(self, bucket: Bucket) -> None:
         """Push one bucket; during backward this runs on the thread that computes it."""
+        self.wait()
         if self._changed is None:  # the first bucket of this push
             self._flat.follow()
             self._changed = self._served.changed(self._session.job_model.groups)
@@ -299,7 +355,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         else:
             self._flat.read(bucket, staging)
         hyper = self._changed[bucket.group] if trained else None
-        momentum = self._corrected(bucket, staging) if trained and self._corrects else None
+        momentum = self._served.corrected(bucket, staging, self._flat) if trained and self._corrects else None
         if momentum is not None:
             hyper = {**(hyper or {}), **Momentum.HYPER}
         self._session.push(
@@ -326,12 +382,3 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         if self._local is None:
             return self._passed_weight
         return self._local.applied if trained else self._local.passed
-
-    def _corrected(self, bucket: Bucket, gradient: torch.Tensor) -> Hyper | None:
-        """The hyperparameters of the momentum that this worker computes, None if the server does; adds the decay."""
-        hyper = self._served.hyper(bucket.group)
-        if not Momentum.fits(self._served.name, hyper):
-            return None
-        if decay := hyper.get("weight_decay"):
-            gradient.add_(self._flat.read(bucket, torch.empty(bucket.numel)), alpha=float(decay))  # type: ignore[arg-type]
-        return hyper

@@ -1,4 +1,4 @@
-"""What becomes of a push, or of a pull."""
+"""What became of one step of a worker."""
 
 from dataclasses import dataclass
 

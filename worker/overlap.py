@@ -26,7 +26,7 @@ class Overlap:
     """Watches the gradients of one model.
 
     Args:
-        mode: "auto", "on" or "off".
+        mode: "auto", "on", "off", or "forward", which is "on" for backward.
         parameters: in the order of ``Model.tensors()``.
         buckets: those with gradients.
         send: called with a bucket whose gradients are ready, on the thread that runs backward.
@@ -41,7 +41,7 @@ class Overlap:
         send: Callable[[Bucket], None],
     ) -> None:
         self._learning = mode == "auto"
-        self._on = mode == "on"
+        self._on = mode in ("on", "forward")
         self._parameters, self._names, self._send = parameters, names, send
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._of: list[list[int]] = [[] for _ in parameters]
@@ -78,8 +78,8 @@ class Overlap:
         for bucket in self._of[index]:
             self._missing[bucket] -= 1
             if not self._missing[bucket]:
-                self.sent.add(bucket)
                 self._send(self._buckets[bucket])
+                self.sent.add(bucket)
 
     def check(self, *, scaled: bool = False) -> None:
         """At ``step``, before anything else is sent: decide after the first step, verify after every later one.

@@ -14,7 +14,10 @@ import torch
 from torch_ps.common import optim, schema
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.optim import Hyper
+from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.worker.dgc import Momentum
+from torch_ps.worker.flat import Flat
 
 
 class Served:
@@ -73,3 +76,17 @@ class Served:
                 self._hyper[number] = hyper
             found.append(optim.changed(hyper, group.hyper))
         return found
+
+    def corrected(self, bucket: Bucket, gradient: torch.Tensor, flat: Flat) -> Hyper | None:
+        """The hyperparameters of the momentum that this worker computes, None if the server does; adds the decay.
+
+        Args:
+            gradient: of the bucket, shape (numel,), fp32; changed.
+            flat: reads the parameters.
+        """
+        hyper = self.hyper(bucket.group)
+        if not Momentum.fits(self.name, hyper):
+            return None
+        if decay := hyper.get("weight_decay"):
+            gradient.add_(flat.read(bucket, torch.empty(bucket.numel)), alpha=float(decay))  # type: ignore[arg-type]
+        return hyper

@@ -13,7 +13,7 @@ Rules of this file
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -269,27 +269,36 @@ class Session:
             WaitTimeout: not within ``timeout``; says who is waited for.
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
+        self.wait_for(None)
+        outcome = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
+        self._clear()
+        return outcome
+
+    def wait_for(self, buckets: Collection[int] | None) -> None:
+        """Wait until these buckets, None: all, are answered, if they were sent; ``wait`` says what the answers were.
+
+        Raises:
+            WaitTimeout, PsError: as in ``wait``.
+        """
+        begin = time.monotonic()
         try:
-            return self._wait()
+            with self._streams.changed:
+                done = self._streams.wait(self.timeout, buckets)
         except StepConflict:
             self._streams.reset()  # an answer on its way would be taken for one to what is sent next
             raise
+        finally:
+            self.wait_seconds += time.monotonic() - begin
+        if not done:
+            raise WaitTimeout(
+                f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "
+                + blame(self.name, self._links)
+            )
 
-    def _wait(self) -> Outcome:
-        begin, streams = time.monotonic(), self._streams
-        with streams.changed:
-            try:
-                done = streams.wait(self.timeout)
-            finally:
-                self.wait_seconds += time.monotonic() - begin
-            if done:
-                outcome = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
-                self._clear()
-                return outcome
-        raise WaitTimeout(
-            f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "
-            + blame(self.name, self._links)
-        )
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer may still come. After an error that ended a stream none is waited for."""
+        return self._streams.waiting
 
     def _clear(self) -> None:
         self._staleness, self._applied = 0, True

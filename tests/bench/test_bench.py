@@ -72,6 +72,14 @@ def test_pushpull() -> None:
     assert "async fp32 small" in bench("pushpull.py", "--repeat", "1", "--only", "async fp32 small")
 
 
+def test_overlap_has_the_bits_of_training_alone(tmp_path: Path) -> None:
+    rate = "0" if reason_for_no_links() else "0,1000"
+    printed = bench("overlap.py", "--rates", rate, "--only", "off,forward", "--json", str(tmp_path / "found"))
+    for row in ("compute", "loopback off", "loopback forward", *(["1000 Mb/s forward"] if rate != "0" else [])):
+        assert row in printed
+        assert record(tmp_path / "found", row)["runs"][0]["error"] == 0
+
+
 def test_memory() -> None:
     assert "quick" in bench("memory.py", "--workers", "1")
 

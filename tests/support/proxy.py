@@ -3,6 +3,7 @@
 worker --> Proxy --> server
 sever_after(n): passes n more bytes in either direction, then resets both ends
 sever(): resets all connections now
+hold(), release(): keeps back what the server sends, and lets it through again
 """
 
 import contextlib
@@ -29,6 +30,8 @@ class Proxy:
         self._wake, woken = socket.socketpair()
         self._selector.register(woken, selectors.EVENT_READ)
         self._woken = woken
+        self._far: set[socket.socket] = set()  # ends at the server
+        self._held, self._done = False, threading.Event()
         self._lock = threading.Lock()
         self._left: int | None = None
         self.num_severed = 0
@@ -43,12 +46,26 @@ class Proxy:
     def sever(self) -> None:
         self._wake.send(b"!")
 
+    def hold(self) -> None:
+        """From its return on nothing of the server's comes through."""
+        self._done.clear()
+        self._wake.send(b"h")
+        assert self._done.wait(10)
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            self._wake.send(b"r")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all connections and take no more."""
         self._wake.close()
         self._thread.join(10)
 
@@ -57,8 +74,12 @@ class Proxy:
             for key, _ in self._selector.select():
                 end = key.fileobj
                 if end is self._woken:
+                    told = self._woken.recv(1)
+                    if told in (b"h", b"r"):
+                        self._hold(told == b"h")
+                        continue
                     self._drop()
-                    if self._woken.recv(1):
+                    if told:
                         self.num_severed += 1
                         continue
                     for each in (self._listener, self._woken):
@@ -70,6 +91,15 @@ class Proxy:
                 elif isinstance(end, socket.socket) and end in self._peer:
                     self._forward(end)
 
+    def _hold(self, held: bool) -> None:
+        for end in self._far if held != self._held else ():
+            if held:
+                self._selector.unregister(end)
+            else:
+                self._selector.register(end, selectors.EVENT_READ)
+        self._held = held
+        self._done.set()
+
     def _accept(self) -> None:
         near, _ = self._listener.accept()
         try:
@@ -79,7 +109,9 @@ class Proxy:
             return
         for end, peer in ((near, far), (far, near)):
             self._peer[end] = peer
-            self._selector.register(end, selectors.EVENT_READ)
+            if end is near or not self._held:
+                self._selector.register(end, selectors.EVENT_READ)
+        self._far.add(far)
 
     def _forward(self, end: socket.socket) -> None:
         try:
@@ -110,6 +142,7 @@ class Proxy:
         if peer is None:
             return
         self._peer.pop(peer, None)
+        self._far -= {end, peer}
         for each in (end, peer):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(each)
