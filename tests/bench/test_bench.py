@@ -135,3 +135,16 @@ def test_what_checkpoints_cost_is_measured() -> None:
     assert "ms to copy a bucket" in header
     assert without.split()[-2] == "0"
     assert int(with_them.split()[-2]) > 0
+
+
+def test_training_through_a_server_ends_with_the_bits_of_plain_training(tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2 or not shutil.which("taskset"):
+        pytest.skip("two cores and taskset are needed")
+    printed = bench("training.py", "--task", "digits", "--json", str(tmp_path / "found"))
+    assert "same bits" in printed
+    assert len(json.loads((tmp_path / "found").read_text())["runs"]) == 1
+
+
+def test_idle_job_is_measured_on_both_sides() -> None:
+    rows = [line.split() for line in bench("idle.py").splitlines()]
+    assert [row[0] for row in rows] == ["server", "two"]

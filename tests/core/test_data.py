@@ -10,9 +10,11 @@ import pytest
 
 from tests.core.job import covering, member, push, roster, trace
 from torch_ps.common.errors import ProtocolError, UnknownWorker
+from torch_ps.ps.core.cut import Sections
 from torch_ps.ps.core.data import Answer, Ask, Data, DataSet, Idle, Later, Over, Portion
 from torch_ps.ps.core.mode import Mode
-from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.policy import Push
+from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.core.shard import Shard
 
 SET = DataSet("", 40, 0, True)
@@ -278,3 +280,32 @@ def test_state_that_export_would_not_give_is_refused(state: dict[str, Any]) -> N
     with pytest.raises((KeyError, TypeError, ValueError)):
         data.restore(state)
     assert trace(data) == before
+
+
+def test_cut_keeps_what_was_done_when_its_first_bucket_passed_whatever_comes_before_its_last() -> None:
+    mode = Mode(name="async")
+    data, sections = Data(mode), Sections()
+    sections.add("data", data)
+    shard = Shard(buckets=2, mode=mode, sections=sections, data=data)
+    shard.set_roster(Roster(2, (Member("w0", 1, 0, 0), Member("w1", 2, 1, 0)), True, 1))
+    for worker, session in (("w0", 1), ("w1", 2)):
+        shard.ask(Ask(worker, session, DataSet("", 40, 0, False), 4, 1))
+        shard.push(Push(worker, session, 0, 0, 0, 1.0, 2, ((0, 4),)))
+    assert sum(stop - start for start, stop in data.export()["sets"][0]["left"]) == 32
+    shard.push(Push("w0", 1, 0, 1, 0, 1.0, 2))
+    version, taken = shard.cut.taken
+    assert version == 1
+    assert sum(stop - start for start, stop in taken["data"]["sets"][0]["left"]) == 36
+
+
+def test_session_of_before_the_restart_is_told_to_join_again_whether_it_asks_or_pushes() -> None:
+    data = Data(Mode(name="async"))
+    data.begin_after(5)
+    roster = Roster(6, (Member("w0", 5, 0, 0), Member("w1", 6, 1, 0)), True)
+    old = Ask("w0", 5, DataSet("", 40, 0, False), 4, 1)
+    with pytest.raises(UnknownWorker, match="join again"):
+        data.ask(old, roster, 0)
+    with pytest.raises(UnknownWorker, match="join again"):
+        data.check("w0", 5, ((0, 4),))
+    data.check("w0", 5, ())
+    assert isinstance(data.ask(Ask("w1", 6, old.data, 4, 1), roster, 0), Portion)

@@ -10,28 +10,29 @@ import torch_ps
 from tests.support.jobs import job
 from tests.support.threads import at_once
 
-NUM_WORKERS, STEPS = 32, 100
 LARGE = 540_000_000  # 2.16 GB of fp32
 
 
 @pytest.mark.parametrize("plane", ["network", "memory"])
-def test_thirty_two_workers_at_once_train_synchronously_on_one_shard(plane: str) -> None:
-    with job(workers=NUM_WORKERS) as servers, contextlib.ExitStack() as stack:
+@pytest.mark.parametrize(("num_workers", "num_shards", "steps"), [(32, 1, 100), (64, 4, 20)])
+def test_many_workers_at_once_train_synchronously(num_workers: int, num_shards: int, steps: int, plane: str) -> None:
+    numel = 10 if num_shards == 1 else 1000  # a bucket for each shard
+    with job(workers=num_workers, shards=num_shards) as servers, contextlib.ExitStack() as stack:
         clients = [
-            stack.enter_context(torch_ps.Client(str(servers), name=f"w{i}", plane=plane)) for i in range(NUM_WORKERS)
+            stack.enter_context(torch_ps.Client(str(servers), name=f"w{i}", plane=plane)) for i in range(num_workers)
         ]
 
         def train(client: torch_ps.Client) -> torch_ps.PushResult:
-            client.init({"x": torch.zeros(10)}, torch_ps.OptimizerSpec("SGD", lr=2.0**-10))
-            for _ in range(STEPS):
-                result = client.push({"x": torch.ones(10)})
+            client.init({"x": torch.zeros(numel)}, torch_ps.OptimizerSpec("SGD", lr=2.0**-10))
+            for _ in range(steps):
+                result = client.push({"x": torch.ones(numel)})
             return result
 
         results = at_once(*(lambda c=client: train(c) for client in clients))
     for result in results:
-        assert len(result.contributors) == NUM_WORKERS
-        assert (result.version, result.samples) == (STEPS, STEPS * NUM_WORKERS)
-        assert (result.params["x"] * -1024 == STEPS).all()
+        assert len(result.contributors) == num_workers
+        assert (result.version, result.samples) == (steps, steps * num_workers)
+        assert (result.params["x"] * -1024 == steps).all()
 
 
 def free_bytes() -> int:
