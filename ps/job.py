@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
+import torch
+
 from torch_ps.common import codecs, schema
 from torch_ps.common.arena import Offer
 from torch_ps.common.errors import (
@@ -40,6 +42,7 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor, doctor_of
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.store import CPU
 from torch_ps.ps.streams import Stream, Streams
 
 log = logging.getLogger("torch_ps.ps")
@@ -56,6 +59,7 @@ class Job:
         bucket_bytes: fp32 bytes that a bucket holds at most.
         clip_norm: largest norm of an update; 0 is none.
         ask_norm: how another shard than the lead asks it for the norm of an update.
+        device: that holds parameters and optimizer state.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Job:
         on_failure: Callable[[BaseException], None],
         clip_norm: float = 0.0,
         ask_norm: Ask | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.mode, self.index, self.num_shards = mode, index, num_shards
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
@@ -87,7 +92,7 @@ class Job:
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[asyncio.Queue[Roster | None]] = set()  # None: the shard stops
         self.advice: list[str] = []  # warnings about the settings, for people
-        self._executor, self._on_failure = executor, on_failure
+        self._executor, self._on_failure, self._device = executor, on_failure, device
         self._changed = asyncio.Event()
         self._observers = itertools.count(1)
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
@@ -214,6 +219,7 @@ class Job:
             ask=self._ask_norm,
             on_failure=self._on_failure,
             doctor=self._doctor(model, buckets),
+            device=self._device,
         )
         self.engine.set_roster(self.roster)
         self._buckets = {bucket.index: bucket for bucket in buckets}

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from torch_ps.common import address, channel, optim
 from torch_ps.common.address import Address
 from torch_ps.common.config import DEFAULT_SLACK, MOST_APPLY_THREADS, ServerConfig, parse_compensation, parse_shard
+from torch_ps.common.device import choose
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.ps.core.mode import Mode
@@ -25,6 +26,7 @@ from torch_ps.ps.follow import follow, norms_of
 from torch_ps.ps.job import Job
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.servicer import Servicer
+from torch_ps.ps.store import CPU
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -44,15 +46,16 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     """Run one shard until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: an address cannot be bound.
+        ConfigError: there is no such device, or an address cannot be bound.
         PsError: the shard failed; its log has the reason.
     """
+    index, num_shards = parse_shard(config.shard)
+    device = choose(config.device, index)
     torch.set_num_threads(1)
     keep_freed_memory()
     optim.build(
         "SGD", [torch.zeros(1)], {"lr": 0.1}
     )  # torch.optim loads its parts at first use, a second that no step should pay
-    index, num_shards = parse_shard(config.shard)
     stop = asyncio.Event()
     failure: list[BaseException] = []
 
@@ -85,6 +88,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             on_failure=on_failure,
             clip_norm=config.clip_norm,
             ask_norm=norms_of(address.parse(config.lead), index) if index else None,
+            device=device,
         )
         served = _serve_metrics(config, metrics)  # first: nothing has to be undone if this address is taken
         server, listening = await _listen(config, job)
@@ -94,13 +98,14 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         log.info(
-            "shard %d of %d listens on %s; mode %s, %d worker%s to start%s",
+            "shard %d of %d listens on %s; mode %s, %d worker%s to start%s%s",
             index,
             num_shards,
             listening,
             mode,
             config.workers,
             "" if config.workers == 1 else "s",
+            "" if device == CPU else f"; parameters on {device}",
             f"; metrics on http://{served}/metrics" if served else "",
         )
         on_ready(Ready(listening, served))

@@ -35,6 +35,7 @@ from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
+from torch_ps.worker.transfer import outbox_of
 from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
@@ -168,9 +169,10 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
             overlap = "off" if local else config.overlap
             self._overlap = Overlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
+            self._outbox = outbox_of(self._session, self._compressor, self._flat, self._overlap)
             for bucket in buckets:
                 self._session.pull(bucket)
-            self._outcome = self._session.wait()
+            self._outcome = self._outbox.wait()
         except BaseException:
             self.close()
             raise
@@ -240,7 +242,7 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         finally:
             # Also when the check fails: what has left is answered, and the next step starts in order.
             try:
-                self._outcome = self._session.wait()
+                self._outcome = self._outbox.wait()
             except BaseException:
                 self._views.release()
                 raise
@@ -349,27 +351,27 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         """Push one bucket; during backward this runs on the thread that computes it."""
         if self._changed is None:
             self._changed = self._served.changed(self._session.job_model.groups)
-        staging = self._session.staging(bucket)
         trained = bucket.rule == "optimizer"
-        if trained:
-            self._source.gather(bucket, staging)
-        else:
-            self._flat.read(bucket, staging)
-        hyper = self._changed[bucket.group] if trained else None
-        momentum = self._corrected(bucket, staging) if trained and self._corrects else None
-        if momentum is not None:
-            hyper = {**(hyper or {}), **Momentum.HYPER}
-        self._session.push(
-            bucket,
-            staging,
-            step=self._session.next_step,
-            base=self._session.versions[bucket.index],
-            weight=self._weight_of(trained),
-            hyper=hyper,
-            momentum=momentum,
-            missing=trained and self._source.missing(bucket),
-            nonfinite=trained and bool(self._source.left_out),
-        )
+        with self._outbox.staging(bucket) as staging:
+            if trained:
+                self._source.gather(bucket, staging)
+            else:
+                self._flat.read(bucket, staging)
+            hyper = self._changed[bucket.group] if trained else None
+            momentum = self._served.momentum(bucket, staging, self._flat) if trained and self._corrects else None
+            if momentum is not None:
+                hyper = {**(hyper or {}), **Momentum.HYPER}
+            self._outbox.push(
+                bucket,
+                staging,
+                step=self._session.next_step,
+                base=self._session.versions[bucket.index],
+                weight=self._weight_of(trained),
+                hyper=hyper,
+                momentum=momentum,
+                missing=trained and self._source.missing(bucket),
+                nonfinite=trained and bool(self._source.left_out),
+            )
 
     @property
     def _passed_weight(self) -> float:
@@ -383,12 +385,3 @@ class ParameterServerOptimizer(torch.optim.Optimizer):
         if self._local is None:
             return self._passed_weight
         return self._local.applied if trained else self._local.passed
-
-    def _corrected(self, bucket: Bucket, gradient: torch.Tensor) -> Hyper | None:
-        """The hyperparameters of the momentum that this worker computes, None if the server does; adds the decay."""
-        hyper = self._served.hyper(bucket.group)
-        if not Momentum.fits(self._served.name, hyper):
-            return None
-        if decay := hyper.get("weight_decay"):
-            gradient.add_(self._flat.read(bucket, torch.empty(bucket.numel)), alpha=float(decay))  # type: ignore[arg-type]
-        return hyper

@@ -59,9 +59,10 @@ def job(
     lease: float = 15.0,
     bucket_size: float = 4.0,
     threads: int = 1,
+    program: str = "torch_ps.ps.cli:main",
     **settings: Any,
 ) -> Iterator[Servers]:
-    """``settings`` are further options of ``ServerConfig``."""
+    """``settings`` are further options of ``ServerConfig``; ``program`` takes them on its command line."""
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = Servers()
         try:
@@ -78,7 +79,7 @@ def job(
                     ready_file=str(Path(folder, f"ready{shard}")),
                     **settings,
                 )
-                servers.processes.append(start_server(config, Path(folder, f"log{shard}")))
+                servers.processes.append(start_server(config, Path(folder, f"log{shard}"), program))
                 if not shard:
                     _ready(servers, shard, config.ready_file)  # the others need its address
             for shard in range(1, shards):
@@ -98,9 +99,9 @@ def job(
                 process.kill()
 
 
-def start_server(config: ServerConfig, log: Path) -> Child:
+def start_server(config: ServerConfig, log: Path, program: str = "torch_ps.ps.cli:main") -> Child:
     """``ps-serve`` with the options of ``config``."""
-    return Child("torch_ps.ps.cli:main", (arguments_of(config),), log)
+    return Child(program, (arguments_of(config),), log)
 
 
 def _ready(servers: Servers, shard: int, file: str) -> None:
