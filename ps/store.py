@@ -15,6 +15,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.frames import Buffer
 from torch_ps.common.optim import Hyper
-from torch_ps.common.plan import Bucket
+from torch_ps.common.plan import ALIGN, Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.staging import Staging
 
@@ -70,9 +71,9 @@ class _Slot:
         if bucket.rule == "optimizer":
             hyper = model.groups[bucket.group].hyper
             if hyper.get("fused"):
-                # A fused kernel rounds the last few elements of a tensor differently; keep its tensors apart.
-                self._parts = [self.values[p.offset : p.offset + p.stop - p.start] for p in bucket.pieces]
+                self._parts = _whole_vectors(bucket, self.values)
             self.optimizer = optim.build(model.optimizer, self._parts, hyper)
+        self._sizes = [part.numel() for part in self._parts]
 
     def update(self, mean: torch.Tensor, hyper: Hyper, lr_scale: float) -> None:
         if self.optimizer is None:
@@ -82,14 +83,21 @@ class _Slot:
         group.update(hyper)
         rate = group["lr"]
         group["lr"] = rate * lr_scale
-        at = 0
-        for part in self._parts:
-            part.grad = mean[at : at + part.numel()]
-            at += part.numel()
+        for part, gradient in zip(self._parts, mean.split(self._sizes), strict=True):
+            part.grad = gradient
         self.optimizer.step()
         group["lr"] = rate
         for part in self._parts:
             part.grad = None
+
+
+def _whole_vectors(bucket: Bucket, values: torch.Tensor) -> list[torch.Tensor]:
+    """``values``, cut behind tensors that are no whole number of vectors: a fused kernel rounds the rest otherwise.
+
+    Between other tensors a cut would change no bits, and cost 4 us a step.
+    """
+    ends = [p.offset + p.stop - p.start for p in bucket.pieces if (p.stop - p.start) % ALIGN]
+    return [values[begin:end] for begin, end in pairwise(sorted({0, *ends, bucket.numel}))]
 
 
 class Store:
