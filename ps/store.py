@@ -83,7 +83,7 @@ class _Slot:
         group.update(hyper)
         rate = group["lr"]
         group["lr"] = rate * lr_scale
-        for part, gradient in zip(self._parts, mean.split(self._sizes), strict=True):
+        for part, gradient in zip(self._parts, torch.split(mean, self._sizes), strict=True):
             part.grad = gradient
         self.optimizer.step()
         group["lr"] = rate

@@ -10,7 +10,7 @@ Rules of this file
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -30,6 +30,7 @@ class Flat:
         self._views = list(self._tensors)
         self._lent: set[int] = set()
         self._written: set[int] = set()
+        self.on_settle: Callable[[], None] = lambda: None  # lets what is done next wait for writes that are under way
         self._lock = threading.Lock()  # of where tensors live; streams of several shards write side by side
         for index in range(len(tensors)):
             self._bind(index)
@@ -83,7 +84,8 @@ class Flat:
         return [views[number] for number in away], [parts[number] for number in away]
 
     def settle(self) -> None:
-        """Bring what was written to shadows into their tensors; to be called when all buckets are in."""
+        """Bring what was written into its tensors, for all that is done next; to be called when all buckets are in."""
+        self.on_settle()
         for index in self._written:
             self._tensors[index].copy_(self._shadows[index].view(self._tensors[index].shape))
         self._written.clear()

@@ -3,7 +3,7 @@
     hook or step --staging()--> up side: pack, encode --copy--> pinned slot --mark--+
     thread "send"                                        waits for the mark <-------+--> session.push
     reader thread --write()--> pinned slot --copy--> down side: into the parameters
-    step --wait()--> all is sent and answered; what is computed next waits for the down side, on the GPU
+    step --wait()--> all is sent and answered --settle()--> what the GPU computes next waits for the down side
 
 Rules of this file
   1. It stands in the place of a session where the model is on one GPU; other models talk to the session itself.
@@ -124,7 +124,7 @@ class Transfer:
         self._session.push(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
 
     def wait(self) -> Outcome:
-        """As the session's; then the parameters are in the model for whatever is computed next on this thread's stream.
+        """As the session's. The parameters may be on their way still: ``Flat.settle`` is to follow, which sees to it.
 
         Raises:
             WaitTimeout: not within the session's ``timeout``; says who is waited for.
@@ -132,14 +132,15 @@ class Transfer:
         """
         sent, self._sent = self._sent, []
         self._streams.clear()
-        try:
-            self._until_sent(sent)
-            outcome = self._session.wait()  # also if one was not sent: what has left is answered
-        finally:
-            self._down.join()
+        self._until_sent(sent)
+        outcome = self._session.wait()  # also if one was not sent: what has left is answered
         for each in sent:
             each.result()
         return outcome
+
+    def settle(self) -> None:
+        """What this thread computes next, on its stream, begins after all that has been written; nobody waits here."""
+        self._down.join()
 
     def _until_sent(self, sent: list[futures.Future[None]]) -> None:
         _, late = futures.wait(sent, self._session.timeout)
@@ -178,5 +179,5 @@ def outbox_of(session: Session, compressor: Compressor, flat: Flat, overlap: Ove
 def before(session: Session, compressor: Compressor, flat: Flat, overlap: Overlap, device: torch.device) -> Transfer:
     """A transfer that takes the answers of ``session`` and hears of gradients from ``overlap``."""
     transfer = Transfer(session, compressor, flat, device)
-    session.on_values, overlap.on_ready = transfer.write, transfer.ready
+    session.on_values, overlap.on_ready, flat.on_settle = transfer.write, transfer.ready, transfer.settle
     return transfer

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.gpu import DEVICES, GPU
+from tests.support.gpu import DEVICES, GPU, sleep
 from torch_ps.common import codecs
 from torch_ps.common.codecs.device import DeviceCodec, on_device
 from torch_ps.common.device import HEAD, Mark, Pinned, Side, used_here
@@ -109,12 +109,12 @@ def test_nobody_waits_for_a_mark_that_was_never_set(device: str) -> None:
 def test_a_side_follows_what_was_computed_and_is_joined_by_what_comes() -> None:
     side, values = Side(torch.device("cuda")), torch.zeros(1 << 20, device="cuda")
     for step in range(1, 21):
-        torch.cuda._sleep(1_000_000)  # the copy below would come before the addition if it did not follow
+        sleep()  # the copy below would come before the addition if it did not follow
         values += 1
         side.follow([side.current()])
         with side.running():
             copy = used_here(values).clone()
-            torch.cuda._sleep(1_000_000)
+            sleep()
             doubled = copy * 2
         side.join()
         assert (used_here(doubled) - values).eq(step).all()

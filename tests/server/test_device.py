@@ -14,7 +14,7 @@ from tests.support import commands
 from tests.support.gpu import GPU
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
-from tests.support.training import backward, conv, same, seeded
+from tests.support.training import MakeOptimizer, backward, conv, same, seeded
 from torch_ps.common import codecs
 from torch_ps.common.config import ServerConfig
 from torch_ps.common.errors import ConfigError
@@ -23,13 +23,11 @@ from torch_ps.ps.staging import Staging
 STAGED = "tests.support.gpu:serve"
 STEPS = 6
 
-
-def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    return {
-        "SGD": lambda: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        "Adam": lambda: torch.optim.Adam(model.parameters(), lr=0.01),
-        "AdamW fused": lambda: torch.optim.AdamW(model.parameters(), lr=0.01, fused=True),
-    }[name]()
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9),
+    "Adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.01),
+    "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, fused=True),
+}
 
 
 def trained(job_options: dict[str, Any], name: str = "SGD", num_workers: int = 2, **options: Any) -> nn.Module:
@@ -38,7 +36,7 @@ def trained(job_options: dict[str, Any], name: str = "SGD", num_workers: int = 2
     with job(workers=num_workers, bucket_size=0.001, shards=2, threads=2, **job_options) as servers:
 
         def run(rank: int) -> None:
-            inner = optimizer_of(models[rank], name)
+            inner = OPTIMIZERS[name](models[rank])
             with torch_ps.ParameterServerOptimizer(
                 inner, models[rank], str(servers), name=f"w{rank}", **options
             ) as optimizer:
@@ -151,7 +149,7 @@ def test_a_server_takes_a_device_by_name_only(device: str) -> None:
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW fused"])
 @pytest.mark.parametrize("compress", ["none", "fp16", "int8"])
 def test_a_gpu_trains_as_the_cpu_does(name: str, compress: str, plane: str) -> None:
-    options = {"compress": compress, "compress_pull": compress, "plane": plane}
+    options: dict[str, Any] = {"compress": compress, "compress_pull": compress, "plane": plane}
     found, expected = trained({"device": "cuda"}, name, **options), trained({}, name, **options)
     for a, b in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

@@ -25,3 +25,8 @@ def serve(arguments: Sequence[str]) -> None:
 def names_of_threads() -> set[str]:
     """Of this process, without the numbers behind them."""
     return {thread.name.partition("_")[0] for thread in threading.enumerate()}
+
+
+def sleep() -> None:
+    """Keep this thread's stream on the GPU busy for some milliseconds; returns at once."""
+    torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ from torch_ps.worker.transport import Link
 
 #: Seconds in which anything that a test waits for has to happen.
 SECONDS = 60.0
+PROGRAM = "torch_ps.ps.cli:main"
 
 
 @dataclass
@@ -59,10 +60,10 @@ def job(
     lease: float = 15.0,
     bucket_size: float = 4.0,
     threads: int = 1,
-    program: str = "torch_ps.ps.cli:main",
     **settings: Any,
 ) -> Iterator[Servers]:
-    """``settings`` are further options of ``ServerConfig``; ``program`` takes them on its command line."""
+    """``settings`` are further options of ``ServerConfig``; ``program``, if it is given, takes all of them as flags."""
+    program = settings.pop("program", PROGRAM)
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = Servers()
         try:
@@ -99,7 +100,7 @@ def job(
                 process.kill()
 
 
-def start_server(config: ServerConfig, log: Path, program: str = "torch_ps.ps.cli:main") -> Child:
+def start_server(config: ServerConfig, log: Path, program: str = PROGRAM) -> Child:
     """``ps-serve`` with the options of ``config``."""
     return Child(program, (arguments_of(config),), log)
 

@@ -4,6 +4,7 @@ Where torch finds no GPU the CPU stands in for it: see ``tests.support.gpu``.
 """
 
 import contextlib
+import functools
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 import torch_ps
-from tests.support.gpu import GPU, names_of_threads
+from tests.support.gpu import GPU, names_of_threads, sleep
 from tests.support.jobs import Servers, job
 from tests.support.threads import spawn
 from tests.support.training import Make, backward, batch, conv, mlp, same, seeded
@@ -29,7 +30,7 @@ SECONDS = 30.0
 @pytest.fixture
 def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models on the CPU are treated as on a GPU."""
-    monkeypatch.setattr(optimizers, "outbox_of", lambda *arguments: before(*arguments, torch.device("cpu")))
+    monkeypatch.setattr(optimizers, "outbox_of", functools.partial(before, device=torch.device("cpu")))
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -278,7 +279,7 @@ def test_parameters_are_in_place_for_the_next_forward_whatever_the_gpu_is_busy_w
         for step in range(STEPS):
             inputs, labels = (each.cuda() for each in batch(step))
             loss = nn.functional.cross_entropy(remote(inputs), labels)
-            torch.cuda._sleep(20_000_000)  # backward's kernels are queued long before they run
+            sleep()  # backward's kernels are queued long before they run
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
