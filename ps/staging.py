@@ -36,7 +36,7 @@ class Staging:
         with self.side.running():
             for _ in range(2):
                 pinned = Pinned(self.side, numel)
-                pairs.append((pinned, torch.empty_like(pinned.bytes, device=device)))
+                pairs.append((pinned, torch.empty(len(pinned.bytes), dtype=torch.uint8, device=device)))
         self._in = itertools.cycle(pairs)
         self._out = Pinned(self.side, numel)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torch_ps
-from tests.support.clocks import Device, Work, World
+from tests.support.clocks import Device, Stream, Work, World
 from tests.support.jobs import job
 from tests.support.training import backward, seeded
 from torch_ps.common.device import Pinned
@@ -119,8 +119,6 @@ def test_everything_waits_for_what_it_needs(account: Account, overlap: str, plan
 
 def test_gradients_of_a_bucket_may_come_from_several_streams(account: Account) -> None:
     """As in a model whose parts run on streams of their own."""
-    from tests.support.clocks import Stream
-
     model, streams = seeded(lambda: nn.Linear(12, 7)), [Stream(account.world), Stream(account.world)]
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
 
