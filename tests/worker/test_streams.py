@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ class Account:
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     account = Account(monkeypatch)
-    monkeypatch.setattr(optimizers, "outbox_of", functools.partial(before, device=Device()))
+    monkeypatch.setattr(optimizers, "outbox_of", functools.partial(before, device=cast(torch.device, Device())))
     yield account
     assert account.wrong == []
 
