@@ -38,7 +38,7 @@ DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM = 0.7, 0.9
 LEVELS = ("debug", "info", "warning", "error")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?", re.ASCII)
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?", re.ASCII)
 _SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})", re.ASCII)
 
 
@@ -208,6 +208,12 @@ class ServerConfig:
         metavar="FORM[:LAMBDA]",
         check=Check("", lambda text: bool(parse_compensation(text))),
     )
+    device: str = option(
+        "cpu",
+        "what holds parameters and optimizer: cpu, cuda or cuda:N; cuda is the GPU of the shard's number",
+        metavar="DEVICE",
+        check=Check("cpu, cuda or cuda:N", lambda text: bool(_DEVICE.fullmatch(text))),
+    )
     apply_threads: int | None = option(
         None,
         f"buckets that a server steps side by side; its CPUs, {MOST_APPLY_THREADS} at most, if not given",
@@ -309,7 +315,7 @@ class WorkerConfig:
         "auto",
         "auto, cpu, cuda or cuda:N; auto is the GPU of the local rank, or the CPU",
         metavar="DEVICE",
-        check=Check("auto, cpu, cuda or cuda:N", lambda text: bool(_DEVICE.fullmatch(text))),
+        check=Check("auto, cpu, cuda or cuda:N", lambda text: text == "auto" or bool(_DEVICE.fullmatch(text))),
         common=True,
     )
     task: str = option("", "what to train: gpt, digits or module:function", metavar="TASK", common=True)

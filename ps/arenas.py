@@ -15,7 +15,7 @@ Source: see ``torch_ps.common.arena``.
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -40,10 +40,14 @@ class _Shared:
 
 
 class Arenas:
-    """``parameters`` is the shard's own region; None where this system has no shared memory."""
+    """``parameters`` is the shard's own region; None where this system has no shared memory.
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._layout = Layout(buckets)
+    Args:
+        in_place: the parameters live in that region. Those on a GPU do not: each worker gets a copy of them.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket], *, in_place: bool = True) -> None:
+        self._layout, self._in_place = Layout(buckets), in_place
         self._of: dict[tuple[str | None, int], _Shared] = {}  # (worker, session)
         self.parameters: Arena | None = None
         try:
@@ -87,17 +91,24 @@ class Arenas:
             raise CorruptFrame(f"worker {worker!r} names {size} bytes of bucket {bucket}, which has {len(values)}")
         return values[:size] if in_place else memoryview(bytes(values[:size]))
 
-    def place(self, release: Release, bucket: int, values: torch.Tensor) -> pb.Place:
-        """Where the worker finds ``values``, the parameters of one bucket now, shape (numel,); FRAME: nowhere yet."""
+    def place(self, release: Release, bucket: int, read: Callable[[int], torch.Tensor]) -> pb.Place:
+        """Where the worker finds the parameters of one bucket now; FRAME: nowhere yet.
+
+        Args:
+            read: gives them, shape (numel,), fp32, on the CPU.
+        """
         shared = self._of.get((release.worker, release.session))
         if shared is None:
             return pb.FRAME
-        if release.stable:
+        if release.stable and self._in_place:
             return pb.PARAMETERS
+        values = read(bucket)
         with shared.answers.changing(bucket, release.version):
             torch.frombuffer(shared.answers.values(bucket), dtype=torch.float32).copy_(values)
         return pb.ANSWERS
 
     def changing(self, bucket: int, version: int) -> AbstractContextManager[None]:
         """Around an optimizer step: readers of the parameters notice it."""
-        return contextlib.nullcontext() if self.parameters is None else self.parameters.changing(bucket, version)
+        if self.parameters is None or not self._in_place:
+            return contextlib.nullcontext()
+        return self.parameters.changing(bucket, version)

@@ -28,6 +28,10 @@ def main(server: ServerConfig) -> None:
         native.listen()
     log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
     if server.shards > 1:
+        if server.device != "cpu":  # a GPU that is not there is refused before the shards start
+            from torch_ps.common.device import choose
+
+            choose(server.device)
         from torch_ps.ps.shards import serve_all
 
         sys.exit(serve_all(server))

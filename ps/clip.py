@@ -90,6 +90,7 @@ class Clip:
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._norm, self._num_buckets, self._store, self._executor, self._ask = norm, num_buckets, store, executor, ask
+        self._measured = store.beside(self._measure)
         self._on_ready, self._on_failure = on_ready, on_failure
         self._groups: dict[Group, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,7 +111,7 @@ class Clip:
 
     async def _take(self, update: Update, gradients: Sequence[Gradient]) -> None:
         loop, key = asyncio.get_running_loop(), update.apply.group
-        square = await loop.run_in_executor(self._executor, self._measure, update, gradients)
+        square = await loop.run_in_executor(self._executor, self._measured, update, gradients)
         group = self._groups.get(key)
         if group is None:
             return  # dropped meanwhile

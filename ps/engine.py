@@ -37,7 +37,7 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor
 from torch_ps.ps.lanes import Lanes
 from torch_ps.ps.metrics import Metrics
-from torch_ps.ps.store import Gradient, NonFinite, Store
+from torch_ps.ps.store import CPU, Gradient, NonFinite, Store
 from torch_ps.ps.streams import Stream, Streams
 
 log = logging.getLogger("torch_ps.ps")
@@ -103,12 +103,14 @@ class Engine:
         ask: Ask,
         on_failure: Callable[[BaseException], None],
         doctor: Doctor | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.buckets = buckets = tuple(buckets)
         self.model = model
         self.core = core
-        self.arenas = Arenas(buckets)
-        self.store = Store(model, buckets, self.arenas.parameters)
+        in_place = device == CPU
+        self.arenas = Arenas(buckets, in_place=in_place)
+        self.store = Store(model, buckets, self.arenas.parameters if in_place else None, device)
         self._streams = streams
         self.staleness: Counter[int] = Counter()
         self.late = 0
@@ -124,7 +126,7 @@ class Engine:
         self._metrics = metrics
         self._compensator, self._doctor = compensator, doctor
         self._lanes = Lanes[_Job, _Done](
-            buckets, executor, self._work, waits=_waits, on_done=self._sent, on_failure=on_failure
+            buckets, executor, self.store.beside(self._work), waits=_waits, on_done=self._sent, on_failure=on_failure
         )
         #: Called on a bucket's lane when it has come to a cut, with its record.
         self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
@@ -260,7 +262,7 @@ class Engine:
             codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
             place = pb.FRAME
             if codec.name == "none":
-                place = self.arenas.place(job.release, bucket.index, self.store.values(bucket.index))
+                place = self.arenas.place(job.release, bucket.index, self.store.host)
             lacks = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
             if lacks is not None:
                 if (whole := job.stream.copies.lost(bucket.index)) is not None:
@@ -291,7 +293,7 @@ class Engine:
             return left_out
         values = self.store.values(index)
         if self._doctor is not None and (watch := self._doctor.watch(index, job.apply, job.hyper, coefficient)):
-            watch(mean, values)
+            watch(mean.cpu(), values.cpu())
         if coefficient != 1.0:
             mean = mean * coefficient
         if self._compensator is not None and bucket.rule == "optimizer":
@@ -311,7 +313,7 @@ class Engine:
             values = self.store.values(bucket.index)
         elif values is None:
             values = codec.decode(payload, torch.empty(bucket.numel))
-        compensator.pulled(bucket.index, stream.worker, stream.session, version, values)
+        compensator.pulled(bucket.index, stream.worker, stream.session, version, values.to(self.store.device))
 
     def _answer(self, bucket: Bucket, release: Release, codec: Codec, **where: Any) -> pb.DownHeader:
         return pb.DownHeader(

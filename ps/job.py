@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+import torch
+
 from torch_ps.common import codecs, schema
 from torch_ps.common.arena import Offer
 from torch_ps.common.codecs.copies import Copies
@@ -45,6 +47,7 @@ from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.seeds import Seeds
 from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
+from torch_ps.ps.store import CPU
 from torch_ps.ps.streams import Stream, Streams, Watch
 from torch_ps.ps.waits import Waits
 
@@ -63,6 +66,7 @@ class Job:
         bucket_bytes: fp32 bytes that a bucket holds at most.
         clip_norm: largest norm of an update; 0 is none.
         ask_norm: how another shard than the lead asks it for the norm of an update.
+        device: that holds parameters and optimizer state.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Job:
         max_workers: int = 256,
         clip_norm: float = 0.0,
         ask_norm: Ask | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.mode, self.index, self.num_shards = mode, index, num_shards
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
@@ -107,7 +112,7 @@ class Job:
         self.kept: KeptFacts | None = None  # how the checkpoints do
         self.resumed_version = 0
         self._copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
-        self._executor, self._on_failure = executor, on_failure
+        self._executor, self._on_failure, self._device = executor, on_failure, device
         self._waits = Waits(f"shard {index}")
         self._observers = itertools.count(1)
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
@@ -242,6 +247,7 @@ class Job:
             ask=self.clipping.ask,
             on_failure=self._on_failure,
             doctor=doctor,
+            device=self._device,
         )
         self.on_begun(self.engine, compensator)
         return self.engine, compensator

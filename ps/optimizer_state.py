@@ -17,7 +17,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parts: list[torch.Tensor])
         if not isinstance(first, torch.Tensor):
             continue  # None: a buffer that these hyperparameters do not use
         several = [optimizer.state[part][name] for part in parts]
-        tensors[f"state/{name}"] = torch.cat(several) if first.dim() else first.clone()
+        tensors[f"state/{name}"] = (torch.cat(several) if first.dim() else first).to("cpu", copy=True)
     return tensors
 
 
@@ -28,8 +28,13 @@ def restore_optimizer(
     state: dict[str, torch.Tensor] = {
         key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("state/")
     }
+    # Where torch keeps them: beside the parameters for one kernel that steps all, else on the CPU.
+    counters = parts[0].device if any(optimizer.defaults.get(each) for each in ("fused", "capturable")) else "cpu"
     at = 0
     for part in parts if state else ():
         end = at + part.numel()
-        optimizer.state[part] = {n: (t[at:end] if t.dim() else t).clone() for n, t in state.items()}
+        optimizer.state[part] = {
+            name: tensor[at:end].to(part.device, copy=True) if tensor.dim() else tensor.to(counters, copy=True)
+            for name, tensor in state.items()
+        }
         at = end

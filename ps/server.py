@@ -27,6 +27,7 @@ from torch_ps.common.config import (
     parse_shard,
 )
 from torch_ps.common.credentials import Access, port_credentials
+from torch_ps.common.device import choose as choose_device
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.tls import Tls
@@ -42,6 +43,7 @@ from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.pages import Pages
 from torch_ps.ps.resume import choose, restore
 from torch_ps.ps.servicer import Servicer
+from torch_ps.ps.store import CPU
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -63,15 +65,16 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     """Run one shard until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: an address cannot be bound.
+        ConfigError: there is no such device, or an address cannot be bound.
         PsError: the shard failed; its log has the reason.
     """
+    index, num_shards = parse_shard(config.shard)
+    device = choose_device(config.device, index)
     torch.set_num_threads(1)
     keep_freed_memory()
     optim.build(
         "SGD", [torch.zeros(1)], {"lr": 0.1}
     )  # torch.optim loads its parts at first use, a second that no step should pay
-    index, num_shards = parse_shard(config.shard)
     stop = asyncio.Event()
     failure: list[BaseException] = []
 
@@ -113,6 +116,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             clip_norm=config.clip_norm,
             ask_norm=norms_of(lead, index, access, NORM_SECONDS + 2 * config.lease) if lead is not None else None,
             max_workers=config.max_workers,
+            device=device,
         )
         keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
@@ -124,7 +128,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         log.info(
-            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s",
+            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s%s",
             index,
             num_shards,
             listening,
@@ -132,6 +136,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             mode,
             config.workers,
             "" if config.workers == 1 else "s",
+            "" if device == CPU else f"; parameters on {device}",
             f"; metrics on http://{pages.address}/metrics" if pages else "",
         )
         _warn(listening, tls, token)

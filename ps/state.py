@@ -119,7 +119,7 @@ class Cutter:
     def _tensors(self, bucket: Bucket, *, copies: bool = True) -> Tensors:
         tensors = self._engine.store.export(bucket.index)
         if self._compensator is not None and (squares := self._compensator.squares(bucket.index)) is not None:
-            tensors["squares"] = squares.clone()
+            tensors["squares"] = squares.to("cpu", copy=True)
         for stream in self._streams if copies and bucket.rule == "optimizer" else ():
             if stream.worker is not None and (copy := stream.copies.get(bucket.index)) is not None:
                 tensors[f"copy/{stream.worker}"] = copy.clone()
@@ -147,7 +147,7 @@ def restore(engine: Engine, compensator: Compensator | None, state: ShardState) 
         with engine.arenas.changing(bucket.index, state.version):
             engine.store.restore(bucket.index, tensors)
         if compensator is not None and "squares" in tensors:
-            compensator.restore(bucket.index, tensors["squares"])
+            compensator.restore(bucket.index, tensors["squares"].to(engine.store.device))
         for key, tensor in tensors.items():
             kind, _, worker = key.partition("/")
             if kind == "copy":

@@ -1,7 +1,9 @@
 """The tensors of one shard: fp32 master parameters and optimizer state, one torch optimizer per bucket.
 
+On the CPU or on one GPU, then with a stream per executor thread (``staging``).
+
 Rules of this file
-  1. Runs on executor threads; calls for one bucket never overlap, calls for different buckets may.
+  1. Runs on executor threads, inside ``beside``; calls for one bucket never overlap, calls for different buckets may.
   2. The bits depend on the contributions and their order alone: not on arrival, threads, shards or codec of others.
   3. Bytes were checked before they got here; nothing here can fail because of a peer.
 
@@ -11,9 +13,10 @@ The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -26,6 +29,11 @@ from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import ALIGN, Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.optimizer_state import optimizer_state, restore_optimizer
+from torch_ps.ps.staging import Staging
+
+P = ParamSpec("P")
+R = TypeVar("R")
+CPU = torch.device("cpu")  # "cpu:0" is the CPU in the place of a GPU: the same steps, with copies that nobody needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +60,10 @@ class NonFinite:
 class _Slot:
     """One bucket: its parameters as one flat tensor and the optimizer over it."""
 
-    def __init__(self, bucket: Bucket, model: Model, arena: Arena | None) -> None:
+    def __init__(self, bucket: Bucket, model: Model, arena: Arena | None, device: torch.device) -> None:
         self.bucket = bucket
         self.values = (
-            torch.zeros(bucket.numel)
+            torch.zeros(bucket.numel, device=device)
             if arena is None
             else torch.frombuffer(arena.values(bucket.index), dtype=torch.float32)
         )
@@ -85,7 +93,7 @@ class _Slot:
 
     def export(self) -> dict[str, torch.Tensor]:
         kept = {} if self.optimizer is None else optimizer_state(self.optimizer, self._parts)
-        return {"values": self.values.clone(), **kept}
+        return {"values": self.values.to("cpu", copy=True), **kept}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         self.values.copy_(tensors["values"])
@@ -108,19 +116,38 @@ class Store:
     Memory: parameters + optimizer state + two scratch buckets per executor thread.
 
     Args:
-        arena: shared memory for the parameters; None: they are private.
+        arena: shared memory for the parameters; None: they are private, as on a GPU they have to be.
+        device: of all tensors.
     """
 
-    def __init__(self, model: Model, buckets: Sequence[Bucket], arena: Arena | None = None) -> None:
+    def __init__(
+        self, model: Model, buckets: Sequence[Bucket], arena: Arena | None = None, device: torch.device = CPU
+    ) -> None:
+        self.device, self._direct = device, device == CPU
         self._names = [tensor.name for tensor in model.tensors()]
-        self._slots = {bucket.index: _Slot(bucket, model, arena) for bucket in buckets}
+        self._slots = {bucket.index: _Slot(bucket, model, arena, device) for bucket in buckets}
         self._scratch = threading.local()
         self._largest = max((bucket.numel for bucket in buckets), default=0)
+
+    def beside(self, work: Callable[P, R]) -> Callable[P, R]:
+        """``work`` as an executor thread has to run it: on a GPU on the thread's own side, until that is done."""
+        if self._direct:
+            return work
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            side = self._staging.side
+            with side.running():
+                try:
+                    return work(*args, **kwargs)
+                finally:
+                    side.synchronize()
+
+        return run
 
     def load(self, bucket: int, codec: Codec, payload: memoryview) -> None:
         """Set the parameters of one bucket, before the first step."""
         values = self._slots[bucket].values
-        values.copy_(codec.decode(payload, values))
+        values.copy_(codec.decode(payload, torch.empty(values.shape)))
 
     def export(self, bucket: int) -> dict[str, torch.Tensor]:
         """Copies of what one bucket is: its values and optimizer state, see ``torch_ps.ps.state``."""
@@ -129,14 +156,28 @@ class Store:
     def restore(self, bucket: int, tensors: dict[str, torch.Tensor]) -> None:
         """The inverse of ``export``, before the first step."""
         self._slots[bucket].restore(tensors)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # once, before other streams use them
 
     def values(self, bucket: int) -> torch.Tensor:
         """The parameters of one bucket, shape (numel,), fp32: the store's own, to look at during a call for it."""
         return self._slots[bucket].values
 
+    def host(self, bucket: int) -> torch.Tensor:
+        """The parameters of one bucket on the CPU, shape (numel,), fp32; to be read until this thread's next call."""
+        values = self._slots[bucket].values
+        return values if self._direct else self._staging.host(values)
+
     def encode(self, bucket: int, codec: Codec) -> tuple[Buffer, ...]:
-        """The parameters of one bucket. The parts may be views: join them before the bucket's next ``step``."""
-        return codec.encode(self._slots[bucket].values)
+        """The parameters of one bucket. The parts may be views: join them before this thread's next call."""
+        values = self._slots[bucket].values
+        return codec.encode(values) if self._direct else self._staging.encode(codec, values)
+
+    def decode(self, codec: Codec, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
+        """The values of a checked payload, shape of ``scratch``, where the store's tensors are."""
+        if self._direct:
+            return codec.decode(payload, scratch)
+        return self._staging.decode(codec, payload, scratch)
 
     def encode_lacking(self, bucket: int, codec: Codec, copies: Copies, version: int) -> tuple[Buffer, ...] | None:
         """What ``copies`` lacks of one bucket; None if the codec or the first pull wants the parameters themselves.
@@ -145,7 +186,7 @@ class Store:
         """
         if not codec.coarse:
             return None
-        return copies.encode(bucket, self._slots[bucket].values, codec, seed=(version << 32) + bucket)
+        return copies.encode(bucket, self.host(bucket), codec, seed=(version << 32) + bucket)
 
     def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
         """The weighted mean of ``gradients``, which are in rank order, and what was left out of it.
@@ -183,11 +224,11 @@ class Store:
         return torch.div(values, divisor, out=total) if divisor != 1 else values
 
     def _term(self, gradient: Gradient, scratch: torch.Tensor, equal: bool) -> torch.Tensor:
-        values = gradient.codec.decode(gradient.payload, scratch)
+        values = self.decode(gradient.codec, gradient.payload, scratch)
         return values if equal else torch.mul(values, gradient.weight, out=scratch)
 
     def _nonfinite(self, slot: _Slot, gradient: Gradient) -> NonFinite | None:
-        finite = torch.isfinite(gradient.codec.decode(gradient.payload, self._buffers(slot.bucket.numel)[0]))
+        finite = torch.isfinite(self.decode(gradient.codec, gradient.payload, self._buffers(slot.bucket.numel)[0]))
         if finite.all():
             return None
         first = int(finite.logical_not().nonzero()[0])
@@ -197,6 +238,14 @@ class Store:
     def _buffers(self, numel: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Two scratch tensors of this thread, cut to ``numel``."""
         if not hasattr(self._scratch, "pair"):
-            self._scratch.pair = (torch.empty(self._largest), torch.empty(self._largest))
+            self._scratch.pair = tuple(torch.empty(self._largest, device=self.device) for _ in range(2))
         first, second = self._scratch.pair
         return first[:numel], second[:numel]
+
+    @property
+    def _staging(self) -> Staging:
+        """This thread's."""
+        if not hasattr(self._scratch, "staging"):
+            self._scratch.staging = Staging(self.device, self._largest)
+        staging: Staging = self._scratch.staging
+        return staging

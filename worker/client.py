@@ -206,14 +206,15 @@ class Client:
         step = session.next_step
         same = base is None or base == session.version
         for bucket in session.plan.buckets:
-            session.push(
-                bucket,
-                gather(bucket, ordered, session.staging(bucket)),
-                step=step,
-                base=versions[bucket.index] if same else int(base or 0),
-                weight=weight,
-                hyper=self._changed if bucket.rule == "optimizer" else None,
-            )
+            with session.staging(bucket) as values:
+                session.push(
+                    bucket,
+                    gather(bucket, ordered, values),
+                    step=step,
+                    base=versions[bucket.index] if same else int(base or 0),
+                    weight=weight,
+                    hyper=self._changed if bucket.rule == "optimizer" else None,
+                )
         outcome = session.wait()
         return PushResult(
             self._params(), outcome.version, outcome.staleness, outcome.applied, outcome.contributors, outcome.samples

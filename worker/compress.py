@@ -19,6 +19,7 @@ import torch
 
 from torch_ps.common import codecs
 from torch_ps.common.codecs import Codec
+from torch_ps.common.codecs.device import DeviceCodec, on_device
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.frames import Buffer
 from torch_ps.common.optim import HyperValue
@@ -67,6 +68,13 @@ class Compressor:
     def leaves_alone(self, bucket: Bucket) -> bool:
         """Whether the payload of this bucket is the bytes of its fp32 values."""
         return bucket.rule != "optimizer" or self.lossless
+
+    def on_device(self, bucket: Bucket) -> DeviceCodec | None:
+        """The codec of this bucket where a GPU can encode it; None: it has to go through ``encode``, on the CPU."""
+        if bucket.rule != "optimizer":
+            return on_device(self._plain)
+        alone = not (self._feedback or self.codec.coarse or self.codec.biased)
+        return on_device(self.codec) if alone else None
 
     def encode(
         self,

@@ -1,33 +1,8 @@
-"""Which device a worker computes on, and how a batch gets there."""
+"""How a batch gets to the device that a worker computes on (``common.device`` says which that is)."""
 
 from typing import Any
 
 import torch
-
-from torch_ps.common.errors import ConfigError
-
-
-def choose(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device that ``--device`` means.
-
-    Args:
-        wanted: auto, cpu, cuda or cuda:N. "auto" is the GPU of the local rank where there are GPUs, else the CPU.
-        local_rank: place of this worker on its host. With more workers than GPUs they share them in turn.
-
-    Raises:
-        ConfigError: a GPU that is not there; says which are.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind, _, number = wanted.partition(":")
-    if kind == "cpu" or (kind == "auto" and not count):
-        return torch.device("cpu")
-    if not count:
-        raise ConfigError(f"device {wanted}: torch {torch.__version__} finds no GPU here; use --device auto or cpu")
-    index = int(number) if number else local_rank % count
-    if index >= count:
-        here = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise ConfigError(f"device {wanted}: this host has {count} GPU{'s' * (count > 1)}, {here}")
-    return torch.device("cuda", index)
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -31,6 +31,7 @@ from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.session import Session
+from torch_ps.worker.transfer import Transfer
 from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
@@ -49,6 +50,7 @@ class Elastic(Facts):
     _rank: int | None
     _gradients: Gradients
     _overlap: Overlap
+    _outbox: Session | Transfer
     _flat: Flat
     _views: Views
     _forward: Forward | None
@@ -156,7 +158,7 @@ class Elastic(Facts):
     def _pulled(self) -> Outcome:
         for bucket in self._session.plan.buckets:
             self._session.pull(bucket)
-        return self._session.wait()
+        return self._outbox.wait()
 
     def _lend(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""

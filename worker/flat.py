@@ -4,13 +4,13 @@
 
 Rules of this file
   1. Copies only; a bucket's staging tensor is reused from step to step.
-  2. A tensor keeps its own dtype, device and memory format; the bucket is fp32 on the CPU.
+  2. A tensor keeps its own dtype, device and memory format; the bucket is fp32, on the CPU or on the tensors' GPU.
   3. What is in place already is not copied. Values from elsewhere for a tensor that is lent make it the model's own
      again.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -30,9 +30,21 @@ class Flat:
         self._views = list(self._tensors)
         self._lent: set[int] = set()
         self._written: set[int] = set()
+        self.on_settle: Callable[[], None] = lambda: None  # lets what is done next wait for writes that are under way
         self._lock = threading.Lock()  # of where tensors live; streams of several shards write side by side
         for index in range(len(tensors)):
             self._bind(index)
+
+    @property
+    def device(self) -> torch.device:
+        """The one GPU that all tensors are on, else the CPU."""
+        found = {tensor.device for tensor in self._tensors}
+        return found.pop() if len(found) == 1 and all(each.type == "cuda" for each in found) else torch.device("cpu")
+
+    def gradients(self, bucket: Bucket) -> list[torch.Tensor]:
+        """The gradients of one bucket that are there."""
+        found = [self._owners[piece.tensor].grad for piece in bucket.pieces]
+        return [gradient for gradient in found if gradient is not None]
 
     def read(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the current values of one bucket into ``into``, shape (numel,), fp32; returns it."""
@@ -72,7 +84,8 @@ class Flat:
         return [views[number] for number in away], [parts[number] for number in away]
 
     def settle(self, indices: Iterable[int] | None = None) -> None:
-        """Bring what was written to shadows into these tensors, or all; to be called when their buckets are in."""
+        """Bring what was written into these tensors, or all, for all that is done next; their buckets are in."""
+        self.on_settle()
         for index in list(self._written) if indices is None else self._written.intersection(indices):
             self._tensors[index].copy_(self._shadows[index].view(self._tensors[index].shape))
             self._written.discard(index)

@@ -35,6 +35,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker.flat import Flat
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.session import Session
+from torch_ps.worker.transfer import Transfer
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -57,7 +58,7 @@ class Forward:
         model: gets the hooks.
         tensors: parameters and buffers, in the order of ``Model.tensors()``; ``names`` are theirs.
         buckets: all of them.
-        session: on which answers come.
+        outbox: by which gradients leave, and which waits for their answers.
         flat: of ``tensors``.
 
     Raises:
@@ -70,10 +71,10 @@ class Forward:
         tensors: Sequence[torch.Tensor],
         names: Sequence[str],
         buckets: Sequence[Bucket],
-        session: Session,
+        outbox: Session | Transfer,
         flat: Flat,
     ) -> None:
-        self._tensors, self._session, self._flat = tensors, session, flat
+        self._tensors, self._outbox, self._flat = tensors, outbox, flat
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 raise ConfigError(f"overlap=forward cannot see when the TorchScript module {name!r} uses a parameter")
@@ -118,7 +119,7 @@ class Forward:
         if type(tensor) not in self._kinds.values():
             return
         index = self._number[id(tensor)]
-        self._guard(lambda: self._session.wait_for(self._buckets[index]))
+        self._guard(lambda: self._outbox.wait_for(self._buckets[index]))
         self._flat.settle([index])
         _restore(tensor)
 
@@ -128,7 +129,7 @@ class Forward:
         Raises:
             WaitTimeout, PsError: as in ``arrive``.
         """
-        outcome = self._guard(self._session.wait)
+        outcome = self._guard(self._outbox.wait)
         self._end()
         return outcome
 
@@ -157,7 +158,7 @@ class Forward:
             return wait()
         except PsError:
             self._failed = True
-            if not self._session.waiting:
+            if not self._outbox.waiting:
                 self._end()
             raise
 

@@ -80,7 +80,7 @@ class RunConfig:
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(RunConfig)
-@options_of(ServerConfig, exclude=("listen", "workers", "shard", "lead", "insecure", "ready_file"))
+@options_of(ServerConfig, exclude=("listen", "workers", "shard", "lead", "device", "insecure", "ready_file"))
 @options_of(WorkerConfig, exclude=("servers", "name", "rank", "slow", "events", "insecure"))
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:

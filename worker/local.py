@@ -80,7 +80,7 @@ class LocalSteps:
     ) -> None:
         self._steps, self._inner, self._gradients = steps, inner, gradients
         self._parameters, self._flat, self._buckets = gradients.parameters, flat, buckets
-        self._start = {bucket.index: torch.empty(bucket.numel) for bucket in buckets}
+        self._start = {bucket.index: torch.empty(bucket.numel, device=flat.device) for bucket in buckets}
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 
@@ -154,4 +154,5 @@ class LocalSteps:
         """Write the pseudo-gradient of one bucket to ``into``, shape (numel,), fp32; zeros when it is left out."""
         if self.left_out:
             return into.zero_()
-        return torch.sub(self._start[bucket.index], self._flat.read(bucket, into), out=into)
+        start = self._start[bucket.index].to(into.device)  # which differs if the model has moved since
+        return torch.sub(start, self._flat.read(bucket, into), out=into)

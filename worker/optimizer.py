@@ -42,6 +42,7 @@ from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
+from torch_ps.worker.transfer import outbox_of
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -184,15 +185,16 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             overlap = "off" if local else config.overlap
             self._overlap = Overlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
+            self._outbox = outbox_of(self._session, self._compressor, self._flat, self._overlap)
             for bucket in buckets:
                 self._session.pull(bucket)
-            self._outcome = self._session.wait()
+            self._outcome = self._outbox.wait()
         except BaseException:
             self.close()
             raise
         self._flat.settle()
         if overlap == "forward":
-            self._forward = Forward(model, tensors, names, buckets, self._session, self._flat)
+            self._forward = Forward(model, tensors, names, buckets, self._outbox, self._flat)
         self._lend()
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
@@ -269,7 +271,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
 
     def _complete(self) -> None:
         try:
-            self._outcome = self._session.wait()
+            self._outcome = self._outbox.wait()
         except BaseException:
             self._views.release()
             raise
@@ -348,27 +350,27 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         if self._changed is None:  # the first bucket of this push
             self._flat.follow()
             self._changed = self._served.changed(self._session.job_model.groups)
-        staging = self._session.staging(bucket)
         trained = bucket.rule == "optimizer"
-        if trained:
-            self._source.gather(bucket, staging)
-        else:
-            self._flat.read(bucket, staging)
-        hyper = self._changed[bucket.group] if trained else None
-        momentum = self._served.corrected(bucket, staging, self._flat) if trained and self._corrects else None
-        if momentum is not None:
-            hyper = {**(hyper or {}), **Momentum.HYPER}
-        self._session.push(
-            bucket,
-            staging,
-            step=self._session.next_step,
-            base=self._session.versions[bucket.index],
-            weight=self._weight_of(trained),
-            hyper=hyper,
-            momentum=momentum,
-            missing=trained and self._source.missing(bucket),
-            nonfinite=trained and bool(self._source.left_out),
-        )
+        with self._outbox.staging(bucket) as staging:
+            if trained:
+                self._source.gather(bucket, staging)
+            else:
+                self._flat.read(bucket, staging)
+            hyper = self._changed[bucket.group] if trained else None
+            momentum = self._served.momentum(bucket, staging, self._flat) if trained and self._corrects else None
+            if momentum is not None:
+                hyper = {**(hyper or {}), **Momentum.HYPER}
+            self._outbox.push(
+                bucket,
+                staging,
+                step=self._session.next_step,
+                base=self._session.versions[bucket.index],
+                weight=self._weight_of(trained),
+                hyper=hyper,
+                momentum=momentum,
+                missing=trained and self._source.missing(bucket),
+                nonfinite=trained and bool(self._source.left_out),
+            )
 
     @property
     def _passed_weight(self) -> float:

@@ -50,6 +50,7 @@ class Overlap:
                 self._of[piece.tensor].append(bucket.index)
         self._waits_for = {bucket.index: len({p.tensor for p in bucket.pieces}) for bucket in buckets}
         self.armed = True  # whether the next backward is the last one before a push
+        self.on_ready: Callable[[], None] = lambda: None  # called where a gradient has been computed, by its thread
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         if mode != "off":
             self._handles = [
@@ -75,6 +76,7 @@ class Overlap:
         self._seen[index] = (id(parameter.grad), parameter.grad._version)
         if not self._on or not first:
             return
+        self.on_ready()
         for bucket in self._of[index]:
             self._missing[bucket] -= 1
             if not self._missing[bucket]:

@@ -62,6 +62,18 @@ class Served:
         """Of one group, as it is now."""
         return optim.hyper_of(self.name, self._optimizer.param_groups[group], self._arguments)
 
+    def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: Flat) -> Hyper | None:
+        """The hyperparameters of the momentum that a worker computes, None if the server does.
+
+        Adds the weight decay to ``gradient``, shape (numel,), as SGD does before its momentum.
+        """
+        hyper = self.hyper(bucket.group)
+        if not Momentum.fits(self.name, hyper):
+            return None
+        if decay := hyper.get("weight_decay"):
+            gradient.add_(flat.read(bucket, torch.empty_like(gradient)), alpha=float(decay))  # type: ignore[arg-type]
+        return hyper
+
     def changed(self, job: Sequence[Group]) -> list[Hyper]:
         """Per group, what differs from the job's hyperparameters.
 

@@ -10,6 +10,7 @@ Rules of this file
   4. No wait without a deadline, and the error of a wait says who is waited for.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ import torch
 
 from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
+from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.config import PLANES
 from torch_ps.common.credentials import OPEN, Access
@@ -30,7 +32,7 @@ from torch_ps.common.errors import (
     StepConflict,
     WaitTimeout,
 )
-from torch_ps.common.frames import pack, unpack
+from torch_ps.common.frames import Buffer, pack, unpack
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.optim import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -203,13 +205,13 @@ class Session:
     def versions(self) -> tuple[int, ...]:
         return tuple(self._versions)
 
-    def staging(self, bucket: Bucket) -> torch.Tensor:
-        """A tensor to build the gradient of one bucket in, shape (numel,), fp32; good until the next call.
+    def staging(self, bucket: Bucket) -> contextlib.AbstractContextManager[torch.Tensor]:
+        """A tensor to build the gradient of one bucket in, shape (numel,), fp32, and to push it from.
 
         Where the bucket travels as it is through shared memory, this is the place from which the server reads it.
         """
         place = self.planes.place(bucket) if self._compressor.leaves_alone(bucket) else None
-        return self._staging[: bucket.numel] if place is None else place
+        return contextlib.nullcontext(self._staging[: bucket.numel] if place is None else place)
 
     def push(
         self,
@@ -223,17 +225,19 @@ class Session:
         momentum: Mapping[str, HyperValue] | None = None,
         missing: bool = False,
         nonfinite: bool = False,
+        encoded: tuple[Codec, Sequence[Buffer]] | None = None,
     ) -> None:
         """Send one bucket's gradient, shape (numel,), which is overwritten. The answer comes in ``wait``.
 
         Args:
+            encoded: its payload where a GPU has made it; None: the compressor makes it here.
             momentum: hyperparameters of SGD's momentum, where the compressor computes it.
             missing: the gradient is zero because there is none; the server steps the bucket only if another has one.
             nonfinite: the weight is 0 because a gradient of this step is not finite; the server counts it.
         """
         # What is missing may not be applied, so nothing of the residual goes with it.
         part = 0.0 if missing else weight
-        codec, parts = self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
+        codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
         header = pb.Push(
             step=step,
             bucket=bucket.index,

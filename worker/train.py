@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from torch_ps.common.config import WorkerConfig
+from torch_ps.common.device import choose
 from torch_ps.common.errors import ConfigError
 from torch_ps.worker import batch_size, tasks
 from torch_ps.worker import device as devices
@@ -57,7 +58,7 @@ def prepare(config: WorkerConfig, local_rank: int = 0) -> Setting:
     Raises:
         ConfigError: no such task, data or device.
     """
-    device = devices.choose(config.device, local_rank)
+    device = choose(config.device, local_rank)
     task = tasks.load(config.task, config.data)
     torch.manual_seed(config.seed)
     model = task.model().to(device)

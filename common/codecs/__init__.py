@@ -3,6 +3,7 @@
     table.py   names, arguments, the user's own codecs           plain.py   none, fp16, bf16
     int8.py    one byte a value, a scale per block               sign.py    one bit a value, a scale per block
     topk.py    the largest values and where they are             randk.py   values at places that a seed gives
+    device.py  which of them a GPU runs by itself
 
 Rules of this folder
   1. ``table`` is the only list of codecs; options, the servers and the workers all read it.

@@ -2,7 +2,8 @@
 
 Rules of this file
   1. Non-finite values stay non-finite: a gradient that overflowed travels by one of these, so that the server sees it.
-  2. Everything is little-endian, as are all machines torch runs on.
+  2. Each runs on a GPU as well, see ``device``.
+  3. Everything is little-endian, as are all machines torch runs on.
 
 Source: see each class.
 """
@@ -37,6 +38,12 @@ class Plain:
 
     def decode(self, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
         return torch.frombuffer(payload, dtype=torch.float32)
+
+    def to_bytes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (values.view(torch.uint8),)
+
+    def from_bytes(self, payload: memoryview, raw: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+        return raw.view(torch.float32)
 
 
 class Fp16:
@@ -74,6 +81,20 @@ class Fp16:
         scratch.copy_(torch.frombuffer(payload, dtype=torch.float16, offset=self._scale.size))
         return scratch.mul_(1.0 / scale) if scale != 1.0 else scratch
 
+    def to_bytes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        low, high = torch.aminmax(values)
+        bits = torch.maximum(low.abs(), high.abs()).view(torch.int32)
+        exponent = bits >> 23  # math.frexp's, plus 126; less than that for a subnormal, where the bound is what counts
+        shift = (15 + 126 - exponent).clamp(-126, 126)
+        usual = (bits > 0) & (exponent < 255)  # neither all zero nor infinite
+        scale = ((torch.where(usual, shift, 0) + 127) << 23).view(torch.float32)  # 2**shift, bit by bit
+        return scale.view(1).view(torch.uint8), torch.mul(values, scale).half().view(torch.uint8)
+
+    def from_bytes(self, payload: memoryview, raw: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+        (scale,) = self._scale.unpack_from(payload)
+        scratch.copy_(raw[self._scale.size :].view(torch.float16))
+        return scratch.mul_(1.0 / scale) if scale != 1.0 else scratch
+
 
 class Bf16:
     """bfloat16: fp32's range with 8 bits of precision, 2 bytes a value."""
@@ -89,6 +110,12 @@ class Bf16:
 
     def decode(self, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
         return scratch.copy_(torch.frombuffer(payload, dtype=torch.bfloat16))
+
+    def to_bytes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (values.bfloat16().view(torch.uint8),)
+
+    def from_bytes(self, payload: memoryview, raw: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+        return scratch.copy_(raw.view(torch.bfloat16))
 
 
 def bytes_of(values: torch.Tensor) -> memoryview:

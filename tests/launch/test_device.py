@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from torch_ps.common.device import choose
 from torch_ps.common.errors import ConfigError
 from torch_ps.worker import device
 
@@ -39,13 +40,13 @@ def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int
 def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_cpu(
     gpus: int, wanted: str, local_rank: int, found: str
 ) -> None:
-    assert str(device.choose(wanted, local_rank)) == found
+    assert str(choose(wanted, local_rank)) == found
 
 
 @pytest.mark.parametrize(
     ("gpus", "wanted", "sentence"),
     [
-        (0, "cuda", "finds no GPU here; use --device auto or cpu"),
+        (0, "cuda", "finds no GPU here; use --device cpu"),
         (0, "cuda:0", "finds no GPU here"),
         (1, "cuda:1", "device cuda:1: this host has 1 GPU, cuda:0"),
         (4, "cuda:7", "device cuda:7: this host has 4 GPUs, cuda:0 to cuda:3"),
@@ -54,7 +55,7 @@ def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_cpu(
 )
 def test_a_gpu_that_is_not_there_is_refused(gpus: int, wanted: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        device.choose(wanted)
+        choose(wanted)
 
 
 def test_a_batch_keeps_its_shape_when_it_moves() -> None:

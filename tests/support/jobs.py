@@ -26,6 +26,7 @@ from torch_ps.worker.transport import Link
 
 #: Seconds in which anything that a test waits for has to happen.
 SECONDS = 60.0
+PROGRAM = "torch_ps.ps.cli:main"
 
 
 @dataclass
@@ -63,7 +64,8 @@ def job(
     threads: int = 1,
     **settings: Any,
 ) -> Iterator[Servers]:
-    """``settings`` are further options of ``ServerConfig``."""
+    """``settings`` are further options of ``ServerConfig``; ``program``, if it is given, takes all of them as flags."""
+    program = settings.pop("program", PROGRAM)
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = Servers()
         try:
@@ -80,7 +82,7 @@ def job(
                     ready_file=str(Path(folder, f"ready{shard}")),
                     **settings,
                 )
-                servers.processes.append(start_server(config, Path(folder, f"log{shard}")))
+                servers.processes.append(start_server(config, Path(folder, f"log{shard}"), program))
                 if not shard:
                     _ready(servers, shard, config.ready_file)  # the others need its address
             for shard in range(1, shards):
@@ -100,9 +102,9 @@ def job(
                 process.kill()
 
 
-def start_server(config: ServerConfig, log: Path) -> Child:
+def start_server(config: ServerConfig, log: Path, program: str = PROGRAM) -> Child:
     """``ps-serve`` with the options of ``config``."""
-    return Child("torch_ps.ps.cli:main", (arguments_of(config),), log)
+    return Child(program, (arguments_of(config),), log)
 
 
 def _ready(servers: Servers, shard: int, file: str) -> None:

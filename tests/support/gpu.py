@@ -1,0 +1,32 @@
+"""Tests of what happens on a GPU: on one where torch finds it, and always on the CPU in its place.
+
+The CPU takes the same steps: packs, encodes and copies to (ordinary) memory; only streams and marks do nothing. What a
+missing wait would do there shows on a GPU alone.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """``ps-serve`` that takes its CPU for a device of its own: parameters are staged as those of a GPU are."""
+    from torch_ps.ps import cli, server
+
+    server.choose = lambda wanted, local_rank=0: torch.device("cpu", 0)  # type: ignore[attr-defined]
+    cli.main(list(arguments))
+
+
+def names_of_threads() -> set[str]:
+    """Of this process, without the numbers behind them."""
+    return {thread.name.partition("_")[0] for thread in threading.enumerate()}
+
+
+def sleep() -> None:
+    """Keep this thread's stream on the GPU busy for some milliseconds; returns at once."""
+    torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]
