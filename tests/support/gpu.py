@@ -18,7 +18,7 @@ def serve(arguments: Sequence[str]) -> None:
     """``ps-serve`` that takes its CPU for a device of its own: parameters are staged as those of a GPU are."""
     from torch_ps.ps import cli, server
 
-    server.choose = lambda wanted, local_rank=0: torch.device("cpu", 0)  # type: ignore[attr-defined]
+    server.choose_device = lambda wanted, local_rank=0: torch.device("cpu", 0)  # type: ignore[attr-defined]
     cli.main(list(arguments))
 
 
