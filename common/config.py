@@ -10,7 +10,6 @@ Options of one command only (ps-run, ps-compare, ps-status) are declared in the 
 Source: Li et al., OSDI 2014, for servers and workers; torchrun for RANK.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,27 +18,25 @@ from torch_ps.common import address, protection
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, more_than, option, within
+from torch_ps.common.forms import parse_compensation, parse_shard
 
 MODES = ("sync", "async", "ssp")
 PLANES = ("auto", "memory", "network")
 PRECISIONS = ("fp32", "bf16", "fp16")
 STALENESS_LR = ("constant", "inverse")
-#: Forms of delay compensation, each with its strength where none is given.
-COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
 
 #: Seconds between two checkpoints where nothing else is said.
 DEFAULT_CHECKPOINT_SECONDS = 600.0
 #: Slack of ``--mode ssp`` where none is given.
+DEFAULT_SLACK = 2
 #: Buckets that a server steps side by side unless told otherwise: more wait for memory, not for each other.
 MOST_APPLY_THREADS = 4
-DEFAULT_SLACK = 2
 #: The outer optimizer of ``local_steps`` where nothing is given: DiLoCo's, arXiv:2311.08105, section 3.2.
 DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM = 0.7, 0.9
 LEVELS = ("debug", "info", "warning", "error")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?", re.ASCII)
-_SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})", re.ASCII)
 
 
 def check_codecs(compress: str, compress_pull: str) -> None:
@@ -53,44 +50,6 @@ def check_codecs(compress: str, compress_pull: str) -> None:
             table.check_name(name)
         except ConfigError as error:
             raise ConfigError(f"{option_}: {error}") from None
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Read "I/N", shard I of N counted from 0; "" is the only shard, (0, 1).
-
-    Raises:
-        ConfigError: not of that form, or I is not below N.
-    """
-    match = _SHARD.fullmatch(text or "0/1")
-    if match is None:
-        raise ConfigError(f"a shard must be I/N, such as 0/2 for the first of two; got {text!r}")
-    index, count = int(match[1]), int(match[2])
-    if index >= count:
-        raise ConfigError(f"a shard must be I/N with I below N, counted from 0; got {text!r}")
-    return index, count
-
-
-def parse_compensation(text: str) -> tuple[str, float]:
-    """Read off, constant, adaptive, or one of these with a strength, as a form and a strength; "1.5" is "constant:1.5".
-
-    Raises:
-        ConfigError: not of that form, or the strength is not above 0.
-    """
-    if text == "off":
-        return "off", 0.0
-    form, colon, number = text.partition(":")
-    if form not in COMPENSATIONS and not colon:
-        form, colon, number = "constant", ":", text
-    try:
-        strength = float(number) if colon else COMPENSATIONS[form]
-    except (KeyError, ValueError):
-        strength = 0.0
-    if form not in COMPENSATIONS or not (strength > 0 and math.isfinite(strength)):
-        raise ConfigError(
-            "a delay compensation must be off, constant, adaptive, or one of these with a strength above 0, as in "
-            f"adaptive:2; got {text!r}"
-        )
-    return form, strength
 
 
 def _address(*, free_port: bool, word: str = "") -> Check:

@@ -23,12 +23,11 @@ from torch_ps.common.config import (
     DEFAULT_SLACK,
     MOST_APPLY_THREADS,
     ServerConfig,
-    parse_compensation,
-    parse_shard,
 )
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.device import choose as choose_device
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped
+from torch_ps.common.forms import parse_compensation, parse_shard
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile

@@ -9,8 +9,9 @@ import pytest
 
 from torch_ps.common import codecs, log
 from torch_ps.common.address import Address, format_list, parse, parse_list
-from torch_ps.common.config import ServerConfig, WorkerConfig, parse_shard
+from torch_ps.common.config import ServerConfig, WorkerConfig
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.forms import parse_shard
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""Values of options that are written in a form of their own.
+
+--shard I/N    --delay-compensation FORM[:STRENGTH]
+"""
+
+import math
+import re
+
+from torch_ps.common.errors import ConfigError
+
+#: Forms of delay compensation, each with its strength where none is given.
+COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
+
+_SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})", re.ASCII)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read "I/N", shard I of N counted from 0; "" is the only shard, (0, 1).
+
+    Raises:
+        ConfigError: not of that form, or I is not below N.
+    """
+    match = _SHARD.fullmatch(text or "0/1")
+    if match is None:
+        raise ConfigError(f"a shard must be I/N, such as 0/2 for the first of two; got {text!r}")
+    index, count = int(match[1]), int(match[2])
+    if index >= count:
+        raise ConfigError(f"a shard must be I/N with I below N, counted from 0; got {text!r}")
+    return index, count
+
+
+def parse_compensation(text: str) -> tuple[str, float]:
+    """Read off, constant, adaptive, or one of these with a strength, as a form and a strength; "1.5" is "constant:1.5".
+
+    Raises:
+        ConfigError: not of that form, or the strength is not above 0.
+    """
+    if text == "off":
+        return "off", 0.0
+    form, colon, number = text.partition(":")
+    if form not in COMPENSATIONS and not colon:
+        form, colon, number = "constant", ":", text
+    try:
+        strength = float(number) if colon else COMPENSATIONS[form]
+    except (KeyError, ValueError):
+        strength = 0.0
+    if form not in COMPENSATIONS or not (strength > 0 and math.isfinite(strength)):
+        raise ConfigError(
+            "a delay compensation must be off, constant, adaptive, or one of these with a strength above 0, as in "
+            f"adaptive:2; got {text!r}"
+        )
+    return form, strength
