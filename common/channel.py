@@ -32,17 +32,19 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 HANDSHAKE_SECONDS = 10
 
 
-def server_options(connections: int) -> tuple[tuple[str, int | str], ...]:
+def server_options(connections: int, *, anybody: bool) -> tuple[tuple[str, int | str], ...]:
     """``OPTIONS``, and what bounds the peers of a server.
 
     Args:
         connections: open at a time; more are closed at once.
+        anybody: may call, as nobody has to show a token.
     """
     return (
         *OPTIONS,
-        # Windows that grow with the rate of a link would hold whole messages of calls that nobody reads; a message
-        # that is being read gets the window that it needs in any case.
-        ("grpc.http2.bdp_probe", 0),
+        # Windows that grow with the rate of a link would hold whole messages of calls that nobody reads, gigabytes in
+        # a flood of them. A message that is being read gets the window that it needs in any case, a round trip later;
+        # who is let in by a token needs no such care, and far links are faster.
+        ("grpc.http2.bdp_probe", int(not anybody)),
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         ("grpc.http2.settings_timeout", HANDSHAKE_SECONDS * 1000),

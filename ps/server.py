@@ -164,7 +164,7 @@ async def _listen(
 ) -> tuple[grpc.aio.Server, Address]:
     server = grpc.aio.server(
         interceptors=[Door(token, job.metrics)] if token is not None else [],
-        options=channel.server_options(2 * config.max_workers + 256),
+        options=channel.server_options(2 * config.max_workers + 256, anybody=token is None),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
     most = int(config.max_model * 2**30) or limits.machine_memory()
