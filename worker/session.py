@@ -143,6 +143,8 @@ class Session:
         """
         if self._exchange is not None:
             self._exchange.close()  # of an earlier life, whose streams would have the name
+        if self._session:  # again: the servers may be starting anew, one after the other
+            self.job = self._describe()
         request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
         reply = admitted(self._links[0], request, self.timeout)
         self._session, self._epoch = reply.session, reply.epoch
