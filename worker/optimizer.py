@@ -314,6 +314,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
         drain.detach(self)
+        if hasattr(self, "_overlap"):  # joining may have failed
+            self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
         try:
             if self._forward is not None:
                 self._forward.leave()

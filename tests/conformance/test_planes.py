@@ -4,6 +4,7 @@ The network plane is what everything else here was first shown on; the memory pl
 """
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -322,6 +323,25 @@ def test_parameters_live_in_the_servers_memory_and_are_the_models_own_when_it_le
         optimizer.close()
     assert not set(shared) & {parameter.data_ptr() for parameter in model.parameters()}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), values, strict=True))
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_worker_that_has_left_keeps_no_file_open(plane: str) -> None:
+    def train(servers: Servers) -> int:
+        model = torch.nn.Linear(64, 64)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        with torch_ps.ParameterServerOptimizer(sgd, model, str(servers), plane=plane) as optimizer:
+            model(torch.ones(1, 64)).sum().backward()
+            optimizer.step()
+        del optimizer, sgd, model
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    with job() as servers:
+        train(servers)
+        before = train(servers)
+        # gRPC closes its own a moment later.
+        until(lambda: train(servers) <= before, "no more files are open than before")
 
 
 def test_model_is_its_own_again_when_a_push_fails() -> None:

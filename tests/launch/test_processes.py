@@ -2,7 +2,6 @@
 
 import io
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import ended
 from torch_ps.worker import processes
 from torch_ps.worker.processes import Child, Processes
 
@@ -48,7 +48,7 @@ def wait_for_death(pid: int, seconds: float = 20.0) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([handle], [], [], seconds)[0])
+        return ended(handle, seconds)
     finally:
         os.close(handle)
 

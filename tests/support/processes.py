@@ -89,13 +89,20 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def ended(handle: int, seconds: float) -> bool:
+    """Whether the process of this pidfd is gone by then. Unlike select, poll takes a handle of any number."""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 @contextlib.contextmanager
 def watched(pids: list[int]) -> Iterator[Callable[[float], list[int]]]:
     """Handles on processes that are not ours; call the result to wait for their end and get those still there."""
     handles = {os.pidfd_open(pid): pid for pid in pids}
 
     def left(seconds: float) -> list[int]:
-        return [pid for handle, pid in handles.items() if not select.select([handle], [], [], seconds)[0]]
+        return [pid for handle, pid in handles.items() if not ended(handle, seconds)]
 
     try:
         yield left

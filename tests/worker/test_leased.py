@@ -68,8 +68,7 @@ def test_sync_workers_train_as_one_process_does() -> None:
     def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-    def train(servers: str, name: str) -> torch.nn.Module:
-        model = seeded(mlp)
+    def train(servers: str, name: str, model: torch.nn.Module) -> torch.nn.Module:
         with torch_ps.ParameterServerOptimizer(sgd(model), model, servers, name=name) as optimizer:
             for x, y in torch_ps.shard(data, optimizer, batch_size=4, epochs=2):
                 torch.autograd.backward(torch.nn.functional.cross_entropy(model(x), y))
@@ -84,9 +83,9 @@ def test_sync_workers_train_as_one_process_does() -> None:
             torch.autograd.backward(torch.nn.functional.cross_entropy(plain(inputs[part]), labels[part]))
             optimizer.step()
             optimizer.zero_grad()
-    seeded(mlp)  # so that threads need not seed at once
+    fresh = [seeded(mlp) for _ in range(3)]  # before the threads, for the seed is the process's
     with job(workers=3) as servers:
-        models = at_once(*(lambda i=i: train(str(servers), f"w{i}") for i in range(3)))
+        models = at_once(*(lambda i=i, m=m: train(str(servers), f"w{i}", m) for i, m in enumerate(fresh)))
     for model in models:
         for mine, its in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-7)
