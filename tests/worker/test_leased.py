@@ -242,7 +242,7 @@ def test_wait_for_a_worker_that_does_not_read_says_so() -> None:
     says = "is dealt to all at once, and w1 has not asked for it"
     with (
         job(workers=2) as servers,
-        trainers(servers, 2, 4, timeout=1.0) as workers,
+        trainers(servers, 2, 4, timeout=5.0) as workers,
         pytest.raises(torch_ps.WaitTimeout, match=says),
     ):
         list(workers[0].epochs(batch_size=2))
