@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def start(program: str, *options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "bench" / program), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
 
 
 def bench(program: str, *options: str) -> str:
