@@ -4,6 +4,8 @@ Rules of this file
   1. Answers only; nothing changes. What is said of a step is said when that step is complete: see ``_last``.
 """
 
+from collections.abc import Callable
+
 from torch_ps.worker import drain
 from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.local import LocalSteps
@@ -19,11 +21,13 @@ class Facts:
     _outcome: Outcome
     _local: LocalSteps | None
     _source: Gradients | LocalSteps | Nothing
+    wait: Callable[[], None]
 
     @property
     def _last(self) -> Outcome:
         """What the last step came to; waits for it where it is still under way."""
-        raise NotImplementedError
+        self.wait()
+        return self._outcome
 
     @property
     def mode(self) -> str:

@@ -38,7 +38,6 @@ from torch_ps.worker.flat import Flat
 from torch_ps.worker.forward import Forward
 from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
-from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
@@ -337,11 +336,6 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             log.warning("the model does not hold the parameters of the last step: %s", late)
 
     # -------------------------------------------------------------- inside
-
-    @property
-    def _last(self) -> Outcome:
-        self.wait()
-        return self._outcome
 
     def _share(self) -> None:
         self.param_groups, self.state = self.wrapped.param_groups, self.wrapped.state
