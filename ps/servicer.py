@@ -27,6 +27,7 @@ from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
 from torch_ps.ps.readers import Readers, host_of
+from torch_ps.ps.seeds import Seeding
 from torch_ps.ps.state import Kept
 from torch_ps.ps.status import status_of_job
 from torch_ps.ps.streams import Stream, Watch
@@ -55,6 +56,7 @@ class Servicer:
         self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
+        self._seeding = Seeding(job)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Every method under its name in the contract."""
@@ -178,10 +180,10 @@ class Servicer:
             header, payload = unpack(frame, pb.SeedHeader)
             if not worker:
                 worker = header.worker
-                await self._job.begin_seed(worker, header.session, self._model(header.model))
+                await self._seeding.begin(worker, header.session, self._model(header.model))
             else:
-                self._job.seed(header.bucket, payload)
-        self._job.end_seed(worker)
+                self._seeding.take(header.bucket, payload)
+        self._seeding.end(worker)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 

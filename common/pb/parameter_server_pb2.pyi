@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version", "options")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class JobDescription(_message.Message):
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
     num_shards: int
@@ -103,7 +104,8 @@ class JobDescription(_message.Message):
     mode_details: str
     clip_norm: float
     resumed_version: int
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ...) -> None: ...
+    options: str
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ..., options: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("worker", "rank", "model")
@@ -532,3 +534,132 @@ class WorkerStatus(_message.Message):
     bytes_pulled: int
     shares_memory: bool
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ...) -> None: ...
+
+class ReplicaUp(_message.Message):
+    __slots__ = ("hello", "received")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    hello: ReplicaHello
+    received: int
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., received: _Optional[int] = ...) -> None: ...
+
+class ReplicaHello(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class ReplicaFrame(_message.Message):
+    __slots__ = ("header", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: ReplicaHeader
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[ReplicaHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class ReplicaHeader(_message.Message):
+    __slots__ = ("model", "tensor", "bucket", "step", "answer", "roster", "data", "norm", "complete")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    tensor: ReplicaTensor
+    bucket: ReplicaBucket
+    step: ReplicaStep
+    answer: ReplicaAnswer
+    roster: ReplicaRoster
+    data: ReplicaData
+    norm: ReplicaNorm
+    complete: ReplicaComplete
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., tensor: _Optional[_Union[ReplicaTensor, _Mapping]] = ..., bucket: _Optional[_Union[ReplicaBucket, _Mapping]] = ..., step: _Optional[_Union[ReplicaStep, _Mapping]] = ..., answer: _Optional[_Union[ReplicaAnswer, _Mapping]] = ..., roster: _Optional[_Union[ReplicaRoster, _Mapping]] = ..., data: _Optional[_Union[ReplicaData, _Mapping]] = ..., norm: _Optional[_Union[ReplicaNorm, _Mapping]] = ..., complete: _Optional[_Union[ReplicaComplete, _Mapping]] = ...) -> None: ...
+
+class ReplicaTensor(_message.Message):
+    __slots__ = ("bucket", "name", "scalar")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCALAR_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    name: str
+    scalar: bool
+    def __init__(self, bucket: _Optional[int] = ..., name: _Optional[str] = ..., scalar: bool = ...) -> None: ...
+
+class ReplicaBucket(_message.Message):
+    __slots__ = ("bucket", "progress")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    progress: str
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ...) -> None: ...
+
+class ReplicaStep(_message.Message):
+    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness")
+    class HyperEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: HyperValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[HyperValue, _Mapping]] = ...) -> None: ...
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    LR_SCALE_FIELD_NUMBER: _ClassVar[int]
+    HYPER_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    progress: str
+    idle: bool
+    lr_scale: float
+    hyper: _containers.MessageMap[str, HyperValue]
+    late: int
+    nonfinite: int
+    staleness: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReplicaAnswer(_message.Message):
+    __slots__ = ("bucket", "worker", "codec", "whole")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    worker: str
+    codec: str
+    whole: bool
+    def __init__(self, bucket: _Optional[int] = ..., worker: _Optional[str] = ..., codec: _Optional[str] = ..., whole: bool = ...) -> None: ...
+
+class ReplicaRoster(_message.Message):
+    __slots__ = ("membership",)
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    membership: str
+    def __init__(self, membership: _Optional[str] = ...) -> None: ...
+
+class ReplicaComplete(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReplicaData(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: str
+    def __init__(self, data: _Optional[str] = ...) -> None: ...
+
+class ReplicaNorm(_message.Message):
+    __slots__ = ("worker", "session", "step", "square")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SQUARE_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    step: int
+    square: float
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ...) -> None: ...
