@@ -35,6 +35,7 @@ PURE = (
     "re",
     "typing",
     "torch_ps.common.errors",
+    "torch_ps.common.terms",
     "torch_ps.ps.core",
 )
 #: Modules that speak gRPC.
