@@ -9,6 +9,7 @@ Rules of this file
   2. Every wait has a deadline and says what it waits for.
 """
 
+import asyncio
 import itertools
 import logging
 import math
@@ -39,6 +40,7 @@ from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.cut import Sections
 from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict
+from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster, roster_of
 from torch_ps.ps.core.shard import Shard
@@ -48,12 +50,15 @@ from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.store import CPU
 from torch_ps.ps.streams import Stream, Streams, Watch
+from torch_ps.ps.succession import Succession
 from torch_ps.ps.waits import Waits
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Seconds that another shard may take to hear of a new roster from the lead.
 ROSTER_DEADLINE = 20.0
+#: Seconds for which it counts that a worker has asked a standby to take over; workers repeat it several times a second.
+PATIENCE_SECONDS = 5.0
 
 
 class Job:
@@ -66,6 +71,8 @@ class Job:
         clip_norm: largest norm of an update; 0 is none.
         ask_norm: how another shard than the lead asks it for the norm of an update.
         device: that holds parameters and optimizer state.
+        name: of this life of this server, see ``torch_ps.common.terms``.
+        primary: of the server whose standby this is.
     """
 
     def __init__(
@@ -84,6 +91,8 @@ class Job:
         clip_norm: float = 0.0,
         ask_norm: Ask | None = None,
         device: torch.device = CPU,
+        name: str = "server/0",
+        primary: str = "",
     ) -> None:
         self.mode, self.index, self.num_shards = mode, index, num_shards
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
@@ -108,6 +117,7 @@ class Job:
         self.on_begun: Callable[[Engine], None] = lambda engine: None
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_initialised: Callable[[], None] = lambda: None
+        self.succession = Succession(ElectedSeat(name, primary, patience=PATIENCE_SECONDS), self.streams)
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
         #: Called with a roster that was decided and with what makes it take effect.
         self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
@@ -316,6 +326,9 @@ class Job:
         if before is not None and self.engine is not None:
             self.engine.disconnected(before)
         self.streams.add(stream)
+        if stream.worker is not None:
+            for frame in self.succession.greeting():
+                stream.outbox.put_nowait(frame)
         return stream
 
     def close(self, stream: Stream) -> None:
@@ -356,6 +369,13 @@ class Job:
         if self.engine is None or not self.initialised:
             raise NotInitialised(f"shard {self.index} has no parameters yet; one worker has to call init first")
         return self.engine
+
+    async def data_is_known(self) -> None:
+        """Lead: wait until the standby, if there is one, knows which samples are whose now."""
+        if self.engine is not None and self.engine.recorder is not None:
+            known = asyncio.Event()
+            self.engine.tell_data(known.set)
+            await known.wait()
 
     # -------------------------------------------------------------- waiting
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from torch_ps.common.ballots import configuration_from_proto, configuration_to_proto
 from torch_ps.common.frames import Buffer, pack
 from torch_ps.common.optim import Hyper, changed, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.succession import Change
 
 
 def of_state(bucket: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> list[bytes]:
@@ -81,6 +83,18 @@ def of_norm(group: Group, square: float | None) -> bytes:
     return pack(pb.ReplicaHeader(norm=pb.ReplicaNorm(worker=worker, session=session, step=step, square=square)))
 
 
+def of_change(change: Change) -> bytes:
+    electors = [pb.Elector(worker=worker, session=session) for worker, session in sorted(change.electorate)]
+    configuration = configuration_to_proto(change.configuration)
+    return pack(pb.ReplicaHeader(change=pb.ReplicaChange(configuration=configuration, elector=electors)))
+
+
+def change_of(message: pb.ReplicaChange, number: int) -> Change:
+    """The inverse; the change does not say its number."""
+    electorate = frozenset((each.worker, each.session) for each in message.elector)
+    return Change(number, configuration_from_proto(message.configuration), electorate)
+
+
 def text(data: Mapping[str, Any]) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":"))
 
@@ -111,4 +125,4 @@ def tensor_of(payload: memoryview, *, scalar: bool) -> torch.Tensor:
 
 def _payload(tensor: torch.Tensor) -> tuple[Buffer]:
     values = tensor.detach().to("cpu", torch.float32).reshape(-1)
-    return (memoryview(values.numpy()).cast("B"),) if values.numel() else (b"",)
+    return (values.numpy().data.cast("B"),) if values.numel() else (b"",)

@@ -95,7 +95,9 @@ class Replica:
     def _tensor(self, header: pb.ReplicaTensor, payload: memoryview) -> None:
         bucket, tensor = self._of(header.bucket), records.tensor_of(payload, scalar=header.scalar)
         if not header.scalar and tensor.numel() != bucket.numel:
-            raise ValueError(f"tensor {header.name!r} has {tensor.numel()} values, bucket {bucket.index} {bucket.numel}")
+            raise ValueError(
+                f"tensor {header.name!r} has {tensor.numel()} values, bucket {bucket.index} {bucket.numel}"
+            )
         self._tensors.setdefault(bucket.index, {})[header.name] = tensor
 
     def _bucket(self, header: pb.ReplicaBucket) -> None:

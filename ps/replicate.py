@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from torch_ps.common.errors import PsError, Refused
+from torch_ps.common.ballots import address_of
+from torch_ps.common.errors import ProtocolError, PsError, Refused, WaitTimeout
 from torch_ps.common.frames import pack
 from torch_ps.common.optim import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -35,7 +36,9 @@ from torch_ps.common.schema import to_proto
 from torch_ps.ps import records
 from torch_ps.ps.answers import Answer
 from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.succession import Change, Role
 from torch_ps.ps.engine import Engine, Turn
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import tensors_of
@@ -44,6 +47,8 @@ log = logging.getLogger("torch_ps.ps")
 
 #: Buckets whose state is copied and not yet with the standby.
 AT_A_TIME = 4
+#: Characters of a server's name.
+MAX_SERVER = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,119 +61,158 @@ class _Waiting:
 
 
 class Follower:
-    """One standby that is attached: frames to it, and how many of them it has."""
+    """One standby that is attached: frames to it, and how many of them it has.
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    Args:
+        server: its name.
+        base: number of the last record before its first frame.
+    """
+
+    def __init__(self, server: str, base: int) -> None:
+        self.server, self._base = server, base
         self.outbox: asyncio.Queue[bytes | PsError] = asyncio.Queue()
-        self.sent = self.received = 0
+        self.received = base  # number of the last record that it has
         #: Buckets whose state has been copied; lanes read it.
         self.copied: set[int] = set()
-        #: It has all, and what is acknowledged is acknowledged by both.
+        #: It has all, and the seat relies on it.
         self.complete = False
 
-    def send(self, frames: Sequence[bytes]) -> None:
-        for frame in frames:
-            self.outbox.put_nowait(frame)
-        self.sent += len(frames)
+    def number(self, frames: int) -> int:
+        """Of the record that is the last of so many frames."""
+        return self._base + frames
+
+    @property
+    def address(self) -> str:
+        return address_of(self.server)
 
 
 class Replication:
-    """One shard's, as a primary. All methods but ``step`` and ``answered`` run on the event loop.
+    """One shard's, as a primary. All methods but ``step`` and ``answered`` run on the event loop."""
 
-    Args:
-        together: called when a standby has all; returns when nothing is acknowledged without it.
-        alone: called when one is lost that had all; returns when this shard may acknowledge without it.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        *,
-        together: Callable[[Follower], Awaitable[None]],
-        alone: Callable[[str], Awaitable[None]],
-    ) -> None:
-        self._job, self._together, self._alone = job, together, alone
+    def __init__(self, job: Job) -> None:
+        succession = job.succession
+        self._job, self._succession = job, succession
         self._waiting: deque[_Waiting] = deque()
-        self._held: asyncio.Task[None] | None = None  # until it is agreed that this shard goes on alone
         self.follower: Follower | None = None
         job.before_roster = self._roster
         job.clipping.before_answer = self._norm
         job.on_anew = self._anew
+        succession.on_acknowledge = self._release
+        succession.on_change = self._change
+
+    @property
+    def _seat(self) -> ElectedSeat:
+        return self._succession.seat
 
     # -------------------------------------------------------------- the standby
 
-    async def attach(self, address: str) -> Follower:
-        """Take a standby; ``fill`` makes it complete.
+    async def serve(self, messages: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]) -> None:
+        """One standby, from its hello to the end of its stream.
 
         Raises:
-            Refused: there is one.
+            Refused: there is another one, or the last one is lost and that is not settled yet.
         """
+        hello = pb.ReplicaUp.FromString(await anext(messages, b""))
+        follower = self._attach(hello.hello.server)
+        work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]
+        tasks = [asyncio.create_task(each) for each in work]
+        reason = "it has ended its stream"
+        try:
+            while not any(task.done() for task in tasks[1:]):
+                await asyncio.wait([t for t in tasks if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+        except PsError as error:
+            reason = str(error)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._detach(follower, reason)
+
+    def _attach(self, server: str) -> Follower:
+        index = self._job.index
+        if not 1 <= len(server) <= MAX_SERVER or not server.isprintable():
+            raise ProtocolError(f"a standby has a name of 1 to {MAX_SERVER} printable characters")
         if self.follower is not None:
-            raise Refused(f"shard {self._job.index} has a standby at {self.follower.address} already")
-        if self._held is not None:
-            raise Refused(f"shard {self._job.index} has lost its standby and does not go on without it yet; try again")
-        self.follower = follower = Follower(address)
-        log.info("a standby at %s follows", address)
+            raise Refused(f"shard {index} has a standby at {self.follower.address} already")
+        if self._seat.role is not Role.ALONE:
+            raise Refused(f"shard {index} has lost its standby, and whether it goes on alone is not settled; try again")
+        self.follower = follower = Follower(server, self._seat.recorded)
+        log.info("a standby at %s follows", follower.address)
         return follower
 
-    async def fill(self, follower: Follower) -> None:
+    async def _fill(self, follower: Follower) -> None:
         """Send all that this shard is, and from then on what changes."""
         job = self._job
         await job.until_initialised()
         engine = job.engine
-        if engine is None or self.follower is not follower:
+        if engine is None:
             return
-        follower.send([pack(pb.ReplicaHeader(model=to_proto(engine.model)))])
-        follower.send([records.of_roster(self._handed(job.roster)), *self.data()])
-        norms = job.clipping.norms
-        if norms is not None:
-            follower.send([records.of_norm(group, square) for group, square in norms.answers.items()])
         engine.recorder = self
+        norms = job.clipping.norms.answers if job.clipping.norms is not None else {}
+        frames = [
+            pack(pb.ReplicaHeader(model=to_proto(engine.model))),
+            records.of_roster(self._handed(job.roster)),
+            *self.data(),
+            *(records.of_norm(group, square) for group, square in norms.items()),
+        ]
+        self.send(frames, lambda: None)
         places, begin = asyncio.Semaphore(AT_A_TIME), time.monotonic()
         for number, bucket in enumerate(engine.buckets):
             await places.acquire()
             progress = engine.core.replicate(number)
             copy = functools.partial(self._copy, engine, follower, bucket, progress)
             engine.turn(bucket.index, Turn(copy, places.release))
+        has_all = asyncio.Event()
         for _ in range(AT_A_TIME):
             await places.acquire()
-        follower.send([pack(pb.ReplicaHeader(complete=pb.ReplicaComplete()))])
+        end = pb.ReplicaComplete(number=self._seat.recorded + 1)
+        self.send([pack(pb.ReplicaHeader(complete=end))], has_all.set)
+        await has_all.wait()
         follower.complete = True
         log.info("the standby at %s has all, after %.1f s", follower.address, time.monotonic() - begin)
-        await self._together(follower)
+        self._succession.obey(self._seat.attach(follower.server))
 
-    def received(self, follower: Follower, number: int) -> None:
-        """It has so many frames."""
-        follower.received = max(follower.received, min(number, follower.sent))
+    async def _read(self, follower: Follower, messages: AsyncIterator[bytes]) -> None:
+        while message := await self._next(follower, messages):
+            follower.received = max(follower.received, follower.number(pb.ReplicaUp.FromString(message).received))
+            if follower.received > self._seat.recorded:
+                raise ProtocolError(f"the standby says to have record {follower.received}; there is none yet")
+            self._succession.obey(self._seat.receipt(follower.server, follower.received))
+            self._release()
+
+    async def _next(self, follower: Follower, messages: AsyncIterator[bytes]) -> bytes:
+        try:
+            async with asyncio.timeout(self._job.lease):
+                return await anext(messages, b"")
+        except TimeoutError:
+            raise WaitTimeout(
+                f"no sign of life of the standby at {follower.address} for {self._job.lease:g} s (the lease)"
+            ) from None
+
+    def _detach(self, follower: Follower, reason: str) -> None:
+        """Its stream has ended."""
+        self.follower = None
+        if self._job.engine is not None:
+            self._job.engine.core.replicate_none()
+        if self._seat.role is Role.ALONE:
+            log.info("the standby at %s has left before it had all: %s", follower.address, reason)
+        else:
+            log.warning("the standby at %s is lost: %s; asking the workers to go on alone", follower.address, reason)
+        self._succession.obey(self._seat.lost(follower.server))
         self._release()
 
-    def detach(self, follower: Follower, reason: str) -> None:
-        """Its stream has ended."""
-        if self.follower is not follower:
-            return
-        self.follower = None
-        engine = self._job.engine
-        if engine is not None:
-            engine.core.replicate_none()
-        if follower.complete:
-            log.warning("the standby at %s is lost: %s; nothing is acknowledged for now", follower.address, reason)
-            self._held = asyncio.create_task(self._go_alone(reason))
-        else:
-            log.info("the standby at %s has left before it had all: %s", follower.address, reason)
-            self._free()
-
-    async def _go_alone(self, reason: str) -> None:
-        await self._alone(reason)
-        self._held = None
-        log.warning("shard %d goes on without a standby", self._job.index)
-        self._free()
-
-    def _free(self) -> None:
-        """There is no standby any more that anything has to wait for."""
-        while self._waiting:
+    def _release(self) -> None:
+        """Let go what does not have to wait any more."""
+        follower, safe = self.follower, self._seat.safe
+        if follower is not None and not follower.complete:
+            safe = min(safe, follower.received)  # nobody relies on it, but a slow one must not fill the memory
+        while self._waiting and self._waiting[0].number <= safe:
             self._waiting.popleft().then()
-        if self._job.engine is not None:
+        alone = follower is None and self._seat.role is Role.ALONE
+        if alone and not self._waiting and self._job.engine is not None:
             self._job.engine.recorder = None
 
     def _anew(self) -> None:
@@ -178,10 +222,10 @@ class Replication:
 
     @property
     def lag(self) -> tuple[int, float]:
-        """Frames that the standby has not said to have, and seconds that the oldest of them waits."""
+        """Records that the standby has not said to have, and seconds that the oldest answer waits."""
         follower = self.follower
-        records = follower.sent - follower.received if follower is not None else 0
-        return records, time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+        behind = self._seat.recorded - follower.received if follower is not None else 0
+        return behind, time.monotonic() - self._waiting[0].since if self._waiting else 0.0
 
     # -------------------------------------------------------------- what it hears
 
@@ -220,34 +264,46 @@ class Replication:
         return [] if data is None else [records.of_data(data)]
 
     def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
-        """Send frames; ``then`` is called when the standby has all up to them."""
-        if self.follower is not None:
-            self.follower.send(frames)
-            self._waiting.append(_Waiting(self.follower.sent, time.monotonic(), then))
-            self._release()
-        elif self._held is not None:
-            self._waiting.append(_Waiting(0, time.monotonic(), then))
-        else:
-            then()
+        """Send frames; ``then`` is called when all up to them may be known to others."""
+        follower, now = self.follower, time.monotonic()
+        if self._seat.follows:
+            return  # another one serves: nobody hears anything from here any more
+        if follower is not None:
+            for frame in frames:
+                follower.outbox.put_nowait(frame)
+                self._record()
+        elif self._seat.role is not Role.ALONE:
+            self._record()  # something may have changed of which there is no frame
+        self._waiting.append(_Waiting(self._seat.recorded, now, then))
+        self._release()
 
-    def _release(self) -> None:
-        follower = self.follower
-        while follower is not None and self._waiting and self._waiting[0].number <= follower.received:
-            self._waiting.popleft().then()
+    def _record(self) -> None:
+        self._succession.obey(self._seat.record()[1])
+
+    def _change(self, change: Change) -> None:
+        """The seat has made a record."""
+        if self.follower is not None:
+            self.follower.outbox.put_nowait(records.of_change(change))
 
     def _roster(self, roster: Roster, then: Callable[[], None]) -> None:
-        engine = self._job.engine
-        if engine is None or engine.recorder is None:
+        def known() -> None:
             then()
+            self._succession.obey(self._seat.set_roster((m.name, m.session) for m in roster.members))
+
+        if self._recording:
+            self.send([records.of_roster(self._handed(roster))], known)
         else:
-            self.send([records.of_roster(self._handed(roster))], then)
+            known()
 
     def _norm(self, group: Group, square: float | None, then: Callable[[], None]) -> None:
-        engine = self._job.engine
-        if engine is None or engine.recorder is None:
-            then()
-        else:
+        if self._recording:
             self.send([records.of_norm(group, square)], then)
+        else:
+            then()
+
+    @property
+    def _recording(self) -> bool:
+        return self._job.engine is not None and self._job.engine.recorder is not None
 
     def _handed(self, roster: Roster) -> dict[str, Any]:
         if self._job.membership is not None:
@@ -256,7 +312,7 @@ class Replication:
         return {"epoch": roster.epoch, "members": members, "open": roster.open}
 
 
-async def write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:
+async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:
     """Send what is in the outbox, until an error is next.
 
     Raises:
@@ -267,11 +323,3 @@ async def write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) ->
         if isinstance(item, PsError):
             raise item
         await send(item)
-
-
-async def read(replication: Replication, follower: Follower, messages: AsyncIterator[bytes]) -> None:
-    """Take what the standby says, until it ends the stream."""
-    async for message in messages:
-        up = pb.ReplicaUp.FromString(message)
-        if up.HasField("received"):
-            replication.received(follower, up.received)

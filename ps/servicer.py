@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from torch_ps.common import codecs, schema
+from torch_ps.common import ballots, codecs, schema
 from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
-from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Overloaded, ProtocolError, PsError
+from torch_ps.common.errors import CorruptFrame, NoSharedMemory, NotServing, Overloaded, ProtocolError, PsError
 from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.memory import give_back_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -27,6 +27,7 @@ from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
 from torch_ps.ps.readers import Readers, host_of
+from torch_ps.ps.replicate import Replication
 from torch_ps.ps.seeds import Seeding
 from torch_ps.ps.state import Kept
 from torch_ps.ps.status import status_of_job
@@ -39,6 +40,9 @@ HELLO_DEADLINE = 10.0
 #: Seconds that the one request of a call may take to arrive.
 REQUEST_DEADLINE = 20.0
 
+#: What a server answers that does not serve.
+OPEN_TO_ALL = ("DescribeRequest", "StatusRequest", "BallotRequest")
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Frames = Iterator[tuple[pb.UpHeader, memoryview]]
 
@@ -49,9 +53,11 @@ class Servicer:
     Args:
         max_workers: most workers of the job.
         max_model: bytes that parameters and optimizer state of this shard may take.
+        options: of this server, JSON, for a standby.
     """
 
-    def __init__(self, job: Job, *, max_workers: int, max_model: int) -> None:
+    def __init__(self, job: Job, *, max_workers: int, max_model: int, options: str = "{}") -> None:
+        self._options, self._replication = options, Replication(job)
         self._job, self._max_workers, self._max_model = job, max_workers, max_model
         self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
@@ -77,6 +83,10 @@ class Servicer:
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
                 "Kept": unary(self.kept, pb.KeptRequest),
+                "Ballot": unary(self.ballot, pb.BallotRequest),
+                "Replicate": grpc.stream_stream_rpc_method_handler(
+                    guarded(self.replicate, self._job.metrics), None, None
+                ),
                 "Seed": grpc.stream_unary_rpc_method_handler(
                     guarded(self.seed, self._job.metrics), None, lambda reply: reply.SerializeToString()
                 ),
@@ -106,6 +116,8 @@ class Servicer:
             except DecodeError:
                 raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
             del message
+            if name not in OPEN_TO_ALL:
+                self._check_serving()
             return await method(asked, context)
 
         return call
@@ -123,6 +135,9 @@ class Servicer:
             clip_norm=job.clipping.norm,
             initialised=job.initialised,
             resumed_version=job.resumed_version,
+            options=self._options,
+            configuration=ballots.configuration_to_proto(job.succession.seat.configuration),
+            closed=job.closed,
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
         )
@@ -159,8 +174,11 @@ class Servicer:
         if request.give_back:
             core.give_back(request.worker, request.session, data_set(request.data))
             self._job.asks.wake()
+            await self._job.data_is_known()
             return pb.DataReply()
-        return await self._job.asks.ask(core, request, _seconds(context))
+        reply = await self._job.asks.ask(core, request, _seconds(context))
+        await self._job.data_is_known()
+        return reply
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         return status_of_job(self._job, time.monotonic())
@@ -174,8 +192,26 @@ class Servicer:
         self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
         return pb.KeptReply()
 
+    async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
+        succession = self._job.succession
+        return pb.BallotReply(
+            ballot=succession.ballot(request),
+            closed=self._job.closed,
+            configuration=ballots.configuration_to_proto(succession.seat.configuration),
+        )
+
+    async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        self._check_serving()
+        async with aclosing(_messages(frames)) as messages:
+            await self._replication.serve(messages, context.write)
+
+    def _check_serving(self) -> None:
+        if self._job.closed:
+            raise NotServing(self._job.closed)
+
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
         worker = ""
+        self._check_serving()
         async for frame in frames:
             header, payload = unpack(frame, pb.SeedHeader)
             if not worker:
@@ -188,6 +224,7 @@ class Servicer:
         return pb.SeedReply()
 
     async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        self._check_serving()
         incoming = _messages(frames)
         try:
             stream, rest = await self._hello(incoming, context)
@@ -262,6 +299,8 @@ class Servicer:
                     self._job.working().pull(stream, header.pull.bucket)
                 case "renew":
                     pass
+                case "ballot" if stream.worker is not None:
+                    self._job.succession.paper((stream.worker, stream.session), header.ballot)
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")

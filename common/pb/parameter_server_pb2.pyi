@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version", "options")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version", "configuration", "closed", "options")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,8 @@ class JobDescription(_message.Message):
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
@@ -104,8 +106,10 @@ class JobDescription(_message.Message):
     mode_details: str
     clip_norm: float
     resumed_version: int
+    configuration: Configuration
+    closed: str
     options: str
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ..., options: _Optional[str] = ...) -> None: ...
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("worker", "rank", "model")
@@ -272,16 +276,18 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RosterView(_message.Message):
-    __slots__ = ("epoch", "open", "member", "cut")
+    __slots__ = ("epoch", "open", "member", "lead", "cut")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     open: bool
     member: _containers.RepeatedCompositeFieldContainer[RosterMember]
+    lead: _containers.RepeatedScalarFieldContainer[str]
     cut: int
-    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., cut: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., lead: _Optional[_Iterable[str]] = ..., cut: _Optional[int] = ...) -> None: ...
 
 class RosterMember(_message.Message):
     __slots__ = ("worker", "session", "rank", "first_step")
@@ -304,16 +310,18 @@ class UpFrame(_message.Message):
     def __init__(self, header: _Optional[_Iterable[_Union[UpHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class UpHeader(_message.Message):
-    __slots__ = ("hello", "push", "pull", "renew")
+    __slots__ = ("hello", "push", "pull", "renew", "ballot")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     push: Push
     pull: Pull
     renew: Renew
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ...) -> None: ...
+    ballot: BallotPaper
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker", "session", "pull_codec")
@@ -377,10 +385,11 @@ class DownFrame(_message.Message):
     def __init__(self, header: _Optional[_Iterable[_Union[DownHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class DownHeader(_message.Message):
-    __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "place", "delta", "contributor")
+    __slots__ = ("bucket", "version", "next_step", "ballot", "step", "staleness", "applied", "samples", "codec", "epoch", "place", "delta", "contributor")
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
@@ -393,6 +402,7 @@ class DownHeader(_message.Message):
     bucket: int
     version: int
     next_step: int
+    ballot: Ballot
     step: int
     staleness: int
     applied: bool
@@ -402,7 +412,7 @@ class DownHeader(_message.Message):
     place: Place
     delta: bool
     contributor: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NormRequest(_message.Message):
     __slots__ = ("shard", "worker", "session", "step", "square")
@@ -544,10 +554,10 @@ class ReplicaUp(_message.Message):
     def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., received: _Optional[int] = ...) -> None: ...
 
 class ReplicaHello(_message.Message):
-    __slots__ = ("address",)
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    address: str
-    def __init__(self, address: _Optional[str] = ...) -> None: ...
+    __slots__ = ("server",)
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    def __init__(self, server: _Optional[str] = ...) -> None: ...
 
 class ReplicaFrame(_message.Message):
     __slots__ = ("header", "payload")
@@ -558,7 +568,7 @@ class ReplicaFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[ReplicaHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ReplicaHeader(_message.Message):
-    __slots__ = ("model", "tensor", "bucket", "step", "answer", "roster", "data", "norm", "complete")
+    __slots__ = ("model", "tensor", "bucket", "step", "answer", "roster", "data", "norm", "complete", "change")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     BUCKET_FIELD_NUMBER: _ClassVar[int]
@@ -568,6 +578,7 @@ class ReplicaHeader(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
     model: Model
     tensor: ReplicaTensor
     bucket: ReplicaBucket
@@ -577,7 +588,8 @@ class ReplicaHeader(_message.Message):
     data: ReplicaData
     norm: ReplicaNorm
     complete: ReplicaComplete
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., tensor: _Optional[_Union[ReplicaTensor, _Mapping]] = ..., bucket: _Optional[_Union[ReplicaBucket, _Mapping]] = ..., step: _Optional[_Union[ReplicaStep, _Mapping]] = ..., answer: _Optional[_Union[ReplicaAnswer, _Mapping]] = ..., roster: _Optional[_Union[ReplicaRoster, _Mapping]] = ..., data: _Optional[_Union[ReplicaData, _Mapping]] = ..., norm: _Optional[_Union[ReplicaNorm, _Mapping]] = ..., complete: _Optional[_Union[ReplicaComplete, _Mapping]] = ...) -> None: ...
+    change: ReplicaChange
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., tensor: _Optional[_Union[ReplicaTensor, _Mapping]] = ..., bucket: _Optional[_Union[ReplicaBucket, _Mapping]] = ..., step: _Optional[_Union[ReplicaStep, _Mapping]] = ..., answer: _Optional[_Union[ReplicaAnswer, _Mapping]] = ..., roster: _Optional[_Union[ReplicaRoster, _Mapping]] = ..., data: _Optional[_Union[ReplicaData, _Mapping]] = ..., norm: _Optional[_Union[ReplicaNorm, _Mapping]] = ..., complete: _Optional[_Union[ReplicaComplete, _Mapping]] = ..., change: _Optional[_Union[ReplicaChange, _Mapping]] = ...) -> None: ...
 
 class ReplicaTensor(_message.Message):
     __slots__ = ("bucket", "name", "scalar")
@@ -643,8 +655,18 @@ class ReplicaRoster(_message.Message):
     def __init__(self, membership: _Optional[str] = ...) -> None: ...
 
 class ReplicaComplete(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class ReplicaChange(_message.Message):
+    __slots__ = ("configuration", "elector")
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    ELECTOR_FIELD_NUMBER: _ClassVar[int]
+    configuration: Configuration
+    elector: _containers.RepeatedCompositeFieldContainer[Elector]
+    def __init__(self, configuration: _Optional[_Union[Configuration, _Mapping]] = ..., elector: _Optional[_Iterable[_Union[Elector, _Mapping]]] = ...) -> None: ...
 
 class ReplicaData(_message.Message):
     __slots__ = ("data",)
@@ -663,3 +685,93 @@ class ReplicaNorm(_message.Message):
     step: int
     square: float
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ...) -> None: ...
+
+class Term(_message.Message):
+    __slots__ = ("number", "server")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    server: str
+    def __init__(self, number: _Optional[int] = ..., server: _Optional[str] = ...) -> None: ...
+
+class Configuration(_message.Message):
+    __slots__ = ("term", "standby")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    standby: str
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., standby: _Optional[str] = ...) -> None: ...
+
+class Elector(_message.Message):
+    __slots__ = ("worker", "session")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+
+class Ballot(_message.Message):
+    __slots__ = ("ask", "declare")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    DECLARE_FIELD_NUMBER: _ClassVar[int]
+    ask: Ask
+    declare: Declare
+    def __init__(self, ask: _Optional[_Union[Ask, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("term", "base")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    base: Term
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., base: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
+
+class Declare(_message.Message):
+    __slots__ = ("configuration", "serving")
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    configuration: Configuration
+    serving: bool
+    def __init__(self, configuration: _Optional[_Union[Configuration, _Mapping]] = ..., serving: bool = ...) -> None: ...
+
+class BallotPaper(_message.Message):
+    __slots__ = ("vote", "accepted")
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    vote: Vote
+    accepted: Term
+    def __init__(self, vote: _Optional[_Union[Vote, _Mapping]] = ..., accepted: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("term", "granted", "promised", "served")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    granted: bool
+    promised: Term
+    served: Configuration
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., granted: bool = ..., promised: _Optional[_Union[Term, _Mapping]] = ..., served: _Optional[_Union[Configuration, _Mapping]] = ...) -> None: ...
+
+class BallotRequest(_message.Message):
+    __slots__ = ("worker", "session", "take_over", "paper")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
+    PAPER_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    take_over: bool
+    paper: _containers.RepeatedCompositeFieldContainer[BallotPaper]
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., take_over: bool = ..., paper: _Optional[_Iterable[_Union[BallotPaper, _Mapping]]] = ...) -> None: ...
+
+class BallotReply(_message.Message):
+    __slots__ = ("ballot", "configuration", "closed")
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    ballot: _containers.RepeatedCompositeFieldContainer[Ballot]
+    configuration: Configuration
+    closed: str
+    def __init__(self, ballot: _Optional[_Iterable[_Union[Ballot, _Mapping]]] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ...) -> None: ...
