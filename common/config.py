@@ -266,9 +266,9 @@ class WorkerConfig:
 
     servers: str = option(
         "",
-        "every shard of the job, shard 0 first",
-        metavar="HOST:PORT,...",
-        check=Check("", lambda text: not text or bool(address.parse_list(text))),
+        "every shard of the job, shard 0 first; a standby behind its primary and a |",
+        metavar="HOST:PORT[|HOST:PORT],...",
+        check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
     )
     name: str = option(

@@ -4,14 +4,17 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from torch_ps.common.errors import ConfigError, Overloaded, WaitTimeout
+from torch_ps.common.errors import ConfigError, Overloaded, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds after which a lead that took no more workers is asked again.
 AGAIN_SECONDS = 2.0
+#: Seconds after which all servers are looked at again.
+PAUSE_SECONDS = 0.2
 
 
 def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -> pb.JobDescription:
@@ -43,6 +46,21 @@ def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -
             if codec.partition(":")[0] not in job.codec:
                 raise ConfigError(f"{link.address} has no codec {codec!r}; start ps-serve with --codecs MODULE too")
     return jobs[0]
+
+
+def find_servers(voters: Sequence[Voter], worker: str, session: int, seconds: float) -> None:
+    """Where a shard has several servers, have its link lead to the one that serves.
+
+    Raises:
+        Unreachable: none does after ``seconds``; names them.
+    """
+    deadline = time.monotonic() + seconds
+    for voter in voters:
+        while len(voter.servers) > 1 and not voter.look(worker, session):
+            if time.monotonic() > deadline:
+                names = " and ".join(map(str, voter.servers))
+                raise Unreachable(f"none of {names} serves its shard after {seconds:g} s; see their logs")
+            time.sleep(PAUSE_SECONDS)
 
 
 def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:

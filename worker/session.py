@@ -44,8 +44,9 @@ from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import prepare
-from torch_ps.worker.servers import admitted, describe_all, open_roster
+from torch_ps.worker.servers import admitted, describe_all, find_servers, open_roster
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import blame
 
 log = logging.getLogger("torch_ps.worker")
@@ -60,7 +61,7 @@ class Session:
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
-        servers: addresses of all shards, shard 0 first.
+        servers: for all shards, shard 0 first, the addresses of their servers.
         name: of the worker.
         compressor: of pushes.
         compress_pull: codec of pulls.
@@ -75,7 +76,7 @@ class Session:
 
     def __init__(
         self,
-        servers: Sequence[Address],
+        servers: Sequence[Sequence[Address]],
         name: str,
         *,
         compressor: Compressor,
@@ -103,7 +104,8 @@ class Session:
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
-        self._links = [Link(address, access) for address in servers]
+        self._links = [Link(addresses[0], access) for addresses in servers]
+        self._voters = [Voter(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
         try:
             self.job = self._describe()
         except PsError:
@@ -111,6 +113,7 @@ class Session:
             raise
 
     def _describe(self) -> pb.JobDescription:
+        find_servers(self._voters, self.name, self._session, CONNECT_SECONDS)
         return describe_all(self._links, (self._compressor.codec.name, self._pull_codec.name), CONNECT_SECONDS)
 
     # -------------------------------------------------------------- joining
@@ -189,6 +192,8 @@ class Session:
             lambda shard: prepare(
                 self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
             ),
+            self._ballot,
+            lambda shard: self._voters[shard].look(self.name, self._session),
         )
 
     def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
@@ -369,7 +374,11 @@ class Session:
         request.worker, request.session = self.name, self._session
         return self._links[0].data(request, self.timeout)
 
-    # -------------------------------------------------------------- the lease
+    # -------------------------------------------------------------- the lease and who serves
+
+    def _ballot(self, shard: int, ballot: pb.Ballot) -> bytes | None:
+        paper = self._voters[shard].answer(ballot)
+        return pack(pb.UpHeader(ballot=paper)) if paper is not None else None
 
     def _renew(self) -> None:
         """Keep the lease while the training loop computes."""

@@ -13,7 +13,9 @@ from torch_ps.common.errors import PsError
 from torch_ps.common.options import Check, Command, option, options_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.client import addresses_of
+from torch_ps.worker.servers import find_servers
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import sentence, spoken_seconds
 
 
@@ -23,7 +25,7 @@ class StatusConfig:
         "",
         "every shard of the job, shard 0 first",
         metavar="HOST:PORT,...",
-        check=Check("", lambda text: not text or bool(address.parse_list(text))),
+        check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
     )
     tls_ca: str = protection.tls_ca()
@@ -44,7 +46,10 @@ def main(status: StatusConfig) -> None:
     """
     try:
         access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
-        links = [Link(each, access) for each in addresses_of(status.servers or None)]
+        shards = addresses_of(status.servers or None)
+        voters = [Voter(Link(servers[0], access), servers) for servers in shards]
+        find_servers(voters, "", 0, status.timeout)
+        links = [voter.link for voter in voters]
         replies = [link.status(status.timeout) for link in links]
     except PsError as error:
         raise click.ClickException(str(error)) from None

@@ -111,6 +111,20 @@ class Link:
         self._mark = self._access.mark
         self._channel = self._access.connect(self.address)
 
+    def to(self, address: Address) -> None:
+        """Lead to another server of the shard; calls that are under way end where they began."""
+        self._access.check(address)
+        if address != self.address or self._access.mark != self._mark:
+            self.address = address
+            self._connect()
+
+    def look(self, seconds: float) -> pb.JobDescription:
+        """What the server is; one try, which does not wait for it to come up."""
+        return self._unary("Describe", pb.DescribeRequest(), pb.JobDescription, seconds)
+
+    def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
+        return self._unary("Ballot", request, pb.BallotReply, seconds)
+
     def exchange(self, frames: Iterator[bytes]) -> Any:
         """Open an Exchange, raw frames both ways."""
         call: Any = self._channel.stream_stream(channel.method("Exchange"), None, None)
