@@ -46,6 +46,7 @@ from torch_ps.ps.core.roster import Membership, Roster, roster_of
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.data import Asks
 from torch_ps.ps.engine import Engine
+from torch_ps.ps.lead import Lead
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.store import CPU
@@ -73,6 +74,7 @@ class Job:
         device: that holds parameters and optimizer state.
         name: of this life of this server, see ``torch_ps.common.terms``.
         primary: of the server whose standby this is.
+        lead: where another shard than the lead finds it.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Job:
         device: torch.device = CPU,
         name: str = "server/0",
         primary: str = "",
+        lead: Lead | None = None,
     ) -> None:
         self.mode, self.index, self.num_shards = mode, index, num_shards
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
@@ -102,6 +105,7 @@ class Job:
         self.engine: Engine | None = None
         self.initialised = False
         self.roster = Roster()
+        self.lead_at = lead  # where the others find the lead; None: this is it
         self.membership = Membership(quorum=quorum, lease=lease, limit=max_workers) if index == 0 else None
         self.data = Data(mode) if index == 0 else None  # which samples are whose
         self.asks = Asks()
@@ -118,11 +122,14 @@ class Job:
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_initialised: Callable[[], None] = lambda: None
         self.succession = Succession(ElectedSeat(name, primary, patience=PATIENCE_SECONDS), self.streams)
+        self.succession.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
         #: Called with a roster that was decided and with what makes it take effect.
         self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
         self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
         self.kept: KeptFacts | None = None  # how the checkpoints do
+        self.lag: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # of the standby: records, seconds
+        self.replicated: Callable[[], tuple[int, bool]] = lambda: (0, False)  # here, of a primary: version, all
         self.resumed_version = 0
         self._copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
@@ -185,6 +192,10 @@ class Job:
             self._announce(effects)
             log.info("worker %s leaves; roster: %s", worker, _names(self.roster))
 
+    def _show_roster(self) -> None:
+        for queue in self.watchers:
+            queue.put_nowait(self.roster)
+
     def stop(self, error: PsError) -> None:
         """End every open stream, so that none has to be cancelled when the server ends."""
         self.streams.close(error)
@@ -204,7 +215,9 @@ class Job:
         self._announce(self.lead.plan_cut(version))
 
     def follow(self, roster: Roster) -> None:
-        """Take over a roster from the lead."""
+        """Take over a roster from the lead; one of a lead that does not know of newer ones changes nothing."""
+        if roster.epoch < self.roster.epoch:
+            return
         self._announce((Announce(roster, "the lead has announced it"),))
 
     def _announce(self, effects: Iterable[Effect]) -> None:
@@ -226,8 +239,7 @@ class Job:
                     if self.engine is not None:
                         self.engine.set_roster(effect.roster)
                     self.clipping.set_roster(effect.roster)
-                    for queue in self.watchers:
-                        queue.put_nowait(effect.roster)
+                    self._show_roster()
                 case Evict():
                     self.streams.evict(effect)
         if self._model is not None and not self.initialised and not self.is_member(*self.seeder):

@@ -161,6 +161,8 @@ class Replica:
         told = records.data_of(header.membership, "roster")
         members = {str(member[0]) for member in told["members"]}
         self.roster = told
+        if self._job.lead_at is not None:
+            self._job.lead_at.told(str(each) for each in told["lead"])
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
 
     def _norm(self, header: pb.ReplicaNorm) -> None:

@@ -72,6 +72,7 @@ class Follower:
         self.server, self._base = server, base
         self.outbox: asyncio.Queue[bytes | PsError] = asyncio.Queue()
         self.received = base  # number of the last record that it has
+        self.begun = False  # it has been sent a model
         #: Buckets whose state has been copied; lanes read it.
         self.copied: set[int] = set()
         #: It has all, and the seat relies on it.
@@ -94,7 +95,7 @@ class Replication:
         self._job, self._succession = job, succession
         self._waiting: deque[_Waiting] = deque()
         self.follower: Follower | None = None
-        job.before_roster = self._roster
+        job.before_roster, job.lag = self._roster, self.lag
         job.clipping.before_answer = self._norm
         job.on_anew = self._anew
         succession.on_acknowledge = self._release
@@ -130,6 +131,7 @@ class Replication:
             for task in tasks:
                 task.cancel()
             self._detach(follower, reason)
+            await asyncio.gather(*tasks, return_exceptions=True)  # so that nobody reads from the stream any more
 
     def _attach(self, server: str) -> Follower:
         index = self._job.index
@@ -150,7 +152,7 @@ class Replication:
         engine = job.engine
         if engine is None:
             return
-        engine.recorder = self
+        engine.recorder, follower.begun = self, True
         norms = job.clipping.norms.answers if job.clipping.norms is not None else {}
         frames = [
             pack(pb.ReplicaHeader(model=to_proto(engine.model))),
@@ -217,10 +219,9 @@ class Replication:
 
     def _anew(self) -> None:
         """The job begins again with other parameters: whoever follows has to begin again too."""
-        if self.follower is not None:
+        if self.follower is not None and self.follower.begun:
             self.follower.outbox.put_nowait(Refused("the parameters are sent anew; attach again"))
 
-    @property
     def lag(self) -> tuple[int, float]:
         """Records that the standby has not said to have, and seconds that the oldest answer waits."""
         follower = self.follower
@@ -306,10 +307,11 @@ class Replication:
         return self._job.engine is not None and self._job.engine.recorder is not None
 
     def _handed(self, roster: Roster) -> dict[str, Any]:
-        if self._job.membership is not None:
-            return self._job.membership.hand_over()
+        job = self._job
+        if job.membership is not None:
+            return job.membership.hand_over()
         members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
-        return {"epoch": roster.epoch, "members": members, "open": roster.open}
+        return {"epoch": roster.epoch, "members": members, "open": roster.open, "lead": list(job.lead_at or ())}
 
 
 async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:

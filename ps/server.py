@@ -38,6 +38,7 @@ from torch_ps.ps.door import Door
 from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, resumed_version
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Keeper, Tell
+from torch_ps.ps.lead import Lead
 from torch_ps.ps.manifest import Manifest
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.pages import Pages
@@ -95,9 +96,9 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         stop.set()
 
     metrics, beat = Metrics(), Beat()
-    lead = address.parse(config.lead) if index else None
+    lead = Lead([address.parse(config.lead)]) if index else None
     if lead is not None:
-        access.check(lead)
+        access.check(lead.address)
     compensation, strength = parse_compensation(config.delay_compensation)
     mode = Mode(
         name=config.mode,
@@ -126,6 +127,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             device=device,
             name=name_of(listening),
             primary=config.standby_of,
+            lead=lead,
         )
         job.succession.on_step_down = lambda step_down: on_failure(deposed(job, step_down))
         keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
@@ -188,7 +190,7 @@ async def _work(
     job: Job,
     keeper: Keeper | None,
     standby: Standby | None,
-    lead: Address | None,
+    lead: Lead | None,
     access: Access,
     on_failure: Callable[[BaseException], None],
 ) -> None:
@@ -283,7 +285,7 @@ class Beat:
         return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
-async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: Access) -> Keeper:
+async def _keeper(config: ServerConfig, job: Job, lead: Lead | None, access: Access) -> Keeper:
     """What keeps this shard's checkpoints; goes on from one if it is to.
 
     Raises:

@@ -263,7 +263,9 @@ class Servicer:
         self._job.watchers.add(queue)
         try:
             while (roster := await queue.get()) is not None:
-                await context.write(roster_view(roster))
+                view = roster_view(roster)
+                view.lead.extend(self._job.succession.addresses)
+                await context.write(view)
         finally:
             self._job.watchers.discard(queue)
 

@@ -134,6 +134,7 @@ class Standby:
         self._said = ""
         job.closed = f"this is the standby of shard {job.index}; {primary} serves it"
         job.succession.on_serve = self._serve
+        job.replicated = lambda: (self._replica.version, self._replica.complete)
 
     async def run(self) -> None:
         """Follow the primary until this server serves.

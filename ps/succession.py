@@ -89,6 +89,12 @@ class Succession:
                     pass
         return taken
 
+    @property
+    def addresses(self) -> list[str]:
+        """Where the servers of this shard are, as far as this one knows."""
+        configuration = self.seat.configuration
+        return [ballots.address_of(each) for each in (configuration.primary, configuration.standby) if each]
+
     async def keep(self) -> None:
         """Let the seat know of the time, until cancelled."""
         while True:
