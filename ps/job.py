@@ -190,7 +190,7 @@ class Job:
         effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())
         if effects:
             self._announce(effects)
-            log.info("worker %s leaves; roster: %s", worker, _names(self.roster))
+            log.info("worker %s leaves; roster: %s", worker, _names(self.lead.roster))
 
     def _show_roster(self) -> None:
         for queue in self.watchers:
