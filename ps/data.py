@@ -55,7 +55,8 @@ class Asks:
         """
         begin = time.monotonic()
         life = request.worker, request.session
-        ask = Ask(*life, data_set(request.data), request.batch, request.epochs)
+        have = request.have if request.HasField("have") else None
+        ask = Ask(*life, data_set(request.data), request.batch, request.epochs, have)
         try:
             while True:
                 answer = core.ask(ask)

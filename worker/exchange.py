@@ -63,6 +63,7 @@ class Exchange:
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
+        self._heard = [0.0] * len(links)  # when the last message came, on time.monotonic()
         self._choosy = 0  # threads that wait for some buckets only
         for shard in range(len(links)):
             self._open(shard)
@@ -88,6 +89,20 @@ class Exchange:
         stream = self._streams.get(shard)
         if stream is not None:
             stream.send(frame)
+
+    def has(self, shard: int) -> bool:
+        """Whether the stream to a shard is open."""
+        return shard in self._streams
+
+    def heard(self, shard: int) -> float:
+        """When the last message of a shard came, on ``time.monotonic()``."""
+        return self._heard[shard]
+
+    def give_up(self, shard: int, error: PsError) -> None:
+        """The server of a shard does not answer: have its stream opened again where one serves."""
+        stream = self._streams.get(shard)
+        if stream is not None:
+            stream.fail(error)
 
     def unanswered(self, bucket: int) -> bytes | None:
         """The frame of this bucket that waits for its answer."""
@@ -184,6 +199,7 @@ class Exchange:
     def _received(self, shard: int, number: int, message: bytes) -> None:
         if number != self._opened[shard]:
             return  # of a stream that was given up
+        self._heard[shard] = time.monotonic()
         for header, payload in unpack_all(message, pb.DownHeader):
             if not header.HasField("ballot"):
                 self._on_answer(shard, header, payload)

@@ -44,6 +44,7 @@ class Stream:
         self._link, self._on_message, self._on_end = link, on_message, on_end
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closed = False
+        self._failure: PsError | None = None
         self._call = link.exchange(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"read {link.address}", daemon=True)
         self._reader.start()
@@ -71,13 +72,18 @@ class Stream:
         self._reader.join(1.0)
         self._call.cancel()
 
+    def fail(self, error: PsError) -> None:
+        """End the stream as if the connection had broken, with ``error``."""
+        self._failure = error
+        self._call.cancel()
+
     def _read(self) -> None:
         try:
             for message in self._call:
                 self._on_message(message)
             end: PsError = Unreachable(f"server {self._link.address} closed the stream")
         except grpc.RpcError as failure:
-            end = error_of(failure, str(self._link.address))
+            end = self._failure or error_of(failure, str(self._link.address))
         except PsError as error:
             self._call.cancel()
             end = error

@@ -1,6 +1,5 @@
 """What a standby has is what its primary has, bit for bit: parameters, optimizer state, ledger, samples."""
 
-import signal
 import threading
 from pathlib import Path
 from typing import Any
