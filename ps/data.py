@@ -55,8 +55,7 @@ class Asks:
         """
         begin = time.monotonic()
         life = request.worker, request.session
-        have = request.have if request.HasField("have") else None
-        ask = Ask(*life, data_set(request.data), request.batch, request.epochs, have)
+        ask = Ask(*life, data_set(request.data), request.batch, request.epochs)
         try:
             while True:
                 answer = core.ask(ask)

@@ -38,7 +38,6 @@ from torch_ps.common.optim import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
-from torch_ps.worker.asking import Asking
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
@@ -99,7 +98,6 @@ class Session:
         self._session = 0
         self._epoch = 0
         self.covers = Covers()  # the samples that pushes are of
-        self._samples_of = Asking()
         self._samples = 0.0
         self.pushed_bytes = 0
         self.pulled_bytes = 0
@@ -155,7 +153,6 @@ class Session:
         reply = admitted(self._links[0], request, self.timeout)
         self._session, self._epoch = reply.session, reply.epoch
         self.covers.clear()
-        self._samples_of.clear()
         hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
         self._start(model, hello)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
@@ -377,7 +374,7 @@ class Session:
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
         """Ask the lead for samples; raises UnknownWorker, and WaitTimeout, which says who has what is left."""
         request.worker, request.session = self.name, self._session
-        return self._samples_of.ask(request, self._voters[0], self.timeout, self.job.lease_seconds)
+        return self._links[0].data(request, self.timeout)
 
     # -------------------------------------------------------------- the lease and who serves
 

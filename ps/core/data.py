@@ -60,7 +60,6 @@ class Ask:
     Attributes:
         batch: samples of one of its batches, >= 1.
         epochs: it takes part until this many epochs are over, counted from the first of the job, >= 1.
-        have: samples that have reached this session; an answer that got lost is given again. None: all have.
     """
 
     worker: str
@@ -68,7 +67,6 @@ class Ask:
     data: DataSet
     batch: int
     epochs: int
-    have: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +169,6 @@ class Data:
         reader = course.readers.setdefault(life, _Reader(ask.batch, ask.epochs))
         reader.batch, reader.epochs, reader.over = ask.batch, ask.epochs, False
         what = _called(course.data)
-        lost = reader.fetched - ask.have if ask.have is not None else 0
-        if 0 < lost <= count(reader.given):
-            rest = list(reader.given)
-            take(rest, count(rest) - lost)
-            return Portion(number, course.epoch, tuple(rest))
         if not reader.dealt:
             if reader.epochs <= course.epoch + course.complete:
                 reader.over = True
