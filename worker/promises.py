@@ -31,13 +31,17 @@ class Promises:
             term: that it wants to serve in.
             base: of the configuration that it has the state of.
         """
-        granted = term >= self.promised and base >= self.accepted.term
-        if granted:
-            self.promised = term
-        return Vote(term, granted, self.promised, self.served)
+        if term < self.promised or base < self.accepted.term:
+            return self.refusal(term)
+        self.promised = term
+        return Vote(term, True, term, self.served)
+
+    def refusal(self, term: Term) -> Vote:
+        """What to answer a server whose term is not kept to: it learns of the higher one, and takes a higher still."""
+        return Vote(term, False, self.promised, self.served)
 
     def accept(self, configuration: Configuration) -> bool:
-        """A server has been given the votes; False: a higher term has been promised meanwhile."""
+        """A server has been given the votes; False: answer with ``refusal``, as a higher term has been promised."""
         if configuration.term < self.promised:
             return False
         self.promised, self.accepted = configuration.term, configuration

@@ -58,7 +58,7 @@ class ElectedSeat(Seat):
         self._votes |= {elector}
         if not self._majority(self._votes):
             return ()
-        self.role, self._claimed, self._accepts = Role.CONFIRMING, True, frozenset()
+        self.role, self._claimed, self._votes, self._accepts = Role.CONFIRMING, True, frozenset(), frozenset()
         self.configuration = Configuration(self._asked)
         return (Declare(self.configuration, False),)
 
@@ -69,8 +69,9 @@ class ElectedSeat(Seat):
         self._accepts |= {elector}
         if not self._majority(self._accepts):
             return ()
-        self._asks = {}
-        return self._won(f"{len(self._accepts)} of {len(self.electorate)} workers have voted for it")
+        reason = f"{len(self._accepts)} of {len(self.electorate)} workers have given it the seat"
+        self._asks, self._accepts = {}, frozenset()
+        return self._won(reason)
 
     def promised(self, term: Term) -> None:
         """A worker cannot speak to this server, because it has promised ``term``."""
@@ -79,14 +80,14 @@ class ElectedSeat(Seat):
     def tick(self, now: float) -> Decisions:
         """Ask again what has not been answered; take a higher term where workers have promised one."""
         self._asks = {elector: at for elector, at in self._asks.items() if now - at <= self._patience}
-        behind = self._heard > self.configuration.term.number
+        behind = self._heard > self.configuration.term
         match self.role:
             case Role.STANDBY:
                 return self._stand()
             case Role.ASKING if self._follows and not self._claimed and not self._wanted():
                 self.role = Role.STANDBY
             case Role.ASKING:
-                return self._claim() if self._heard > self._asked.number else (self._ask(),)
+                return self._claim() if self._heard > self._asked else (self._ask(),)
             case Role.CONFIRMING if behind:
                 self.role = Role.ASKING
                 return self._claim()

@@ -157,7 +157,7 @@ class Seat(ABC):
         self._claimed = False  # was given the votes to go on alone, and is not there yet
         self._change = 0  # number of the last Change, until the standby has it; 0: none is under way
         self._proposed = self.configuration  # by the last Change
-        self._heard = 0  # highest number of a term that somebody has, has asked for or has promised
+        self._heard = Term()  # highest that somebody has, has asked for or has promised
         self._target = self.electorate  # what the electorate is to become
 
     @property
@@ -281,11 +281,11 @@ class Seat(ABC):
         """Whether a standby can be relied on."""
 
     def _hear(self, term: Term) -> None:
-        self._heard = max(self._heard, term.number)
+        self._heard = max(self._heard, term)
 
     def _next_term(self) -> Term:
-        self._heard += 1
-        return Term(self._heard, self.me)
+        self._heard = Term(self._heard.number + 1, self.me)
+        return self._heard
 
     def _won(self, reason: str) -> Decisions:
         """It is certain that nobody else can come to serve: go on alone."""
