@@ -111,9 +111,11 @@ class LeasedShard:
                 optimizer.settle()
             drain.finish(optimizer.name, optimizer.close)
             try:
-                with drain.waiting():
-                    reply = self._ask(wait=True)
-            except UnknownWorker as error:
+                reply = self._ask(wait=True)
+            except PsError as error:
+                drain.finish(optimizer.name, optimizer.close)
+                if not isinstance(error, UnknownWorker):
+                    raise
                 optimizer.recover(error)
                 continue
             if reply.answer == pb.DataReply.PORTION:
