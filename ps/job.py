@@ -10,7 +10,6 @@ Rules of this file
 """
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -20,18 +19,15 @@ from typing import Any
 
 import torch
 
-from torch_ps.common import codecs, schema
-from torch_ps.common.arena import Offer
+from torch_ps.common import schema
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.errors import (
     NameTaken,
-    NoSharedMemory,
     NotInitialised,
     ProtocolError,
     PsError,
     UnknownWorker,
 )
-from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.advice import Advice
@@ -50,7 +46,7 @@ from torch_ps.ps.lead import Lead
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.store import CPU
-from torch_ps.ps.streams import Stream, Streams, Watch
+from torch_ps.ps.streams import Streams, Watch
 from torch_ps.ps.succession import Succession
 from torch_ps.ps.waits import Waits
 
@@ -131,10 +127,9 @@ class Job:
         self.lag: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # of the standby: records, seconds
         self.replicated: Callable[[], tuple[int, bool]] = lambda: (0, False)  # here, of a primary: version, all
         self.resumed_version = 0
-        self._copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
+        self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
         self._waits = Waits(f"shard {index}")
-        self._observers = itertools.count(1)
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
         self.seeder = ("", 0)
 
@@ -285,7 +280,7 @@ class Job:
         """
         self.sections.restore(sections)
         engine = self.begin(model)
-        self._copies = restore(engine, state)
+        self.copies = restore(engine, state)
         if self.membership is not None and self.data is not None:
             self.roster = self.membership.roster
             self.data.begin_after(self.roster.epoch)
@@ -306,7 +301,7 @@ class Job:
         engine = self.engine
         if engine is None:
             raise ValueError("there is no state to go on from")
-        self._copies, self._model, self.initialised = dict(copies), engine.model, True
+        self.copies, self._model, self.initialised = dict(copies), engine.model, True
         if self.membership is None or self.data is None:
             self.follow(roster_of(told))
         else:
@@ -315,62 +310,7 @@ class Job:
             self._announce(effects)
         self._waits.notify()
 
-    # -------------------------------------------------------------- streams
-
-    async def open(self, hello: pb.Hello) -> Stream:
-        """Check the first frame of an Exchange.
-
-        Raises:
-            UnknownCodec: for pulls.
-            UnknownWorker: not in the roster.
-            NotInitialised: an observer came before the parameters.
-        """
-        codec = codecs.codec(hello.pull_codec or "none")
-        if not hello.worker:
-            self.working()
-            stream = Stream(None, next(self._observers), codec)
-        else:
-            await self.until_member(hello.worker, hello.session)
-            stream = Stream(hello.worker, hello.session, codec)
-            if codec.coarse and hello.worker in self._copies:
-                stream.copies = self._copies.pop(hello.worker)
-        before = self.streams.get(stream.worker, stream.session)
-        if before is not None and self.engine is not None:
-            self.engine.disconnected(before)
-        self.streams.add(stream)
-        if stream.worker is not None:
-            for frame in self.succession.greeting():
-                stream.outbox.put_nowait(frame)
-        return stream
-
-    def close(self, stream: Stream) -> None:
-        if self.streams.remove(stream) and self.engine is not None:
-            self.engine.disconnected(stream)
-
-    def heard(self, stream: Stream) -> None:
-        """Traffic renews the lease.
-
-        Raises:
-            UnknownWorker: the lease has run out before.
-        """
-        if self.membership is not None and stream.worker is not None:
-            self.membership.renew(stream.worker, stream.session, time.monotonic())
-
-    async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:
-        """Map the memory of a worker on this host; answers with that of the parameters.
-
-        Args:
-            dialled: port at which the worker has found this shard, 0 if that is not to matter.
-
-        Raises:
-            UnknownWorker: not in the roster.
-            NotInitialised: the parameters are not there yet.
-            NoSharedMemory: it cannot be mapped; says why.
-        """
-        await self.until_member(worker, session)
-        if dialled not in (0, self.port):
-            raise NoSharedMemory(f"something stands between port {dialled} and this server, so all goes through it")
-        return self.working().arenas.admit(worker, session, gradients, answers)
+    # -------------------------------------------------------------- what there is
 
     def working(self) -> Engine:
         """The engine, once the parameters are there.

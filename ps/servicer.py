@@ -21,6 +21,7 @@ from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.memory import give_back_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps import limits
+from torch_ps.ps.connections import Connections
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
@@ -62,7 +63,7 @@ class Servicer:
         self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
-        self._seeding = Seeding(job)
+        self._seeding, self._connections = Seeding(job), Connections(job)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Every method under its name in the contract."""
@@ -160,7 +161,9 @@ class Servicer:
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
             offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
-            parameters = await self._job.share(request.worker, request.session, *offers, dialled=request.dialled_port)
+            parameters = await self._connections.share(
+                request.worker, request.session, *offers, dialled=request.dialled_port
+            )
         except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))
@@ -242,7 +245,7 @@ class Servicer:
             reading.cancel()
             writing.cancel()
             self._observing -= stream.worker is None
-            self._job.close(stream)
+            self._connections.close(stream)
 
     async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
         """The stream, and the frames that travelled with its Hello."""
@@ -253,7 +256,7 @@ class Servicer:
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
         if not header.hello.worker and self._observing >= limits.MAX_OBSERVERS:
             raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        return await self._job.open(header.hello), frames
+        return await self._connections.open(header.hello), frames
 
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
         if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
@@ -286,7 +289,7 @@ class Servicer:
         async with aclosing(incoming):
             await self._take(stream, first)
             async for message in incoming:
-                self._job.heard(stream)
+                self._connections.heard(stream)
                 stream.outbox.most = self._most_waiting
                 await self._take(stream, unpack_all(message, pb.UpHeader))
 

@@ -34,7 +34,7 @@ class Exchange:
         links: to all shards, shard 0 first.
         hello: first frame of every stream.
         shard_of: shard of each bucket.
-        lease: seconds in which a stream that broke has to be open again.
+        patience: for a shard, seconds in which a stream of it that broke has to be open again.
         on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
         on_back: called with a shard that answers again, before its stream is opened; a ``PsError`` means: not yet.
         on_ballot: called on a reader thread with a shard and what its server asks; gives the frame that answers.
@@ -46,14 +46,14 @@ class Exchange:
         links: Sequence[Link],
         hello: bytes,
         shard_of: Sequence[int],
-        lease: float,
+        patience: Callable[[int], float],
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
         on_back: Callable[[int], None],
         on_ballot: Callable[[int, pb.Ballot], bytes | None],
         look: Callable[[int], bool],
     ) -> None:
         self._on_ballot, self._look = on_ballot, look
-        self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
+        self._links, self._hello, self._shard_of, self._patience = links, hello, shard_of, patience
         self._on_answer, self._on_back = on_answer, on_back
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
@@ -227,7 +227,7 @@ class Exchange:
 
     def _reopen(self, shard: int, error: PsError) -> PsError | None:
         """None: the stream is open again; else why it is not, ``error`` if nothing answers."""
-        link, deadline = self._links[shard], time.monotonic() + self._lease
+        link, deadline = self._links[shard], time.monotonic() + self._patience(shard)
         log.warning("lost the connection to %s; trying again", link.address)
         pause = 0.0  # the first time at once: a standby may be there
         while time.monotonic() < deadline and not self._stopping.wait(pause):

@@ -2,10 +2,17 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
+
+from torch_ps.common import codecs as table
+from torch_ps.common import schema
 from torch_ps.common.errors import ConfigError, Overloaded, Unreachable, WaitTimeout
+from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Model
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
 
@@ -79,6 +86,15 @@ def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinRepl
                 raise
             log.warning("%s; trying again", error)
             time.sleep(AGAIN_SECONDS)
+
+
+def seeds(
+    worker: str, session: int, model: Model, buckets: Iterable[Bucket], values: Callable[[Bucket], torch.Tensor]
+) -> Iterator[bytes]:
+    """The frames that give one shard, which has ``buckets``, its first parameters; ``values`` of one, fp32 (numel,)."""
+    yield pack(pb.SeedHeader(worker=worker, session=session, model=schema.to_proto(model)))
+    for bucket in buckets:
+        yield pack(pb.SeedHeader(bucket=bucket.index), table.codec("none").encode(values(bucket)))
 
 
 def open_roster(lead: Link, quorum: int, seconds: float) -> pb.RosterView:

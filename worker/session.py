@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -45,7 +45,7 @@ from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import prepare
-from torch_ps.worker.servers import admitted, describe_all, find_servers, open_roster
+from torch_ps.worker.servers import admitted, describe_all, find_servers, open_roster, seeds
 from torch_ps.worker.silence import watch
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
@@ -93,7 +93,6 @@ class Session:
             raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
         self.name, self.timeout = name, timeout
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
-        self._plain = codecs.codec("none")
         self._exchange: Exchange | None = None
         self._plane = plane
         self._session = 0
@@ -163,7 +162,8 @@ class Session:
             self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
-                self._links[index].seed(self._seeds(index, model, values), self.timeout)
+                frames = seeds(self.name, self._session, model, self.plan.of_shard(index), values)
+                self._links[index].seed(frames, self.timeout)
         self.planes.share(self._links, self.plan, self.name, self._session)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
@@ -190,19 +190,14 @@ class Session:
             self._links,
             pack(pb.UpHeader(hello=hello)),
             [bucket.shard for bucket in buckets],
-            self.job.lease_seconds,
+            self._patience,
             self._receive,
             lambda shard: prepare(
                 self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
             ),
-            self._ballot,
+            lambda shard, ballot: self._voters[shard].frame(ballot),
             lambda shard: self._voters[shard].look(self.name, self._session),
         )
-
-    def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
-        yield pack(pb.SeedHeader(worker=self.name, session=self._session, model=schema.to_proto(model)))
-        for bucket in self.plan.of_shard(shard):
-            yield pack(pb.SeedHeader(bucket=bucket.index), self._plain.encode(values(bucket)))
 
     # -------------------------------------------------------------- buckets
 
@@ -375,13 +370,12 @@ class Session:
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
         """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
         request.worker, request.session = self.name, self._session
-        return patiently(lambda: self._links[0].data(request, self.timeout), self.job.lease_seconds)
+        return patiently(lambda: self._links[0].data(request, self.timeout), self._patience(0))
 
-    # -------------------------------------------------------------- the lease and who serves
+    # -------------------------------------------------------------- the lease
 
-    def _ballot(self, shard: int, ballot: pb.Ballot) -> bytes | None:
-        paper = self._voters[shard].answer(ballot)
-        return pack(pb.UpHeader(ballot=paper)) if paper is not None else None
+    def _patience(self, shard: int) -> float:
+        return self._voters[shard].patience(self.job.lease_seconds)
 
     def _renew(self) -> None:
         """Keep the lease while the training loop computes."""

@@ -2,7 +2,7 @@
 
     servers of the shard: look at each --serves, and was not voted out--> its stream is opened there
                                        --nobody does--> ask the standby to take over, vote, look again
-    Ask, Declare of a server --answer()--> Vote, accepted
+    Ask, Declare of a server --frame()--> Vote, accepted
 
 Rules of this file
   1. What is promised is in ``promises``; it outlives every connection, and every life of the worker in the job.
@@ -12,12 +12,14 @@ Source: see ``ps/core/succession.py``.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 
 from torch_ps.common import address, ballots
 from torch_ps.common.address import Address
 from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.terms import Configuration
 from torch_ps.worker.promises import Promises
@@ -27,6 +29,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to say what it is, when there is another one to ask.
 LOOK_SECONDS = 1.0
+#: Seconds, beyond the lease, in which a standby has to take over.
+TAKE_OVER_SECONDS = 10.0
 #: Seconds for which a standby is asked before all are looked at again, and between two times that it is.
 CAMPAIGN_SECONDS, PAUSE_SECONDS = 2.0, 0.03
 
@@ -41,19 +45,33 @@ class Voter:
     def __init__(self, link: Link, servers: Sequence[Address]) -> None:
         self.link, self.servers = link, list(servers)
         self.promises = Promises()
+        self._lock = threading.Lock()
 
-    def answer(self, ballot: pb.Ballot) -> pb.BallotPaper | None:
-        """What to say to a server that asks or declares; None: nothing."""
+    def patience(self, lease: float) -> float:
+        """Seconds in which a server of the shard has to serve again."""
+        return lease + TAKE_OVER_SECONDS if len(self.servers) > 1 else lease
+
+    def frame(self, ballot: pb.Ballot) -> bytes | None:
+        """What to send to a server that asks or declares on its stream; None: nothing."""
+        paper = self._answer(ballot)
+        return pack(pb.UpHeader(ballot=paper)) if paper is not None else None
+
+    def _answer(self, ballot: pb.Ballot) -> pb.BallotPaper | None:
         match ballot.WhichOneof("kind"):
             case "ask":
                 term, base = ballots.term_from_proto(ballot.ask.term), ballots.term_from_proto(ballot.ask.base)
-                return pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.vote(term, base)))
+                with self._lock:
+                    vote = self.promises.vote(term, base)
+                return pb.BallotPaper(vote=ballots.vote_to_proto(vote))
             case "declare":
                 configuration = ballots.configuration_from_proto(ballot.declare.configuration)
                 if ballot.declare.serving:
                     self._learn(configuration)
-                elif self.promises.accept(configuration):
-                    return pb.BallotPaper(accepted=ballots.term_to_proto(configuration.term))
+                    return None
+                with self._lock:
+                    if self.promises.accept(configuration):
+                        return pb.BallotPaper(accepted=ballots.term_to_proto(configuration.term))
+                    return pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(configuration.term)))
         return None
 
     def look(self, worker: str, session: int) -> bool:
@@ -95,14 +113,15 @@ class Voter:
                     self._prefer(standby)
                 return served
             del request.paper[:]
-            request.paper.extend(paper for each in reply.ballot if (paper := self.answer(each)) is not None)
+            request.paper.extend(paper for each in reply.ballot if (paper := self._answer(each)) is not None)
             if not request.paper:
                 time.sleep(PAUSE_SECONDS)
         return False
 
     def _learn(self, configuration: Configuration) -> bool:
         """A server says that this is in force; whether to speak to it. Its standby's address is kept."""
-        may_speak = self.promises.learn(configuration)
+        with self._lock:
+            may_speak = self.promises.learn(configuration)
         if may_speak and configuration.standby:
             try:
                 other = address.parse(ballots.address_of(configuration.standby))

@@ -1,5 +1,6 @@
 """Who may acknowledge: never two servers, and one again soon after whatever has happened."""
 
+import functools
 import signal
 import threading
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def test_primary_goes_on_alone_with_the_leave_of_its_workers_and_takes_a_new_sta
     standby.process.send(signal.SIGKILL)
     workers.train()
     assert servers.role(primary) == "alone"
-    assert "goes on alone" in primary.process.output
+    assert "is lost" in primary.process.output
     second = servers.standby(primary.address)
     servers.wait()
     workers.train()
@@ -108,14 +109,6 @@ def test_the_one_that_was_deposed_becomes_the_standby_of_the_one_that_serves(
     assert servers.role(third) == "alone"
 
 
-def test_standby_does_not_take_over_for_a_minority(servers: Replicated, workers: Workers) -> None:
-    """One of two workers cannot reach the primary, and asks. Both servers stay what they are."""
-    asking = torch_ps.Client(f"{servers.standbys[0].address}", name="w9", timeout=1.0) if False else None
-    assert asking is None
-    workers.train()
-    assert servers.role(servers.standbys[0]) == "standby"
-
-
 def test_no_answer_leaves_while_the_standby_is_stopped(servers: Replicated, workers: Workers) -> None:
     servers.standbys[0].process.send(signal.SIGSTOP)
     pushed = threading.Event()
@@ -125,7 +118,7 @@ def test_no_answer_leaves_while_the_standby_is_stopped(servers: Replicated, work
         pushed.set()
         return result
 
-    answers = [spawn(lambda c=client: push(c)) for client in workers.clients]
+    answers = [spawn(functools.partial(push, client)) for client in workers.clients]
     until(lambda: servers.status(servers.primaries[0]).standby.lag_seconds > LEASE / 8, "an answer waits")
     assert not pushed.is_set()
     servers.standbys[0].process.send(signal.SIGCONT)
