@@ -142,6 +142,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
                 beat.keep(),
                 job.succession.keep(),
                 rivals(job, access),
+                _show(job),
             )
         ]
         loop = asyncio.get_running_loop()
@@ -175,6 +176,17 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await asyncio.wait(rest, timeout=GRACE)
     if failure:
         raise failure[0] if isinstance(failure[0], NotServing) else PsError(f"shard {index} failed: {failure[0]!r}")
+
+
+async def _show(job: Job) -> None:
+    """Keep the metrics about the standby up to date."""
+    while True:
+        records, seconds = job.lag()
+        job.metrics.lag_records.set(records)
+        job.metrics.lag_seconds.set(seconds)
+        job.metrics.term.set(job.succession.seat.configuration.term.number)
+        job.metrics.serving.set(not job.closed)
+        await asyncio.sleep(1.0)
 
 
 def _last_words(job: Job, failure: list[BaseException]) -> PsError:

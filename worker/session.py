@@ -91,16 +91,13 @@ class Session:
             raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
         if plane not in PLANES:
             raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
-        self.name, self.timeout = name, timeout
+        self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._exchange: Exchange | None = None
-        self._plane = plane
-        self._session = 0
-        self._epoch = 0
+        self._session = self._epoch = 0
         self.covers = Covers()  # the samples that pushes are of
         self._samples = 0.0
-        self.pushed_bytes = 0
-        self.pulled_bytes = 0
+        self.pushed_bytes = self.pulled_bytes = 0
         self.wait_seconds = 0.0
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
