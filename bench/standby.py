@@ -2,9 +2,9 @@
 
     python bench/standby.py
 
-Seconds per step without a standby and with one; then, several times, a primary is killed in a step, and the time from the
-kill to the end of that step is taken. Workers notice a killed process by its connection, so the lease does not matter for
-it; a server that is stopped or cut off is noticed by its silence, after a lease.
+Seconds per step without a standby and with one; then, several times, a primary is killed in a step, and the time from
+the kill to the end of that step is taken. Workers notice a killed process by its connection, so the lease does not
+matter for it; a server that is stopped or cut off is noticed by its silence, after a lease.
 """
 
 import argparse

@@ -246,11 +246,13 @@ class _Receipts:
         self._changed.set()
 
     async def say(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._seconds)
-            self._changed.clear()
-            await self._call.write(pb.ReplicaUp(received=self._received).SerializeToString())
+        """Until the stream ends, which whoever reads from it notices too."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), self._seconds)
+                self._changed.clear()
+                await self._call.write(pb.ReplicaUp(received=self._received).SerializeToString())
 
 
 async def _messages(call: Any) -> AsyncIterator[bytes]:
