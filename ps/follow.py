@@ -11,7 +11,6 @@ import time
 import grpc
 
 from torch_ps.common import channel, probe
-from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
 from torch_ps.common.errors import Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -21,6 +20,7 @@ from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Tell
+from torch_ps.ps.lead import Lead
 from torch_ps.ps.state import Kept
 
 log = logging.getLogger("torch_ps.ps")
@@ -36,7 +36,7 @@ PROBE_SECONDS = 3.0
 LEAD_SECONDS = 300.0
 
 
-def norms_of(lead: Address, shard: int, access: Access, seconds: float) -> Ask:
+def norms_of(lead: Lead, shard: int, access: Access, seconds: float) -> Ask:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:
@@ -50,7 +50,7 @@ def norms_of(lead: Address, shard: int, access: Access, seconds: float) -> Ask:
         begin = time.monotonic()
         while True:
             if not connection:
-                connection.append(access.connect_aio(lead))
+                connection.append(access.connect_aio(lead.address))
             call = connection[0].unary_unary(
                 channel.method("Norm"), pb.NormRequest.SerializeToString, pb.NormReply.FromString
             )
@@ -67,6 +67,7 @@ def norms_of(lead: Address, shard: int, access: Access, seconds: float) -> Ask:
                     ) from None
                 if connection:
                     await connection.pop().close()
+                lead.elsewhere()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return None if reply.dropped else reply.square
@@ -74,7 +75,7 @@ def norms_of(lead: Address, shard: int, access: Access, seconds: float) -> Ask:
     return ask
 
 
-def report_to(lead: Address, access: Access) -> Tell:
+def report_to(lead: Lead, access: Access) -> Tell:
     """How a shard tells the lead what has become of its part of a checkpoint."""
 
     async def tell(kept: Kept, seconds: float) -> bool:
@@ -82,7 +83,7 @@ def report_to(lead: Address, access: Access) -> Tell:
             shard=kept.shard, version=kept.version, size=kept.size, sha256=kept.sha256, error=kept.error
         )
         try:
-            async with access.connect_aio(lead) as connection:
+            async with access.connect_aio(lead.address) as connection:
                 call = connection.unary_unary(
                     channel.method("Kept"), pb.KeptRequest.SerializeToString, pb.KeptReply.FromString
                 )
@@ -95,45 +96,75 @@ def report_to(lead: Address, access: Access) -> Tell:
     return tell
 
 
-async def resumed_version(lead: Address, access: Access) -> int:
+async def resumed_version(lead: Lead, access: Access) -> int:
     """The version that the lead has gone on from, 0: from none; waits until it answers.
 
     Raises:
         PsError: it does not.
     """
-    async with access.connect_aio(lead) as connection:
-        call = connection.unary_unary(
-            channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
-        )
+    async with access.connect_aio(lead.address) as connection:
         try:
-            reply = await call(
-                pb.DescribeRequest(), timeout=LEAD_SECONDS, wait_for_ready=True, metadata=access.metadata
-            )
+            reply = await _describe(connection, access, LEAD_SECONDS)
         except grpc.aio.AioRpcError as error:
-            reason = await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS)
+            reason = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error_of(error, str(lead))) from None
         found: int = reply.resumed_version
         return found
 
 
-async def follow(job: Job, lead: Address, access: Access) -> None:
-    """Feed every roster of the lead at ``lead`` to ``job``, until cancelled."""
+async def _describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:
+    call = connection.unary_unary(
+        channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
+    )
+    reply: pb.JobDescription = await call(
+        pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=access.metadata
+    )
+    return reply
+
+
+async def follow(job: Job, lead: Lead, access: Access) -> None:
+    """Feed every roster of the lead to ``job``, until cancelled."""
     connected = True
     while True:
-        async with access.connect_aio(lead) as connection:
-            watch = connection.unary_stream(
-                channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
-            )
-            try:
-                async for view in watch(pb.WatchRequest(), metadata=access.metadata):
-                    connected = True
-                    job.follow(_roster(view))
-            except grpc.aio.AioRpcError as error:
-                if connected:
-                    reason = await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS)
-                    log.warning("lost the lead at %s (%s); trying again", lead, reason or error.details())
-                connected = False
+        async with access.connect_aio(lead.address) as connection:
+            alive = asyncio.create_task(_until_silent(connection, access, job.lease / 2))
+            watching = asyncio.create_task(_watch(job, lead, connection, access))
+            await asyncio.wait({alive, watching}, return_when=asyncio.FIRST_COMPLETED)
+            alive.cancel()
+            watching.cancel()
+            reason = "it is silent" if not watching.done() else watching.result()
+        if lead.several:
+            log.warning("lost the lead at %s (%s); looking for the one that serves", lead.address, reason)
+            lead.elsewhere()
+        elif connected:
+            why = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
+            log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
+        connected = False
         await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _watch(job: Job, lead: Lead, connection: grpc.aio.Channel, access: Access) -> str:
+    """Take rosters until the stream ends; says why."""
+    watch = connection.unary_stream(
+        channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
+    )
+    try:
+        async for view in watch(pb.WatchRequest(), metadata=access.metadata):
+            lead.told(view.lead)
+            job.follow(_roster(view))
+    except grpc.aio.AioRpcError as error:
+        return str(error.details())
+    return "it has ended the stream"
+
+
+async def _until_silent(connection: grpc.aio.Channel, access: Access, seconds: float) -> None:
+    """Return when the lead has not answered within ``seconds``."""
+    while True:
+        try:
+            await _describe(connection, access, seconds)
+        except grpc.aio.AioRpcError:
+            return
+        await asyncio.sleep(seconds)
 
 
 def _roster(view: pb.RosterView) -> Roster:

@@ -26,7 +26,7 @@ from torch_ps.common.config import (
 )
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.device import choose as choose_device
-from torch_ps.common.errors import ConfigError, PsError, ServerStopped
+from torch_ps.common.errors import ConfigError, NotServing, PsError, ServerStopped
 from torch_ps.common.forms import parse_compensation, parse_shard
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.tls import Tls
@@ -38,10 +38,14 @@ from torch_ps.ps.door import Door
 from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, resumed_version
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Keeper, Tell
+from torch_ps.ps.lead import Lead
+from torch_ps.ps.manifest import Manifest
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.pages import Pages
 from torch_ps.ps.resume import choose, restore
+from torch_ps.ps.rivals import deposed, rivals
 from torch_ps.ps.servicer import Servicer
+from torch_ps.ps.standby import Standby, inherit, name_of, options_of
 from torch_ps.ps.store import CPU
 
 log = logging.getLogger("torch_ps.ps")
@@ -67,6 +71,14 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         ConfigError: there is no such device, or an address cannot be bound.
         PsError: the shard failed; its log has the reason.
     """
+    tls = Tls(config.tls_ca, config.tls_cert, config.tls_key) if config.tls_cert else None
+    token = TokenFile(config.token_file) if config.token_file else None
+    # Without a tls_ca the lead is believed if the chain behind this shard's own certificate vouches for it too.
+    as_client = tls and Tls(config.tls_ca or config.tls_cert, config.tls_cert, config.tls_key)
+    access = Access(as_client, token, config.insecure)
+    if config.standby_of:
+        access.check(address.parse(config.standby_of))
+        config = await inherit(config, access)
     index, num_shards = parse_shard(config.shard)
     device = choose_device(config.device, index)
     torch.set_num_threads(1)
@@ -78,19 +90,15 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     failure: list[BaseException] = []
 
     def on_failure(error: BaseException) -> None:
-        log.error("shard %d fails", index, exc_info=error)
+        if not isinstance(error, NotServing):
+            log.error("shard %d fails", index, exc_info=error)
         failure.append(error)
         stop.set()
 
     metrics, beat = Metrics(), Beat()
-    tls = Tls(config.tls_ca, config.tls_cert, config.tls_key) if config.tls_cert else None
-    token = TokenFile(config.token_file) if config.token_file else None
-    # Without a tls_ca the lead is believed if the chain behind this shard's own certificate vouches for it too.
-    as_client = tls and Tls(config.tls_ca or config.tls_cert, config.tls_cert, config.tls_key)
-    access = Access(as_client, token, config.insecure)
-    lead = address.parse(config.lead) if index else None
+    lead = Lead([address.parse(config.lead)]) if index else None
     if lead is not None:
-        access.check(lead)
+        access.check(lead.address)
     compensation, strength = parse_compensation(config.delay_compensation)
     mode = Mode(
         name=config.mode,
@@ -101,6 +109,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         delay_compensation=compensation,
         compensation_strength=strength or 1.0,
     )
+    server, listening = _bind(config, tls, token, metrics)
     with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
             mode=mode,
@@ -116,18 +125,31 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             ask_norm=norms_of(lead, index, access, NORM_SECONDS + 2 * config.lease) if lead is not None else None,
             max_workers=config.max_workers,
             device=device,
+            name=name_of(listening),
+            primary=config.standby_of,
+            lead=lead,
         )
+        job.succession.on_step_down = lambda step_down: on_failure(deposed(job, step_down))
         keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
+        standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
-        server, listening = await _listen(config, job, tls, token)
+        await _listen(config, job, server)
         job.port = listening.port
-        following = follow(job, lead, access) if lead is not None else _lead(job, keeper)
-        background = [asyncio.create_task(each) for each in (following, beat.keep())]
+        background = [
+            asyncio.create_task(each)
+            for each in (
+                _work(job, keeper, standby, lead, access, on_failure),
+                beat.keep(),
+                job.succession.keep(),
+                rivals(job, access),
+                _show(job),
+            )
+        ]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         log.info(
-            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s%s",
+            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s%s%s",
             index,
             num_shards,
             listening,
@@ -135,6 +157,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             mode,
             config.workers,
             "" if config.workers == 1 else "s",
+            f"; standby of {config.standby_of}" if config.standby_of else "",
             "" if device == CPU else f"; parameters on {device}",
             f"; metrics on http://{pages.address}/metrics" if pages else "",
         )
@@ -146,33 +169,65 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await keeper.finish()
         for task in background:
             task.cancel()
-        job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
+        job.stop(_last_words(job, failure))
         await server.stop(GRACE)
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(rest, timeout=GRACE)
     if failure:
-        raise PsError(f"shard {index} failed: {failure[0]!r}")
+        raise failure[0] if isinstance(failure[0], NotServing) else PsError(f"shard {index} failed: {failure[0]!r}")
+
+
+async def _show(job: Job) -> None:
+    """Keep the metrics about the standby up to date."""
+    while True:
+        records, seconds = job.lag()
+        job.metrics.lag_records.set(records)
+        job.metrics.lag_seconds.set(seconds)
+        job.metrics.term.set(job.succession.seat.configuration.term.number)
+        job.metrics.serving.set(not job.closed)
+        await asyncio.sleep(1.0)
+
+
+def _last_words(job: Job, failure: list[BaseException]) -> PsError:
+    """What open streams end with: whether their workers find another server of this shard."""
+    if failure and isinstance(failure[0], NotServing):
+        return failure[0]
+    if job.closed or job.succession.seat.configuration.standby:
+        return NotServing(f"shard {job.index} was stopped here; its standby goes on")
+    return ServerStopped(f"shard {job.index} was stopped; start the job again")
+
+
+async def _work(
+    job: Job,
+    keeper: Keeper | None,
+    standby: Standby | None,
+    lead: Lead | None,
+    access: Access,
+    on_failure: Callable[[BaseException], None],
+) -> None:
+    """What a shard does beside answering: wait for its turn if it is a standby, then follow or be the lead."""
+    if standby is not None:
+        try:
+            await standby.run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
+            on_failure(error)
+            return
+    await (follow(job, lead, access) if lead is not None else _lead(job, keeper))
 
 
 def _apply_threads(config: ServerConfig) -> int:
     return config.apply_threads or min(len(os.sched_getaffinity(0)), MOST_APPLY_THREADS)
 
 
-async def _listen(
-    config: ServerConfig, job: Job, tls: Tls | None, token: TokenFile | None
+def _bind(
+    config: ServerConfig, tls: Tls | None, token: TokenFile | None, metrics: Metrics
 ) -> tuple[grpc.aio.Server, Address]:
     server = grpc.aio.server(
-        interceptors=[Door(token, job.metrics)] if token is not None else [],
+        interceptors=[Door(token, metrics)] if token is not None else [],
         options=channel.server_options(2 * config.max_workers + 256, anybody=token is None),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
-    most = int(config.max_model * 2**30) or limits.machine_memory()
-    server.add_generic_rpc_handlers((Servicer(job, max_workers=config.max_workers, max_model=most).handlers(),))
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-    await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
     wanted = address.parse(config.listen, free_port=True)
     try:
         if tls is None:
@@ -184,8 +239,18 @@ async def _listen(
             f"cannot listen on {wanted}: the port is in use or the address is not one of this machine; "
             "choose another with --listen, or port 0 for any free one"
         ) from None
-    await server.start()
     return server, Address(wanted.host, port)
+
+
+async def _listen(config: ServerConfig, job: Job, server: grpc.aio.Server) -> None:
+    most = int(config.max_model * 2**30) or limits.machine_memory()
+    servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=options_of(config))
+    server.add_generic_rpc_handlers((servicer.handlers(),))
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    await server.start()
 
 
 def _protection(tls: Tls | None, token: TokenFile | None) -> str:
@@ -232,7 +297,7 @@ class Beat:
         return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
-async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: Access) -> Keeper:
+async def _keeper(config: ServerConfig, job: Job, lead: Lead | None, access: Access) -> Keeper:
     """What keeps this shard's checkpoints; goes on from one if it is to.
 
     Raises:
@@ -240,9 +305,12 @@ async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: 
         CheckpointError: they cannot be used; says why.
     """
     checkpoints = Checkpoints(config.checkpoint)
+    manifest: Manifest | None = None
     resume = config.resume or config.resume_previous
     tell: Tell | None = None
-    if lead is None:
+    if config.standby_of:
+        tell = report_to(lead, access) if lead is not None else None  # it goes on from what its primary has
+    elif lead is None:
         manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
     else:
         tell = report_to(lead, access)

@@ -47,7 +47,9 @@ WIRE = (
     "ps/follow.py",
     "ps/guard.py",
     "ps/server.py",
+    "ps/rivals.py",
     "ps/servicer.py",
+    "ps/standby.py",
     "worker/transport.py",
 )
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

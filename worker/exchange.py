@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from torch_ps.common.errors import PsError, UnknownWorker, Unreachable
+from torch_ps.common.errors import NotServing, PsError, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link, Stream
@@ -23,6 +23,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds between two tries to open a stream again.
 RETRY_SECONDS = 0.2
+#: What ends a stream of a server that is gone, or does not serve any more; another may be found.
+GONE = Unreachable, NotServing
 
 
 class Exchange:
@@ -32,9 +34,11 @@ class Exchange:
         links: to all shards, shard 0 first.
         hello: first frame of every stream.
         shard_of: shard of each bucket.
-        lease: seconds in which a stream that broke has to be open again.
+        patience: for a shard, seconds in which a stream of it that broke has to be open again.
         on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
         on_back: called with a shard that answers again, before its stream is opened; a ``PsError`` means: not yet.
+        on_ballot: called on a reader thread with a shard and what its server asks; gives the frame that answers.
+        look: for a shard whose server is gone: whether its link leads to one that serves now.
     """
 
     def __init__(
@@ -42,11 +46,14 @@ class Exchange:
         links: Sequence[Link],
         hello: bytes,
         shard_of: Sequence[int],
-        lease: float,
+        patience: Callable[[int], float],
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
         on_back: Callable[[int], None],
+        on_ballot: Callable[[int, pb.Ballot], bytes | None],
+        look: Callable[[int], bool],
     ) -> None:
-        self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
+        self._on_ballot, self._look = on_ballot, look
+        self._links, self._hello, self._shard_of, self._patience = links, hello, shard_of, patience
         self._on_answer, self._on_back = on_answer, on_back
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
@@ -56,6 +63,7 @@ class Exchange:
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
+        self._heard = [0.0] * len(links)  # when the last message came, on time.monotonic()
         self._choosy = 0  # threads that wait for some buckets only
         for shard in range(len(links)):
             self._open(shard)
@@ -81,6 +89,20 @@ class Exchange:
         stream = self._streams.get(shard)
         if stream is not None:
             stream.send(frame)
+
+    def has(self, shard: int) -> bool:
+        """Whether the stream to a shard is open."""
+        return shard in self._streams
+
+    def heard(self, shard: int) -> float:
+        """When the last message of a shard came, on ``time.monotonic()``."""
+        return self._heard[shard]
+
+    def give_up(self, shard: int, error: PsError) -> None:
+        """The server of a shard does not answer: have its stream opened again where one serves."""
+        stream = self._streams.get(shard)
+        if stream is not None:
+            stream.fail(error)
 
     def unanswered(self, bucket: int) -> bytes | None:
         """The frame of this bucket that waits for its answer."""
@@ -177,8 +199,12 @@ class Exchange:
     def _received(self, shard: int, number: int, message: bytes) -> None:
         if number != self._opened[shard]:
             return  # of a stream that was given up
+        self._heard[shard] = time.monotonic()
         for header, payload in unpack_all(message, pb.DownHeader):
-            self._on_answer(shard, header, payload)
+            if not header.HasField("ballot"):
+                self._on_answer(shard, header, payload)
+            elif (frame := self._on_ballot(shard, header.ballot)) is not None:
+                self.send_unkept(shard, frame)
 
     def _ended(self, shard: int, number: int, error: PsError) -> None:
         """On the reader thread: the stream of one shard broke. It is opened again also while nobody waits for it."""
@@ -186,9 +212,9 @@ class Exchange:
             if number != self._opened[shard]:
                 return  # another one has taken its place
             self._streams.pop(shard, None)
-            if isinstance(error, Unreachable):
+            if isinstance(error, GONE):
                 self._opening.add(shard)
-        if isinstance(error, Unreachable):
+        if isinstance(error, GONE):
             found = self._reopen(shard, error)
             if found is None:
                 return
@@ -201,11 +227,14 @@ class Exchange:
 
     def _reopen(self, shard: int, error: PsError) -> PsError | None:
         """None: the stream is open again; else why it is not, ``error`` if nothing answers."""
-        link, deadline = self._links[shard], time.monotonic() + self._lease
+        link, deadline = self._links[shard], time.monotonic() + self._patience(shard)
         log.warning("lost the connection to %s; trying again", link.address)
-        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+        pause = 0.0  # the first time at once: a standby may be there
+        while time.monotonic() < deadline and not self._stopping.wait(pause):
+            pause = RETRY_SECONDS
             try:
-                link.describe(max(deadline - time.monotonic(), 0.1))
+                if not self._look(shard):
+                    continue
                 self._on_back(shard)
             except UnknownWorker as unknown:  # another try would not help
                 return unknown

@@ -2,16 +2,26 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from torch_ps.common.errors import ConfigError, Overloaded, WaitTimeout
+import torch
+
+from torch_ps.common import codecs as table
+from torch_ps.common import schema
+from torch_ps.common.errors import ConfigError, Overloaded, Unreachable, WaitTimeout
+from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Model
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds after which a lead that took no more workers is asked again.
 AGAIN_SECONDS = 2.0
+#: Seconds after which all servers are looked at again.
+PAUSE_SECONDS = 0.2
 
 
 def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -> pb.JobDescription:
@@ -45,6 +55,21 @@ def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -
     return jobs[0]
 
 
+def find_servers(voters: Sequence[Voter], worker: str, session: int, seconds: float) -> None:
+    """Where a shard has several servers, have its link lead to the one that serves.
+
+    Raises:
+        Unreachable: none does after ``seconds``; names them.
+    """
+    deadline = time.monotonic() + seconds
+    for voter in voters:
+        while len(voter.servers) > 1 and not voter.look(worker, session):
+            if time.monotonic() > deadline:
+                names = " and ".join(map(str, voter.servers))
+                raise Unreachable(f"none of {names} serves its shard after {seconds:g} s; see their logs")
+            time.sleep(PAUSE_SECONDS)
+
+
 def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
     """Join; where the lead takes no more at the moment, it is asked again.
 
@@ -61,6 +86,15 @@ def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinRepl
                 raise
             log.warning("%s; trying again", error)
             time.sleep(AGAIN_SECONDS)
+
+
+def seeds(
+    worker: str, session: int, model: Model, buckets: Iterable[Bucket], values: Callable[[Bucket], torch.Tensor]
+) -> Iterator[bytes]:
+    """The frames that give one shard, which has ``buckets``, its first parameters; ``values`` of one, fp32 (numel,)."""
+    yield pack(pb.SeedHeader(worker=worker, session=session, model=schema.to_proto(model)))
+    for bucket in buckets:
+        yield pack(pb.SeedHeader(bucket=bucket.index), table.codec("none").encode(values(bucket)))
 
 
 def open_roster(lead: Link, quorum: int, seconds: float) -> pb.RosterView:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -38,14 +38,17 @@ from torch_ps.common.optim import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
+from torch_ps.worker.again import patiently
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import prepare
-from torch_ps.worker.servers import admitted, describe_all, open_roster
+from torch_ps.worker.servers import admitted, describe_all, find_servers, open_roster, seeds
+from torch_ps.worker.silence import watch
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import blame
 
 log = logging.getLogger("torch_ps.worker")
@@ -60,7 +63,7 @@ class Session:
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
-        servers: addresses of all shards, shard 0 first.
+        servers: for all shards, shard 0 first, the addresses of their servers.
         name: of the worker.
         compressor: of pushes.
         compress_pull: codec of pulls.
@@ -75,7 +78,7 @@ class Session:
 
     def __init__(
         self,
-        servers: Sequence[Address],
+        servers: Sequence[Sequence[Address]],
         name: str,
         *,
         compressor: Compressor,
@@ -88,22 +91,19 @@ class Session:
             raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
         if plane not in PLANES:
             raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
-        self.name, self.timeout = name, timeout
+        self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
-        self._plain = codecs.codec("none")
         self._exchange: Exchange | None = None
-        self._plane = plane
-        self._session = 0
-        self._epoch = 0
+        self._session = self._epoch = 0
         self.covers = Covers()  # the samples that pushes are of
         self._samples = 0.0
-        self.pushed_bytes = 0
-        self.pulled_bytes = 0
+        self.pushed_bytes = self.pulled_bytes = 0
         self.wait_seconds = 0.0
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
-        self._links = [Link(address, access) for address in servers]
+        self._links = [Link(addresses[0], access) for addresses in servers]
+        self._voters = [Voter(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
         try:
             self.job = self._describe()
         except PsError:
@@ -111,6 +111,7 @@ class Session:
             raise
 
     def _describe(self) -> pb.JobDescription:
+        find_servers(self._voters, self.name, self._session, CONNECT_SECONDS)
         return describe_all(self._links, (self._compressor.codec.name, self._pull_codec.name), CONNECT_SECONDS)
 
     # -------------------------------------------------------------- joining
@@ -152,12 +153,14 @@ class Session:
         hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
         self._start(model, hello)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
+        watch(self._streams, self._voters, self.job.lease_seconds)
         self.job_model = model
         if not reply.seed:
             self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
-                self._links[index].seed(self._seeds(index, model, values), self.timeout)
+                frames = seeds(self.name, self._session, model, self.plan.of_shard(index), values)
+                self._links[index].seed(frames, self.timeout)
         self.planes.share(self._links, self.plan, self.name, self._session)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
@@ -184,17 +187,14 @@ class Session:
             self._links,
             pack(pb.UpHeader(hello=hello)),
             [bucket.shard for bucket in buckets],
-            self.job.lease_seconds,
+            self._patience,
             self._receive,
             lambda shard: prepare(
                 self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
             ),
+            lambda shard, ballot: self._voters[shard].frame(ballot),
+            lambda shard: self._voters[shard].look(self.name, self._session),
         )
-
-    def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
-        yield pack(pb.SeedHeader(worker=self.name, session=self._session, model=schema.to_proto(model)))
-        for bucket in self.plan.of_shard(shard):
-            yield pack(pb.SeedHeader(bucket=bucket.index), self._plain.encode(values(bucket)))
 
     # -------------------------------------------------------------- buckets
 
@@ -365,11 +365,14 @@ class Session:
         return self._session
 
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
-        """Ask the lead for samples; raises UnknownWorker, and WaitTimeout, which says who has what is left."""
+        """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
         request.worker, request.session = self.name, self._session
-        return self._links[0].data(request, self.timeout)
+        return patiently(lambda: self._links[0].data(request, self.timeout), self._patience(0))
 
     # -------------------------------------------------------------- the lease
+
+    def _patience(self, shard: int) -> float:
+        return self._voters[shard].patience(self.job.lease_seconds)
 
     def _renew(self) -> None:
         """Keep the lease while the training loop computes."""

@@ -23,10 +23,11 @@ from google.protobuf.message import Message
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.errors import PsError, Refused, Unreachable, WaitTimeout
+from torch_ps.common.errors import PsError, Refused, ServerStopped, Unreachable, WaitTimeout
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
+from torch_ps.worker import drain
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -44,6 +45,7 @@ class Stream:
         self._link, self._on_message, self._on_end = link, on_message, on_end
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closed = False
+        self._failure: PsError | None = None
         self._call = link.exchange(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"read {link.address}", daemon=True)
         self._reader.start()
@@ -71,13 +73,18 @@ class Stream:
         self._reader.join(1.0)
         self._call.cancel()
 
+    def fail(self, error: PsError) -> None:
+        """End the stream as if the connection had broken, with ``error``."""
+        self._failure = error
+        self._call.cancel()
+
     def _read(self) -> None:
         try:
             for message in self._call:
                 self._on_message(message)
             end: PsError = Unreachable(f"server {self._link.address} closed the stream")
         except grpc.RpcError as failure:
-            end = error_of(failure, str(self._link.address))
+            end = self._failure or error_of(failure, str(self._link.address))
         except PsError as error:
             self._call.cancel()
             end = error
@@ -110,6 +117,20 @@ class Link:
     def _connect(self) -> None:
         self._mark = self._access.mark
         self._channel = self._access.connect(self.address)
+
+    def to(self, address: Address) -> None:
+        """Lead to another server of the shard; calls that are under way end where they began."""
+        self._access.check(address)
+        if address != self.address or self._access.mark != self._mark:
+            self.address = address
+            self._connect()
+
+    def look(self, seconds: float) -> pb.JobDescription:
+        """What the server is; one try, which does not wait for it to come up."""
+        return self._unary("Describe", pb.DescribeRequest(), pb.JobDescription, seconds)
+
+    def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
+        return self._unary("Ballot", request, pb.BallotReply, seconds)
 
     def exchange(self, frames: Iterator[bytes]) -> Any:
         """Open an Exchange, raw frames both ways."""
@@ -157,7 +178,21 @@ class Link:
         return self._unary("Share", request, pb.ShareReply, seconds)
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        return self._unary("Data", request, pb.DataReply, seconds)
+        """One ask; if it may wait, SIGTERM ends it with an error."""
+        if not request.wait:
+            return self._unary("Data", request, pb.DataReply, seconds)
+        method = self._channel.unary_unary(
+            channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
+        )
+        call = method.future(request, timeout=seconds, metadata=self._access.metadata)
+        try:
+            with drain.waiting(call.cancel):
+                reply: pb.DataReply = call.result()
+        except grpc.FutureCancelledError:
+            raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
+        except grpc.RpcError as failure:
+            raise error_of(failure, str(self.address)) from None
+        return reply
 
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
@@ -186,7 +221,7 @@ class Link:
             raise error_of(failure, str(self.address)) from None
 
     def rosters(self, seconds: float) -> Iterator[pb.RosterView]:
-        """Every roster of the lead, the current one first.
+        """Every roster of the lead, the current one first. SIGTERM ends it with an error.
 
         Raises:
             WaitTimeout: ``seconds`` are over.
@@ -196,7 +231,8 @@ class Link:
         )
         call = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
         try:
-            yield from call
+            with drain.waiting(call.cancel):
+                yield from call
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
         finally:

@@ -16,7 +16,8 @@ Rules of this file
       +--------------------------------------------------------------+
 
 How a push says what it covers: the number of samples that its worker has begun, ever, of each data set. A repeat covers
-nothing new, so it needs no rule of its own.
+nothing new, so it needs no rule of its own. In the same way an ask says how many samples its worker has received, ever:
+what was given beyond that was lost on its way, and is dealt to it still.
 
 Source: the last portions get smaller, as in guided self-scheduling, Polychronopoulos and Kuck, 1987.
 """
@@ -60,6 +61,7 @@ class Ask:
     Attributes:
         batch: samples of one of its batches, >= 1.
         epochs: it takes part until this many epochs are over, counted from the first of the job, >= 1.
+        received: samples of the set that this session was told of and keeps, ever, >= 0.
     """
 
     worker: str
@@ -67,6 +69,7 @@ class Ask:
     data: DataSet
     batch: int
     epochs: int
+    received: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,12 @@ class _Reader:
     def has(self) -> list[Range]:
         return [*self.given, *self.dealt]
 
+    def unfetch(self, received: int) -> None:
+        """Only the first ``received`` samples ever given are with the worker; those after them are dealt, as before."""
+        known = take(self.given, count(self.given) - max(self.fetched - received, 0))
+        self.fetched -= count(self.given)
+        self.dealt, self.given = [*self.given, *self.dealt], known
+
 
 @dataclass(slots=True)
 class _Course:
@@ -168,6 +177,7 @@ class Data:
         life = ask.worker, ask.session
         reader = course.readers.setdefault(life, _Reader(ask.batch, ask.epochs))
         reader.batch, reader.epochs, reader.over = ask.batch, ask.epochs, False
+        reader.unfetch(max(ask.received, self._covered(life, number, reader)))
         what = _called(course.data)
         if not reader.dealt:
             if reader.epochs <= course.epoch + course.complete:
@@ -190,13 +200,15 @@ class Data:
         reason = f"the last {rest} samples of epoch {course.epoch} of {what} are with {spoken(names)}"
         return Idle(names, reason) if self._mode.holds_others_up else Later(names, reason)
 
-    def give_back(self, worker: str, session: int, data: DataSet) -> None:
-        """This worker stops reading; what it has not pushed is for others."""
-        for course in self._courses:
-            reader = course.readers.get((worker, session))
+    def give_back(self, worker: str, session: int, data: DataSet, received: int) -> None:
+        """This worker stops reading and keeps ``received`` samples, as in ``Ask``; what more it has is for others."""
+        life = worker, session
+        for number, course in enumerate(self._courses):
+            reader = course.readers.get(life)
             if course.data == data and reader is not None:
-                course.put_back(reader.has)
-                reader.dealt, reader.given, reader.settled, reader.over = [], [], reader.fetched, True
+                reader.unfetch(max(received, self._covered(life, number, reader)))
+                course.put_back(reader.dealt)
+                reader.dealt, reader.over = [], True
 
     # ------------------------------------------------------------ pushes
 
@@ -276,11 +288,38 @@ class Data:
         ]
         self._courses, self._claims = courses, {}
 
+    def hand_over(self) -> dict[str, Any]:
+        """Plain JSON data: all but the claims, which come again with the pushes that are not decided."""
+        return {
+            "before": self._before,
+            "sets": [
+                {**exported, "free": [list(r) for r in c.free], "readers": [_told(k, r) for k, r in c.readers.items()]}
+                for exported, c in zip(self.export()["sets"], self._courses, strict=True)
+            ],
+        }
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Be what ``hand_over`` described: a lead whose workers keep the samples that they were given.
+
+        Raises:
+            KeyError, TypeError, ValueError: this is not what ``hand_over`` gives.
+        """
+        self.restore(state)
+        self._before = int(state["before"])
+        for course, told in zip(self._courses, state["sets"], strict=True):
+            course.free = _ranges(told["free"], course.data.size)
+            course.readers = dict(_heard(each, course.data.size) for each in told["readers"])
+
     def begin_after(self, epoch: int) -> None:
         """Sessions of up to this roster epoch may live on with samples of a lead of before: have them join again."""
         self._before = epoch
 
     # ------------------------------------------------------------ inside
+
+    def _covered(self, life: Life, number: int, reader: _Reader) -> int:
+        """Samples of a data set that pushes of this life cover, whether they are settled or not."""
+        claims = (covers for claim, covers in self._claims.items() if claim[:2] == life)
+        return max(reader.settled, *(samples for covers in claims for n, samples in covers if n == number), 0)
 
     def _known(self, worker: str, session: int) -> None:
         if session <= self._before:
@@ -333,6 +372,26 @@ class Data:
         for _ in range(min(max(left // (4 * whole), 1), MAX_ROUNDS)):
             for reader, part in zip(readers, cut(count(course.free), [r.batch for r in readers]), strict=True):
                 reader.dealt += take(course.free, part)
+
+
+def _told(life: Life, reader: _Reader) -> list[Any]:
+    dealt, given = ([list(r) for r in ranges] for ranges in (reader.dealt, reader.given))
+    return [*life, reader.batch, reader.epochs, reader.over, dealt, given, reader.fetched, reader.settled]
+
+
+def _heard(told: Any, size: int) -> tuple[Life, _Reader]:
+    """The inverse of ``_told``."""
+    worker, session, batch, epochs, over, dealt, given, fetched, settled = told
+    reader = _Reader(int(batch), int(epochs), bool(over), _ranges(dealt, size), _ranges(given, size))
+    reader.fetched, reader.settled = int(fetched), int(settled)
+    return (str(worker), int(session)), reader
+
+
+def _ranges(told: Any, size: int) -> list[Range]:
+    """In the order in which they were given."""
+    ranges = [(int(start), int(stop)) for start, stop in told]
+    check(sorted(ranges), size)
+    return ranges
 
 
 def _life(member: Member) -> Life:
