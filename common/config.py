@@ -18,7 +18,7 @@ from torch_ps.common import address, protection
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, more_than, option, within
-from torch_ps.common.forms import parse_compensation, parse_shard
+from torch_ps.common.forms import parse_compensation, parse_etcd, parse_shard
 
 MODES = ("sync", "async", "ssp")
 PLANES = ("auto", "memory", "network")
@@ -115,6 +115,12 @@ class ServerConfig:
         metavar="HOST:PORT",
         check=_address(free_port=False),
         common=True,
+    )
+    etcd: str = option(
+        "",
+        "where it is kept who serves, in place of a vote of the workers: http(s)://[USER:PASSWORD@]HOST:PORT[/JOB]",
+        metavar="URL[,URL...]",
+        check=Check("", lambda text: not text or bool(parse_etcd(text))),
     )
     metrics: str = option(
         "127.0.0.1:0",

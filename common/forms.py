@@ -1,10 +1,12 @@
 """Values of options that are written in a form of their own.
 
---shard I/N    --delay-compensation FORM[:STRENGTH]
+--shard I/N    --delay-compensation FORM[:STRENGTH]    --etcd URL[,URL...]
 """
 
 import math
 import re
+import urllib.parse
+from typing import NamedTuple
 
 from torch_ps.common.errors import ConfigError
 
@@ -50,3 +52,36 @@ def parse_compensation(text: str) -> tuple[str, float]:
             f"adaptive:2; got {text!r}"
         )
     return form, strength
+
+
+class Etcd(NamedTuple):
+    """One cluster: addresses without user and path, who we are there, and the name of the job."""
+
+    urls: tuple[str, ...]
+    user: str
+    password: str
+    name: str
+
+
+def parse_etcd(text: str) -> Etcd:
+    """Read the value of ``--etcd``.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    urls, user, password, name = [], "", "", ""
+    for each in text.split(","):
+        try:
+            parts = urllib.parse.urlsplit(each.strip())
+            wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None
+        except ValueError:
+            wrong = True
+        if wrong or parts.query or parts.fragment:
+            raise ConfigError(
+                "etcd must be http://HOST:PORT or https://HOST:PORT, with a user (USER:PASSWORD@) and a name of the "
+                "job (/NAME) if you like, several with commas between them"
+            )
+        urls.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
+        user, password = urllib.parse.unquote(parts.username or user), urllib.parse.unquote(parts.password or password)
+        name = parts.path.strip("/") or name
+    return Etcd(tuple(urls), user, password, name or "torch-ps")

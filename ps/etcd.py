@@ -17,11 +17,11 @@ import json
 import ssl
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from typing import Any, NamedTuple
 
-from torch_ps.common.errors import ConfigError, PsError, Unreachable
+from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.common.forms import Etcd as Endpoint
 from torch_ps.common.terms import Configuration, Term
 from torch_ps.common.tls import Tls, load
 from torch_ps.ps.core.succession import Transact
@@ -40,39 +40,6 @@ class Refusal(PsError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-class Endpoint(NamedTuple):
-    """One cluster: addresses without user and path, who we are there, and the name of the job."""
-
-    urls: tuple[str, ...]
-    user: str
-    password: str
-    name: str
-
-
-def parse(text: str) -> Endpoint:
-    """Read the value of ``--etcd``.
-
-    Raises:
-        ConfigError: not of that form.
-    """
-    urls, user, password, name = [], "", "", ""
-    for each in text.split(","):
-        try:
-            parts = urllib.parse.urlsplit(each.strip())
-            wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None
-        except ValueError:
-            wrong = True
-        if wrong or parts.query or parts.fragment:
-            raise ConfigError(
-                "etcd must be http://HOST:PORT or https://HOST:PORT, with a user (USER:PASSWORD@) and a name of the "
-                "job (/NAME) if you like, several with commas between them"
-            )
-        urls.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-        user, password = urllib.parse.unquote(parts.username or user), urllib.parse.unquote(parts.password or password)
-        name = parts.path.strip("/") or name
-    return Endpoint(tuple(urls), user, password, name or "torch-ps")
 
 
 class Seen(NamedTuple):

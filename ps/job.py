@@ -40,6 +40,7 @@ from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster, roster_of
 from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.core.succession import Seat
 from torch_ps.ps.data import Asks
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.lead import Lead
@@ -56,6 +57,11 @@ log = logging.getLogger("torch_ps.ps")
 ROSTER_DEADLINE = 20.0
 #: Seconds for which it counts that a worker has asked a standby to take over; workers repeat it several times a second.
 PATIENCE_SECONDS = 5.0
+
+
+def elected(name: str, primary: str) -> Seat:
+    """Who serves is decided by the workers."""
+    return ElectedSeat(name, primary, patience=PATIENCE_SECONDS)
 
 
 class Job:
@@ -91,6 +97,7 @@ class Job:
         device: torch.device = CPU,
         name: str = "server/0",
         primary: str = "",
+        seat: Callable[[str, str], Seat] = elected,
         lead: Lead | None = None,
     ) -> None:
         self.mode, self.index, self.num_shards = mode, index, num_shards
@@ -117,7 +124,7 @@ class Job:
         self.on_begun: Callable[[Engine], None] = lambda engine: None
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_initialised: Callable[[], None] = lambda: None
-        self.succession = Succession(ElectedSeat(name, primary, patience=PATIENCE_SECONDS), self.streams)
+        self.succession = Succession(seat, name, primary, self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
         #: Called with a roster that was decided and with what makes it take effect.

@@ -36,9 +36,8 @@ from torch_ps.common.schema import to_proto
 from torch_ps.ps import records
 from torch_ps.ps.answers import Answer
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.roster import Roster
-from torch_ps.ps.core.succession import Change, Role
+from torch_ps.ps.core.succession import Change, Role, Seat
 from torch_ps.ps.engine import Engine, Turn
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import tensors_of
@@ -102,7 +101,7 @@ class Replication:
         succession.on_change = self._change
 
     @property
-    def _seat(self) -> ElectedSeat:
+    def _seat(self) -> Seat:
         return self._succession.seat
 
     # -------------------------------------------------------------- the standby
@@ -213,12 +212,17 @@ class Replication:
             safe = min(safe, follower.received)  # nobody relies on it, but a slow one must not fill the memory
         while self._waiting and self._waiting[0].number <= safe:
             self._waiting.popleft().then()
-        alone = follower is None and self._seat.role is Role.ALONE
-        if alone and not self._waiting and self._job.engine is not None:
-            self._job.engine.recorder = None
+        engine, seat = self._job.engine, self._seat
+        if engine is None or seat.follows:
+            return
+        if seat.lapses:
+            engine.recorder = self  # who is alone may come to hold back, too
+        elif follower is None and seat.role is Role.ALONE and not self._waiting:
+            engine.recorder = None
 
     def _anew(self) -> None:
         """The job begins again with other parameters: whoever follows has to begin again too."""
+        self._release()
         if self.follower is not None and self.follower.begun:
             self.follower.outbox.put_nowait(Refused("the parameters are sent anew; attach again"))
 
@@ -238,7 +242,7 @@ class Replication:
     def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
         """On the bucket's lane: one optimizer step."""
         engine = self._job.engine
-        if apply.progress is None or engine is None:
+        if apply.progress is None or engine is None or self.follower is None:
             return []
         frames = []
         if engine.compensator is not None and (squares := engine.compensator.squares(bucket.index)) is not None:
@@ -273,7 +277,7 @@ class Replication:
             for frame in frames:
                 follower.outbox.put_nowait(frame)
                 self._record()
-        elif self._seat.role is not Role.ALONE:
+        elif self._seat.role is not Role.ALONE or self._seat.lapses:
             self._record()  # something may have changed of which there is no frame
         self._waiting.append(_Waiting(self._seat.recorded, now, then))
         self._release()
@@ -304,7 +308,7 @@ class Replication:
 
     @property
     def _recording(self) -> bool:
-        return self._job.engine is not None and self._job.engine.recorder is not None
+        return self._seat.lapses or (self._job.engine is not None and self._job.engine.recorder is not None)
 
     def _handed(self, roster: Roster) -> dict[str, Any]:
         job = self._job

@@ -31,16 +31,16 @@ async def rivals(job: Job, access: Access) -> None:
     while True:
         await asyncio.sleep(EVERY_SECONDS)
         seat = job.succession.seat
-        if seat.follows or seat.role not in (Role.ASKING, Role.CONFIRMING):
+        if seat.follows or not seat.partner or seat.role not in (Role.ASKING, Role.CONFIRMING):
             waited = 0.0
             continue
         if waited % SAY_SECONDS < EVERY_SECONDS and waited >= EVERY_SECONDS:
             log.warning(
-                "shard %d has acknowledged nothing for %.0f s: its standby is lost, and it waits for a majority of the "
-                "%d workers to let it go on alone",
+                "shard %d has acknowledged nothing for %.0f s: its standby is lost, and it waits for %s to let it go "
+                "on alone",
                 job.index,
                 waited,
-                len(seat.electorate),
+                "etcd" if seat.lapses else f"a majority of the {len(seat.electorate)} workers",
             )
         waited += EVERY_SECONDS
         try:

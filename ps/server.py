@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -27,16 +28,18 @@ from torch_ps.common.config import (
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.device import choose as choose_device
 from torch_ps.common.errors import ConfigError, NotServing, PsError, ServerStopped
-from torch_ps.common.forms import parse_compensation, parse_shard
+from torch_ps.common.forms import parse_compensation, parse_etcd, parse_shard
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
 from torch_ps.ps import limits
 from torch_ps.ps.checkpoint import Checkpoints
 from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.tenure import LeasedSeat
 from torch_ps.ps.door import Door
+from torch_ps.ps.etcd import Etcd
 from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, resumed_version
-from torch_ps.ps.job import Job
+from torch_ps.ps.job import Job, elected
 from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.lead import Lead
 from torch_ps.ps.manifest import Manifest
@@ -47,6 +50,7 @@ from torch_ps.ps.rivals import deposed, rivals
 from torch_ps.ps.servicer import Servicer
 from torch_ps.ps.standby import Standby, inherit, name_of, options_of
 from torch_ps.ps.store import CPU
+from torch_ps.ps.tenure import SHORTEST_LEASE, Tenure
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -127,9 +131,11 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             device=device,
             name=name_of(listening),
             primary=config.standby_of,
+            seat=LeasedSeat if config.etcd else elected,
             lead=lead,
         )
-        job.succession.on_step_down = lambda step_down: on_failure(deposed(job, step_down))
+        job.succession.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
+        tenure = _tenure(config, job, as_client)
         keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
         standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
@@ -142,6 +148,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
                 beat.keep(),
                 job.succession.keep(),
                 rivals(job, access),
+                *([_hold(tenure, on_failure)] if tenure is not None else []),
                 _show(job),
             )
         ]
@@ -174,6 +181,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(rest, timeout=GRACE)
+        if tenure is not None:
+            await tenure.give_up()
     if failure:
         raise failure[0] if isinstance(failure[0], NotServing) else PsError(f"shard {index} failed: {failure[0]!r}")
 
@@ -214,6 +223,23 @@ async def _work(
             on_failure(error)
             return
     await (follow(job, lead, access) if lead is not None else _lead(job, keeper))
+
+
+def _tenure(config: ServerConfig, job: Job, tls: Tls | None) -> Tenure | None:
+    """What keeps hold of the seat, where etcd says who serves."""
+    if not config.etcd:
+        return None
+    seconds = max(math.ceil(config.lease), SHORTEST_LEASE)
+    tenure = Tenure(job.succession, Etcd(parse_etcd(config.etcd), job.index, seconds, tls), seconds)
+    job.succession.on_transact = tenure.want
+    return tenure
+
+
+async def _hold(tenure: Tenure, on_failure: Callable[[BaseException], None]) -> None:
+    try:
+        await tenure.keep()
+    except Exception as error:  # noqa: BLE001 - whatever it is, nothing more would be acknowledged
+        on_failure(error)
 
 
 def _apply_threads(config: ServerConfig) -> int:

@@ -32,13 +32,13 @@ from torch_ps.common.config import ServerConfig
 from torch_ps.common.credentials import Access
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.fields import declared
+from torch_ps.common.forms import parse_etcd
 from torch_ps.common.frames import unpack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.ps import records
-from torch_ps.ps.core.election import ElectedSeat
-from torch_ps.ps.core.succession import Serve
-from torch_ps.ps.job import PATIENCE_SECONDS, Job
+from torch_ps.ps.core.succession import Seat, Serve
+from torch_ps.ps.job import Job
 from torch_ps.ps.replica import Replica
 
 log = logging.getLogger("torch_ps.ps")
@@ -59,9 +59,15 @@ INHERITED = (
 def options_of(config: ServerConfig) -> str:
     """What a standby of this server takes over, JSON."""
     options = {name: getattr(config, name) for name in INHERITED}
+    options["decides"] = _decides(config)
     if config.checkpoint and "://" not in config.checkpoint:
         options["checkpoint"] = os.path.abspath(config.checkpoint)
     return json.dumps(options)
+
+
+def _decides(config: ServerConfig) -> str:
+    """Who says which of the two serves; it has to be one and the same."""
+    return f"etcd, under the name {parse_etcd(config.etcd).name}" if config.etcd else "the workers"
 
 
 async def inherit(config: ServerConfig, access: Access) -> ServerConfig:
@@ -91,6 +97,11 @@ def inherited(config: ServerConfig, options: Mapping[str, Any]) -> ServerConfig:
     """
     fields = declared(ServerConfig)
     taken: dict[str, Any] = {}
+    if (decides := options.get("decides")) != _decides(config):
+        raise ConfigError(
+            f"at the primary at {config.standby_of} {decides} says who serves, here {_decides(config)}; give both the "
+            "same --etcd"
+        )
     for name in INHERITED:
         theirs, mine = options.get(name), getattr(config, name)
         theirs = None if theirs is None and fields[name].optional else fields[name].convert(theirs)
@@ -185,14 +196,14 @@ class Standby:
             NotServing: what is here is newer.
         """
         succession, seat = self._job.succession, self._job.succession.seat
-        mine, theirs = seat.configuration, configuration_from_proto(told.configuration)
-        if mine.standby == seat.me and theirs.term < mine.term:
+        theirs = configuration_from_proto(told.configuration)
+        if not seat.may_follow(theirs.term):
             raise NotServing(
-                f"it serves in an older term than {mine.term}, of which this server has the state; "
-                "waiting for the workers to ask"
+                f"it serves in an older term than {seat.configuration.term}, of which this server has the state; "
+                "waiting to take over"
             )
         name = name_of(self._here, self._primary)
-        succession.seat = ElectedSeat(name, theirs.term.server, patience=PATIENCE_SECONDS)
+        succession.anew(name, theirs.term.server)
         self._replica = Replica(self._job)
 
     async def _receive(self, connection: grpc.aio.Channel, primary: str) -> None:
@@ -213,9 +224,7 @@ class Standby:
             saying.cancel()
             call.cancel()
 
-    def _take(
-        self, seat: ElectedSeat, replica: Replica, primary: str, header: pb.ReplicaHeader, payload: memoryview
-    ) -> bool:
+    def _take(self, seat: Seat, replica: Replica, primary: str, header: pb.ReplicaHeader, payload: memoryview) -> bool:
         """Take one frame; False: this server takes nothing from its primary any more."""
         if not replica.complete:
             replica.take(header, payload)

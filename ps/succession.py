@@ -18,7 +18,6 @@ from torch_ps.common import ballots
 from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.terms import Configuration
-from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.succession import (
     Acknowledge,
     Ask,
@@ -29,10 +28,13 @@ from torch_ps.ps.core.succession import (
     Receipt,
     Refuse,
     Role,
+    Seat,
     Serve,
     StepDown,
     Take,
+    Transact,
 )
+from torch_ps.ps.etcd import clock
 from torch_ps.ps.streams import Streams
 
 log = logging.getLogger("torch_ps.ps")
@@ -45,20 +47,30 @@ class Succession:
     """One server's part in who serves its shard. All methods run on the event loop.
 
     Args:
-        seat: decides.
+        make: makes the seat, which decides, of this server's name and its primary's, "" for none.
         streams: to the workers.
     """
 
-    def __init__(self, seat: ElectedSeat, streams: Streams) -> None:
-        self.seat, self._streams = seat, streams
+    def __init__(self, make: Callable[[str, str], Seat], name: str, primary: str, streams: Streams) -> None:
+        self._make, self._seat, self._streams = make, make(name, primary), streams
         self._asks: Ask | None = None  # that electors have to answer
         self._declares: Declare | None = None
         self.on_acknowledge: Callable[[], None] = lambda: None
         self.on_change: Callable[[Change], None] = lambda change: None
         self.on_serve: Callable[[Serve], None] = lambda serve: None
         self.on_step_down: Callable[[StepDown], None] = lambda step_down: None
+        self.on_transact: Callable[[Transact], None] = lambda transact: None
         #: Called with who serves now and its standby, when that is in force.
         self.on_configuration: list[Callable[[Configuration], None]] = []
+
+    @property
+    def seat(self) -> Seat:
+        """As it is now."""
+        return self._seat.at(clock())
+
+    def anew(self, name: str, primary: str) -> None:
+        """A standby begins to follow: what its seat of before was given counts no more."""
+        self._seat, self._asks, self._declares = self._make(name, primary), None, None
 
     def obey(self, decisions: Iterable[Decision]) -> bool:
         """Carry out what the seat has decided; whether a ``Take`` was among it."""
@@ -83,6 +95,8 @@ class Succession:
                     self.on_serve(decision)
                 case StepDown():
                     self.on_step_down(decision)
+                case Transact():
+                    self.on_transact(decision)
                 case Take():
                     taken = True
                 case Receipt() | Refuse():  # the standby counts what it has taken, and ends the stream of a refused one

@@ -10,39 +10,38 @@ Rules of this file
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
 
 from torch_ps.common.errors import PsError
-from torch_ps.ps.core.succession import Decision, Transact
+from torch_ps.ps.core.succession import Transact
 from torch_ps.ps.core.tenure import LeasedSeat
-from torch_ps.ps.etcd import Etcd, Seen, clock
+from torch_ps.ps.etcd import Etcd, Seen
+from torch_ps.ps.succession import Succession
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Looks at the seat within one lease.
 LOOKS = 5
+#: Seconds; etcd gives none that is shorter.
+SHORTEST_LEASE = 2
 
 
 class Tenure:
     """One server's hold of a seat.
 
     Args:
-        seat: of this server, which may come to be another one when it follows anew.
-        obey: carries out what the seat decides; calls ``want`` for a ``Transact``.
+        succession: of this server; its seat comes to be another one when it follows anew.
         ttl: seconds that a lease lasts.
     """
 
-    def __init__(
-        self, seat: Callable[[], LeasedSeat], etcd: Etcd, obey: Callable[[Iterable[Decision]], object], ttl: float
-    ) -> None:
-        self._seat, self._etcd, self._obey, self._pause = seat, etcd, obey, ttl / LOOKS
-        self._wanted: tuple[LeasedSeat, Transact] | None = None
+    def __init__(self, succession: Succession, etcd: Etcd, ttl: float) -> None:
+        self._succession, self._etcd, self._pause = succession, etcd, ttl / LOOKS
+        self._wanted: Transact | None = None
         self._wake = asyncio.Event()
         self._silent = False
 
     def want(self, transact: Transact) -> None:
         """Try this at once; only the last one counts."""
-        self._wanted = self._seat(), transact
+        self._wanted = transact
         self._wake.set()
 
     async def keep(self) -> None:
@@ -63,7 +62,7 @@ class Tenure:
         wanted, self._wanted = self._wanted, None
         try:
             if wanted is not None:
-                await self._try(*wanted)
+                await self._try(wanted)
             else:
                 await self._look()
         except PsError as error:
@@ -76,16 +75,31 @@ class Tenure:
         self._silent = False
 
     async def _look(self) -> None:
-        seat = self._seat()
+        seat = self._seat
         seen, until = await asyncio.to_thread(self._renew_and_look)
-        if seat is self._seat():
-            self._obey(seat.at(clock()).observed(*seen, until))
+        if seat is self._seat:
+            self._succession.obey(seat.observed(*seen, until))
 
     def _renew_and_look(self) -> tuple[Seen, float]:
         self._etcd.renew()
         return self._etcd.look(), self._etcd.until
 
-    async def _try(self, seat: LeasedSeat, wanted: Transact) -> None:
+    async def _try(self, wanted: Transact) -> None:
+        seat = self._seat
         revision = await asyncio.to_thread(self._etcd.transact, wanted, seat.me)
-        if revision and seat is self._seat():
-            self._obey(seat.at(clock()).decided(wanted, revision, self._etcd.until))
+        if revision and seat is self._seat:
+            self._succession.obey(seat.decided(wanted, revision, self._etcd.until))
+
+    @property
+    def _seat(self) -> LeasedSeat:
+        seat = self._succession.seat
+        if not isinstance(seat, LeasedSeat):
+            raise TypeError(f"{type(seat).__name__} is not held in etcd")
+        return seat
+
+    async def give_up(self) -> None:
+        """Let go of the seat at once, when this server has said its last."""
+        try:
+            await asyncio.to_thread(self._etcd.give_up)
+        except PsError as error:
+            log.warning("the seat is held until its lease runs out: %s", error)

@@ -11,6 +11,7 @@ Rules of this file
 Source: see ``ps/core/succession.py``.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -21,7 +22,7 @@ from torch_ps.common.address import Address
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.terms import Configuration
+from torch_ps.common.terms import Configuration, Term
 from torch_ps.worker.promises import Promises
 from torch_ps.worker.transport import Link
 
@@ -83,10 +84,18 @@ class Voter:
                 continue
             if told.closed:
                 standbys.append(each)
-            elif self._learn(ballots.configuration_from_proto(told.configuration)):
+            elif self._learn(configuration := ballots.configuration_from_proto(told.configuration)):
                 self._prefer(each)
                 return True
+            else:
+                self._refuse(configuration.term, worker, session)
         return any(self._campaign(each, worker, session) for each in standbys) if session else False
+
+    def _refuse(self, term: Term, worker: str, session: int) -> None:
+        """Tell a server that a higher term was promised, so that it takes one that this worker may speak to."""
+        paper = pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))
+        with contextlib.suppress(PsError):
+            self.link.ballot(pb.BallotRequest(worker=worker, session=session, paper=[paper]), LOOK_SECONDS)
 
     def _look_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)

@@ -37,7 +37,6 @@ class ElectedSeat(Seat):
         self._accepts: frozenset[Elector] = frozenset()
 
     def asked(self, elector: Elector, now: float) -> Decisions:
-        """Standby: a worker cannot reach the primary and asks this server to take over. Workers repeat it."""
         if not self._follows:
             return ()
         self._asks = {**self._asks, elector: now}
@@ -50,7 +49,6 @@ class ElectedSeat(Seat):
         return decisions
 
     def voted(self, elector: Elector, vote: Vote) -> Decisions:
-        """A worker answers an ``Ask``."""
         self._hear(vote.promised)
         stopped = self.refused(vote.served, serving=True)
         if stopped or self.role is not Role.ASKING or vote.term != self._asked or not vote.granted:
@@ -63,7 +61,6 @@ class ElectedSeat(Seat):
         return (Declare(self.configuration, False),)
 
     def accepted(self, elector: Elector, term: Term) -> Decisions:
-        """A worker has accepted what was declared."""
         if self.role is not Role.CONFIRMING or term != self.configuration.term:
             return ()
         self._accepts |= {elector}

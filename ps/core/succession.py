@@ -33,7 +33,7 @@ from enum import Enum
 from typing import Self
 
 from torch_ps.common.errors import ProtocolError
-from torch_ps.common.terms import Configuration, Term
+from torch_ps.common.terms import Configuration, Term, Vote
 
 
 class Role(Enum):
@@ -175,9 +175,19 @@ class Seat(ABC):
         self._heard = Term()  # highest that somebody has, has asked for or has promised
         self._target = self.electorate  # what the electorate is to become
 
+    #: Whether a server that is alone may come to hold back, too.
+    lapses = False
+
     def at(self, now: float) -> Self:
         """The time of the call that follows; only a seat that is held by a lease depends on it."""
         return self
+
+    def may_follow(self, term: Term) -> bool:
+        """Standby: whether to give up what is here, and this seat, for the state of a primary of ``term``."""
+        mine = self.configuration
+        if self.role is Role.DEPOSED or self.me not in (mine.primary, mine.standby):
+            return True
+        return mine.standby == self.me and term >= mine.term  # not when it has been given the votes
 
     @property
     def follows(self) -> bool:
@@ -288,6 +298,18 @@ class Seat(ABC):
     @abstractmethod
     def tick(self, now: float) -> Decisions:
         """Call it about every second: what has not been answered is asked again."""
+
+    def asked(self, elector: Elector, now: float) -> Decisions:
+        """Standby: a worker cannot reach the primary and asks this server to take over. Workers repeat it."""
+        return ()
+
+    def voted(self, elector: Elector, vote: Vote) -> Decisions:
+        """A worker answers an ``Ask``, or refuses what was declared."""
+        return ()
+
+    def accepted(self, elector: Elector, term: Term) -> Decisions:
+        """A worker has accepted what was declared."""
+        return ()
 
     # -------------------------------------------------------------- the way of deciding
 

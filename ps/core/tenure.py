@@ -34,6 +34,8 @@ class LeasedSeat(Seat):
     A primary begins as ASKING: nothing is acknowledged before the seat is its own.
     """
 
+    lapses = True
+
     def __init__(self, me: str, primary: str = "") -> None:
         super().__init__(me, primary)
         if not primary:

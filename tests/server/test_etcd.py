@@ -9,11 +9,12 @@ import pytest
 from tests.support.certificates import Authority
 from tests.support.etcd import EtcdProcess, needs_etcd
 from torch_ps.common.errors import ConfigError, NameTaken, PsError, Unreachable
+from torch_ps.common.forms import parse_etcd
 from torch_ps.common.terms import Configuration, Term
 from torch_ps.common.tls import Tls
 from torch_ps.ps.core.succession import Acknowledge, Change, Decisions, Role, StepDown, Transact
 from torch_ps.ps.core.tenure import LeasedSeat
-from torch_ps.ps.etcd import Etcd, clock, parse
+from torch_ps.ps.etcd import Etcd, clock
 
 #: Seconds of a lease that a test waits for, and of one that does not run out in a test.
 SHORT, LONG = 8, 100
@@ -24,7 +25,7 @@ class Holder:
     """A seat and its etcd, one call after the other."""
 
     def __init__(self, url: str, me: str, primary: str = "", tls: Tls | None = None, ttl: int = LONG) -> None:
-        self.seat, self.etcd = LeasedSeat(me, primary), Etcd(parse(url), 0, ttl, tls)
+        self.seat, self.etcd = LeasedSeat(me, primary), Etcd(parse_etcd(url), 0, ttl, tls)
 
     def look(self) -> Decisions:
         self.etcd.renew()
@@ -153,8 +154,8 @@ def test_an_etcd_with_users_over_tls(tmp_path: Path) -> None:
 
 
 def test_several_addresses_are_tried_in_turn_and_bad_ones_refused() -> None:
-    endpoint = parse("http://u:p%40@a:2379,http://b:2379/job")
+    endpoint = parse_etcd("http://u:p%40@a:2379,http://b:2379/job")
     assert endpoint == (("http://a:2379", "http://b:2379"), "u", "p@", "job")
     for bad in ("a:2379", "ftp://a:1", "http://a", "http://a:99999", "http://a:1?x=1", ""):
         with pytest.raises(ConfigError, match="etcd must be http://HOST:PORT"):
-            parse(bad)
+            parse_etcd(bad)
