@@ -97,7 +97,11 @@ class Replicated:
 
     def paired(self) -> bool:
         """Whether every shard acknowledges only what its standby has."""
-        return all(self.role(each) == "paired" for each in self.primaries)
+        try:
+            found = [self.status(each).standby for each in self.primaries]
+        except PsError:
+            return False
+        return all(each.role == "paired" and each.configuration.standby for each in found)
 
     def wait(self) -> None:
         """Until they do."""
