@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.errors import PsError, Refused, Unreachable, WaitTimeout
+from torch_ps.common.errors import PsError, Refused, ServerStopped, Unreachable, WaitTimeout
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
@@ -130,7 +130,7 @@ class Link:
             return self._unary("Describe", request, pb.JobDescription, seconds)
         except WaitTimeout:
             reason = "it takes the call and does not answer"
-        except Unreachable:  # it may come up in time, unless what answers there will never do
+        except (Unreachable, ServerStopped):  # it may come up in time, unless what answers there will never do
             self._check_tls(seconds)
             try:
                 left = max(deadline - time.monotonic(), 0.1)
@@ -138,7 +138,7 @@ class Link:
             except WaitTimeout:
                 reason = self._why()
         raise Unreachable(
-            f"no server answers at {self.address} within {seconds:g} s ({reason}); "
+            f"no server answers at {self.address} within {seconds:.3g} s ({reason}); "
             "check the address and that ps-serve runs there"
         )
 
