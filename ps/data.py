@@ -55,7 +55,8 @@ class Asks:
         """
         begin = time.monotonic()
         life = request.worker, request.session
-        ask = Ask(*life, data_set(request.data), request.batch, request.epochs)
+        ask = Ask(*life, data_set(request.data), request.batch, request.epochs, request.received)
+        mine: Waiting | None = None
         try:
             while True:
                 answer = core.ask(ask)
@@ -70,14 +71,15 @@ class Asks:
                     raise WaitTimeout(
                         f"worker {request.worker!r} has waited for samples for {seconds:.1f} s: {answer.reason}"
                     )
-                self._waiting[life] = Waiting(begin, answer.waiting_for, answer.reason)
+                mine = self._waiting[life] = Waiting(begin, answer.waiting_for, answer.reason)
                 changed = self._changed
                 try:
                     await asyncio.wait_for(changed.wait(), left)
                 except TimeoutError:
                     continue
         finally:
-            self._waiting.pop(life, None)
+            if mine is not None and self._waiting.get(life) is mine:  # not that of a repeat on another connection
+                del self._waiting[life]
 
 
 def data_set(data: pb.DataSet) -> DataSet:

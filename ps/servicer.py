@@ -164,7 +164,7 @@ class Servicer:
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
         if request.give_back:
-            core.give_back(request.worker, request.session, data_set(request.data))
+            core.give_back(request.worker, request.session, data_set(request.data), request.received)
             self._job.asks.wake()
             return pb.DataReply()
         return await self._job.asks.ask(core, request, _seconds(context))

@@ -1,37 +1,62 @@
-"""Which samples the pushes of one session cover: per data set, how many it has begun so far, ever.
+"""Which samples the pushes of one session cover: per data set, counts of its samples, ever.
 
-begin(set, n) --> taken() goes into a push --> nothing is pending until more are begun
+received >= begun >= pushed        arrived --> received; begin --> begun; taken goes into a push --> pushed
 """
 
-from collections import Counter
+from collections import defaultdict
+from dataclasses import dataclass
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
 
 
-class Covers:
-    def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
-        self._pushed: dict[int, int] = {}
+@dataclass(slots=True)
+class _Counts:
+    number: int = 0  # of the data set, as the lead counts them; known when something has been received
+    received: int = 0
+    begun: int = 0
+    pushed: int = 0
 
-    def begin(self, number: int, samples: int) -> None:
-        """Samples of data set ``number`` were handed to the training loop."""
-        self._begun[number] += samples
+
+class Covers:
+    """A data set is named by its bytes on the wire."""
+
+    def __init__(self) -> None:
+        self._sets: defaultdict[bytes, _Counts] = defaultdict(_Counts)
+
+    def received(self, key: bytes) -> int:
+        """Samples that answers of the lead held."""
+        return self._sets[key].received
+
+    def arrived(self, key: bytes, number: int, samples: int) -> None:
+        """An answer of the lead held ``samples`` more of data set ``number``."""
+        counts = self._sets[key]
+        counts.number = number
+        counts.received += samples
+
+    def begin(self, key: bytes, samples: int) -> None:
+        """Samples were handed to the training loop."""
+        self._sets[key].begun += samples
+
+    def give_up(self, key: bytes, *, gathered: bool) -> None:
+        """The loop has stopped reading; what it has begun and not pushed it keeps only if it has ``gathered`` that."""
+        counts = self._sets[key]
+        counts.received = counts.begun = counts.begun if gathered else counts.pushed
 
     def taken(self) -> list[pb.Covers]:
         """What a push that leaves now says."""
-        self._pushed = dict(self._begun)
-        return [pb.Covers(number=number, samples=samples) for number, samples in self._pushed.items()]
+        for counts in self._sets.values():
+            counts.pushed = counts.begun
+        return [pb.Covers(number=c.number, samples=c.begun) for c in self._sets.values() if c.begun]
 
-    def pending(self, number: int) -> bool:
+    def pending(self, key: bytes) -> bool:
         """Whether samples were begun that no push has covered."""
-        return self._begun[number] != self._pushed.get(number, 0)
+        return self._sets[key].begun != self._sets[key].pushed
 
     @property
     def any(self) -> bool:
         """Whether this session has begun samples of any data set."""
-        return bool(self._begun)
+        return any(counts.begun for counts in self._sets.values())
 
     def clear(self) -> None:
         """A new session has begun nothing."""
-        self._begun.clear()
-        self._pushed.clear()
+        self._sets.clear()

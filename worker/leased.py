@@ -9,12 +9,14 @@ Rules of this file
   1. A batch that was handed to the training loop is covered by the next push. What a DataLoader has read ahead is not.
   2. Whoever waits for samples has pushed all that it has, so that everybody can come to an end.
   3. What was given to an earlier life of this worker is skipped: others have it now.
+  4. A loop that breaks off an epoch gives back what it has not trained on, then iterates on as if it had never had it.
 """
 
 import contextlib
+import functools
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,36 +68,40 @@ class LeasedShard:
         self._until = 0  # epochs that are over when the current iteration ends
         self._order, self._order_epoch = torch.empty(0, dtype=torch.int64), -1
         self._portion = pb.DataReply()
-        self._number = 0  # of the data set, as the lead counts them
+        self._key = self._set.SerializeToString(deterministic=True)
         self._pending: deque[tuple[int, int]] = deque()  # per batch that is read ahead: life, samples
         plan = _Plan(self)
         if loader.get("num_workers"):
             loader = {"persistent_workers": True, **loader}
         if batch_size is None:
-            self._loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=plan, **loader)
+            loader = {"batch_size": None, "sampler": plan, **loader}
         else:
-            self._loader = DataLoader(dataset, batch_sampler=plan, **loader)
+            loader = {"batch_sampler": plan, **loader}
+        self._new_loader: Callable[[], DataLoader[Any]] = functools.partial(DataLoader, dataset, **loader)
+        self._new_loader()  # so that a wrong argument is refused now
 
     def __iter__(self) -> Iterator[Any]:
         begun = _begun.setdefault(self._optimizer, Counter())
-        key = self._set.SerializeToString(deterministic=True)
-        begun[key] += self._epochs
-        self._until = begun[key]
+        begun[self._key] += self._epochs
+        self._until = begun[self._key]
         over = False
+        # Of this iteration only: its processes end with it, not in whatever a garbage collection interrupts.
+        loader = self._new_loader()
         try:
             while self._wait_for_portion():
                 self._pending.clear()
-                for batch in self._loader:
+                for batch in loader:
                     life, samples = self._pending.popleft()
                     if life != self._session.number:
                         continue  # others have it now
-                    self._session.covers.begin(self._number, samples)
+                    self._session.covers.begin(self._key, samples)
                     if self.weighs:
                         self._optimizer.weight = float(samples)
                     yield batch
             over = True
         finally:
             if self._session.number and not over:
+                self._session.covers.give_up(self._key, gathered=self._optimizer.gathered)
                 with contextlib.suppress(PsError):  # the job is over, or this worker was dropped: others have it anyhow
                     self._ask(give_back=True)
 
@@ -107,17 +113,19 @@ class LeasedShard:
         """
         optimizer = self._optimizer
         while True:
-            if optimizer.gathered or self._session.covers.pending(self._number):
+            if optimizer.gathered or self._session.covers.pending(self._key):
                 optimizer.settle()
             drain.finish(optimizer.name, optimizer.close)
             try:
-                with drain.waiting():
-                    reply = self._ask(wait=True)
-            except UnknownWorker as error:
+                reply = self._ask(wait=True)
+            except PsError as error:
+                drain.finish(optimizer.name, optimizer.close)
+                if not isinstance(error, UnknownWorker):
+                    raise
                 optimizer.recover(error)
                 continue
             if reply.answer == pb.DataReply.PORTION:
-                self._portion, self._number = reply, reply.number
+                self._portion = reply
                 return True
             if reply.answer == pb.DataReply.OVER:
                 return False
@@ -147,9 +155,20 @@ class LeasedShard:
             yield mine[start : start + self._batch].tolist()
 
     def _ask(self, *, wait: bool = False, give_back: bool = False) -> pb.DataReply:
-        return self._session.ask_for_data(
-            pb.DataRequest(data=self._set, batch=self._batch, epochs=self._until, wait=wait, give_back=give_back)
+        covers = self._session.covers
+        reply = self._session.ask_for_data(
+            pb.DataRequest(
+                data=self._set,
+                batch=self._batch,
+                epochs=self._until,
+                wait=wait,
+                give_back=give_back,
+                received=covers.received(self._key),
+            )
         )
+        if reply.answer == pb.DataReply.PORTION:
+            covers.arrived(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
+        return reply
 
 
 class _Plan:

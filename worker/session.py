@@ -39,6 +39,7 @@ from torch_ps.common.optim import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
+from torch_ps.worker.again import patiently
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
@@ -367,9 +368,9 @@ class Session:
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
-        """Ask the lead for samples; raises UnknownWorker, and WaitTimeout, which says who has what is left."""
+        """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
         request.worker, request.session = self.name, self.number
-        return self._links[0].data(request, self.timeout)
+        return patiently(lambda: self._links[0].data(request, self.timeout), self.job.lease_seconds)
 
     # -------------------------------------------------------------- the lease
 

@@ -234,7 +234,7 @@ class DataSet(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffled: bool = ...) -> None: ...
 
 class DataRequest(_message.Message):
-    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back")
+    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,7 @@ class DataRequest(_message.Message):
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     GIVE_BACK_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     data: DataSet
@@ -249,7 +250,8 @@ class DataRequest(_message.Message):
     epochs: int
     wait: bool
     give_back: bool
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ...) -> None: ...
+    received: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ...) -> None: ...
 
 class PositionRange(_message.Message):
     __slots__ = ("start", "stop")

@@ -16,7 +16,8 @@ Rules of this file
       +--------------------------------------------------------------+
 
 How a push says what it covers: the number of samples that its worker has begun, ever, of each data set. A repeat covers
-nothing new, so it needs no rule of its own.
+nothing new, so it needs no rule of its own. In the same way an ask says how many samples its worker has received, ever:
+what was given beyond that was lost on its way, and is dealt to it still.
 
 Source: the last portions get smaller, as in guided self-scheduling, Polychronopoulos and Kuck, 1987.
 """
@@ -60,6 +61,7 @@ class Ask:
     Attributes:
         batch: samples of one of its batches, >= 1.
         epochs: it takes part until this many epochs are over, counted from the first of the job, >= 1.
+        received: samples of the set that this session was told of and keeps, ever, >= 0.
     """
 
     worker: str
@@ -67,6 +69,7 @@ class Ask:
     data: DataSet
     batch: int
     epochs: int
+    received: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,12 @@ class _Reader:
     def has(self) -> list[Range]:
         return [*self.given, *self.dealt]
 
+    def unfetch(self, received: int) -> None:
+        """Only the first ``received`` samples ever given are with the worker; those after them are dealt, as before."""
+        known = take(self.given, count(self.given) - max(self.fetched - received, 0))
+        self.fetched -= count(self.given)
+        self.dealt, self.given = [*self.given, *self.dealt], known
+
 
 @dataclass(slots=True)
 class _Course:
@@ -168,6 +177,7 @@ class Data:
         life = ask.worker, ask.session
         reader = course.readers.setdefault(life, _Reader(ask.batch, ask.epochs))
         reader.batch, reader.epochs, reader.over = ask.batch, ask.epochs, False
+        reader.unfetch(max(ask.received, self._covered(life, number, reader)))
         what = _called(course.data)
         if not reader.dealt:
             if reader.epochs <= course.epoch + course.complete:
@@ -190,13 +200,15 @@ class Data:
         reason = f"the last {rest} samples of epoch {course.epoch} of {what} are with {spoken(names)}"
         return Idle(names, reason) if self._mode.holds_others_up else Later(names, reason)
 
-    def give_back(self, worker: str, session: int, data: DataSet) -> None:
-        """This worker stops reading; what it has not pushed is for others."""
-        for course in self._courses:
-            reader = course.readers.get((worker, session))
+    def give_back(self, worker: str, session: int, data: DataSet, received: int) -> None:
+        """This worker stops reading and keeps ``received`` samples, as in ``Ask``; what more it has is for others."""
+        life = worker, session
+        for number, course in enumerate(self._courses):
+            reader = course.readers.get(life)
             if course.data == data and reader is not None:
-                course.put_back(reader.has)
-                reader.dealt, reader.given, reader.settled, reader.over = [], [], reader.fetched, True
+                reader.unfetch(max(received, self._covered(life, number, reader)))
+                course.put_back(reader.dealt)
+                reader.dealt, reader.over = [], True
 
     # ------------------------------------------------------------ pushes
 
@@ -281,6 +293,11 @@ class Data:
         self._before = epoch
 
     # ------------------------------------------------------------ inside
+
+    def _covered(self, life: Life, number: int, reader: _Reader) -> int:
+        """Samples of a data set that pushes of this life cover, whether they are settled or not."""
+        claims = (covers for claim, covers in self._claims.items() if claim[:2] == life)
+        return max(reader.settled, *(samples for covers in claims for n, samples in covers if n == number), 0)
 
     def _known(self, worker: str, session: int) -> None:
         if session <= self._before:

@@ -199,13 +199,13 @@ class Shard:
         """
         return self._lead_data(ask.worker, ask.session).ask(ask, self.roster, self.clock)
 
-    def give_back(self, worker: str, session: int, data: DataSet) -> None:
-        """Lead: a worker stops reading; what it has not pushed is for others.
+    def give_back(self, worker: str, session: int, data: DataSet, received: int) -> None:
+        """Lead: a worker stops reading and keeps ``received`` samples; what more it has is for others.
 
         Raises:
             UnknownWorker, ProtocolError: as ``ask``.
         """
-        self._lead_data(worker, session).give_back(worker, session, data)
+        self._lead_data(worker, session).give_back(worker, session, data, received)
 
     def _lead_data(self, worker: str, session: int) -> Data:
         if self._data is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,11 +19,12 @@ from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.core.shard import Shard
 
 SET = DataSet("", 40, 0, True)
+ALL = 1 << 60  # a worker that has received whatever it was given
 SYNC = Roster(2, (member("a", 1), member("b", 2)), True)
 
 
 def ask(worker: str = "a", *, batch: int = 4, epochs: int = 1, size: int = 40, name: str = "", session: int = 0) -> Ask:
-    return Ask(worker, session or {"a": 1, "b": 2}.get(worker, 3), DataSet(name, size, 0, True), batch, epochs)
+    return Ask(worker, session or {"a": 1, "b": 2}.get(worker, 3), DataSet(name, size, 0, True), batch, epochs, ALL)
 
 
 def positions(answer: Answer) -> list[int]:
@@ -175,11 +177,38 @@ def test_step_that_its_worker_leaves_before_it_closes_gives_its_samples_back() -
     assert positions(core.ask(ask("b", size=8))) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_portion_whose_answer_was_lost_is_said_again(mode: str) -> None:
+    data = registered(mode)
+    data.ask(ask("b"), SYNC, 0)
+    first = data.ask(replace(ask("a"), received=0), SYNC, 0)
+    received = len(positions(first))
+    lost = data.ask(replace(ask("a"), received=received), SYNC, 0)
+    assert positions(data.ask(replace(ask("a"), received=received), SYNC, 0)) == positions(lost)
+    received += len(positions(lost))
+    fresh = positions(data.ask(replace(ask("a"), received=received), SYNC, 0))
+    assert not {*fresh} & {*positions(lost), *positions(first)}
+
+
 def test_what_is_given_back_goes_to_others() -> None:
     data = registered("async")
     first = positions(data.ask(ask("a"), SYNC, 0))
-    data.give_back("a", 1, SET)
+    data.give_back("a", 1, SET, 0)
     assert positions(data.ask(ask("b"), SYNC, 0))[: len(first)] == first
+
+
+def test_what_is_kept_is_not_given_to_others_nor_what_an_open_push_covers() -> None:
+    data = Data(Mode())
+    core = Shard(buckets=1, mode=Mode(), data=data)
+    core.set_roster(SYNC)
+    core.ask(ask("a", size=80))
+    assert positions(core.ask(ask("b", size=80))) == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert positions(core.ask(ask("a", size=80))) == [0, 1, 2, 3, 8, 9, 10, 11]
+    core.push(covering(push("a"), 3))
+    core.give_back("a", 1, replace(SET, size=80), 2)  # its open push covers 3
+    core.push(covering(push("b", session=2), 8))
+    assert left(data) == [[3, 4], [8, 12], [16, 80]]
+    assert positions(core.ask(ask("b", size=80)))[:4] == [3, 8, 9, 10]
 
 
 def test_next_epoch_begins_when_every_sample_of_this_one_is_done() -> None:
@@ -289,7 +318,7 @@ def test_cut_keeps_what_was_done_when_its_first_bucket_passed_whatever_comes_bef
     shard = Shard(buckets=2, mode=mode, sections=sections, data=data)
     shard.set_roster(Roster(2, (Member("w0", 1, 0, 0), Member("w1", 2, 1, 0)), True, 1))
     for worker, session in (("w0", 1), ("w1", 2)):
-        shard.ask(Ask(worker, session, DataSet("", 40, 0, False), 4, 1))
+        shard.ask(Ask(worker, session, DataSet("", 40, 0, False), 4, 1, 0))
         shard.push(Push(worker, session, 0, 0, 0, 1.0, 2, ((0, 4),)))
     assert sum(stop - start for start, stop in data.export()["sets"][0]["left"]) == 32
     shard.push(Push("w0", 1, 0, 1, 0, 1.0, 2))
@@ -302,10 +331,10 @@ def test_session_of_before_the_restart_is_told_to_join_again_whether_it_asks_or_
     data = Data(Mode(name="async"))
     data.begin_after(5)
     roster = Roster(6, (Member("w0", 5, 0, 0), Member("w1", 6, 1, 0)), True)
-    old = Ask("w0", 5, DataSet("", 40, 0, False), 4, 1)
+    old = Ask("w0", 5, DataSet("", 40, 0, False), 4, 1, 0)
     with pytest.raises(UnknownWorker, match="join again"):
         data.ask(old, roster, 0)
     with pytest.raises(UnknownWorker, match="join again"):
         data.check("w0", 5, ((0, 4),))
     data.check("w0", 5, ())
-    assert isinstance(data.ask(Ask("w1", 6, old.data, 4, 1), roster, 0), Portion)
+    assert isinstance(data.ask(Ask("w1", 6, old.data, 4, 1, 0), roster, 0), Portion)

@@ -17,7 +17,7 @@ from torch_ps.ps.core.shard import Shard
 
 @pytest.mark.parametrize("seed", range(300))
 def test_every_sample_is_trained_on_once_an_epoch_whatever_happens(seed: int) -> None:
-    """Workers ask, push, repeat, give back, die and come back, pushes are dropped: in an order drawn by the seed."""
+    """Workers ask, push, repeat, give back, die and come back, answers and pushes are dropped: as the seed draws it."""
     dice = random.Random(seed)
     stale = dice.choice([None, 0, 1])
     mode = Mode(name=dice.choice(["async", "sync", "ssp"]))
@@ -50,6 +50,7 @@ class World:
             "member": member(name, self.epoch, first),
             "batch": self.dice.randint(1, 7),
             "have": [],
+            "fetched": 0,
             "begun": 0,
             "waiting": None,
             "over": False,
@@ -87,11 +88,11 @@ class World:
         else:
             name = self.dice.choice(names)
             worker = self.lives[name]
-            if worker["waiting"] is not None:
+            if worker["waiting"] is not None and self.dice.random() < 0.5:
                 self.obey(self.core.push(worker["waiting"]))  # a repeat
             elif not worker["over"]:
-                self.data.give_back(name, worker["member"].session, self.set)
-                worker["have"] = []
+                worker["have"], worker["fetched"] = [], worker["begun"]
+                self.data.give_back(name, worker["member"].session, self.set, worker["begun"])
 
     def move(self, name: str, worker: dict[str, Any]) -> None:
         who: Any = worker["member"]
@@ -102,12 +103,13 @@ class World:
             return
         batch: list[tuple[int, int]] = []
         if not worker["have"]:
-            answer = self.core.ask(Ask(name, who.session, self.set, worker["batch"], self.epochs))
+            answer = self.core.ask(Ask(name, who.session, self.set, worker["batch"], self.epochs, worker["fetched"]))
+            if self.dice.random() < 0.1:
+                return  # it is lost on its way
             match answer:
                 case Portion():
                     worker["have"] = [(answer.epoch, p) for start, stop in answer.ranges for p in range(start, stop)]
-                    worker["fetched"] = worker.get("fetched", 0) + count(answer.ranges)
-                    worker["begun"] = worker["fetched"] - count(answer.ranges)
+                    worker["fetched"] += count(answer.ranges)
                 case Over():
                     worker["over"] = True
                     return

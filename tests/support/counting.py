@@ -5,7 +5,7 @@ samples were. The job counts the weights of all pushes that were applied, which 
 parameter is zero and the job has counted as many samples as there are, each was trained on exactly once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Trainer:
         )
         self._size = size
 
-    def epochs(self, **shard: Any) -> Iterator[list[int]]:
+    def epochs(self, **shard: Any) -> Generator[list[int], None, None]:
         """Train; yields the samples of each step when it is made."""
         for (indices,) in torch_ps.shard(samples(self._size), self.optimizer, **shard):
             self.model(indices).backward()

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 import torch_ps
 from tests.support.counting import Counting, Trainer
 from tests.support.jobs import SECONDS, Servers, job, until
+from tests.support.proxy import Proxy
 from tests.support.threads import at_once, spawn
 from tests.support.training import mlp, seeded
 from torch_ps.worker import status
@@ -195,6 +196,36 @@ def test_worker_that_stops_reading_gives_back_what_it_has(mode: str) -> None:
             assert observer.pull().params["x"].all()
 
 
+@pytest.mark.parametrize(("steps", "options"), [(1, {}), (2, {"accumulate": 3}), (2, {"overlap": "forward"})])
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_worker_that_breaks_off_an_epoch_goes_on_with_it_and_counts_right(
+    mode: str, steps: int, options: dict[str, Any]
+) -> None:
+    with job(mode=mode, workers=1) as servers, trainers(servers, 1, 60, **options) as (worker,):
+        broken_off = worker.epochs(batch_size=2)
+        found = [*next(broken_off)] + [i for _ in range(steps - 1) for i in next(broken_off)]
+        broken_off.close()  # what it has not trained on is given back
+        found += chain(*worker.epochs(batch_size=2))
+        assert sorted(found) == sorted([*range(60)] * 2)
+        assert worker.optimizer.samples == 2 * 60
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_asks_for_samples_whose_answers_are_lost_leave_none_out(mode: str) -> None:
+    with job(mode=mode, workers=1) as servers, Proxy(str(servers)) as proxy:
+        worker = Trainer(proxy.address, "w0", 40, plane="network")
+        try:
+            found = []
+            for number, indices in enumerate(worker.epochs(batch_size=2)):
+                found += indices
+                proxy.sever_after(200 + 37 * number)  # in the middle of an ask, of a push, or of an answer
+            assert sorted(found) == list(range(40))
+            assert proxy.num_severed > 5
+            assert worker.optimizer.samples == 40
+        finally:
+            worker.close()
+
+
 def test_second_shard_of_the_same_data_is_its_next_epoch() -> None:
     with job() as servers, trainers(servers, 1, 12) as (worker,):
         first, second = (list(worker.epochs(batch_size=4)) for _ in range(2))
@@ -236,6 +267,16 @@ def test_wait_for_samples_says_who_has_them_and_ps_status_the_same() -> None:
         assert words in str(caught.value)
         assert f"{words}, for " in shown
         del holder
+
+
+def test_wait_for_a_worker_that_does_not_read_says_so() -> None:
+    says = "is dealt to all at once, and w1 has not asked for it"
+    with (
+        job(workers=2) as servers,
+        trainers(servers, 2, 4, timeout=5.0) as workers,
+        pytest.raises(torch_ps.WaitTimeout, match=says),
+    ):
+        list(workers[0].epochs(batch_size=2))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""A question that is asked again while the connection to its server is broken; for questions that may be repeated.
+
+    ask --Unreachable--> pause --> ask --> ... --> answer, or after some seconds: Unreachable
+
+How long: as long as a stream that broke has to be open again, see ``torch_ps.worker.exchange``.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch_ps.common.errors import Unreachable
+
+log = logging.getLogger("torch_ps.worker")
+
+#: Seconds between two tries.
+RETRY_SECONDS = 0.2
+Reply = TypeVar("Reply")
+
+
+def patiently(ask: Callable[[], Reply], seconds: float) -> Reply:
+    """What ``ask`` returns, which is called again for ``seconds`` after its first failure.
+
+    Raises:
+        Unreachable: the last try has failed too.
+        PsError: whatever else ``ask`` raises.
+    """
+    deadline: float | None = None
+    while True:
+        try:
+            return ask()
+        except Unreachable as error:
+            now = time.monotonic()
+            if deadline is None:
+                log.info("asks again: %s", error)
+                deadline = now + seconds
+            elif now > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
