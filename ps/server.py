@@ -36,6 +36,7 @@ from torch_ps.ps import limits
 from torch_ps.ps.checkpoint import Checkpoints
 from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.roster import tick_seconds
 from torch_ps.ps.door import Door
 from torch_ps.ps.enter import enter
 from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to
@@ -299,7 +300,7 @@ def _keeper(config: ServerConfig, job: Job, tell: Tell | None, resumed: int) -> 
 async def _lead(job: Job, keeper: Keeper | None) -> None:
     """Watch the leases, and whether it is time for a checkpoint."""
     while True:
-        await asyncio.sleep(min(job.lease / 8, 1.0))
+        await asyncio.sleep(tick_seconds(job.lease))
         job.tick()
         if keeper is not None:
             keeper.plan()
