@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.job import member, told, trace
@@ -145,6 +145,7 @@ def test_clock_that_jumps_back_does_not_shorten_a_lease() -> None:
     assert m.tick(18.0, 0) == ()
 
 
+@settings(deadline=None)
 @given(
     lease=st.floats(0.01, 1000),
     seen=st.floats(0, 1000),
