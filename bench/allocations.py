@@ -9,6 +9,7 @@ given back for each push, not that no allocator is called.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -34,6 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     named = {case.name: case for case in CASES}
     cases = [named[name] for name in pushpull.pick(list(named), arguments.only)]
+    if arguments.quick:
+        cases = [replace(case, size="small") for case in cases]
     out = sys.stdout.write
     out(f"{'case':<24}{'faults a push':>15}{'MiB a push':>12}{'payload MiB':>13}\n")
     for case in cases:

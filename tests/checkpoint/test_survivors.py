@@ -16,6 +16,15 @@ from tests.support.training import backward, mlp, same, seeded
 STEPS = 40
 
 
+def fault(servers: Shards, at: list[threading.Event], go: threading.Event) -> None:
+    """When all workers wait: SIGKILL of all servers, and from their checkpoint again."""
+    assert all(event.wait(60) for event in at)
+    until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+    servers.kill()
+    servers.start(resume=True)
+    go.set()
+
+
 def finish(
     servers: Shards, model: torch.nn.Module, rank: int, at: threading.Event, go: threading.Event, **options: Any
 ) -> None:
@@ -46,15 +55,11 @@ def test_workers_go_on_and_finish_when_all_servers_were_killed_and_resumed(
     with shards(num_shards, **settings) as servers:
         at, go = [threading.Event(), threading.Event()], threading.Event()
 
-        def fault() -> None:
-            assert all(event.wait(60) for event in at)
-            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
-            servers.kill()
-            servers.start(resume=True)
-            go.set()
-
         models = [seeded(mlp) for _ in range(2)]
-        at_once(*(lambda r=r, m=m: finish(servers, m, r, at[r], go, plane=plane) for r, m in enumerate(models)), fault)
+        at_once(
+            *(lambda r=r, m=m: finish(servers, m, r, at[r], go, plane=plane) for r, m in enumerate(models)),
+            lambda: fault(servers, at, go),
+        )
         status = servers.status()
         assert status.version == STEPS
         assert not status.worker
@@ -94,13 +99,6 @@ def test_every_push_after_the_restart_counts_once_in_each_bucket(mode: str, num_
     with shards(num_shards, **settings) as servers:
         at, go = [threading.Event(), threading.Event()], threading.Event()
 
-        def fault() -> None:
-            assert all(event.wait(60) for event in at)
-            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
-            servers.kill()
-            servers.start(resume=True)
-            go.set()
-
         with torch_ps.Client(str(servers), name="w0") as one, torch_ps.Client(str(servers), name="w1") as two:
             model = {"early": torch.zeros(2), "padding": torch.zeros(512), "late": torch.zeros(2)}
             for client in (one, two):
@@ -108,7 +106,7 @@ def test_every_push_after_the_restart_counts_once_in_each_bucket(mode: str, num_
             at_once(
                 lambda: count(one, 0, at[0], go),
                 lambda: count(two, 1, at[1], go),
-                fault,
+                lambda: fault(servers, at, go),
             )
 
 
@@ -143,14 +141,14 @@ def test_worker_that_the_checkpoint_does_not_know_joins_again_by_itself(
             until(lambda: servers.status().checkpoint.version == 8, "the checkpoint of version 8 is good")
             worker(2)
 
-        def fault() -> None:
+        def restart() -> None:
             assert all(event.wait(60) for event in at)
             servers.kill()
             servers.start(resume=True)
             assert [member.worker for member in servers.status().worker] == ["w0", "w1"]
             go.set()
 
-        at_once(lambda: worker(0), lambda: worker(1), newcomer, fault)
+        at_once(lambda: worker(0), lambda: worker(1), newcomer, restart)
         assert servers.status().version == STEPS
     said = [record.getMessage() for record in caplog.records if "takes part again" in record.getMessage()]
     assert sorted(line.split()[1] for line in said) == ["w0", "w1", "w2"], said
