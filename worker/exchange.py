@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch_ps.common.errors import PsError, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.near import NearStream
 from torch_ps.worker.transport import Link, Stream
 
 log = logging.getLogger("torch_ps.worker")
@@ -52,7 +53,7 @@ class Exchange:
         self.changed = threading.Condition()
         self._stopping = threading.Event()
         self._error: PsError | None = None
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Stream | NearStream] = {}
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
@@ -162,8 +163,7 @@ class Exchange:
         """Open the stream to one shard and send again what it has not answered."""
         with self.changed:  # so that the stream cannot end before it is known
             self._opened[shard] = number = self._opened[shard] + 1
-            stream = Stream(
-                self._links[shard],
+            stream = self._links[shard].open(
                 lambda message: self._received(shard, number, message),
                 lambda error: self._ended(shard, number, error),
             )
