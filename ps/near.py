@@ -16,8 +16,6 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-import grpc
-
 from torch_ps.common.arena import host_id
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.socket_frames import LENGTH, TOKEN_BYTES, length_of, put, same_user
@@ -43,7 +41,7 @@ class Context:
         self._writer.write(put(message))
         await self._writer.drain()
 
-    async def abort(self, code: grpc.StatusCode, text: str, trailers: tuple[tuple[str, str], ...]) -> None:
+    async def abort(self, code: Any, text: str, trailers: tuple[tuple[str, str], ...]) -> None:
         """Tell why the stream ends."""
         end = pb.StreamEnd(error=trailers[0][1], text=text)
         self._writer.write(put(end.SerializeToString(), end=True))

@@ -104,6 +104,8 @@ class Link:
 
         plane: as that of ``Session``; "network" keeps off the server's Unix socket.
 
+    Whoever found the server at another port than its own wants the stream to go through what stands between.
+
     Raises:
         ConfigError: the token would travel in the clear to another machine.
     """
@@ -120,7 +122,7 @@ class Link:
 
     def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream | NearStream:
         """Open an Exchange: over the server's Unix socket if it is on this host and nothing stands between."""
-        if self._plane == "memory" or (self._plane == "auto" and self._socket.port == self.address.port):
+        if self._plane != "network" and self._socket.port == self.address.port:
             try:
                 return NearStream(connect(self._socket), self.address, on_message, on_end)
             except NoSharedMemory as error:
