@@ -20,8 +20,9 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_ping_strikes", 0),
     # A worker that waits for its server must notice within a second that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name, how long one attempt may take, TLS and the server's first frame included.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # The address is a server of the job, never something behind a proxy of the environment.
     ("grpc.enable_http_proxy", 0),
     # Two servers on one port would each see half of the workers.

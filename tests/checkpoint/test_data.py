@@ -114,3 +114,21 @@ def test_workers_that_live_on_train_on_every_sample_once_by_the_count_of_the_job
     assert sorted(line.split()[1] for line in said) == list(names), said
     assert params.all()
     assert max(count for count in counts if count is not None) == size
+
+
+def test_worker_whose_next_session_has_the_number_of_its_last_one_drops_the_samples_that_it_had(tmp_path: Path) -> None:
+    """Servers that die before the first checkpoint begin anew, and count sessions from 1 again."""
+    with shards(1, workers=1, checkpoint=str(tmp_path), checkpoint_every=NEVER) as servers:
+        worker = Trainer(str(servers), "w0", 40)
+        try:
+            found = []
+            for number, indices in enumerate(worker.epochs(batch_size=2)):
+                found.append(indices)
+                if number == 2:
+                    assert [w.session for w in servers.status().worker] == [1]
+                    servers.kill()
+                    servers.start(resume=True)
+            assert worker.optimizer.samples == 40
+            assert sorted(chain(*found[-20:])) == list(range(40))
+        finally:
+            worker.close()

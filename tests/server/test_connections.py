@@ -14,11 +14,13 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.jobs import Servers, job, until
+from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
-from tests.support.threads import at_once
+from tests.support.threads import at_once, spawn
+from torch_ps.common import address
+from torch_ps.worker.transport import Link
 
 LR = 2.0**-10
 SIZE = 600
@@ -93,6 +95,19 @@ def test_worker_that_waits_is_told_when_the_server_stops() -> None:
             assert servers.processes[0].end() == 0
 
         at_once(wait, stop)
+
+
+def test_connection_is_made_though_the_first_answer_of_the_server_takes_a_while() -> None:
+    with job() as servers, Proxy(str(servers)) as proxy:
+        proxy.hold()
+        link = Link(address.parse(proxy.address))
+        try:
+            asked = spawn(lambda: link.status(SECONDS))
+            assert not threading.Event().wait(1.0)  # what a far or busy server may take
+            proxy.release()
+            assert asked.result(SECONDS).mode == "sync"
+        finally:
+            link.close()
 
 
 def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:
