@@ -9,7 +9,8 @@ wrong: Slurm calls the task COMPLETED, Kubernetes a Pod Succeeded, ``ps-run`` go
 
 Rules of this file
   1. A handler of the script's own is never replaced.
-  2. Only flags are set in the handler; what takes time happens where the training loop is.
+  2. Only flags are set in the handler; what takes time happens where the training loop is. A wait is ended from another
+     thread: an exception in the middle of a call would leave gRPC with locks that nobody gives back.
 """
 
 import contextlib
@@ -29,16 +30,16 @@ STEP_SECONDS = 20.0
 
 _attached: "weakref.WeakSet[object]" = weakref.WeakSet()
 _asked = threading.Event()
-_waits: list[bool] = []  # not empty: the main thread waits outside of a step
+_waits: list[Callable[[], object]] = []  # how to end what the main thread waits for outside of a step
 
 
 def on_sigterm(number: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
     if _asked.is_set() or not _attached:
         sys.exit(128 + number)
-    if _waits:
-        sys.exit(0)
     _asked.set()
+    for end in _waits:
+        threading.Thread(target=end, name="drain", daemon=True).start()
     timer = threading.Timer(STEP_SECONDS, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
@@ -65,13 +66,15 @@ def finish(worker: str, leave: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """Around a wait outside of a step: SIGTERM ends it at once."""
+def waiting(end: Callable[[], object]) -> Iterator[None]:
+    """Around a wait outside of a step. SIGTERM calls ``end``, on another thread, upon which the wait has to fail."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _waits.append(True)
+    _waits.append(end)
     try:
+        if _asked.is_set():
+            end()
         yield
     finally:
-        _waits.pop()
+        _waits.remove(end)

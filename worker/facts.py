@@ -6,6 +6,7 @@ Rules of this file
 
 from collections.abc import Callable
 
+from torch_ps.common.errors import PsError
 from torch_ps.worker import drain
 from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.local import LocalSteps
@@ -22,6 +23,7 @@ class Facts:
     _local: LocalSteps | None
     _source: Gradients | LocalSteps | Nothing
     wait: Callable[[], None]
+    close: Callable[[], None]
 
     @property
     def _last(self) -> Outcome:
@@ -81,8 +83,11 @@ class Facts:
     @property
     def workers(self) -> tuple[str, ...]:
         """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
-        with drain.waiting():
+        try:
             return tuple(member.worker for member in self._session.roster().member)
+        except PsError:
+            drain.finish(self.name, self.close)
+            raise
 
     @property
     def rank(self) -> int:

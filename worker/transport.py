@@ -23,10 +23,11 @@ from google.protobuf.message import Message
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.errors import PsError, Refused, Unreachable, WaitTimeout
+from torch_ps.common.errors import PsError, Refused, ServerStopped, Unreachable, WaitTimeout
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
+from torch_ps.worker import drain
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -157,7 +158,21 @@ class Link:
         return self._unary("Share", request, pb.ShareReply, seconds)
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        return self._unary("Data", request, pb.DataReply, seconds)
+        """One ask; if it may wait, SIGTERM ends it with an error."""
+        if not request.wait:
+            return self._unary("Data", request, pb.DataReply, seconds)
+        method = self._channel.unary_unary(
+            channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
+        )
+        call = method.future(request, timeout=seconds, metadata=self._access.metadata)
+        try:
+            with drain.waiting(call.cancel):
+                reply: pb.DataReply = call.result()
+        except grpc.FutureCancelledError:
+            raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
+        except grpc.RpcError as failure:
+            raise error_of(failure, str(self.address)) from None
+        return reply
 
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
@@ -186,7 +201,7 @@ class Link:
             raise error_of(failure, str(self.address)) from None
 
     def rosters(self, seconds: float) -> Iterator[pb.RosterView]:
-        """Every roster of the lead, the current one first.
+        """Every roster of the lead, the current one first. SIGTERM ends it with an error.
 
         Raises:
             WaitTimeout: ``seconds`` are over.
@@ -196,7 +211,8 @@ class Link:
         )
         call = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
         try:
-            yield from call
+            with drain.waiting(call.cancel):
+                yield from call
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
         finally:

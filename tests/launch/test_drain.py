@@ -108,6 +108,29 @@ def test_worker_that_waits_for_samples_leaves_at_once(tmp_path: Path) -> None:
         assert not servers.status().worker
 
 
+WAIT = """
+import os, signal, threading
+from torch_ps.worker import drain
+class Optimizer: pass
+held, enders, ended = Optimizer(), [], threading.Event()
+def end():
+    enders.append(threading.current_thread() is threading.main_thread())
+    ended.set()
+drain.attach(held)
+with drain.waiting(end):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.wait(10)
+with drain.waiting(end):  # SIGTERM came just before the wait
+    pass
+print(enders)
+"""
+
+
+def test_wait_is_ended_from_another_thread_and_not_by_an_exception_within_it() -> None:
+    code = subprocess.run([*PYTHON, "-c", WAIT], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (code.returncode, code.stdout) == (0, "[False, True]\n"), code.stderr
+
+
 def test_job_of_ps_run_goes_on_without_a_worker_that_was_told_to_leave(tmp_path: Path) -> None:
     path = script(tmp_path, third="term() if os.environ['RANK'] == '1' else None")
     code, lines, err = run(PS_RUN, path, "")
