@@ -110,6 +110,19 @@ def test_connection_is_made_though_the_first_answer_of_the_server_takes_a_while(
             link.close()
 
 
+def test_worker_to_whom_no_answer_comes_through_is_told_so_before_its_wait_is_over() -> None:
+    with (
+        job(lease=3.0) as servers,
+        Proxy(str(servers)) as proxy,
+        torch_ps.Client(proxy.address, name="w0", plane="network", timeout=45.0) as client,
+    ):
+        client.init({"x": torch.ones(1)}, torch_ps.OptimizerSpec("SGD", lr=0.25))
+        proxy.hold()
+        with pytest.raises(torch_ps.Unreachable, match="ping timeout"):  # and not WaitTimeout
+            client.push({"x": torch.ones(1)})
+        proxy.release()
+
+
 def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     arguments = ["--listen", "127.0.0.1:0", "--ready-file", str(ready)]
