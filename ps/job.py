@@ -39,6 +39,7 @@ from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.cut import Sections
 from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict
+from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster
 from torch_ps.ps.core.shard import Shard
@@ -62,6 +63,7 @@ class Job:
 
     Args:
         index, num_shards: which shard this is; 0 is the lead.
+        incarnation: the start of the servers that it is of.
         max_workers: most members of the roster.
         bucket_bytes: fp32 bytes that a bucket holds at most.
         clip_norm: largest norm of an update; 0 is none.
@@ -75,6 +77,7 @@ class Job:
         mode: Mode,
         index: int,
         num_shards: int,
+        incarnation: Incarnation,
         quorum: int,
         lease: float,
         bucket_bytes: int,
@@ -86,7 +89,7 @@ class Job:
         ask_norm: Ask | None = None,
         device: torch.device = CPU,
     ) -> None:
-        self.mode, self.index, self.num_shards = mode, index, num_shards
+        self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
         self.clipping = Clipping(clip_norm, index, ask_norm)
         self.metrics = metrics

@@ -6,6 +6,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -26,16 +27,19 @@ from torch_ps.common.config import (
 )
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.device import choose as choose_device
-from torch_ps.common.errors import ConfigError, PsError, ServerStopped
+from torch_ps.common.errors import ConfigError, PsError, Restarted, ServerStopped
 from torch_ps.common.forms import parse_compensation, parse_shard
 from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
 from torch_ps.ps import limits
 from torch_ps.ps.checkpoint import Checkpoints
+from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.roster import tick_seconds
 from torch_ps.ps.door import Door
-from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, resumed_version
+from torch_ps.ps.enter import enter
+from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.metrics import Metrics
@@ -78,7 +82,10 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     failure: list[BaseException] = []
 
     def on_failure(error: BaseException) -> None:
-        log.error("shard %d fails", index, exc_info=error)
+        if isinstance(error, PsError):
+            log.error("shard %d fails: %s", index, error)
+        else:
+            log.error("shard %d fails", index, exc_info=error)
         failure.append(error)
         stop.set()
 
@@ -101,11 +108,21 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         delay_compensation=compensation,
         compensation_strength=strength or 1.0,
     )
+    if lead is None:
+        number, resumed = secrets.randbits(62) + 1, 0
+    else:
+        entered = await enter(lead, index, num_shards, access)
+        number, resumed = entered.incarnation, entered.resumed_version
+        if resumed and not config.checkpoint:
+            raise ConfigError(
+                f"the lead goes on from version {resumed} of a checkpoint; give shard {index} the same --checkpoint"
+            )
     with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
             mode=mode,
             index=index,
             num_shards=num_shards,
+            incarnation=Incarnation(number, index, num_shards),
             quorum=config.workers,
             lease=config.lease,
             bucket_bytes=int(config.bucket_size * (1 << 20)),
@@ -113,16 +130,21 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             metrics=metrics,
             on_failure=on_failure,
             clip_norm=config.clip_norm,
-            ask_norm=norms_of(lead, index, access, NORM_SECONDS + 2 * config.lease) if lead is not None else None,
+            ask_norm=norms_of(lead, index, number, access, NORM_SECONDS + 2 * config.lease)
+            if lead is not None
+            else None,
             max_workers=config.max_workers,
             device=device,
         )
-        keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
+        tell = report_to(lead, number, access) if lead is not None else None
+        keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
         server, listening = await _listen(config, job, tls, token)
         job.port = listening.port
         following = follow(job, lead, access) if lead is not None else _lead(job, keeper)
         background = [asyncio.create_task(each) for each in (following, beat.keep())]
+        for task in background:
+            task.add_done_callback(lambda task: _ended(task, on_failure))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -146,13 +168,31 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await keeper.finish()
         for task in background:
             task.cancel()
-        job.stop(ServerStopped(f"shard {index} was stopped; start the job again"))
+        job.stop(_last_word(index, failure))
         await server.stop(GRACE)
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(rest, timeout=GRACE)
     if failure:
-        raise PsError(f"shard {index} failed: {failure[0]!r}")
+        raise PsError(f"shard {index} failed: {_said(failure[0])}")
+
+
+def _ended(task: asyncio.Task[None], on_failure: Callable[[BaseException], None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        on_failure(error)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, PsError) else repr(error)
+
+
+def _last_word(index: int, failure: list[BaseException]) -> PsError:
+    """What the workers of a shard that ends are told."""
+    if not failure:
+        return ServerStopped(f"shard {index} was stopped; start the job again")
+    if isinstance(failure[0], Restarted):  # it may be back soon, with the others
+        return failure[0]
+    return ServerStopped(f"shard {index} failed: {_said(failure[0])}")
 
 
 def _apply_threads(config: ServerConfig) -> int:
@@ -234,8 +274,12 @@ class Beat:
         return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
-async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: Access) -> Keeper:
+def _keeper(config: ServerConfig, job: Job, tell: Tell | None, resumed: int) -> Keeper:
     """What keeps this shard's checkpoints; goes on from one if it is to.
+
+    Args:
+        tell: how another shard than the lead reports to it.
+        resumed: version that the lead has gone on from.
 
     Raises:
         ConfigError: there are checkpoints and the job is not to go on from them.
@@ -243,13 +287,10 @@ async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: 
     """
     checkpoints = Checkpoints(config.checkpoint)
     resume = config.resume or config.resume_previous
-    tell: Tell | None = None
-    if lead is None:
+    if tell is None:
         manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
     else:
-        tell = report_to(lead, access)
-        version = await resumed_version(lead, access)
-        manifest = checkpoints.read(version) if version else None
+        manifest = checkpoints.read(resumed) if resumed else None
     seconds = config.checkpoint_seconds or (0.0 if config.checkpoint_every else DEFAULT_CHECKPOINT_SECONDS)
     keeper = Keeper(job, checkpoints, every=config.checkpoint_every, seconds=seconds, keep=config.keep, tell=tell)
     if manifest is not None:
@@ -261,7 +302,7 @@ async def _keeper(config: ServerConfig, job: Job, lead: Address | None, access: 
 async def _lead(job: Job, keeper: Keeper | None) -> None:
     """Watch the leases, and whether it is time for a checkpoint."""
     while True:
-        await asyncio.sleep(min(job.lease / 8, 1.0))
+        await asyncio.sleep(tick_seconds(job.lease))
         job.tick()
         if keeper is not None:
             keeper.plan()

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from torch_ps.common.errors import PsError, UnknownWorker, Unreachable
+from torch_ps.common.errors import PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.near import NearStream
@@ -24,6 +24,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds between two tries to open a stream again.
 RETRY_SECONDS = 0.2
+#: What another try to open a stream would not change.
+FINAL = (UnknownWorker, Restarted)
 
 
 class Exchange:
@@ -35,7 +37,8 @@ class Exchange:
         shard_of: shard of each bucket.
         lease: seconds in which a stream that broke has to be open again.
         on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
-        on_back: called with a shard that answers again, before its stream is opened; a ``PsError`` means: not yet.
+        on_back: called with a shard that answers again and what it says it is, before its stream is opened; a
+            ``PsError`` means: not yet, unless it is one of ``FINAL``.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Exchange:
         shard_of: Sequence[int],
         lease: float,
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
-        on_back: Callable[[int], None],
+        on_back: Callable[[int, pb.JobDescription], None],
     ) -> None:
         self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
         self._on_answer, self._on_back = on_answer, on_back
@@ -93,9 +96,14 @@ class Exchange:
             if bucket in self._unanswered:
                 self._unanswered[bucket] = frame
 
-    def reset(self) -> None:
-        """Forget all that is under way: the streams are opened anew, and no answer of before is taken any more."""
+    def reset(self, hello: bytes) -> None:
+        """Forget all that is under way: the streams are opened anew, and no answer of before is taken any more.
+
+        Args:
+            hello: first frame of every stream from now on.
+        """
         with self.changed:
+            self._hello = hello
             streams = tuple(self._streams.values())
             self._streams.clear()
             self._opened = [number + 1 for number in self._opened]
@@ -159,9 +167,15 @@ class Exchange:
 
     # -------------------------------------------------------------- streams
 
-    def _open(self, shard: int) -> None:
-        """Open the stream to one shard and send again what it has not answered."""
+    def _open(self, shard: int, latest: int | None = None) -> None:
+        """Open the stream to one shard and send again what it has not answered.
+
+        Args:
+            latest: only if this is still the number of the latest stream.
+        """
         with self.changed:  # so that the stream cannot end before it is known
+            if latest not in (None, self._opened[shard]):
+                return
             self._opened[shard] = number = self._opened[shard] + 1
             stream = self._links[shard].open(
                 lambda message: self._received(shard, number, message),
@@ -189,28 +203,31 @@ class Exchange:
             if isinstance(error, Unreachable):
                 self._opening.add(shard)
         if isinstance(error, Unreachable):
-            found = self._reopen(shard, error)
+            found = self._reopen(shard, number, error)
             if found is None:
                 return
             error = found
         with self.changed:
+            if number != self._opened[shard]:
+                return
             self._opening.discard(shard)
             if self._error is None and not self._stopping.is_set():
                 self._error = error
                 self.changed.notify_all()
 
-    def _reopen(self, shard: int, error: PsError) -> PsError | None:
-        """None: the stream is open again; else why it is not, ``error`` if nothing answers."""
+    def _reopen(self, shard: int, number: int, error: PsError) -> PsError | None:
+        """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
         link, deadline = self._links[shard], time.monotonic() + self._lease
         log.warning("lost the connection to %s; trying again", link.address)
         while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+            if number != self._opened[shard]:
+                return None
             try:
-                link.describe(max(deadline - time.monotonic(), 0.1))
-                self._on_back(shard)
-            except UnknownWorker as unknown:  # another try would not help
-                return unknown
+                self._on_back(shard, link.describe(max(deadline - time.monotonic(), 0.1)))
+            except FINAL as final:
+                return final
             except PsError:
                 continue
-            self._open(shard)
+            self._open(shard, number)
             return None
         return error

@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from torch_ps.common.errors import ConfigError, Overloaded, WaitTimeout
+from torch_ps.common.errors import ConfigError, Overloaded, ServerStopped, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
 
@@ -12,22 +12,47 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds after which a lead that took no more workers is asked again.
 AGAIN_SECONDS = 2.0
+#: Seconds after which shards that are not of one start yet are asked again.
+SHARDS_SECONDS = 0.2
 
 
-def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -> pb.JobDescription:
-    """What the lead says of the job, once all shards have answered and fit together.
+def describe_all(
+    links: Sequence[Link], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
+) -> pb.JobDescription:
+    """What the lead says of the job, once all shards have answered, fit together and are of one incarnation.
 
     Args:
         links: to all shards, shard 0 first.
         codecs: that this worker will use.
-        seconds: for all answers together.
+        seconds: for all answers together, or the lease if that is longer.
+        before: what it said when this worker joined.
 
     Raises:
         ConfigError: the addresses are not those of one job's shards in order, or a shard lacks a codec.
         Unreachable: a server does not answer.
+        ServerStopped: the servers have been started since ``before``, and not from a checkpoint.
+        WaitTimeout: some servers are still of another start than the lead; says which.
     """
+    seconds = max(seconds, before.lease_seconds if before is not None else 0.0)
     deadline = time.monotonic() + seconds
-    jobs = [link.describe(max(deadline - time.monotonic(), 0.1)) for link in links]
+    while True:
+        jobs = [link.describe(max(deadline - time.monotonic(), 0.1)) for link in links]
+        _check(links, jobs, codecs)
+        apart = [link for link, job in zip(links, jobs, strict=True) if job.incarnation != jobs[0].incarnation]
+        if not apart:
+            _check_resumed(jobs[0], before)
+            return jobs[0]
+        if time.monotonic() > deadline:
+            raise WaitTimeout(
+                f"after {seconds:g} s {', '.join(str(link.address) for link in apart)} and the lead at "
+                f"{links[0].address} are not of one start of the servers: start all of them together, with --resume if "
+                "there is a checkpoint"
+            )
+        time.sleep(SHARDS_SECONDS)
+
+
+def _check(links: Sequence[Link], jobs: Sequence[pb.JobDescription], codecs: Collection[str]) -> None:
+    """Raises ConfigError as ``describe_all`` does."""
     for index, (link, job) in enumerate(zip(links, jobs, strict=True)):
         if (job.shard, job.num_shards) != (index, len(jobs)):
             raise ConfigError(
@@ -42,7 +67,14 @@ def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -
         for codec in codecs:
             if codec.partition(":")[0] not in job.codec:
                 raise ConfigError(f"{link.address} has no codec {codec!r}; start ps-serve with --codecs MODULE too")
-    return jobs[0]
+
+
+def _check_resumed(job: pb.JobDescription, before: pb.JobDescription | None) -> None:
+    if before is not None and job.incarnation != before.incarnation and not job.initialised:
+        raise ServerStopped(
+            "the servers were started anew and hold nothing of the job that this worker took part in; start them with "
+            "the --checkpoint of that job and --resume, or begin anew with new workers"
+        )
 
 
 def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:

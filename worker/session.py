@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -29,6 +29,7 @@ from torch_ps.common.errors import (
     CorruptFrame,
     NotInitialised,
     PsError,
+    Restarted,
     StepConflict,
     WaitTimeout,
 )
@@ -42,9 +43,10 @@ from torch_ps.worker.again import patiently
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
+from torch_ps.worker.identity import Identity
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
-from torch_ps.worker.reopen import prepare
+from torch_ps.worker.reopen import check, prepare
 from torch_ps.worker.servers import admitted, describe_all, open_roster
 from torch_ps.worker.transport import Link
 from torch_ps.worker.waits import blame
@@ -91,16 +93,13 @@ class Session:
             raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
         self.name, self.timeout = name, timeout
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
-        self._plain = codecs.codec("none")
         self._exchange: Exchange | None = None
         self._plane = plane
-        self._session = 0
+        self.number = 0  # names this life of the worker; 0: it is not in the job
         self._epoch = 0
         self.covers = Covers()  # the samples that pushes are of
-        self._samples = 0.0
-        self.pushed_bytes = 0
-        self.pulled_bytes = 0
-        self.wait_seconds = 0.0
+        self._samples = self.wait_seconds = 0.0
+        self.pushed_bytes = self.pulled_bytes = 0
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
@@ -112,7 +111,9 @@ class Session:
             raise
 
     def _describe(self) -> pb.JobDescription:
-        return describe_all(self._links, (self._compressor.codec.name, self._pull_codec.name), CONNECT_SECONDS)
+        """What the job is; ServerStopped: it is not the one that this session has taken part in."""
+        used = (self._compressor.codec.name, self._pull_codec.name)
+        return describe_all(self._links, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -128,7 +129,7 @@ class Session:
                 f"the job at {self._links[0].address} has no parameters yet; a worker has to call init"
             )
         model = schema.from_proto(self.job.model)
-        self._start(model, pb.Hello(pull_codec=self._pull_codec.name))
+        self._start(model)
         return model
 
     def join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
@@ -144,22 +145,20 @@ class Session:
         """
         if self._exchange is not None:
             self._exchange.close()  # of an earlier life, whose streams would have the name
-        if self._session:  # again: the servers may be starting anew, one after the other
-            self.job = self._describe()
-        request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
-        reply = admitted(self._links[0], request, self.timeout)
-        self._session, self._epoch = reply.session, reply.epoch
+        self.job = self._describe()
+        reply = admitted(self._links[0], self._identity.join(model, rank), self.timeout)
+        self.number, self._epoch = reply.session, reply.epoch
         self.covers.clear()
-        hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
-        self._start(model, hello)
+        self._start(model)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
         self.job_model = model
         if not reply.seed:
             self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
-                self._links[index].seed(self._seeds(index, model, values), self.timeout)
-        self.planes.share(self._links, self.plan, self.name, self._session)
+                frames = self._identity.seeds(model, self.plan.of_shard(index), values)
+                self._links[index].seed(frames, self.timeout)
+        self.planes.share(self._links, self.plan, self.name, self.number)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
@@ -169,7 +168,7 @@ class Session:
         """
         return open_roster(self._links[0], self.job.quorum, self.timeout if seconds is None else seconds)
 
-    def _start(self, model: Model, hello: pb.Hello) -> None:
+    def _start(self, model: Model) -> None:
         if self._exchange is not None:
             self._exchange.close()
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
@@ -183,19 +182,22 @@ class Session:
         self._clear()
         self._exchange = Exchange(
             self._links,
-            pack(pb.UpHeader(hello=hello)),
+            self._identity.hello(self._pull_codec.name),
             [bucket.shard for bucket in buckets],
             self.job.lease_seconds,
             self._receive,
-            lambda shard: prepare(
-                self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
-            ),
+            self._back,
         )
 
-    def _seeds(self, shard: int, model: Model, values: Callable[[Bucket], torch.Tensor]) -> Iterator[bytes]:
-        yield pack(pb.SeedHeader(worker=self.name, session=self._session, model=schema.to_proto(model)))
-        for bucket in self.plan.of_shard(shard):
-            yield pack(pb.SeedHeader(bucket=bucket.index), self._plain.encode(values(bucket)))
+    @property
+    def _identity(self) -> Identity:
+        return Identity(self.name, self.number, self.job.incarnation)
+
+    def _back(self, shard: int, now: pb.JobDescription) -> None:
+        """One shard answers again, and says what it is now."""
+        link, buckets = self._links[shard], self.plan.of_shard(shard)
+        check(link, now, self.job)
+        prepare(self.planes, self._streams, link, buckets, self.name, self.number)
 
     # -------------------------------------------------------------- buckets
 
@@ -291,8 +293,13 @@ class Session:
         try:
             with self._streams.changed:
                 done = self._streams.wait(self.timeout, buckets)
-        except StepConflict:
-            self._streams.reset()  # an answer on its way would be taken for one to what is sent next
+        except StepConflict as error:
+            if isinstance(error, Restarted):
+                self.job = self._describe()
+                for shard in range(len(self._links)):
+                    self._back(shard, self.job)
+            # An answer on its way would be taken for one to what is sent next.
+            self._streams.reset(self._identity.hello(self._pull_codec.name))
             raise
         finally:
             self.wait_seconds += time.monotonic() - begin
@@ -360,14 +367,9 @@ class Session:
                 payload = self.planes.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
-    @property
-    def number(self) -> int:
-        """Names this life of the worker; 0: it is not in the job."""
-        return self._session
-
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
         """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
-        request.worker, request.session = self.name, self._session
+        request.worker, request.session = self.name, self.number
         return patiently(lambda: self._links[0].data(request, self.timeout), self.job.lease_seconds)
 
     # -------------------------------------------------------------- the lease
@@ -385,12 +387,12 @@ class Session:
         self.on_leave()
         if self._exchange is not None:
             self._exchange.close()
-        if self._session:
+        if self.number:
             try:
-                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self._session), 5.0)
+                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), 5.0)
             except PsError as error:
                 log.info("could not take leave of the job: %s", error)
-            self._session = 0
+            self.number = 0
         self._close_links()
 
     def _close_links(self) -> None:

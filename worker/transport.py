@@ -101,7 +101,6 @@ class Link:
     Args:
         address: of the shard.
         access: how it is spoken to.
-
         plane: as that of ``Session``; "network" keeps off the server's Unix socket.
 
     Whoever found the server at another port than its own wants the stream to go through what stands between.
@@ -148,7 +147,7 @@ class Link:
             return self._described(request, seconds)
         except WaitTimeout:
             reason = "it takes the call and does not answer"
-        except Unreachable:  # it may come up in time, unless what answers there will never do
+        except (Unreachable, ServerStopped):  # it may come up in time, unless what answers there will never do
             self._check_tls(seconds)
             try:
                 left = max(deadline - time.monotonic(), 0.1)
@@ -156,7 +155,7 @@ class Link:
             except WaitTimeout:
                 reason = self._why()
         raise Unreachable(
-            f"no server answers at {self.address} within {seconds:g} s ({reason}); "
+            f"no server answers at {self.address} within {seconds:.3g} s ({reason}); "
             "check the address and that ps-serve runs there"
         )
 

@@ -39,6 +39,11 @@ MAX_NAME = 100
 EPOCHS_PER_LIFE = 1 << 20
 
 
+def tick_seconds(lease: float) -> float:
+    """Between two ticks of a ``Membership``: who is silent is evicted within ``lease`` and this much."""
+    return min(lease / 8, 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One life of one worker.
