@@ -23,6 +23,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds between two tries to open a stream again.
 RETRY_SECONDS = 0.2
+#: That the last try has, at least.
+LAST_SECONDS = 1.0
 
 
 class Exchange:
@@ -203,9 +205,12 @@ class Exchange:
         """None: the stream is open again; else why it is not, ``error`` if nothing answers."""
         link, deadline = self._links[shard], time.monotonic() + self._lease
         log.warning("lost the connection to %s; trying again", link.address)
-        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+        late = False  # one try begins after the deadline: this process may have been stopped until then
+        while not late and not self._stopping.wait(RETRY_SECONDS):
+            left = deadline - time.monotonic()
+            late = left < 0
             try:
-                link.describe(max(deadline - time.monotonic(), 0.1))
+                link.describe(max(left, LAST_SECONDS))
                 self._on_back(shard)
             except UnknownWorker as unknown:  # another try would not help
                 return unknown
