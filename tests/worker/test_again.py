@@ -9,7 +9,7 @@ from torch_ps.worker.again import patiently
 
 
 def test_try_that_ends_late_is_not_the_last_but_one_that_begins_late_is() -> None:
-    tries = []
+    tries: list[int] = []
 
     def ask() -> None:
         tries.append(len(tries))
