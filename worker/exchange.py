@@ -26,6 +26,8 @@ log = logging.getLogger("torch_ps.worker")
 RETRY_SECONDS = 0.2
 #: What another try to open a stream would not change.
 FINAL = (UnknownWorker, Restarted)
+#: That the last try has, at least.
+LAST_SECONDS = 1.0
 
 
 class Exchange:
@@ -219,11 +221,14 @@ class Exchange:
         """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
         link, deadline = self._links[shard], time.monotonic() + self._lease
         log.warning("lost the connection to %s; trying again", link.address)
-        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+        late = False  # one try begins after the deadline: this process may have been stopped until then
+        while not late and not self._stopping.wait(RETRY_SECONDS):
             if number != self._opened[shard]:
                 return None
+            left = deadline - time.monotonic()
+            late = left < 0
             try:
-                self._on_back(shard, link.describe(max(deadline - time.monotonic(), 0.1)))
+                self._on_back(shard, link.describe(max(left, LAST_SECONDS)))
             except FINAL as final:
                 return final
             except PsError:
