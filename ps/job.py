@@ -97,7 +97,9 @@ class Job:
         self.engine: Engine | None = None
         self.initialised = False
         self.roster = Roster()
-        self.membership = Membership(quorum=quorum, lease=lease, limit=max_workers) if index == 0 else None
+        started = int(1000 * time.time())
+        members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
+        self.membership = members if index == 0 else None
         self.data = Data(mode) if index == 0 else None  # which samples are whose
         self.asks = Asks()
         self.started = time.monotonic()

@@ -208,7 +208,9 @@ async def _listen(
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
     most = int(config.max_model * 2**30) or limits.machine_memory()
-    server.add_generic_rpc_handlers((Servicer(job, max_workers=config.max_workers, max_model=most).handlers(),))
+    servicer = Servicer(job, max_workers=config.max_workers, max_model=most)
+    await servicer.listen()
+    server.add_generic_rpc_handlers((servicer.handlers(),))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -26,6 +26,7 @@ from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
+from torch_ps.ps.near import NearWorkers
 from torch_ps.ps.readers import Readers, host_of
 from torch_ps.ps.state import Kept
 from torch_ps.ps.status import status_of_job
@@ -55,6 +56,8 @@ class Servicer:
         self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
+        self._near = NearWorkers(guarded(self.exchange, job.metrics), 4 * max_workers)
+        self.listen, self.close = self._near.listen, self._near.close
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Every method under its name in the contract."""
@@ -125,6 +128,7 @@ class Servicer:
             incarnation=job.incarnation.number,
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
+            socket=self._near.offer(job.port),
         )
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch_ps.common.errors import PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.near import NearStream
 from torch_ps.worker.transport import Link, Stream
 
 log = logging.getLogger("torch_ps.worker")
@@ -25,6 +26,8 @@ log = logging.getLogger("torch_ps.worker")
 RETRY_SECONDS = 0.2
 #: What another try to open a stream would not change.
 FINAL = (UnknownWorker, Restarted)
+#: That the last try has, at least.
+LAST_SECONDS = 1.0
 
 
 class Exchange:
@@ -55,7 +58,7 @@ class Exchange:
         self.changed = threading.Condition()
         self._stopping = threading.Event()
         self._error: PsError | None = None
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Stream | NearStream] = {}
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
@@ -176,8 +179,7 @@ class Exchange:
             if latest not in (None, self._opened[shard]):
                 return
             self._opened[shard] = number = self._opened[shard] + 1
-            stream = Stream(
-                self._links[shard],
+            stream = self._links[shard].open(
                 lambda message: self._received(shard, number, message),
                 lambda error: self._ended(shard, number, error),
             )
@@ -219,11 +221,14 @@ class Exchange:
         """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
         link, deadline = self._links[shard], time.monotonic() + self._lease
         log.warning("lost the connection to %s; trying again", link.address)
-        while time.monotonic() < deadline and not self._stopping.wait(RETRY_SECONDS):
+        late = False  # one try begins after the deadline: this process may have been stopped until then
+        while not late and not self._stopping.wait(RETRY_SECONDS):
             if number != self._opened[shard]:
                 return None
+            left = deadline - time.monotonic()
+            late = left < 0
             try:
-                self._on_back(shard, link.describe(max(deadline - time.monotonic(), 0.1)))
+                self._on_back(shard, link.describe(max(left, LAST_SECONDS)))
             except FINAL as final:
                 return final
             except PsError:

@@ -103,7 +103,7 @@ class Session:
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
-        self._links = [Link(address, access) for address in servers]
+        self._links = [Link(address, access, plane) for address in servers]
         try:
             self.job = self._describe()
         except PsError:

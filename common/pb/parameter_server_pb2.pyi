@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version", "incarnation")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "incarnation")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class JobDescription(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     mode: str
@@ -103,9 +104,10 @@ class JobDescription(_message.Message):
     codec: _containers.RepeatedScalarFieldContainer[str]
     mode_details: str
     clip_norm: float
+    socket: SocketOffer
     resumed_version: int
     incarnation: int
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class EnterRequest(_message.Message):
     __slots__ = ("shard", "num_shards", "process")
@@ -124,6 +126,26 @@ class EnterReply(_message.Message):
     incarnation: int
     resumed_version: int
     def __init__(self, incarnation: _Optional[int] = ..., resumed_version: _Optional[int] = ...) -> None: ...
+
+class SocketOffer(_message.Message):
+    __slots__ = ("host", "name", "token", "port")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    name: str
+    token: bytes
+    port: int
+    def __init__(self, host: _Optional[str] = ..., name: _Optional[str] = ..., token: _Optional[bytes] = ..., port: _Optional[int] = ...) -> None: ...
+
+class StreamEnd(_message.Message):
+    __slots__ = ("error", "text")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    text: str
+    def __init__(self, error: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("worker", "rank", "model", "incarnation")
