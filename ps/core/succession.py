@@ -30,6 +30,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Self
 
 from torch_ps.common.errors import ProtocolError
 from torch_ps.common.terms import Configuration, Term
@@ -129,7 +130,21 @@ class StepDown:
     reason: str
 
 
-Decision = Acknowledge | Change | Take | Receipt | Refuse | Ask | Declare | Serve | StepDown
+@dataclass(frozen=True, slots=True)
+class Transact:
+    """With etcd: write this configuration, and this server as its holder, if both are as they were; see ``tenure.py``.
+
+    Attributes:
+        revision: that the configuration was last written at; 0: it was never written.
+        holder: who held the seat; "" is nobody: that lease has run out.
+    """
+
+    revision: int
+    holder: str
+    configuration: Configuration
+
+
+Decision = Acknowledge | Change | Take | Receipt | Refuse | Ask | Declare | Serve | StepDown | Transact
 Decisions = tuple[Decision, ...]
 
 
@@ -159,6 +174,10 @@ class Seat(ABC):
         self._proposed = self.configuration  # by the last Change
         self._heard = Term()  # highest that somebody has, has asked for or has promised
         self._target = self.electorate  # what the electorate is to become
+
+    def at(self, now: float) -> Self:
+        """The time of the call that follows; only a seat that is held by a lease depends on it."""
+        return self
 
     @property
     def follows(self) -> bool:

@@ -153,8 +153,8 @@ class World:
         seat, budget = server.seat, state.budget
         yield self.server(state, net, i, ("tick", 0.0))
         if seat.role is Role.STANDBY:
-            there = (w.elector for w in map(self.workers.__getitem__, state.workers) if w.up)
-            yield from self._together(state, net, i, (("asked", elector, 0.0) for elector in there))
+            asks = (("asked", w.elector, 0.0) for w in map(self.workers.__getitem__, state.workers) if w.up)
+            yield from self._together(state, net, i, asks)
         if seat.role is Role.ASKING and seat.follows:
             yield self.server(state, net, i, ("tick", LATE))
         if seat.follows:
