@@ -129,10 +129,13 @@ async def follow(job: Job, lead: Lead, access: Access) -> None:
         async with access.connect_aio(lead.address) as connection:
             alive = asyncio.create_task(_until_silent(connection, access, job.lease / 2))
             watching = asyncio.create_task(_watch(job, lead, connection, access))
-            await asyncio.wait({alive, watching}, return_when=asyncio.FIRST_COMPLETED)
-            alive.cancel()
-            watching.cancel()
-            reason = "it is silent" if not watching.done() else watching.result()
+            try:
+                await asyncio.wait({alive, watching}, return_when=asyncio.FIRST_COMPLETED)
+                reason = watching.result() if watching.done() else "it is silent"
+            finally:
+                alive.cancel()
+                watching.cancel()
+                await asyncio.gather(alive, watching, return_exceptions=True)  # before their channel is closed
         if lead.several:
             log.warning("lost the lead at %s (%s); looking for the one that serves", lead.address, reason)
             lead.elsewhere()

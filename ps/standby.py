@@ -145,11 +145,14 @@ class Standby:
         while not self._served.is_set():
             following = asyncio.create_task(self._follow())
             served = asyncio.create_task(self._served.wait())
-            await asyncio.wait({following, served}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (following, served):
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            try:
+                await asyncio.wait({following, served}, return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    following.result()
+            finally:
+                following.cancel()
+                served.cancel()
+                await asyncio.gather(following, served, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._served.wait(), RETRY_SECONDS)
         await self._replica.take_over()
