@@ -37,6 +37,7 @@ from torch_ps.ps.core.cut import Sections
 from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.election import ElectedSeat
+from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster, roster_of
 from torch_ps.ps.core.shard import Shard
@@ -63,6 +64,7 @@ class Job:
 
     Args:
         index, num_shards: which shard this is; 0 is the lead.
+        incarnation: the start of the servers that it is of.
         max_workers: most members of the roster.
         bucket_bytes: fp32 bytes that a bucket holds at most.
         clip_norm: largest norm of an update; 0 is none.
@@ -79,6 +81,7 @@ class Job:
         mode: Mode,
         index: int,
         num_shards: int,
+        incarnation: Incarnation,
         quorum: int,
         lease: float,
         bucket_bytes: int,
@@ -93,7 +96,7 @@ class Job:
         primary: str = "",
         lead: Lead | None = None,
     ) -> None:
-        self.mode, self.index, self.num_shards = mode, index, num_shards
+        self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
         self.clipping = Clipping(clip_norm, index, ask_norm)
         self.metrics = metrics
@@ -102,7 +105,9 @@ class Job:
         self.initialised = False
         self.roster = Roster()
         self.lead_at = lead  # where the others find the lead; None: this is it
-        self.membership = Membership(quorum=quorum, lease=lease, limit=max_workers) if index == 0 else None
+        started = int(1000 * time.time())
+        members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
+        self.membership = members if index == 0 else None
         self.data = Data(mode) if index == 0 else None  # which samples are whose
         self.asks = Asks()
         self.started = time.monotonic()

@@ -64,8 +64,8 @@ def options_of(config: ServerConfig) -> str:
     return json.dumps(options)
 
 
-async def inherit(config: ServerConfig, access: Access) -> ServerConfig:
-    """``config`` with what the primary says about the job.
+async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, pb.JobDescription]:
+    """``config`` with what the primary says about the job, and all that it says.
 
     Raises:
         ConfigError: an option was given that is not the primary's; says which.
@@ -80,7 +80,7 @@ async def inherit(config: ServerConfig, access: Access) -> ServerConfig:
             raise (Unreachable(reason) if reason else error_of(error, str(primary))) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
-    return inherited(config, json.loads(told.options))
+    return inherited(config, json.loads(told.options)), told
 
 
 def inherited(config: ServerConfig, options: Mapping[str, Any]) -> ServerConfig:
@@ -193,6 +193,10 @@ class Standby:
             raise NotServing(
                 f"it serves in an older term than {mine.term}, of which this server has the state; "
                 "waiting for the workers to ask"
+            )
+        if told.incarnation != self._job.incarnation.number:
+            raise NotServing(
+                "it was started anew, in another job than this server stands by for; start this one again too"
             )
         name = name_of(self._here, self._primary)
         succession.seat = ElectedSeat(name, theirs.term.server, patience=PATIENCE_SECONDS)

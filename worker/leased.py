@@ -92,7 +92,7 @@ class LeasedShard:
                 self._pending.clear()
                 for batch in loader:
                     life, samples = self._pending.popleft()
-                    if life != self._session.number:
+                    if life != self._session.covers.life:
                         continue  # others have it now
                     self._session.covers.begin(self._key, samples)
                     if self.weighs:
@@ -134,9 +134,9 @@ class LeasedShard:
     def batches(self) -> Iterator[list[int]]:
         """Indices of the batches of one pass, from the portion that is there on."""
         while self._portion.range:
-            life = self._session.number
+            life = self._session.covers.life
             for indices in self._cut(self._portion):
-                if life != self._session.number:
+                if life != self._session.covers.life:
                     break
                 self._pending.append((life, len(indices)))
                 yield indices

@@ -154,5 +154,6 @@ def test_worker_that_the_checkpoint_does_not_know_joins_again_by_itself(
         assert servers.status().version == STEPS
     said = [record.getMessage() for record in caplog.records if "takes part again" in record.getMessage()]
     assert sorted(line.split()[1] for line in said) == ["w0", "w1", "w2"], said
-    assert "; join again" in next(line for line in said if "worker w2" in line)
+    for line in said:  # w2 may also hear of it from a shard that is to read its memory
+        assert "was started anew" in line or ("worker w2" in line and line.endswith("join again")), said
     assert same(models[0], models[1])
