@@ -121,6 +121,7 @@ class Job:
             self.sections.add("data", self.data)
         self.on_begun: Callable[[Engine], None] = lambda engine: None
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
+        self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
         self.succession = Succession(ElectedSeat(name, primary, patience=PATIENCE_SECONDS), self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
@@ -199,6 +200,7 @@ class Job:
     def stop(self, error: PsError) -> None:
         """End every open stream, so that none has to be cancelled when the server ends."""
         self.streams.close(error)
+        self.on_stop(error)
         for queue in self.watchers:
             queue.put_nowait(None)
 
