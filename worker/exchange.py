@@ -243,11 +243,13 @@ class Exchange:
         """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
         link, deadline = self._links[shard], time.monotonic() + self._voters[shard].patience(self._lease)
         log.warning("lost the connection to %s; trying again", link.address)
+        late = False  # one try begins after the deadline: this process may have been stopped until then
         pause = 0.0  # the first time at once: a standby may be there
-        while time.monotonic() < deadline and not self._stopping.wait(pause):
+        while not late and not self._stopping.wait(pause):
             pause = RETRY_SECONDS
             if number != self._opened[shard]:
                 return None
+            late = time.monotonic() > deadline
             try:
                 if (now := self._voters[shard].look()) is None:
                     continue

@@ -215,7 +215,7 @@ def resident(pid: int) -> float:
 
 def left_in_shm(before: set[str]) -> list[str]:
     """Entries of /dev/shm that are new and that no living process has open or mapped."""
-    new = set(os.listdir("/dev/shm")) - before
+    new = {name for name in set(os.listdir("/dev/shm")) - before if not name.startswith("sem.mp-")}  # not of ours
     if not new:
         return []
     for process in Path("/proc").glob("[0-9]*"):

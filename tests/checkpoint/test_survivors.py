@@ -1,5 +1,6 @@
 """Workers that live on while all servers die and come back from a checkpoint."""
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 import torch_ps
 from tests.support.jobs import until
+from tests.support.processes import Child
 from tests.support.restart import Shards, shards
 from tests.support.threads import at_once
 from tests.support.training import backward, mlp, same, seeded
@@ -157,3 +159,21 @@ def test_worker_that_the_checkpoint_does_not_know_joins_again_by_itself(
     for line in said:  # w2 may also hear of it from a shard that is to read its memory
         assert "was started anew" in line or ("worker w2" in line and line.endswith("join again")), said
     assert same(models[0], models[1])
+
+
+def test_worker_that_is_stopped_while_its_servers_come_back_goes_on_though_a_lease_has_passed(tmp_path: Path) -> None:
+    lease = 2.0
+    with shards(workers=1, lease=lease, checkpoint=str(tmp_path / "kept"), checkpoint_every=5) as servers:
+        arguments = (str(servers), "w0", 400, 2, "network", str(tmp_path / "acks"))
+        worker = Child("tests.chaos.worker:train", arguments, tmp_path / "log")
+        try:
+            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+            servers.kill()
+            until(lambda: worker.wait(0.01) is None and "lost the connection" in worker.output, "the worker knows it")
+            worker.send(signal.SIGSTOP)
+            servers.start(resume=True)
+            assert not threading.Event().wait(lease + 0.5)
+            worker.send(signal.SIGCONT)
+            assert worker.wait(60) == 0, worker.output
+        finally:
+            worker.kill()
