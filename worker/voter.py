@@ -99,7 +99,8 @@ class Voter:
     def _look_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)
         try:
-            return self.link.look(LOOK_SECONDS)
+            # With nobody else to ask it is worth a wait: a channel that has failed does not try again at once.
+            return self.link.look(LOOK_SECONDS) if len(self.servers) > 1 else self.link.describe(LOOK_SECONDS)
         except PsError as error:
             log.debug("%s: %s", server, error)
             return None
