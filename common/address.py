@@ -73,6 +73,17 @@ def parse_list(text: str) -> tuple[Address, ...]:
     return addresses
 
 
+def parse_servers(text: str) -> tuple[tuple[Address, ...], ...]:
+    """Read "host:port|host:port,host:port": the servers of each shard, in the order of the shards.
+
+    Raises:
+        ConfigError: as ``parse_list``.
+    """
+    shards = tuple(tuple(parse(each) for each in shard.split("|")) for shard in text.split(",") if shard.strip())
+    parse_list(text.replace("|", ","))
+    return shards
+
+
 def format_list(addresses: tuple[Address, ...]) -> str:
     """The inverse of ``parse_list``."""
     return ",".join(str(each) for each in addresses)

@@ -109,6 +109,13 @@ class ServerConfig:
         check=_address(free_port=False),
         common=True,
     )
+    standby_of: str = option(
+        "",
+        "be the standby of the server there: have all that it has, and go on in its place if it dies",
+        metavar="HOST:PORT",
+        check=_address(free_port=False),
+        common=True,
+    )
     metrics: str = option(
         "127.0.0.1:0",
         "address of the Prometheus page /metrics, or off",
@@ -194,6 +201,11 @@ class ServerConfig:
             raise ConfigError(f"lead {self.lead} is for shards other than 0; give shard I/N with I > 0, or no lead")
         self._check_mode()
         self._check_checkpoint()
+        if self.standby_of and (self.shards > 1 or self.resume or self.resume_previous):
+            raise ConfigError(
+                f"standby_of={self.standby_of} is for one server, which goes on from what its primary has; start one "
+                "for each shard, without shards and resume"
+            )
         listen = address.parse(self.listen, free_port=True)
         if listen.port + self.shards - 1 > 65535:
             raise ConfigError(f"{self.shards} shards from port {listen.port} on would end above port 65535")
@@ -254,9 +266,9 @@ class WorkerConfig:
 
     servers: str = option(
         "",
-        "every shard of the job, shard 0 first",
-        metavar="HOST:PORT,...",
-        check=Check("", lambda text: not text or bool(address.parse_list(text))),
+        "every shard of the job, shard 0 first; a standby behind its primary and a |",
+        metavar="HOST:PORT[|HOST:PORT],...",
+        check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
     )
     name: str = option(

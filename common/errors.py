@@ -7,6 +7,7 @@
     +-- Refused                the server listens but will not serve this worker (address, token, limits)
     |   +-- Overloaded         admission refused for now, safe to retry after a pause
     |   +-- Unauthenticated    the token is missing or wrong; says which
+    +-- NotServing             this server is a standby, or another one serves in its place; says which
     +-- NoSharedMemory         this worker and this server cannot share memory; the network carries all
     +-- ServerStopped          the server ended the job or is shutting down
     +-- CheckpointError        a checkpoint is damaged, incomplete or foreign; names the file and what is wrong with it
@@ -52,6 +53,10 @@ class Overloaded(Refused):
 
 class Unauthenticated(Refused):
     """The token is missing or not the job's; nothing was looked at."""
+
+
+class NotServing(PsError):
+    """This server does not serve its shard now; another one does, or will."""
 
 
 class NoSharedMemory(PsError):

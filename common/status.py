@@ -16,6 +16,7 @@ STATUS_OF: dict[type[errors.PsError], grpc.StatusCode] = {
     errors.Refused: grpc.StatusCode.PERMISSION_DENIED,  # never retry
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,  # retry after a pause
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,  # never retry with this token
+    errors.NotServing: grpc.StatusCode.UNAVAILABLE,  # ask the other server of the shard
     errors.ServerStopped: grpc.StatusCode.UNAVAILABLE,  # the job is over
     errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,  # never retry
     errors.UnknownWorker: grpc.StatusCode.FAILED_PRECONDITION,  # join, then go on

@@ -48,6 +48,10 @@ MAX_OPEN = 4096
 Ask = Callable[[Group, float], Awaitable[float | None]]
 
 
+#: Called with what the lead has decided about a group, and with what makes it known.
+BeforeAnswer = Callable[[Group, float | None, Callable[[], None]], None]
+
+
 @dataclass(eq=False, slots=True)
 class Update:
     """One bucket's part of a group, in its lane.
@@ -149,14 +153,17 @@ class Norms:
 
     Args:
         shards: those that hold buckets which are optimized.
+        before_answer: called with what was decided and with what makes it known.
     """
 
-    def __init__(self, shards: Sequence[int]) -> None:
+    def __init__(self, shards: Sequence[int], before_answer: BeforeAnswer) -> None:
+        self._before_answer = before_answer
         self._shards = frozenset(shards)
         self._roster = Roster()
         self._reported: dict[Group, dict[int, float]] = {}
         self._waiting: dict[Group, asyncio.Future[float | None]] = {}
-        self._answers: OrderedDict[Group, float | None] = OrderedDict()
+        self.answers: OrderedDict[Group, float | None] = OrderedDict()
+        self._deciding: set[Group] = set()
 
     async def report(self, group: Group, shard: int, square: float) -> float | None:
         """The squared norm over all shards, once all have reported; None: the group is dropped.
@@ -169,8 +176,10 @@ class Norms:
             raise ProtocolError(f"shard {shard} cannot report a squared norm of {square}")
         if len(group[0]) > MAX_NAME:
             raise ProtocolError(f"the norm of a worker whose name has {len(group[0])} characters; no worker has")
-        if group in self._answers:
-            return self._answers[group]
+        if group in self.answers:
+            return self.answers[group]
+        if group in self._deciding:
+            return await asyncio.shield(self._waiting[group])
         if group not in self._reported and len(self._reported) >= MAX_OPEN:
             raise Overloaded(f"{MAX_OPEN} updates wait for their norm already")
         reported = self._reported.setdefault(group, {})
@@ -189,9 +198,14 @@ class Norms:
 
     def _decide(self, group: Group, square: float | None) -> None:
         del self._reported[group]
-        self._answers[group] = square
-        while len(self._answers) > REMEMBERED:
-            self._answers.popitem(last=False)
+        self._deciding.add(group)
+        self._before_answer(group, square, lambda: self._answer(group, square))
+
+    def _answer(self, group: Group, square: float | None) -> None:
+        self._deciding.discard(group)
+        self.answers[group] = square
+        while len(self.answers) > REMEMBERED:
+            self.answers.popitem(last=False)
         self._waiting.pop(group).set_result(square)
 
 
@@ -207,17 +221,19 @@ class Clipping:
     def __init__(self, norm: float, index: int, ask: Ask | None) -> None:
         self.norm, self._index = norm, index
         self.ask: Ask = ask or self._report
-        self._norms: Norms | None = None
+        self.before_answer: BeforeAnswer = lambda group, square, then: then()
+        self.norms: Norms | None = None  # on the lead of a job that clips
 
     def begin(self, plan: Plan, roster: Roster) -> None:
         """The model is known."""
         if self._index == 0 and self.norm:
-            self._norms = Norms([bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"])
-            self._norms.set_roster(roster)
+            shards = [bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"]
+            self.norms = Norms(shards, self.before_answer)
+            self.norms.set_roster(roster)
 
     def set_roster(self, roster: Roster) -> None:
-        if self._norms is not None:
-            self._norms.set_roster(roster)
+        if self.norms is not None:
+            self.norms.set_roster(roster)
 
     async def report(self, group: Group, shard: int, square: float) -> float | None:
         """Lead: the squared norm of one update over all shards, once they have reported; None: it is dropped.
@@ -225,11 +241,11 @@ class Clipping:
         Raises:
             ProtocolError: this job does not clip, or the report cannot be right.
         """
-        if self._norms is None:
+        if self.norms is None:
             raise ProtocolError(
                 f"shard {self._index} collects no norms; give all shards the same --clip-norm, the lead too"
             )
-        return await self._norms.report(group, shard, square)
+        return await self.norms.report(group, shard, square)
 
     async def _report(self, group: Group, square: float) -> float | None:
         return await self.report(group, self._index, square)

@@ -12,21 +12,21 @@ Rules of this file
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from torch_ps.common import codecs, optim
-from torch_ps.common.codecs import Codec
+from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
-from torch_ps.common.frames import pack
 from torch_ps.common.optim import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
+from torch_ps.ps.answers import Answer, Answers, Shared
 from torch_ps.ps.arenas import Arenas
 from torch_ps.ps.clip import Ask, Clip, Update
 from torch_ps.ps.compensate import Compensator
@@ -64,13 +64,31 @@ class _Step:
     hyper: Hyper
 
 
-@dataclass(slots=True)
-class _Answer:
-    release: Release
-    stream: Stream
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Something else to do with one bucket in its lane's order: on the executor, then ``done`` on the event loop."""
+
+    run: Callable[[], Sequence[bytes]]  # gives frames for the standby
+    done: Callable[[], None] = lambda: None
 
 
-_Job = _Step | Update | _Answer
+_Job = _Step | Update | Answer | Turn
+
+
+class Recorder(Protocol):
+    """Where a standby hears of what is done here."""
+
+    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
+        """On the bucket's lane: frames about a step, made with ``mean``, None: the values have stayed."""
+
+    def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
+        """On the bucket's lane, before the answer is encoded: frames about what the worker's copy will be."""
+
+    def data(self) -> list[bytes]:
+        """Frames about which samples are whose; none on another shard than the lead."""
+
+    def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
+        """Send them; ``then`` is called when the standby has them and all before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,8 @@ class _Done:
     frames: list[tuple[Stream, bytes, int]]
     left_out: list[NonFinite]
     steps: int
+    records: list[bytes]  # for the standby
+    turns: list[Turn]
 
     @property
     def large(self) -> bool:
@@ -124,12 +144,16 @@ class Engine:
         self._arguments = optim.arguments_of(model.optimizer)
         self._approved = [group.hyper for group in model.groups]  # per group, the values that were checked last
         self._metrics = metrics
-        self._compensator, self._doctor = compensator, doctor
+        self.compensator, self._doctor = compensator, doctor
+        first, core_epoch = self._first, lambda: core.roster.epoch
+        self._answers = Answers(self.store, self.arenas, compensator, first=first, epoch=core_epoch)
         self._lanes = Lanes[_Job, _Done](
-            buckets, executor, self.store.beside(self._work), waits=_waits, on_done=self._sent, on_failure=on_failure
+            buckets, executor, self.store.beside(self._work), waits=_waits, on_done=self._done, on_failure=on_failure
         )
         #: Called on a bucket's lane when it has come to a cut, with its record.
         self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
+        self.recorder: Recorder | None = None  # while answers wait for a standby
+        self.unsettled: dict[int, Sequence[Copies]] = {}  # of a standby that took over: copies to settle, by bucket
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -189,8 +213,8 @@ class Engine:
 
     def set_roster(self, roster: Roster) -> None:
         self.arenas.keep(roster)
-        if self._compensator is not None:
-            self._compensator.keep(roster)
+        if self.compensator is not None:
+            self.compensator.keep(roster)
         self.run(self.core.set_roster(roster))
         if self._clip is not None:
             self._clip.set_roster(roster)
@@ -210,6 +234,8 @@ class Engine:
                     self._released(self._index[effect.bucket], effect)
                     touched[self._index[effect.bucket]] = None
                 case Discard():
+                    if self.recorder is not None and effect.bucket == 0:
+                        self.tell_data()
                     del self._held[effect.worker, effect.session, effect.bucket, effect.step]
                     log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
                 case Evict():
@@ -218,6 +244,16 @@ class Engine:
                     pass
         for index in touched:
             self._lanes.start(index)
+
+    def turn(self, bucket: int, turn: Turn) -> None:
+        """Have something done behind what bucket ``bucket`` (over all shards) has to do now."""
+        self._lanes.add(bucket, turn)
+        self._lanes.start(bucket)
+
+    def tell_data(self, done: Callable[[], None] = lambda: None) -> None:
+        """Lead: the standby hears which samples are whose; then ``done``."""
+        frames = self.recorder.data() if self.recorder is not None else []
+        self.turn(self._first, Turn(lambda: frames, done))
 
     def _step(self, bucket: Bucket, apply: Apply) -> _Step | Update:
         held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
@@ -235,7 +271,7 @@ class Engine:
             self._metrics.late.inc()
         stream = self._streams.get(release.worker, release.session)
         if stream is not None:
-            self._lanes.add(bucket, _Answer(release, stream))
+            self._lanes.add(bucket, Answer(release, stream))
 
     @property
     def idle(self) -> bool:
@@ -248,93 +284,62 @@ class Engine:
         """On the executor: apply and encode, in order. Workers with the same answer share one frame."""
         frames: list[tuple[Stream, bytes, int]] = []
         left_out: list[NonFinite] = []
-        shared: dict[bytes, tuple[bytes, int]] = {}  # by header: payload and all, since the last step
+        shared: Shared = {}
+        records: list[bytes] = []
+        turns: list[Turn] = []
+        recorder = self.recorder
         steps, begin = 0, time.perf_counter()
         for job in jobs:
-            if not isinstance(job, _Answer):
+            if isinstance(job, Turn):
+                records += job.run()
+                turns.append(job)
+                continue
+            if not isinstance(job, Answer):
+                for copies in self.unsettled.pop(bucket.index, ()) if self.unsettled else ():
+                    copies.settle(bucket.index, self.store.host(bucket.index))
                 with self.arenas.changing(bucket.index, job.apply.version):
-                    left_out += self._apply(bucket, job)
+                    left_out += self._apply(bucket, job, recorder, records)
                 shared.clear()
                 steps += 1
                 if job.apply.record is not None and self.take is not None:
                     self.take(bucket, job.apply.record)
                 continue
-            codec = codecs.codec("none") if bucket.rule == "mean" else job.stream.codec
-            place = pb.FRAME
-            if codec.name == "none":
-                place = self.arenas.place(job.release, bucket.index, self.store.host)
-            lacks = self.store.encode_lacking(bucket.index, codec, job.stream.copies, job.release.version)
-            if lacks is not None:
-                if (whole := job.stream.copies.lost(bucket.index)) is not None:
-                    codec, lacks = codecs.codec("none"), codecs.codec("none").encode(whole)
-                header = self._answer(bucket, job.release, codec, delta=whole is None)
-                frame, size = pack(header, lacks), sum(map(len, lacks))
-            else:
-                codec = codecs.codec("none") if codec.coarse else codec
-                header = self._answer(bucket, job.release, codec, place=place)
-                key = header.SerializeToString()
-                if key not in shared:
-                    parts = self.store.encode(bucket.index, codec) if place == pb.FRAME else ()
-                    shared[key] = pack(header, parts), sum(map(len, parts)) or 4 * bucket.numel
-                frame, size = shared[key]
+            if recorder is not None:
+                records += recorder.answered(bucket, job)
+            frame, size = self._answers.frame(bucket, job, shared)
             frames.append((job.stream, frame, size))
-            if self._compensator is not None:
-                self._note_pulled(self._compensator, bucket, job, codec, memoryview(frame)[len(frame) - size :])
         self._metrics.step_seconds.observe(time.perf_counter() - begin)
-        return _Done(frames, left_out, steps)
+        return _Done(frames, left_out, steps, records, turns)
 
-    def _apply(self, bucket: Bucket, job: _Step | Update) -> list[NonFinite]:
+    def _apply(
+        self, bucket: Bucket, job: _Step | Update, recorder: Recorder | None, records: list[bytes]
+    ) -> list[NonFinite]:
         index, coefficient = bucket.index, 1.0
         if isinstance(job, _Step):
             mean, left_out = self.store.mean(index, job.gradients)
         else:
             mean, left_out, coefficient = job.mean, job.left_out, job.coefficient or 0.0
         if mean is None or not coefficient:
+            if recorder is not None:
+                records += recorder.step(bucket, job.apply, None, job.hyper)
             return left_out
         values = self.store.values(index)
         if self._doctor is not None and (watch := self._doctor.watch(index, job.apply, job.hyper, coefficient)):
             watch(mean.cpu(), values.cpu())
         if coefficient != 1.0:
             mean = mean * coefficient
-        if self._compensator is not None and bucket.rule == "optimizer":
-            mean = self._compensator.correct(index, job.apply, mean, values)
+        if self.compensator is not None and bucket.rule == "optimizer":
+            mean = self.compensator.correct(index, job.apply, mean, values)
+        if recorder is not None:
+            records += recorder.step(bucket, job.apply, mean, job.hyper)
         self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
         return left_out
 
-    def _note_pulled(
-        self, compensator: Compensator, bucket: Bucket, answer: _Answer, codec: Codec, payload: memoryview
-    ) -> None:
-        """Tell the compensator what this worker has now: what it decodes, not what was encoded."""
-        stream, version = answer.stream, answer.release.version
-        if stream.worker is None or bucket.rule != "optimizer":
-            return
-        values = stream.copies.get(bucket.index) if stream.codec.coarse else None
-        if values is None and codec.name == "none":
-            values = self.store.values(bucket.index)
-        elif values is None:
-            values = codec.decode(payload, torch.empty(bucket.numel))
-        compensator.pulled(bucket.index, stream.worker, stream.session, version, values.to(self.store.device))
-
-    def _answer(self, bucket: Bucket, release: Release, codec: Codec, **where: Any) -> pb.DownHeader:
-        return pb.DownHeader(
-            bucket=bucket.index,
-            version=release.version,
-            next_step=release.next_step,
-            step=release.step,
-            staleness=release.staleness,
-            applied=release.applied,
-            samples=release.samples,
-            codec=codec.name,
-            **where,
-            epoch=self.core.roster.epoch,
-            contributor=release.contributors if bucket.index == self._first else (),
-        )
-
-    def _sent(self, done: _Done) -> None:
-        for stream, frame, size in done.frames:
-            stream.bytes_pulled += size
-            self._metrics.pulled.inc(size)
-            stream.outbox.put_nowait(frame)
+    def _done(self, done: _Done) -> None:
+        if self.recorder is None:
+            self._answer(done)
+        else:
+            self.recorder.send(done.records, lambda: self._answer(done))
         self._metrics.steps.inc(done.steps)
         self._metrics.version.set(self.core.open_step)
         for found in done.left_out:
@@ -345,6 +350,14 @@ class Engine:
                 found.step,
                 found.tensor,
             )
+
+    def _answer(self, done: _Done) -> None:
+        for turn in done.turns:
+            turn.done()
+        for stream, frame, size in done.frames:
+            stream.bytes_pulled += size
+            self._metrics.pulled.inc(size)
+            stream.outbox.put_nowait(frame)
 
     def _count_nonfinite(self) -> None:
         self.nonfinite += 1

@@ -11,7 +11,6 @@ import time
 import grpc
 
 from torch_ps.common import channel, probe
-from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
 from torch_ps.common.errors import Restarted, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -22,6 +21,7 @@ from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Tell
+from torch_ps.ps.lead import Lead
 from torch_ps.ps.state import Kept
 
 log = logging.getLogger("torch_ps.ps")
@@ -35,7 +35,7 @@ NORM_SECONDS = 300.0
 PROBE_SECONDS = 3.0
 
 
-def norms_of(lead: Address, shard: int, incarnation: int, access: Access, seconds: float) -> Ask:
+def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: float) -> Ask:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:
@@ -51,7 +51,7 @@ def norms_of(lead: Address, shard: int, incarnation: int, access: Access, second
         begin = time.monotonic()
         while True:
             if not connection:
-                connection.append(access.connect_aio(lead))
+                connection.append(access.connect_aio(lead.address))
             call = connection[0].unary_unary(
                 channel.method("Norm"), pb.NormRequest.SerializeToString, pb.NormReply.FromString
             )
@@ -68,6 +68,7 @@ def norms_of(lead: Address, shard: int, incarnation: int, access: Access, second
                     ) from None
                 if connection:
                     await connection.pop().close()
+                lead.elsewhere()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return None if reply.dropped else reply.square
@@ -75,7 +76,7 @@ def norms_of(lead: Address, shard: int, incarnation: int, access: Access, second
     return ask
 
 
-def report_to(lead: Address, incarnation: int, access: Access) -> Tell:
+def report_to(lead: Lead, incarnation: int, access: Access) -> Tell:
     """How a shard tells the lead what has become of its part of a checkpoint."""
 
     async def tell(kept: Kept, seconds: float) -> bool:
@@ -88,7 +89,7 @@ def report_to(lead: Address, incarnation: int, access: Access) -> Tell:
             incarnation=incarnation,
         )
         try:
-            async with access.connect_aio(lead) as connection:
+            async with access.connect_aio(lead.address) as connection:
                 call = connection.unary_unary(
                     channel.method("Kept"), pb.KeptRequest.SerializeToString, pb.KeptReply.FromString
                 )
@@ -101,33 +102,75 @@ def report_to(lead: Address, incarnation: int, access: Access) -> Tell:
     return tell
 
 
-async def follow(job: Job, lead: Address, access: Access) -> None:
-    """Feed every roster of the lead at ``lead`` to ``job``, until cancelled.
+async def follow(job: Job, lead: Lead, access: Access) -> None:
+    """Feed every roster of the lead to ``job``, until cancelled.
 
     Raises:
         Restarted: the lead that answers was started without this shard, which can do nothing more.
     """
-    connected, request = True, pb.WatchRequest(incarnation=job.incarnation.number)
+    connected = True
     while True:
-        async with access.connect_aio(lead) as connection:
-            watch = connection.unary_stream(
-                channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
-            )
+        async with access.connect_aio(lead.address) as connection:
+            alive = asyncio.create_task(_until_silent(connection, access, job.lease / 2))
+            watching = asyncio.create_task(_watch(job, lead, connection, access))
             try:
-                async for view in watch(request, metadata=access.metadata):
-                    connected = True
-                    job.follow(_roster(view))
-            except grpc.aio.AioRpcError as error:
-                failure = error_of(error, str(lead))
-                if isinstance(failure, Restarted):
-                    raise Restarted(
-                        f"the lead at {lead} was started anew, without what this shard has trained; {TOGETHER}"
-                    ) from None
-                if connected:
-                    reason = await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS)
-                    log.warning("lost the lead at %s (%s); trying again", lead, reason or error.details())
-                connected = False
+                await asyncio.wait({alive, watching}, return_when=asyncio.FIRST_COMPLETED)
+                reason = watching.result() if watching.done() else "it is silent"
+            finally:
+                alive.cancel()
+                watching.cancel()
+                await asyncio.gather(alive, watching, return_exceptions=True)  # before their channel is closed
+        if lead.several:
+            log.warning("lost the lead at %s (%s); looking for the one that serves", lead.address, reason)
+            lead.elsewhere()
+        elif connected:
+            why = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
+            log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
+        connected = False
         await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _watch(job: Job, lead: Lead, connection: grpc.aio.Channel, access: Access) -> str:
+    """Take rosters until the stream ends; says why.
+
+    Raises:
+        Restarted: see ``follow``.
+    """
+    watch = connection.unary_stream(
+        channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
+    )
+    request = pb.WatchRequest(incarnation=job.incarnation.number)
+    try:
+        async for view in watch(request, metadata=access.metadata):
+            lead.told(view.lead)
+            job.follow(_roster(view))
+    except grpc.aio.AioRpcError as error:
+        if isinstance(error_of(error, str(lead.address)), Restarted):
+            raise Restarted(
+                f"the lead at {lead.address} was started anew, without what this shard has trained; {TOGETHER}"
+            ) from None
+        return str(error.details())
+    return "it has ended the stream"
+
+
+async def _describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:
+    call = connection.unary_unary(
+        channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
+    )
+    reply: pb.JobDescription = await call(
+        pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=access.metadata
+    )
+    return reply
+
+
+async def _until_silent(connection: grpc.aio.Channel, access: Access, seconds: float) -> None:
+    """Return when the lead has not answered within ``seconds``."""
+    while True:
+        try:
+            await _describe(connection, access, seconds)
+        except grpc.aio.AioRpcError:
+            return
+        await asyncio.sleep(seconds)
 
 
 def _roster(view: pb.RosterView) -> Roster:

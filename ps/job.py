@@ -9,8 +9,9 @@ Rules of this file
   2. Every wait has a deadline and says what it waits for.
 """
 
-import itertools
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
@@ -18,19 +19,15 @@ from typing import Any
 
 import torch
 
-from torch_ps.common import codecs, schema
-from torch_ps.common.arena import Offer
+from torch_ps.common import schema
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.errors import (
-    CorruptFrame,
     NameTaken,
-    NoSharedMemory,
     NotInitialised,
     ProtocolError,
     PsError,
     UnknownWorker,
 )
-from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.advice import Advice
@@ -39,23 +36,27 @@ from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.cut import Sections
 from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict
+from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
-from torch_ps.ps.core.roster import Membership, Roster
+from torch_ps.ps.core.roster import Membership, Roster, roster_of
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.data import Asks
 from torch_ps.ps.engine import Engine
+from torch_ps.ps.lead import Lead
 from torch_ps.ps.metrics import Metrics
-from torch_ps.ps.seeds import Seeds
 from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.store import CPU
-from torch_ps.ps.streams import Stream, Streams, Watch
+from torch_ps.ps.streams import Streams, Watch
+from torch_ps.ps.succession import Succession
 from torch_ps.ps.waits import Waits
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Seconds that another shard may take to hear of a new roster from the lead.
 ROSTER_DEADLINE = 20.0
+#: Seconds for which it counts that a worker has asked a standby to take over; workers repeat it several times a second.
+PATIENCE_SECONDS = 5.0
 
 
 class Job:
@@ -69,6 +70,9 @@ class Job:
         clip_norm: largest norm of an update; 0 is none.
         ask_norm: how another shard than the lead asks it for the norm of an update.
         device: that holds parameters and optimizer state.
+        name: of this life of this server, see ``torch_ps.common.terms``.
+        primary: of the server whose standby this is.
+        lead: where another shard than the lead finds it.
     """
 
     def __init__(
@@ -88,6 +92,9 @@ class Job:
         clip_norm: float = 0.0,
         ask_norm: Ask | None = None,
         device: torch.device = CPU,
+        name: str = "server/0",
+        primary: str = "",
+        lead: Lead | None = None,
     ) -> None:
         self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
@@ -97,6 +104,7 @@ class Job:
         self.engine: Engine | None = None
         self.initialised = False
         self.roster = Roster()
+        self.lead_at = lead  # where the others find the lead; None: this is it
         started = int(1000 * time.time())
         members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
         self.membership = members if index == 0 else None
@@ -111,18 +119,25 @@ class Job:
             self.sections.add("roster", self.membership)
         if self.data is not None:
             self.sections.add("data", self.data)
-        self.on_begun: Callable[[Engine, Compensator | None], None] = lambda engine, compensator: None
+        self.on_begun: Callable[[Engine], None] = lambda engine: None
+        self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
+        self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
+        self.succession = Succession(ElectedSeat(name, primary, patience=PATIENCE_SECONDS), self.streams)
+        self.succession.on_configuration.append(lambda configuration: self._show_roster())
+        self.closed = ""  # why this process does not serve: it is a standby, or another one serves
+        #: Called with a roster that was decided and with what makes it take effect.
+        self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
         self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
         self.kept: KeptFacts | None = None  # how the checkpoints do
+        self.lag: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # of the standby: records, seconds
+        self.replicated: Callable[[], tuple[int, bool]] = lambda: (0, False)  # here, of a primary: version, all
         self.resumed_version = 0
-        self._copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
+        self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
         self._waits = Waits(f"shard {index}")
-        self._observers = itertools.count(1)
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
-        self._seeder = ("", 0)
-        self._seeds: Seeds | None = None  # under way
+        self.seeder = ("", 0)
 
     @property
     def lead(self) -> Membership:
@@ -154,15 +169,20 @@ class Job:
             await self._waits.until(
                 lambda: self.initialised or self._model is None,
                 deadline,
-                f"worker {self._seeder[0]!r} has not sent the first parameters",
+                f"worker {self.seeder[0]!r} has not sent the first parameters",
             )
         if self.streams.connected(worker):
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
         member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())
         if not self.initialised:
             self._model = model
-            self._seeder = (worker, member.session)
+            self.seeder = (worker, member.session)
         self._announce(effects)
+        await self._waits.until(
+            lambda: self.roster.epoch >= member.session,
+            deadline,
+            f"the standby has not said that it knows worker {worker!r}",
+        )
         self.advice.check_settings(model, len(self.roster.members))
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
         return member.session, not self.initialised
@@ -171,11 +191,16 @@ class Job:
         effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())
         if effects:
             self._announce(effects)
-            log.info("worker %s leaves; roster: %s", worker, _names(self.roster))
+            log.info("worker %s leaves; roster: %s", worker, _names(self.lead.roster))
+
+    def _show_roster(self) -> None:
+        for queue in self.watchers:
+            queue.put_nowait(self.roster)
 
     def stop(self, error: PsError) -> None:
         """End every open stream, so that none has to be cancelled when the server ends."""
         self.streams.close(error)
+        self.on_stop(error)
         for queue in self.watchers:
             queue.put_nowait(None)
 
@@ -192,10 +217,21 @@ class Job:
         self._announce(self.lead.plan_cut(version))
 
     def follow(self, roster: Roster) -> None:
-        """Take over a roster from the lead."""
+        """Take over a roster from the lead; one of a lead that does not know of newer ones changes nothing."""
+        if roster.epoch < self.roster.epoch:
+            return
         self._announce((Announce(roster, "the lead has announced it"),))
 
     def _announce(self, effects: Iterable[Effect]) -> None:
+        """Have decided effects take effect: now, or when the standby knows of them."""
+        effects = tuple(effects)
+        rosters = [effect.roster for effect in effects if isinstance(effect, Announce)]
+        if rosters:
+            self.before_roster(rosters[-1], lambda: self._take_effect(effects))
+        else:
+            self._take_effect(effects)
+
+    def _take_effect(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Announce():
@@ -205,40 +241,22 @@ class Job:
                     if self.engine is not None:
                         self.engine.set_roster(effect.roster)
                     self.clipping.set_roster(effect.roster)
-                    for queue in self.watchers:
-                        queue.put_nowait(effect.roster)
+                    self._show_roster()
                 case Evict():
                     self.streams.evict(effect)
-        if self._model is not None and not self.initialised and not self._is_member(*self._seeder):
-            log.warning("worker %s left before it had sent the parameters; another one may", self._seeder[0])
+        if self._model is not None and not self.initialised and not self.is_member(*self.seeder):
+            log.warning("worker %s left before it had sent the parameters; another one may", self.seeder[0])
             self._model = None
         self._waits.notify()
         self.asks.wake()
 
-    # -------------------------------------------------------------- seeding
+    # -------------------------------------------------------------- the engine
 
-    async def begin_seed(self, worker: str, session: int, model: Model) -> None:
-        """Get ready for the parameters of this shard.
-
-        Raises:
-            UnknownWorker: the worker is not in the roster.
-            ProtocolError: training has begun, or another worker seeds.
-        """
-        await self._until_member(worker, session)
-        if self.engine is not None and self.engine.core.begun:
-            raise ProtocolError(f"worker {worker!r} cannot seed shard {self.index}: training has begun")
-        if self.membership is not None and (self.initialised or (worker, session) != self._seeder):
-            raise ProtocolError(f"worker {worker!r} was not asked to seed the parameters")
-        self.initialised = False
-        engine, _ = self._begin(model)
-        engine.set_roster(self.roster)
-        self._seeds = Seeds(engine, engine.buckets, self.index)
-
-    def _begin(self, model: Model) -> tuple[Engine, Compensator | None]:
+    def begin(self, model: Model) -> Engine:
+        """Build the engine for a model; there are no parameters yet."""
         whole = plan(model, self.bucket_bytes, self.num_shards)
         buckets = whole.of_shard(self.index)
         self.clipping.begin(whole, self.roster)
-        compensator = Compensator.of(self.mode)
         doctor = self.advice.doctor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
@@ -248,14 +266,15 @@ class Job:
             self.metrics,
             self.streams,
             clip_norm=self.clipping.norm,
-            compensator=compensator,
+            compensator=Compensator.of(self.mode),
             ask=self.clipping.ask,
             on_failure=self._on_failure,
             doctor=doctor,
             device=self._device,
         )
-        self.on_begun(self.engine, compensator)
-        return self.engine, compensator
+        self.on_begun(self.engine)
+        self.on_anew()
+        return self.engine
 
     def restore(self, model: Model, state: ShardState, sections: Mapping[str, Mapping[str, Any]]) -> None:
         """Begin with a state that was kept, before anything is asked of this job.
@@ -267,90 +286,38 @@ class Job:
             KeyError, TypeError, ValueError: a record or a section is not what was exported.
         """
         self.sections.restore(sections)
-        engine, compensator = self._begin(model)
-        self._copies = restore(engine, compensator, state)
+        engine = self.begin(model)
+        self.copies = restore(engine, state)
         if self.membership is not None and self.data is not None:
             self.roster = self.membership.roster
             self.data.begin_after(self.roster.epoch)
             engine.set_roster(self.roster)
         self._model, self.initialised, self.resumed_version = model, True, state.version
 
-    def seed(self, bucket: int, payload: memoryview) -> None:
-        """Take the fp32 parameters of one bucket.
-
-        Raises:
-            CorruptFrame: no such bucket here, or not its size.
-        """
-        if self._seeds is None:
-            raise CorruptFrame(f"bucket {bucket} comes to shard {self.index} before the model that it is of")
-        self._seeds.take(bucket, payload)
-
-    def end_seed(self, worker: str) -> None:
-        """All buckets of this shard have come.
-
-        Raises:
-            CorruptFrame: some have not.
-        """
-        if self._seeds is None:
-            raise CorruptFrame(f"worker {worker!r} has sent nothing to shard {self.index}")
-        self._seeds.end(worker)
-        self._seeds, self.initialised = None, True
-        self._waits.notify()
-        self.on_initialised()
-
-    # -------------------------------------------------------------- streams
-
-    async def open(self, hello: pb.Hello) -> Stream:
-        """Check the first frame of an Exchange.
-
-        Raises:
-            UnknownCodec: for pulls.
-            UnknownWorker: not in the roster.
-            NotInitialised: an observer came before the parameters.
-        """
-        codec = codecs.codec(hello.pull_codec or "none")
-        if not hello.worker:
-            self.working()
-            stream = Stream(None, next(self._observers), codec)
-        else:
-            await self._until_member(hello.worker, hello.session)
-            stream = Stream(hello.worker, hello.session, codec)
-            if codec.coarse and hello.worker in self._copies:
-                stream.copies = self._copies.pop(hello.worker)
-        before = self.streams.get(stream.worker, stream.session)
-        if before is not None and self.engine is not None:
-            self.engine.disconnected(before)
-        self.streams.add(stream)
-        return stream
-
-    def close(self, stream: Stream) -> None:
-        if self.streams.remove(stream) and self.engine is not None:
-            self.engine.disconnected(stream)
-
-    def heard(self, stream: Stream) -> None:
-        """Traffic renews the lease.
-
-        Raises:
-            UnknownWorker: the lease has run out before.
-        """
-        if self.membership is not None and stream.worker is not None:
-            self.membership.renew(stream.worker, stream.session, time.monotonic())
-
-    async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:
-        """Map the memory of a worker on this host; answers with that of the parameters.
+    def take_over(self, copies: Mapping[str, Copies], told: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Serve from now on, with an engine that has the state of a primary.
 
         Args:
-            dialled: port at which the worker has found this shard, 0 if that is not to matter.
+            copies: what workers with lossy pulls have, by name.
+            told: the lead's ``Membership.hand_over``, or of another shard the roster in the same form.
+            data: the lead's ``Data.hand_over``.
 
         Raises:
-            UnknownWorker: not in the roster.
-            NotInitialised: the parameters are not there yet.
-            NoSharedMemory: it cannot be mapped; says why.
+            KeyError, TypeError, ValueError: ``told`` or ``data`` is not that.
         """
-        await self._until_member(worker, session)
-        if dialled not in (0, self.port):
-            raise NoSharedMemory(f"something stands between port {dialled} and this server, so all goes through it")
-        return self.working().arenas.admit(worker, session, gradients, answers)
+        engine = self.engine
+        if engine is None:
+            raise ValueError("there is no state to go on from")
+        self.copies, self._model, self.initialised = dict(copies), engine.model, True
+        if self.membership is None or self.data is None:
+            self.follow(roster_of(told))
+        else:
+            effects = self.membership.take_over(told)
+            self.data.take_over(data)
+            self._announce(effects)
+        self._waits.notify()
+
+    # -------------------------------------------------------------- what there is
 
     def working(self) -> Engine:
         """The engine, once the parameters are there.
@@ -362,18 +329,35 @@ class Job:
             raise NotInitialised(f"shard {self.index} has no parameters yet; one worker has to call init first")
         return self.engine
 
+    async def data_is_known(self) -> None:
+        """Lead: wait until the standby, if there is one, knows which samples are whose now."""
+        if self.engine is not None and self.engine.recorder is not None:
+            known = asyncio.Event()
+            self.engine.tell_data(known.set)
+            await known.wait()
+
     # -------------------------------------------------------------- waiting
 
-    async def _until_member(self, worker: str, session: int) -> None:
+    async def until_initialised(self) -> None:
+        """Wait for the parameters, for as long as the caller lives."""
+        await self._waits.until(lambda: self.initialised, math.inf, "no parameters")
+
+    def seeded(self) -> None:
+        """The parameters are there."""
+        self.initialised = True
+        self._waits.notify()
+        self.on_initialised()
+
+    async def until_member(self, worker: str, session: int) -> None:
         if self.membership is None and session > self.roster.epoch:
             deadline = time.monotonic() + ROSTER_DEADLINE
             await self._waits.until(
                 lambda: session <= self.roster.epoch, deadline, "the lead has not announced this worker"
             )
-        if not self._is_member(worker, session):
+        if not self.is_member(worker, session):
             raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
 
-    def _is_member(self, worker: str, session: int) -> bool:
+    def is_member(self, worker: str, session: int) -> bool:
         member = self.roster.member(worker)
         return member is not None and member.session == session
 

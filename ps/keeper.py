@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch_ps.ps.checkpoint import Checkpoints
-from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.core.cut import Planner
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.job import Job
@@ -68,9 +67,9 @@ class Keeper:
 
     # -------------------------------------------------------------- when
 
-    def begun(self, engine: Engine, compensator: Compensator | None) -> None:
+    def begun(self, engine: Engine) -> None:
         """The engine is there."""
-        self._cutter = Cutter(engine, compensator, self._job.streams, self._job.metrics, self._on_state)
+        self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state)
         engine.take = self._cutter.take
 
     def plan(self) -> None:

@@ -79,6 +79,21 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.term = Gauge(
+            "ps_term",
+            "number of the term that this server serves in, or follows; 0: no standby yet",
+            registry=self.registry,
+        )
+        self.serving = Gauge(
+            "ps_serving", "1: this server serves its shard; 0: it is a standby", registry=self.registry
+        )
+        self.lag_records = Gauge(
+            "ps_standby_lag_records", "records that the standby has not said to have", registry=self.registry
+        )
+        self.lag_seconds = Gauge(
+            "ps_standby_lag_seconds", "time that the oldest answer waits for the standby", registry=self.registry
+        )
+
     def stability(self, reading: Reading) -> None:
         """Show what the doctor has read. On any thread."""
         self.curvature.set(reading.curvature)

@@ -27,9 +27,10 @@ from torch_ps.common.config import (
 )
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.device import choose as choose_device
-from torch_ps.common.errors import ConfigError, PsError, Restarted, ServerStopped
+from torch_ps.common.errors import ConfigError, NotServing, PsError, Restarted, ServerStopped
 from torch_ps.common.forms import parse_compensation, parse_shard
 from torch_ps.common.memory import keep_freed_memory
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
 from torch_ps.ps import limits
@@ -42,10 +43,15 @@ from torch_ps.ps.enter import enter
 from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Keeper, Tell
+from torch_ps.ps.lead import Lead
+from torch_ps.ps.manifest import Manifest
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.pages import Pages
 from torch_ps.ps.resume import choose, restore
+from torch_ps.ps.rivals import deposed, rivals
 from torch_ps.ps.servicer import Servicer
+from torch_ps.ps.standby import Standby, inherit, name_of, options_of
+from torch_ps.ps.status import show
 from torch_ps.ps.store import CPU
 
 log = logging.getLogger("torch_ps.ps")
@@ -71,6 +77,15 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         ConfigError: there is no such device, or an address cannot be bound.
         PsError: the shard failed; its log has the reason.
     """
+    tls = Tls(config.tls_ca, config.tls_cert, config.tls_key) if config.tls_cert else None
+    token = TokenFile(config.token_file) if config.token_file else None
+    # Without a tls_ca the lead is believed if the chain behind this shard's own certificate vouches for it too.
+    as_client = tls and Tls(config.tls_ca or config.tls_cert, config.tls_cert, config.tls_key)
+    access = Access(as_client, token, config.insecure)
+    inherited: pb.JobDescription | None = None
+    if config.standby_of:
+        access.check(address.parse(config.standby_of))
+        config, inherited = await inherit(config, access)
     index, num_shards = parse_shard(config.shard)
     device = choose_device(config.device, index)
     torch.set_num_threads(1)
@@ -90,14 +105,9 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         stop.set()
 
     metrics, beat = Metrics(), Beat()
-    tls = Tls(config.tls_ca, config.tls_cert, config.tls_key) if config.tls_cert else None
-    token = TokenFile(config.token_file) if config.token_file else None
-    # Without a tls_ca the lead is believed if the chain behind this shard's own certificate vouches for it too.
-    as_client = tls and Tls(config.tls_ca or config.tls_cert, config.tls_cert, config.tls_key)
-    access = Access(as_client, token, config.insecure)
-    lead = address.parse(config.lead) if index else None
+    lead = Lead([address.parse(config.lead)]) if index else None
     if lead is not None:
-        access.check(lead)
+        access.check(lead.address)
     compensation, strength = parse_compensation(config.delay_compensation)
     mode = Mode(
         name=config.mode,
@@ -108,10 +118,13 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         delay_compensation=compensation,
         compensation_strength=strength or 1.0,
     )
-    if lead is None:
+    server, listening = _bind(config, tls, token, metrics)
+    if inherited is not None:
+        number, resumed = inherited.incarnation, 0  # it goes on from what its primary has
+    elif lead is None:
         number, resumed = secrets.randbits(62) + 1, 0
     else:
-        entered = await enter(lead, index, num_shards, access)
+        entered = await enter(lead.address, index, num_shards, access)
         number, resumed = entered.incarnation, entered.resumed_version
         if resumed and not config.checkpoint:
             raise ConfigError(
@@ -122,7 +135,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             mode=mode,
             index=index,
             num_shards=num_shards,
-            incarnation=Incarnation(number, index, num_shards),
+            incarnation=Incarnation(number, index, num_shards, continued=inherited is not None),
             quorum=config.workers,
             lease=config.lease,
             bucket_bytes=int(config.bucket_size * (1 << 20)),
@@ -135,21 +148,34 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             else None,
             max_workers=config.max_workers,
             device=device,
+            name=name_of(listening),
+            primary=config.standby_of,
+            lead=lead,
         )
+        job.succession.on_step_down = lambda step_down: on_failure(deposed(job, step_down))
         tell = report_to(lead, number, access) if lead is not None else None
         keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None
+        standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
-        server, listening = await _listen(config, job, tls, token)
+        await _listen(config, job, server)
         job.port = listening.port
-        following = follow(job, lead, access) if lead is not None else _lead(job, keeper)
-        background = [asyncio.create_task(each) for each in (following, beat.keep())]
+        background = [
+            asyncio.create_task(each)
+            for each in (
+                _work(job, keeper, standby, lead, access),
+                beat.keep(),
+                job.succession.keep(),
+                rivals(job, access),
+                show(job),
+            )
+        ]
         for task in background:
             task.add_done_callback(lambda task: _ended(task, on_failure))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         log.info(
-            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s%s",
+            "shard %d of %d listens on %s, %s; mode %s, %d worker%s to start%s%s%s",
             index,
             num_shards,
             listening,
@@ -157,6 +183,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             mode,
             config.workers,
             "" if config.workers == 1 else "s",
+            f"; standby of {config.standby_of}" if config.standby_of else "",
             "" if device == CPU else f"; parameters on {device}",
             f"; metrics on http://{pages.address}/metrics" if pages else "",
         )
@@ -168,7 +195,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await keeper.finish()
         for task in background:
             task.cancel()
-        job.stop(_last_word(index, failure))
+        other = bool(job.closed or job.succession.seat.configuration.standby)
+        job.stop(last_word(index, failure, standby=other))
         await server.stop(GRACE)
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -186,35 +214,36 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, PsError) else repr(error)
 
 
-def _last_word(index: int, failure: list[BaseException]) -> PsError:
-    """What the workers of a shard that ends are told."""
+def last_word(index: int, failure: list[BaseException], *, standby: bool = False) -> PsError:
+    """What the workers of a shard that ends are told; ``standby``: another server goes on in its place."""
+    if failure and isinstance(failure[0], NotServing | Restarted):  # another one serves, or it may be back soon
+        return failure[0]
+    if standby:
+        return NotServing(f"shard {index} has ended here; its other server goes on")
     if not failure:
         return ServerStopped(f"shard {index} was stopped; start the job again")
-    if isinstance(failure[0], Restarted):  # it may be back soon, with the others
-        return failure[0]
     return ServerStopped(f"shard {index} failed: {_said(failure[0])}")
+
+
+async def _work(job: Job, keeper: Keeper | None, standby: Standby | None, lead: Lead | None, access: Access) -> None:
+    """What a shard does beside answering: wait for its turn if it is a standby, then follow or be the lead."""
+    if standby is not None:
+        await standby.run()
+    await (follow(job, lead, access) if lead is not None else _lead(job, keeper))
 
 
 def _apply_threads(config: ServerConfig) -> int:
     return config.apply_threads or min(len(os.sched_getaffinity(0)), MOST_APPLY_THREADS)
 
 
-async def _listen(
-    config: ServerConfig, job: Job, tls: Tls | None, token: TokenFile | None
+def _bind(
+    config: ServerConfig, tls: Tls | None, token: TokenFile | None, metrics: Metrics
 ) -> tuple[grpc.aio.Server, Address]:
     server = grpc.aio.server(
-        interceptors=[Door(token, job.metrics)] if token is not None else [],
+        interceptors=[Door(token, metrics)] if token is not None else [],
         options=channel.server_options(2 * config.max_workers + 256, anybody=token is None),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
-    most = int(config.max_model * 2**30) or limits.machine_memory()
-    servicer = Servicer(job, max_workers=config.max_workers, max_model=most)
-    await servicer.listen()
-    server.add_generic_rpc_handlers((servicer.handlers(),))
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-    await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
     wanted = address.parse(config.listen, free_port=True)
     try:
         if tls is None:
@@ -226,8 +255,19 @@ async def _listen(
             f"cannot listen on {wanted}: the port is in use or the address is not one of this machine; "
             "choose another with --listen, or port 0 for any free one"
         ) from None
-    await server.start()
     return server, Address(wanted.host, port)
+
+
+async def _listen(config: ServerConfig, job: Job, server: grpc.aio.Server) -> None:
+    most = int(config.max_model * 2**30) or limits.machine_memory()
+    servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=options_of(config))
+    await servicer.listen()
+    server.add_generic_rpc_handlers((servicer.handlers(),))
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    await server.start()
 
 
 def _protection(tls: Tls | None, token: TokenFile | None) -> str:
@@ -286,8 +326,9 @@ def _keeper(config: ServerConfig, job: Job, tell: Tell | None, resumed: int) -> 
         CheckpointError: they cannot be used; says why.
     """
     checkpoints = Checkpoints(config.checkpoint)
+    manifest: Manifest | None = None
     resume = config.resume or config.resume_previous
-    if tell is None:
+    if tell is None and not config.standby_of:
         manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
     else:
         manifest = checkpoints.read(resumed) if resumed else None

@@ -13,14 +13,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from torch_ps.common import codecs, schema
+from torch_ps.common import ballots, codecs, schema
 from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
-from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Overloaded, ProtocolError, PsError
+from torch_ps.common.errors import CorruptFrame, NoSharedMemory, NotServing, Overloaded, ProtocolError, PsError
 from torch_ps.common.frames import messages, unpack, unpack_all
 from torch_ps.common.memory import give_back_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps import limits
+from torch_ps.ps.connections import Connections
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
@@ -28,6 +29,8 @@ from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
 from torch_ps.ps.near import NearWorkers
 from torch_ps.ps.readers import Readers, host_of
+from torch_ps.ps.replicate import Replication
+from torch_ps.ps.seeds import Seeding
 from torch_ps.ps.state import Kept
 from torch_ps.ps.status import status_of_job
 from torch_ps.ps.streams import Stream, Watch
@@ -39,6 +42,9 @@ HELLO_DEADLINE = 10.0
 #: Seconds that the one request of a call may take to arrive.
 REQUEST_DEADLINE = 20.0
 
+#: What a server answers that does not serve.
+OPEN_TO_ALL = ("DescribeRequest", "StatusRequest", "BallotRequest")
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Frames = Iterator[tuple[pb.UpHeader, memoryview]]
 
@@ -49,13 +55,16 @@ class Servicer:
     Args:
         max_workers: most workers of the job.
         max_model: bytes that parameters and optimizer state of this shard may take.
+        options: of this server, JSON, for a standby.
     """
 
-    def __init__(self, job: Job, *, max_workers: int, max_model: int) -> None:
+    def __init__(self, job: Job, *, max_workers: int, max_model: int, options: str = "{}") -> None:
+        self._options, self._replication = options, Replication(job)
         self._job, self._max_workers, self._max_model = job, max_workers, max_model
         self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
+        self._seeding, self._connections = Seeding(job), Connections(job)
         self._near = NearWorkers(guarded(self.exchange, job.metrics), 4 * max_workers)
         self.listen, self.close = self._near.listen, self._near.close
 
@@ -79,6 +88,10 @@ class Servicer:
                 "Status": unary(self.status, pb.StatusRequest),
                 "Norm": unary(self.norm, pb.NormRequest),
                 "Kept": unary(self.kept, pb.KeptRequest),
+                "Ballot": unary(self.ballot, pb.BallotRequest),
+                "Replicate": grpc.stream_stream_rpc_method_handler(
+                    guarded(self.replicate, self._job.metrics), None, None
+                ),
                 "Seed": grpc.stream_unary_rpc_method_handler(
                     guarded(self.seed, self._job.metrics), None, lambda reply: reply.SerializeToString()
                 ),
@@ -108,6 +121,8 @@ class Servicer:
             except DecodeError:
                 raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
             del message
+            if name not in OPEN_TO_ALL:
+                self._check_serving()
             return await method(asked, context)
 
         return call
@@ -125,6 +140,9 @@ class Servicer:
             clip_norm=job.clipping.norm,
             initialised=job.initialised,
             resumed_version=job.resumed_version,
+            options=self._options,
+            configuration=ballots.configuration_to_proto(job.succession.seat.configuration),
+            closed=job.closed,
             incarnation=job.incarnation.number,
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
@@ -156,7 +174,9 @@ class Servicer:
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
             offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
-            parameters = await self._job.share(request.worker, request.session, *offers, dialled=request.dialled_port)
+            parameters = await self._connections.share(
+                request.worker, request.session, *offers, dialled=request.dialled_port
+            )
         except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))
@@ -170,8 +190,11 @@ class Servicer:
         if request.give_back:
             core.give_back(request.worker, request.session, data_set(request.data), request.received)
             self._job.asks.wake()
+            await self._job.data_is_known()
             return pb.DataReply()
-        return await self._job.asks.ask(core, request, _seconds(context))
+        reply = await self._job.asks.ask(core, request, _seconds(context))
+        await self._job.data_is_known()
+        return reply
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         return status_of_job(self._job, time.monotonic())
@@ -187,21 +210,40 @@ class Servicer:
         self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
         return pb.KeptReply()
 
+    async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
+        succession = self._job.succession
+        return pb.BallotReply(
+            ballot=succession.ballot(request),
+            closed=self._job.closed,
+            configuration=ballots.configuration_to_proto(succession.seat.configuration),
+        )
+
+    async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        self._check_serving()
+        async with aclosing(_messages(frames)) as messages:
+            await self._replication.serve(messages, context.write)
+
+    def _check_serving(self) -> None:
+        if self._job.closed:
+            raise NotServing(self._job.closed)
+
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
         worker = ""
+        self._check_serving()
         async for frame in frames:
             header, payload = unpack(frame, pb.SeedHeader)
             if not worker:
                 worker = header.worker
                 self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
-                await self._job.begin_seed(worker, header.session, self._model(header.model))
+                await self._seeding.begin(worker, header.session, self._model(header.model))
             else:
-                self._job.seed(header.bucket, payload)
-        self._job.end_seed(worker)
+                self._seeding.take(header.bucket, payload)
+        self._seeding.end(worker)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 
     async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        self._check_serving()
         incoming = _messages(frames)
         try:
             stream, rest = await self._hello(incoming, context)
@@ -219,7 +261,7 @@ class Servicer:
             reading.cancel()
             writing.cancel()
             self._observing -= stream.worker is None
-            self._job.close(stream)
+            self._connections.close(stream)
 
     async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
         """The stream, and the frames that travelled with its Hello."""
@@ -232,7 +274,7 @@ class Servicer:
         self._job.incarnation.check(header.hello.incarnation, f"worker {worker!r}" if worker else "an observer")
         if not worker and self._observing >= limits.MAX_OBSERVERS:
             raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        stream = await self._job.open(header.hello)
+        stream = await self._connections.open(header.hello)
         if worker:
             self._job.incarnation.close()
         return stream, frames
@@ -247,7 +289,9 @@ class Servicer:
         self._job.watchers.add(queue)
         try:
             while (roster := await queue.get()) is not None:
-                await context.write(roster_view(roster))
+                view = roster_view(roster)
+                view.lead.extend(self._job.succession.addresses)
+                await context.write(view)
         finally:
             self._job.watchers.discard(queue)
 
@@ -268,7 +312,7 @@ class Servicer:
         async with aclosing(incoming):
             await self._take(stream, first)
             async for message in incoming:
-                self._job.heard(stream)
+                self._connections.heard(stream)
                 stream.outbox.most = self._most_waiting
                 await self._take(stream, unpack_all(message, pb.UpHeader))
 
@@ -283,6 +327,8 @@ class Servicer:
                     self._job.working().pull(stream, header.pull.bucket)
                 case "renew":
                     pass
+                case "ballot" if stream.worker is not None:
+                    self._job.succession.paper((stream.worker, stream.session), header.ballot)
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")

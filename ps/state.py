@@ -17,7 +17,7 @@ Memory: one copy of parameters, optimizer state and copies, from a cut until it 
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,9 @@ import torch
 
 from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.plan import Bucket
-from torch_ps.ps.compensate import Compensator
 from torch_ps.ps.engine import Engine
 from torch_ps.ps.metrics import Metrics
-from torch_ps.ps.streams import Streams
+from torch_ps.ps.streams import Stream, Streams
 
 Tensors = dict[str, torch.Tensor]
 
@@ -82,12 +81,11 @@ class Cutter:
     def __init__(
         self,
         engine: Engine,
-        compensator: Compensator | None,
         streams: Streams,
         metrics: Metrics,
         on_state: Callable[[ShardState], None],
     ) -> None:
-        self._engine, self._compensator, self._streams, self._on_state = engine, compensator, streams, on_state
+        self._engine, self._streams, self._on_state = engine, streams, on_state
         self._metrics, self._lock = metrics, threading.Lock()
         self._version, self._taken = 0, dict[int, BucketState]()
 
@@ -117,20 +115,34 @@ class Cutter:
         return ShardState(engine.core.open_step, parts, self._counters())
 
     def _tensors(self, bucket: Bucket, *, copies: bool = True) -> Tensors:
-        tensors = self._engine.store.export(bucket.index)
-        if self._compensator is not None and (squares := self._compensator.squares(bucket.index)) is not None:
-            tensors["squares"] = squares.to("cpu", copy=True)
-        for stream in self._streams if copies and bucket.rule == "optimizer" else ():
-            if stream.worker is not None and (copy := stream.copies.get(bucket.index)) is not None:
-                tensors[f"copy/{stream.worker}"] = copy.clone()
-        return tensors
+        return tensors_of(self._engine, bucket, self._streams if copies else ())
 
     def _counters(self) -> dict[str, Any]:
         engine = self._engine
         return {"late": engine.late, "nonfinite": engine.nonfinite, "staleness": sorted(engine.staleness.items())}
 
 
-def restore(engine: Engine, compensator: Compensator | None, state: ShardState) -> dict[str, Copies]:
+def tensors_of(engine: Engine, bucket: Bucket, streams: Iterable[Stream]) -> Tensors:
+    """Copies of all tensors of one bucket, on its lane; with what the workers of ``streams`` have of it."""
+    tensors, compensator = engine.store.export(bucket.index), engine.compensator
+    if compensator is not None and (squares := compensator.squares(bucket.index)) is not None:
+        tensors["squares"] = squares.to("cpu", copy=True)
+    for stream in streams if bucket.rule == "optimizer" else ():
+        if stream.worker is not None and (copy := stream.copies.get(bucket.index)) is not None:
+            tensors[f"copy/{stream.worker}"] = copy.clone()
+    return tensors
+
+
+def restore_bucket(engine: Engine, bucket: Bucket, version: int, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The inverse, but for what workers have: that is returned, by their names."""
+    with engine.arenas.changing(bucket.index, version):
+        engine.store.restore(bucket.index, tensors)
+    if engine.compensator is not None and "squares" in tensors:
+        engine.compensator.restore(bucket.index, tensors["squares"].to(engine.store.device))
+    return {key.partition("/")[2]: each.clone() for key, each in tensors.items() if key.startswith("copy/")}
+
+
+def restore(engine: Engine, state: ShardState) -> dict[str, Copies]:
     """Bring a fresh ``engine``, before its first roster, to ``state``.
 
     Returns:
@@ -143,15 +155,9 @@ def restore(engine: Engine, compensator: Compensator | None, state: ShardState) 
     engine.core.restore([state.buckets[bucket.index].record for bucket in buckets])
     found: dict[str, dict[int, torch.Tensor]] = {}
     for bucket in buckets:
-        tensors = state.buckets[bucket.index].tensors
-        with engine.arenas.changing(bucket.index, state.version):
-            engine.store.restore(bucket.index, tensors)
-        if compensator is not None and "squares" in tensors:
-            compensator.restore(bucket.index, tensors["squares"].to(engine.store.device))
-        for key, tensor in tensors.items():
-            kind, _, worker = key.partition("/")
-            if kind == "copy":
-                found.setdefault(worker, {})[bucket.index] = tensor.clone()
+        copies = restore_bucket(engine, bucket, state.version, state.buckets[bucket.index].tensors)
+        for worker, copy in copies.items():
+            found.setdefault(worker, {})[bucket.index] = copy
     engine.late = int(state.counters.get("late", 0))
     engine.nonfinite = int(state.counters.get("nonfinite", 0))
     engine.staleness.update({int(k): int(n) for k, n in state.counters.get("staleness", ())})

@@ -1,5 +1,8 @@
 """One look at a shard, as ``ps-status`` and the text of a worker's timeout show it."""
 
+import asyncio
+
+from torch_ps.common.ballots import configuration_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.job import Job
 
@@ -22,6 +25,13 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
         reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0
         reply.checkpoint.failures, reply.checkpoint.error = kept.failures, kept.error
+    seat = job.succession.seat
+    if seat.configuration.term.number or job.closed:
+        standby = reply.standby
+        standby.role = seat.role.value
+        standby.configuration.CopyFrom(configuration_to_proto(seat.configuration))
+        standby.version, standby.complete = job.replicated()
+        standby.lag_records, standby.lag_seconds = job.lag()
     engine = job.engine
     if engine is not None:
         reply.version = engine.core.open_step
@@ -48,3 +58,14 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
                 worker.waiting_for.extend(wait.waiting_for)
                 worker.reason = wait.reason
     return reply
+
+
+async def show(job: Job) -> None:
+    """Keep the metrics about the standby up to date, until cancelled."""
+    while True:
+        records, seconds = job.lag()
+        job.metrics.lag_records.set(records)
+        job.metrics.lag_seconds.set(seconds)
+        job.metrics.term.set(job.succession.seat.configuration.term.number)
+        job.metrics.serving.set(not job.closed)
+        await asyncio.sleep(1.0)

@@ -35,6 +35,7 @@ PURE = (
     "re",
     "typing",
     "torch_ps.common.errors",
+    "torch_ps.common.terms",
     "torch_ps.ps.core",
 )
 #: Modules that speak gRPC.
@@ -47,7 +48,9 @@ WIRE = (
     "ps/follow.py",
     "ps/guard.py",
     "ps/server.py",
+    "ps/rivals.py",
     "ps/servicer.py",
+    "ps/standby.py",
     "worker/transport.py",
 )
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

@@ -1,6 +1,6 @@
 """A question that is asked again while the connection to its server is broken; for questions that may be repeated.
 
-    ask --Unreachable--> pause --> ask --> ... --> answer, or after some seconds: Unreachable
+    ask --Unreachable, NotServing--> pause --> ask --> ... --> answer, or after some seconds: Unreachable
 
 How long: as long as a stream that broke has to be open again, see ``torch_ps.worker.exchange``.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch_ps.common.errors import Unreachable
+from torch_ps.common.errors import NotServing, Unreachable
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -23,7 +23,7 @@ def patiently(ask: Callable[[], Reply], seconds: float) -> Reply:
     """What ``ask`` returns, which is called again for ``seconds`` after its first failure.
 
     Raises:
-        Unreachable: the last try has failed too.
+        Unreachable, NotServing: the last try has failed too.
         PsError: whatever else ``ask`` raises.
     """
     deadline: float | None = None
@@ -31,7 +31,7 @@ def patiently(ask: Callable[[], Reply], seconds: float) -> Reply:
         begin = time.monotonic()
         try:
             return ask()
-        except Unreachable as error:
+        except (Unreachable, NotServing) as error:
             if deadline is None:
                 log.info("asks again: %s", error)
                 deadline = time.monotonic() + seconds

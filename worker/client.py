@@ -65,8 +65,8 @@ class PushResult:
     samples: float
 
 
-def addresses_of(servers: str | None) -> tuple[address.Address, ...]:
-    """Addresses in ``servers``, or in ``$PS_SERVERS`` where it is None.
+def addresses_of(servers: str | None) -> tuple[tuple[address.Address, ...], ...]:
+    """Addresses in ``servers``, or in ``$PS_SERVERS`` where it is None: for each shard, of its servers.
 
     Raises:
         ConfigError: neither is given, or one is malformed.
@@ -74,7 +74,7 @@ def addresses_of(servers: str | None) -> tuple[address.Address, ...]:
     text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
     if not text:
         raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')
-    return address.parse_list(text)
+    return address.parse_servers(text)
 
 
 def default_name() -> str:

@@ -14,20 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from torch_ps.common.errors import PsError, Restarted, UnknownWorker, Unreachable
+from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.near import NearStream
 from torch_ps.worker.transport import Link, Stream
+from torch_ps.worker.voter import Voter
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds between two tries to open a stream again.
 RETRY_SECONDS = 0.2
+#: What ends a stream of a server that is gone, or does not serve any more; another may be found.
+GONE = Unreachable, NotServing
 #: What another try to open a stream would not change.
 FINAL = (UnknownWorker, Restarted)
-#: That the last try has, at least.
-LAST_SECONDS = 1.0
 
 
 class Exchange:
@@ -37,10 +38,11 @@ class Exchange:
         links: to all shards, shard 0 first.
         hello: first frame of every stream.
         shard_of: shard of each bucket.
-        lease: seconds in which a stream that broke has to be open again.
+        lease: seconds in which a stream that broke has to be open again, more where a standby may take over.
         on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
         on_back: called with a shard that answers again and what it says it is, before its stream is opened; a
             ``PsError`` means: not yet, unless it is one of ``FINAL``.
+        voters: find the server of each shard that serves, and answer what a server asks.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Exchange:
         lease: float,
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
         on_back: Callable[[int, pb.JobDescription], None],
+        voters: Sequence[Voter],
     ) -> None:
         self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
-        self._on_answer, self._on_back = on_answer, on_back
+        self._on_answer, self._on_back, self._voters = on_answer, on_back, voters
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
         self._stopping = threading.Event()
@@ -62,6 +65,7 @@ class Exchange:
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
+        self._heard = [0.0] * len(links)  # when the last message came, on time.monotonic()
         self._choosy = 0  # threads that wait for some buckets only
         for shard in range(len(links)):
             self._open(shard)
@@ -87,6 +91,20 @@ class Exchange:
         stream = self._streams.get(shard)
         if stream is not None:
             stream.send(frame)
+
+    def has(self, shard: int) -> bool:
+        """Whether the stream to a shard is open."""
+        return shard in self._streams
+
+    def heard(self, shard: int) -> float:
+        """When the last message of a shard came, on ``time.monotonic()``."""
+        return self._heard[shard]
+
+    def give_up(self, shard: int, error: PsError) -> None:
+        """The server of a shard does not answer: have its stream opened again where one serves."""
+        stream = self._streams.get(shard)
+        if stream is not None:
+            stream.fail(error)
 
     def unanswered(self, bucket: int) -> bytes | None:
         """The frame of this bucket that waits for its answer."""
@@ -193,8 +211,12 @@ class Exchange:
     def _received(self, shard: int, number: int, message: bytes) -> None:
         if number != self._opened[shard]:
             return  # of a stream that was given up
+        self._heard[shard] = time.monotonic()
         for header, payload in unpack_all(message, pb.DownHeader):
-            self._on_answer(shard, header, payload)
+            if not header.HasField("ballot"):
+                self._on_answer(shard, header, payload)
+            elif (frame := self._voters[shard].frame(header.ballot)) is not None:
+                self.send_unkept(shard, frame)
 
     def _ended(self, shard: int, number: int, error: PsError) -> None:
         """On the reader thread: the stream of one shard broke. It is opened again also while nobody waits for it."""
@@ -202,9 +224,9 @@ class Exchange:
             if number != self._opened[shard]:
                 return  # another one has taken its place
             self._streams.pop(shard, None)
-            if isinstance(error, Unreachable):
+            if isinstance(error, GONE):
                 self._opening.add(shard)
-        if isinstance(error, Unreachable):
+        if isinstance(error, GONE):
             found = self._reopen(shard, number, error)
             if found is None:
                 return
@@ -219,16 +241,19 @@ class Exchange:
 
     def _reopen(self, shard: int, number: int, error: PsError) -> PsError | None:
         """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
-        link, deadline = self._links[shard], time.monotonic() + self._lease
+        link, deadline = self._links[shard], time.monotonic() + self._voters[shard].patience(self._lease)
         log.warning("lost the connection to %s; trying again", link.address)
         late = False  # one try begins after the deadline: this process may have been stopped until then
-        while not late and not self._stopping.wait(RETRY_SECONDS):
+        pause = 0.0  # the first time at once: a standby may be there
+        while not late and not self._stopping.wait(pause):
+            pause = RETRY_SECONDS
             if number != self._opened[shard]:
                 return None
-            left = deadline - time.monotonic()
-            late = left < 0
+            late = time.monotonic() > deadline
             try:
-                self._on_back(shard, link.describe(max(left, LAST_SECONDS)))
+                if (now := self._voters[shard].look()) is None:
+                    continue
+                self._on_back(shard, now)
             except FINAL as final:
                 return final
             except PsError:

@@ -66,6 +66,7 @@ class NearStream:
         self._socket, self._address = connection, address
         self._on_message, self._on_end = on_message, on_end
         self._closed = False
+        self._failure: PsError | None = None
         self._sending = threading.Lock()
         self._reader = threading.Thread(target=self._read, name=f"read {address}", daemon=True)
         self._reader.start()
@@ -84,6 +85,12 @@ class NearStream:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def fail(self, error: PsError) -> None:
+        """End the stream as if the connection had broken, with ``error``."""
+        self._failure = error
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def _read(self) -> None:
         try:
             end = self._until_end()
@@ -97,7 +104,7 @@ class NearStream:
         finally:
             self._socket.close()
         if not self._closed:
-            self._on_end(end)
+            self._on_end(self._failure or end)
 
     def _until_end(self) -> PsError:
         """Hand out messages; returns why there are no more."""

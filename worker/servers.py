@@ -4,16 +4,32 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 
-from torch_ps.common.errors import ConfigError, Overloaded, ServerStopped, WaitTimeout
+from torch_ps.common.config import PLANES
+from torch_ps.common.errors import ConfigError, Overloaded, ServerStopped, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds after which a lead that took no more workers is asked again.
 AGAIN_SECONDS = 2.0
+#: Seconds after which all servers are looked at again.
+PAUSE_SECONDS = 0.2
 #: Seconds after which shards that are not of one start yet are asked again.
 SHARDS_SECONDS = 0.2
+
+
+def check_arguments(timeout: float, plane: str) -> None:
+    """Refuse what no session can be made with.
+
+    Raises:
+        ConfigError: says what.
+    """
+    if not timeout > 0:
+        raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
+    if plane not in PLANES:
+        raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
 
 
 def describe_all(
@@ -75,6 +91,21 @@ def _check_resumed(job: pb.JobDescription, before: pb.JobDescription | None) -> 
             "the servers were started anew and hold nothing of the job that this worker took part in; start them with "
             "the --checkpoint of that job and --resume, or begin anew with new workers"
         )
+
+
+def find_servers(voters: Sequence[Voter], seconds: float) -> None:
+    """Where a shard has several servers, have its link lead to the one that serves.
+
+    Raises:
+        Unreachable: none does after ``seconds``; names them.
+    """
+    deadline = time.monotonic() + seconds
+    for voter in voters:
+        while len(voter.servers) > 1 and not voter.look():
+            if time.monotonic() > deadline:
+                names = " and ".join(map(str, voter.servers))
+                raise Unreachable(f"none of {names} serves its shard after {seconds:g} s; see their logs")
+            time.sleep(PAUSE_SECONDS)
 
 
 def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:

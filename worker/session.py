@@ -22,10 +22,8 @@ from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.config import PLANES
 from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.errors import (
-    ConfigError,
     CorruptFrame,
     NotInitialised,
     PsError,
@@ -47,8 +45,10 @@ from torch_ps.worker.identity import Identity
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import check, prepare
-from torch_ps.worker.servers import admitted, describe_all, open_roster
+from torch_ps.worker.servers import admitted, check_arguments, describe_all, find_servers, open_roster
+from torch_ps.worker.silence import watch
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import blame
 
 log = logging.getLogger("torch_ps.worker")
@@ -63,7 +63,7 @@ class Session:
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
-        servers: addresses of all shards, shard 0 first.
+        servers: for all shards, shard 0 first, the addresses of their servers.
         name: of the worker.
         compressor: of pushes.
         compress_pull: codec of pulls.
@@ -78,7 +78,7 @@ class Session:
 
     def __init__(
         self,
-        servers: Sequence[Address],
+        servers: Sequence[Sequence[Address]],
         name: str,
         *,
         compressor: Compressor,
@@ -87,31 +87,27 @@ class Session:
         plane: str = "auto",
         access: Access = OPEN,
     ) -> None:
-        if not timeout > 0:
-            raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
-        if plane not in PLANES:
-            raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
-        self.name, self.timeout = name, timeout
+        check_arguments(timeout, plane)
+        self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._exchange: Exchange | None = None
-        self._plane = plane
-        self.number = 0  # names this life of the worker; 0: it is not in the job
-        self._epoch = 0
+        self.number = self._epoch = 0  # number names this life of the worker; 0: it is not in the job
         self.covers = Covers()  # the samples that pushes are of
         self._samples = self.wait_seconds = 0.0
         self.pushed_bytes = self.pulled_bytes = 0
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
-        self._links = [Link(address, access, plane) for address in servers]
-        try:
+        self._links = [Link(addresses[0], access, plane) for addresses in servers]
+        self._voters = [Voter(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_links)
             self.job = self._describe()
-        except PsError:
-            self._close_links()
-            raise
+            stack.pop_all()
 
     def _describe(self) -> pb.JobDescription:
         """What the job is; ServerStopped: it is not the one that this session has taken part in."""
+        find_servers(self._voters, CONNECT_SECONDS)
         used = (self._compressor.codec.name, self._pull_codec.name)
         return describe_all(self._links, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
 
@@ -148,9 +144,12 @@ class Session:
         self.job = self._describe()
         reply = admitted(self._links[0], self._identity.join(model, rank), self.timeout)
         self.number, self._epoch = reply.session, reply.epoch
+        for voter in self._voters:
+            voter.life = self.name, self.number
         self.covers.clear()
         self._start(model)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
+        watch(self._streams, self._voters, self.job.lease_seconds)
         self.job_model = model
         if not reply.seed:
             self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
@@ -174,8 +173,7 @@ class Session:
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
-        self._scratch = [torch.empty(largest) for _ in self._links]
-        self._staging = torch.empty(largest)
+        self._scratch, self._staging = [torch.empty(largest) for _ in self._links], torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
         self._copies, self.planes = Copies(), Planes(self._plane)
@@ -187,6 +185,7 @@ class Session:
             self.job.lease_seconds,
             self._receive,
             self._back,
+            self._voters,
         )
 
     @property
@@ -370,7 +369,8 @@ class Session:
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
         """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
         request.worker, request.session = self.name, self.number
-        return patiently(lambda: self._links[0].data(request, self.timeout), self.job.lease_seconds)
+        lead, lease = self._voters[0], self.job.lease_seconds
+        return patiently(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
 
     # -------------------------------------------------------------- the lease
 

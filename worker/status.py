@@ -7,13 +7,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torch_ps.common import address, protection
+from torch_ps.common import address, ballots, protection
 from torch_ps.common.credentials import access_of
 from torch_ps.common.errors import PsError
 from torch_ps.common.options import Check, Command, option, options_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.client import addresses_of
+from torch_ps.worker.servers import find_servers
 from torch_ps.worker.transport import Link
+from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import sentence, spoken_seconds
 
 
@@ -23,7 +25,7 @@ class StatusConfig:
         "",
         "every shard of the job, shard 0 first",
         metavar="HOST:PORT,...",
-        check=Check("", lambda text: not text or bool(address.parse_list(text))),
+        check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
     )
     tls_ca: str = protection.tls_ca()
@@ -44,7 +46,10 @@ def main(status: StatusConfig) -> None:
     """
     try:
         access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
-        links = [Link(each, access) for each in addresses_of(status.servers or None)]
+        shards = addresses_of(status.servers or None)
+        voters = [Voter(Link(servers[0], access), servers) for servers in shards]
+        find_servers(voters, status.timeout)
+        links = [voter.link for voter in voters]
         replies = [link.status(status.timeout) for link in links]
     except PsError as error:
         raise click.ClickException(str(error)) from None
@@ -95,6 +100,7 @@ def _shards(links: list[Link], replies: list[pb.StatusReply]) -> Table:
     for column in (
         "shard",
         "address",
+        "standby",
         "parameters",
         "buckets",
         "version",
@@ -103,13 +109,14 @@ def _shards(links: list[Link], replies: list[pb.StatusReply]) -> Table:
         "late",
         "not finite",
     ):
-        table.add_column(column, justify="left" if column == "address" else "right")
+        table.add_column(column, justify="left" if column in ("address", "standby") else "right")
     for link, reply in zip(links, replies, strict=True):
         count = sum(reply.staleness.values())
         mean = sum(k * n for k, n in reply.staleness.items()) / count if count else 0.0
         table.add_row(
             f"{reply.shard}/{reply.num_shards}",
             str(link.address),
+            _standby(reply.standby),
             f"{reply.num_parameters:,}",
             str(reply.num_buckets),
             str(reply.version),
@@ -119,6 +126,18 @@ def _shards(links: list[Link], replies: list[pb.StatusReply]) -> Table:
             str(reply.nonfinite),
         )
     return table
+
+
+def _standby(standby: pb.StandbyStatus) -> str:
+    """The server that would take over, how far it is behind, and the term."""
+    configuration = standby.configuration
+    if not configuration.term.number:
+        return "-"
+    if not configuration.standby:
+        return f"none ({standby.role}, term {configuration.term.number})"
+    where = ballots.address_of(configuration.standby)
+    behind = f"{standby.lag_records} records, {standby.lag_seconds:.1f} s behind" if standby.lag_records else "has all"
+    return f"{where} {behind} ({standby.role}, term {configuration.term.number})"
 
 
 def _plane(views: list[pb.WorkerStatus]) -> str:

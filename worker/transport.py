@@ -48,6 +48,7 @@ class Stream:
         self._link, self._on_message, self._on_end = link, on_message, on_end
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closed = False
+        self._failure: PsError | None = None
         self._call = link.exchange(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"read {link.address}", daemon=True)
         self._reader.start()
@@ -75,13 +76,18 @@ class Stream:
         self._reader.join(1.0)
         self._call.cancel()
 
+    def fail(self, error: PsError) -> None:
+        """End the stream as if the connection had broken, with ``error``."""
+        self._failure = error
+        self._call.cancel()
+
     def _read(self) -> None:
         try:
             for message in self._call:
                 self._on_message(message)
             end: PsError = Unreachable(f"server {self._link.address} closed the stream")
         except grpc.RpcError as failure:
-            end = error_of(failure, str(self._link.address))
+            end = self._failure or error_of(failure, str(self._link.address))
         except PsError as error:
             self._call.cancel()
             end = error
@@ -118,6 +124,20 @@ class Link:
     def _connect(self) -> None:
         self._mark = self._access.mark
         self._channel = self._access.connect(self.address)
+
+    def to(self, address: Address) -> None:
+        """Lead to another server of the shard; calls that are under way end where they began."""
+        self._access.check(address)
+        if address != self.address or self._access.mark != self._mark:
+            self.address = address
+            self._connect()
+
+    def look(self, seconds: float) -> pb.JobDescription:
+        """What the server is; one try, which does not wait for it to come up."""
+        return self._described(pb.DescribeRequest(), seconds)
+
+    def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
+        return self._unary("Ballot", request, pb.BallotReply, seconds)
 
     def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream | NearStream:
         """Open an Exchange: over the server's Unix socket if it is on this host and nothing stands between."""

@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "incarnation")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,9 @@ class JobDescription(_message.Message):
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     SOCKET_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
@@ -106,8 +109,11 @@ class JobDescription(_message.Message):
     clip_norm: float
     socket: SocketOffer
     resumed_version: int
+    configuration: Configuration
+    closed: str
+    options: str
     incarnation: int
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class EnterRequest(_message.Message):
     __slots__ = ("shard", "num_shards", "process")
@@ -320,16 +326,18 @@ class WatchRequest(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class RosterView(_message.Message):
-    __slots__ = ("epoch", "open", "member", "cut")
+    __slots__ = ("epoch", "open", "member", "lead", "cut")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     open: bool
     member: _containers.RepeatedCompositeFieldContainer[RosterMember]
+    lead: _containers.RepeatedScalarFieldContainer[str]
     cut: int
-    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., cut: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., lead: _Optional[_Iterable[str]] = ..., cut: _Optional[int] = ...) -> None: ...
 
 class RosterMember(_message.Message):
     __slots__ = ("worker", "session", "rank", "first_step")
@@ -352,16 +360,18 @@ class UpFrame(_message.Message):
     def __init__(self, header: _Optional[_Iterable[_Union[UpHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class UpHeader(_message.Message):
-    __slots__ = ("hello", "push", "pull", "renew")
+    __slots__ = ("hello", "push", "pull", "renew", "ballot")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     push: Push
     pull: Pull
     renew: Renew
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ...) -> None: ...
+    ballot: BallotPaper
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker", "session", "pull_codec", "incarnation")
@@ -427,10 +437,11 @@ class DownFrame(_message.Message):
     def __init__(self, header: _Optional[_Iterable[_Union[DownHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class DownHeader(_message.Message):
-    __slots__ = ("bucket", "version", "next_step", "step", "staleness", "applied", "samples", "codec", "epoch", "place", "delta", "contributor")
+    __slots__ = ("bucket", "version", "next_step", "ballot", "step", "staleness", "applied", "samples", "codec", "epoch", "place", "delta", "contributor")
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
@@ -443,6 +454,7 @@ class DownHeader(_message.Message):
     bucket: int
     version: int
     next_step: int
+    ballot: Ballot
     step: int
     staleness: int
     applied: bool
@@ -452,7 +464,7 @@ class DownHeader(_message.Message):
     place: Place
     delta: bool
     contributor: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NormRequest(_message.Message):
     __slots__ = ("shard", "worker", "session", "step", "square", "incarnation")
@@ -517,7 +529,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint", "standby")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -542,6 +554,7 @@ class StatusReply(_message.Message):
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     ADVICE_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
     mode: str
@@ -559,7 +572,8 @@ class StatusReply(_message.Message):
     mode_details: str
     advice: _containers.RepeatedScalarFieldContainer[str]
     checkpoint: CheckpointStatus
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ...) -> None: ...
+    standby: StandbyStatus
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory")
@@ -588,3 +602,250 @@ class WorkerStatus(_message.Message):
     bytes_pulled: int
     shares_memory: bool
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ...) -> None: ...
+
+class ReplicaUp(_message.Message):
+    __slots__ = ("hello", "received")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    hello: ReplicaHello
+    received: int
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., received: _Optional[int] = ...) -> None: ...
+
+class ReplicaHello(_message.Message):
+    __slots__ = ("server",)
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    def __init__(self, server: _Optional[str] = ...) -> None: ...
+
+class ReplicaFrame(_message.Message):
+    __slots__ = ("header", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: ReplicaHeader
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[ReplicaHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class ReplicaHeader(_message.Message):
+    __slots__ = ("model", "tensor", "bucket", "step", "answer", "roster", "data", "norm", "complete", "change")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    tensor: ReplicaTensor
+    bucket: ReplicaBucket
+    step: ReplicaStep
+    answer: ReplicaAnswer
+    roster: ReplicaRoster
+    data: ReplicaData
+    norm: ReplicaNorm
+    complete: ReplicaComplete
+    change: ReplicaChange
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., tensor: _Optional[_Union[ReplicaTensor, _Mapping]] = ..., bucket: _Optional[_Union[ReplicaBucket, _Mapping]] = ..., step: _Optional[_Union[ReplicaStep, _Mapping]] = ..., answer: _Optional[_Union[ReplicaAnswer, _Mapping]] = ..., roster: _Optional[_Union[ReplicaRoster, _Mapping]] = ..., data: _Optional[_Union[ReplicaData, _Mapping]] = ..., norm: _Optional[_Union[ReplicaNorm, _Mapping]] = ..., complete: _Optional[_Union[ReplicaComplete, _Mapping]] = ..., change: _Optional[_Union[ReplicaChange, _Mapping]] = ...) -> None: ...
+
+class ReplicaTensor(_message.Message):
+    __slots__ = ("bucket", "name", "scalar")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCALAR_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    name: str
+    scalar: bool
+    def __init__(self, bucket: _Optional[int] = ..., name: _Optional[str] = ..., scalar: bool = ...) -> None: ...
+
+class ReplicaBucket(_message.Message):
+    __slots__ = ("bucket", "progress")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    progress: str
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ...) -> None: ...
+
+class ReplicaStep(_message.Message):
+    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness")
+    class HyperEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: HyperValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[HyperValue, _Mapping]] = ...) -> None: ...
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    LR_SCALE_FIELD_NUMBER: _ClassVar[int]
+    HYPER_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    progress: str
+    idle: bool
+    lr_scale: float
+    hyper: _containers.MessageMap[str, HyperValue]
+    late: int
+    nonfinite: int
+    staleness: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReplicaAnswer(_message.Message):
+    __slots__ = ("bucket", "worker", "codec", "whole")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    worker: str
+    codec: str
+    whole: bool
+    def __init__(self, bucket: _Optional[int] = ..., worker: _Optional[str] = ..., codec: _Optional[str] = ..., whole: bool = ...) -> None: ...
+
+class ReplicaRoster(_message.Message):
+    __slots__ = ("membership",)
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    membership: str
+    def __init__(self, membership: _Optional[str] = ...) -> None: ...
+
+class ReplicaComplete(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class ReplicaChange(_message.Message):
+    __slots__ = ("configuration", "elector")
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    ELECTOR_FIELD_NUMBER: _ClassVar[int]
+    configuration: Configuration
+    elector: _containers.RepeatedCompositeFieldContainer[Elector]
+    def __init__(self, configuration: _Optional[_Union[Configuration, _Mapping]] = ..., elector: _Optional[_Iterable[_Union[Elector, _Mapping]]] = ...) -> None: ...
+
+class ReplicaData(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: str
+    def __init__(self, data: _Optional[str] = ...) -> None: ...
+
+class ReplicaNorm(_message.Message):
+    __slots__ = ("worker", "session", "step", "square")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SQUARE_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    step: int
+    square: float
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ...) -> None: ...
+
+class Term(_message.Message):
+    __slots__ = ("number", "server")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    server: str
+    def __init__(self, number: _Optional[int] = ..., server: _Optional[str] = ...) -> None: ...
+
+class Configuration(_message.Message):
+    __slots__ = ("term", "standby")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    standby: str
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., standby: _Optional[str] = ...) -> None: ...
+
+class Elector(_message.Message):
+    __slots__ = ("worker", "session")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+
+class Ballot(_message.Message):
+    __slots__ = ("ask", "declare")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    DECLARE_FIELD_NUMBER: _ClassVar[int]
+    ask: Ask
+    declare: Declare
+    def __init__(self, ask: _Optional[_Union[Ask, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("term", "base")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    base: Term
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., base: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
+
+class Declare(_message.Message):
+    __slots__ = ("configuration", "serving")
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    configuration: Configuration
+    serving: bool
+    def __init__(self, configuration: _Optional[_Union[Configuration, _Mapping]] = ..., serving: bool = ...) -> None: ...
+
+class BallotPaper(_message.Message):
+    __slots__ = ("vote", "accepted")
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    vote: Vote
+    accepted: Term
+    def __init__(self, vote: _Optional[_Union[Vote, _Mapping]] = ..., accepted: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("term", "granted", "promised", "served")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    granted: bool
+    promised: Term
+    served: Configuration
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., granted: bool = ..., promised: _Optional[_Union[Term, _Mapping]] = ..., served: _Optional[_Union[Configuration, _Mapping]] = ...) -> None: ...
+
+class BallotRequest(_message.Message):
+    __slots__ = ("worker", "session", "take_over", "paper")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
+    PAPER_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    take_over: bool
+    paper: _containers.RepeatedCompositeFieldContainer[BallotPaper]
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., take_over: bool = ..., paper: _Optional[_Iterable[_Union[BallotPaper, _Mapping]]] = ...) -> None: ...
+
+class BallotReply(_message.Message):
+    __slots__ = ("ballot", "configuration", "closed")
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    ballot: _containers.RepeatedCompositeFieldContainer[Ballot]
+    configuration: Configuration
+    closed: str
+    def __init__(self, ballot: _Optional[_Iterable[_Union[Ballot, _Mapping]]] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ...) -> None: ...
+
+class StandbyStatus(_message.Message):
+    __slots__ = ("role", "configuration", "version", "complete", "lag_records", "lag_seconds")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    LAG_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    LAG_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    configuration: Configuration
+    version: int
+    complete: bool
+    lag_records: int
+    lag_seconds: float
+    def __init__(self, role: _Optional[str] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., version: _Optional[int] = ..., complete: bool = ..., lag_records: _Optional[int] = ..., lag_seconds: _Optional[float] = ...) -> None: ...

@@ -31,7 +31,7 @@ from typing import Any
 from torch_ps.common.errors import ProtocolError, UnknownWorker
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.policy import spoken
-from torch_ps.ps.core.ranges import Range, check, count, cut, merged, take
+from torch_ps.ps.core.ranges import Range, check, count, cut, heard, merged, take
 from torch_ps.ps.core.roster import MAX_NAME, Member, Roster
 
 #: Data sets of one job; a script that names a new seed every epoch makes one each.
@@ -288,6 +288,28 @@ class Data:
         ]
         self._courses, self._claims = courses, {}
 
+    def hand_over(self) -> dict[str, Any]:
+        """Plain JSON data: all but the claims, which come again with the pushes that are not decided."""
+        return {
+            "before": self._before,
+            "sets": [
+                {**exported, "free": [list(r) for r in c.free], "readers": [_told(k, r) for k, r in c.readers.items()]}
+                for exported, c in zip(self.export()["sets"], self._courses, strict=True)
+            ],
+        }
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Be what ``hand_over`` described: a lead whose workers keep the samples that they were given.
+
+        Raises:
+            KeyError, TypeError, ValueError: this is not what ``hand_over`` gives.
+        """
+        self.restore(state)
+        self._before = int(state["before"])
+        for course, told in zip(self._courses, state["sets"], strict=True):
+            course.free = heard(told["free"], course.data.size)
+            course.readers = dict(_heard(each, course.data.size) for each in told["readers"])
+
     def begin_after(self, epoch: int) -> None:
         """Sessions of up to this roster epoch may live on with samples of a lead of before: have them join again."""
         self._before = epoch
@@ -350,6 +372,19 @@ class Data:
         for _ in range(min(max(left // (4 * whole), 1), MAX_ROUNDS)):
             for reader, part in zip(readers, cut(count(course.free), [r.batch for r in readers]), strict=True):
                 reader.dealt += take(course.free, part)
+
+
+def _told(life: Life, reader: _Reader) -> list[Any]:
+    dealt, given = ([list(r) for r in ranges] for ranges in (reader.dealt, reader.given))
+    return [*life, reader.batch, reader.epochs, reader.over, dealt, given, reader.fetched, reader.settled]
+
+
+def _heard(told: Any, size: int) -> tuple[Life, _Reader]:
+    """The inverse of ``_told``."""
+    worker, session, batch, epochs, over, dealt, given, fetched, settled = told
+    reader = _Reader(int(batch), int(epochs), bool(over), heard(dealt, size), heard(given, size))
+    reader.fetched, reader.settled = int(fetched), int(settled)
+    return (str(worker), int(session)), reader
 
 
 def _life(member: Member) -> Life:

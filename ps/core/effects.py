@@ -54,6 +54,7 @@ class Apply:
         group: which Applies, of all buckets and shards, form one update. A group of one worker may stay incomplete when
             that worker leaves; any other becomes complete.
         record: what a checkpoint keeps of the bucket's progress right after this step; None: this version is no cut.
+        progress: the same for a standby, on the lead's first bucket with the samples; None: there is none.
     """
 
     bucket: int
@@ -63,6 +64,7 @@ class Apply:
     lr_scale: float = 1.0
     group: Group = field(default=("", 0, 0), compare=False, kw_only=True)
     record: dict[str, Any] | None = field(default=None, compare=False, kw_only=True)
+    progress: dict[str, Any] | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,14 @@ class Entry:
 class Progress:
     """How far one bucket is: its version, the pushes and samples it has absorbed and its ledger.
 
-    ``floor`` is the smallest clock of the roster where the mode keeps one. ``cut`` says which version is recorded.
+    ``floor`` is the smallest clock of the roster where the mode keeps one. ``cut`` says which version is recorded;
+    ``replicated`` that a standby follows, which gets every version.
     """
 
     def __init__(self, bucket: int) -> None:
         self.bucket = bucket
         self.cut: Cut | None = None
+        self.replicated = False
         self.version = 0
         self.floor = 0
         self.num_pushes = 0
@@ -68,7 +70,10 @@ class Progress:
             self._entries[c.worker] = Entry(c.session, c.step, c.staleness)
         group = group or ("", 0, self.version - 1)
         record = self.as_dict() if self.cut is not None and self.cut.passes(self.version) else None
-        return Apply(self.bucket, self.version, contributions, reason, lr_scale, group=group, record=record)
+        progress = self.as_dict() if self.replicated else None
+        return Apply(
+            self.bucket, self.version, contributions, reason, lr_scale, group=group, record=record, progress=progress
+        )
 
     def refuse(self, worker: str, session: int, step: int, staleness: int) -> None:
         """Record that this push is not applied and never will be; its repeat hears the same."""

@@ -89,6 +89,16 @@ class Roster:
         return tuple(m.name for m in self.members if m.first_step <= step)
 
 
+def roster_of(data: Mapping[str, Any]) -> Roster:
+    """The roster in what ``Membership.hand_over`` gives; no cut is planned.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not that.
+    """
+    members = [_member(*each) for each in data["members"]]
+    return Roster(int(data["epoch"]), rank_order(members), bool(data["open"]))
+
+
 def rank_order(members: Iterable[Member]) -> tuple[Member, ...]:
     """Those who asked for a rank first, by number; then the others by name in natural order: w2 before w10."""
 
@@ -237,6 +247,28 @@ class Membership:
         self._seen = {m.name: -math.inf for m in members}
         self._expected, self.num_sessions = set(self._seen), len(members)
         self.roster = Roster(max(epoch + EPOCHS_PER_LIFE, self._started), rank_order(members))
+
+    def hand_over(self) -> dict[str, Any]:
+        """All of it, as plain data for a standby."""
+        return {
+            **self.export(),
+            "open": self.roster.open,
+            "expected": sorted(self._expected),
+            "survived": self._survived,
+            "num_sessions": self.num_sessions,
+        }
+
+    def take_over(self, data: Mapping[str, Any]) -> Effects:
+        """Go on as the lead that ``hand_over`` described; leases begin at the first ``tick``. No cut is planned.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not what ``hand_over`` gives; nothing has changed.
+        """
+        expected, sessions = {str(name) for name in data["expected"]}, int(data["num_sessions"])
+        self.restore(data)
+        self._expected, self._survived, self.num_sessions = expected, bool(data["survived"]), sessions
+        self.roster = roster_of(data)
+        return (self._announce(list(self.roster.members), "the standby of the lead goes on"),)
 
     def silent_for(self, name: str, now: float) -> float:
         """Seconds since the last sign of life.

@@ -97,6 +97,21 @@ class Shard:
         """How far each bucket is now, in order; see ``Progress.as_dict``."""
         return [policy.progress.as_dict() for policy in self._policies]
 
+    def replicate(self, bucket: int) -> dict[str, Any]:
+        """From now on every ``Apply`` of this bucket carries its progress. Gives that of now."""
+        progress = self._policies[bucket].progress
+        progress.replicated = True
+        return progress.as_dict()
+
+    def data(self) -> dict[str, Any] | None:
+        """On the lead, which samples are whose, for a standby."""
+        return self._data.hand_over() if self._data is not None else None
+
+    def replicate_none(self) -> None:
+        """There is no standby any more."""
+        for policy in self._policies:
+            policy.progress.replicated = False
+
     def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the records of a cut, one per bucket in order; before the first roster.
 
@@ -270,6 +285,8 @@ class Shard:
                         data.settle(c.worker, c.session, c.step, applied=True)
                     if effect.record is not None:
                         self.cut.note("data", data.export())
+                    if effect.progress is not None:
+                        effect.progress["data"] = data.hand_over()
                 case Discard(bucket=0):
                     data.settle(effect.worker, effect.session, effect.step, applied=False)
         return effects

@@ -152,3 +152,9 @@ def test_training_through_a_server_ends_with_the_bits_of_plain_training(tmp_path
 def test_idle_job_is_measured_on_both_sides() -> None:
     rows = [line.split() for line in bench("idle.py").splitlines()]
     assert [row[0] for row in rows] == ["server", "two"]
+
+
+def test_standby_prints_what_it_costs_and_how_soon_it_goes_on() -> None:
+    printed = bench("standby.py", "--kills", "1")
+    assert "without a standby" in printed
+    assert "from kill -9 of the primary to the end of that step (lease 15 s): median" in printed

@@ -15,7 +15,8 @@ from torch_ps.common.errors import ServerStopped, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps import follow
 from torch_ps.ps.core.effects import Group
-from torch_ps.ps.server import _last_word
+from torch_ps.ps.lead import Lead as Whereabouts
+from torch_ps.ps.server import last_word
 
 
 class Lead:
@@ -44,7 +45,7 @@ class Lead:
         address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         try:
-            ask = follow.norms_of(address, 1, 7, OPEN, seconds)
+            ask = follow.norms_of(Whereabouts([address]), 1, 7, OPEN, seconds)
             async with asyncio.timeout(SECONDS):
                 return await ask(group, 16.0)
         finally:
@@ -62,7 +63,7 @@ def test_shard_that_gets_no_norm_gives_up_and_says_who_owes_it(
         WaitTimeout, match=rf"shard 1 has waited for \d.* s for the lead at 127.0.0.1:\d+ to say the norm of {what} \("
     ) as caught:
         asyncio.run(lead.ask(group, 0.2))
-    told = _last_word(1, [caught.value])  # the shard ends, and its workers hear why
+    told = last_word(1, [caught.value])  # the shard ends, and its workers hear why
     assert isinstance(told, ServerStopped)
     assert str(told) == f"shard 1 failed: {caught.value}"
 

@@ -1,5 +1,6 @@
 """Workers that train on leased samples of a fixed data set, and say what they trained on."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +33,14 @@ def data() -> TensorDataset:
     )
 
 
-def train_leased(servers: str, make: MakeOptimizer, stop: int, num_workers: int = 2, **options: Any) -> list[Told]:
-    """Fresh workers train from the version that the job has to version ``stop``, or to the end of the epochs."""
+def train_leased(
+    servers: str, make: MakeOptimizer, stop: int, num_workers: int = 2, *, pause: float = 0.0, **options: Any
+) -> list[Told]:
+    """Fresh workers train from the version that the job has to version ``stop``, or to the end of the epochs.
+
+    Args:
+        pause: seconds that a step takes longer, so that something else can happen meanwhile.
+    """
     told = [Told() for _ in range(num_workers)]
 
     def worker(rank: int) -> None:
@@ -44,6 +51,7 @@ def train_leased(servers: str, make: MakeOptimizer, stop: int, num_workers: int 
             for indices, inputs, labels in torch_ps.shard(data(), optimizer, batch_size=BATCH, seed=3, epochs=EPOCHS):
                 loss: torch.Tensor = nn.functional.cross_entropy(me.model(inputs), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
+                time.sleep(pause)
                 optimizer.step()
                 optimizer.zero_grad()
                 me.samples.append(indices.tolist())

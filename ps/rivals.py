@@ -1,0 +1,65 @@
+"""A primary that has lost its standby asks that one whether it serves: it may have been taken for dead itself.
+
+SIGSTOP, a lost network: primary silent --> workers have the standby take over --> the primary is back
+    --Describe at the standby--> "I serve in term t" --> StepDown: it ends, having acknowledged nothing meanwhile
+"""
+
+import asyncio
+import logging
+
+import grpc
+
+from torch_ps.common import address, channel
+from torch_ps.common.ballots import address_of, configuration_from_proto
+from torch_ps.common.credentials import Access
+from torch_ps.common.errors import ConfigError, NotServing
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.ps.core.succession import Role, StepDown
+from torch_ps.ps.job import Job
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds between two questions, and that an answer may take.
+EVERY_SECONDS, ANSWER_SECONDS = 0.5, 2.0
+#: Seconds between two lines in the log about what is waited for.
+SAY_SECONDS = 10.0
+
+
+async def rivals(job: Job, access: Access) -> None:
+    """While this primary waits for leave to go on alone, ask its former standby who serves; until cancelled."""
+    waited = 0.0
+    while True:
+        await asyncio.sleep(EVERY_SECONDS)
+        seat = job.succession.seat
+        if seat.follows or seat.role not in (Role.ASKING, Role.CONFIRMING):
+            waited = 0.0
+            continue
+        if waited % SAY_SECONDS < EVERY_SECONDS and waited >= EVERY_SECONDS:
+            log.warning(
+                "shard %d has acknowledged nothing for %.0f s: its standby is lost, and it waits for a majority of the "
+                "%d workers to let it go on alone",
+                job.index,
+                waited,
+                len(seat.electorate),
+            )
+        waited += EVERY_SECONDS
+        try:
+            async with access.connect_aio(address.parse(address_of(seat.partner))) as connection:
+                call = connection.unary_unary(
+                    channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
+                )
+                told = await call(pb.DescribeRequest(), timeout=ANSWER_SECONDS, metadata=access.metadata)
+        except (grpc.aio.AioRpcError, ConfigError):
+            continue
+        if not told.closed:
+            job.succession.obey(seat.refused(configuration_from_proto(told.configuration), serving=True))
+
+
+def deposed(job: Job, step_down: StepDown) -> NotServing:
+    """The last words of a primary in whose place another one serves."""
+    configuration = step_down.configuration
+    return NotServing(
+        f"shard {job.index} is served by {address_of(configuration.primary)} now, in {configuration.term}: this server "
+        "was taken for dead and has acknowledged nothing since then; start it again with "
+        f"--standby-of {address_of(configuration.primary)}"
+    )
