@@ -3,7 +3,7 @@
     stream breaks --> server answers again --prepare()--> memory shared anew --> what was not answered is sent again
 
 Whether the server still knows this worker, and its step, shows in the answers; see ``torch_ps.worker.elastic``. One of
-another incarnation is spoken to only when all shards are of it: then ``again`` gets ready for all of them at once.
+another incarnation is spoken to only when all shards are of it; see ``torch_ps.worker.servers``.
 """
 
 import logging
