@@ -59,7 +59,7 @@ def test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_
     [
         ("versus.py", ("--with", "magic"), "--with knows ray, tensorflow, mxnet; got 'magic'"),
         ("versus.py", ("--only", "gloo async"), "no row is called 'gloo async'; these exist: network-fp32 sync big"),
-        ("links.py", ("--rates", "fast"), "argument --rates: invalid numbers value: 'fast'"),
+        ("links.py", ("--rates", "fast"), "argument --rates: invalid positive value: 'fast'"),
     ],
 )
 def test_a_wrong_option_is_refused(program: str, options: tuple[str, ...], message: str) -> None:
