@@ -23,12 +23,22 @@ from torch_ps.worker.transport import Link
 SGD = torch_ps.OptimizerSpec("SGD", lr=1.0)
 
 
-def offer_of(servers: Servers) -> pb.SocketOffer:
+def described(servers: Servers) -> pb.JobDescription:
     link = Link(address.parse(servers.addresses[0]))
     try:
-        return link.describe(SECONDS).socket
+        return link.describe(SECONDS)
     finally:
         link.close()
+
+
+def offer_of(servers: Servers) -> pb.SocketOffer:
+    return described(servers).socket
+
+
+def hello(servers: Servers, worker: str = "", session: int = 0) -> bytes:
+    """First frame of a stream; without a worker, of an observer."""
+    incarnation = described(servers).incarnation
+    return pack(pb.UpHeader(hello=pb.Hello(worker=worker, session=session, incarnation=incarnation)))
 
 
 @contextlib.contextmanager
@@ -60,9 +70,8 @@ def test_exchange_of_workers_on_this_host_goes_over_the_socket_and_not_over_grpc
         assert torch.equal(client.pull().params["x"], torch.zeros(2))
 
 
-@pytest.mark.parametrize("plane", ["network"])
-def test_network_plane_keeps_off_the_socket(plane: str) -> None:
-    with job() as servers, torch_ps.Client(str(servers), name="w0", plane=plane) as client:
+def test_network_plane_keeps_off_the_socket() -> None:
+    with job() as servers, torch_ps.Client(str(servers), name="w0", plane="network") as client:
         client.init({"x": torch.ones(2)}, SGD)
         listening = offer_of(servers).name
         with open("/proc/net/unix", encoding="ascii") as sockets:
@@ -85,7 +94,7 @@ def test_wrong_token_is_let_go_and_costs_nobody_anything() -> None:
         (put(b"\xff\xff"), "CorruptFrame", "expected field tag"),
         (LENGTH.pack(1 << 30), "CorruptFrame", "a message of 1073741824 bytes; 5242880 are the most"),
         (put(pack(pb.UpHeader(renew=pb.Renew()))), "CorruptFrame", "the first frame of an Exchange has to be Hello"),
-        (put(pack(pb.UpHeader(hello=pb.Hello(worker="w9", session=9)))), "UnknownWorker", "w9"),
+        (put(pack(pb.UpHeader(hello=pb.Hello(worker="w9", session=9, incarnation=9)))), "Restarted", "w9"),
     ],
 )
 def test_stream_that_is_refused_says_why_and_costs_nobody_anything(bytes_sent: bytes, error: str, text: str) -> None:
@@ -106,7 +115,7 @@ def test_error_of_a_stream_comes_out_as_its_class() -> None:
         offer = offer_of(servers)
         where = address.parse(servers.addresses[0])
         stream = NearStream(connect(offer), where, lambda message: None, ends.append)
-        stream.send(pack(pb.UpHeader(hello=pb.Hello(worker="w9", session=9))))
+        stream.send(hello(servers, "w9", 9))
         until(lambda: bool(ends), "the stream ends")
         stream.close()
     assert isinstance(ends[0], torch_ps.UnknownWorker)
@@ -119,17 +128,19 @@ def test_large_frames_come_over_the_socket_whole() -> None:
     with job(bucket_size=2.0) as servers, torch_ps.Client(str(servers), name="w0") as client:
         client.init({"x": torch.arange(float(size))}, SGD)
         received: list[torch.Tensor] = []
+        ends: list[PsError] = []
 
         def take(message: bytes) -> None:
             header, payload = unpack(message, pb.DownHeader)
             assert header.codec == "none"
             received.append(torch.frombuffer(bytearray(payload), dtype=torch.float32))
 
-        stream = NearStream(connect(offer_of(servers)), address.parse(servers.addresses[0]), take, lambda error: None)
-        stream.send(pack(pb.UpHeader(hello=pb.Hello())))
+        stream = NearStream(connect(offer_of(servers)), address.parse(servers.addresses[0]), take, ends.append)
+        stream.send(hello(servers))
         for bucket in range(2):
             stream.send(pack(pb.UpHeader(pull=pb.Pull(bucket=bucket))))
-        until(lambda: len(received) == 2, "both buckets are here")
+        until(lambda: len(received) == 2 or bool(ends), "both buckets are here")
+        assert not ends
         stream.close()
     assert torch.equal(torch.cat(received), torch.arange(float(size)))
 
