@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint proto bench clean
+.PHONY: help demo test lint proto bench chaos fuzz soak clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,6 +39,19 @@ proto: $(VENV)/dev
 # make bench  seconds per round of this project beside others that do the same work, in one run
 bench: $(VENV)/dev
 	python bench/versus.py $(ARGS)
+
+# make chaos  random faults in real jobs, and what they cost; SECONDS=3600 SEED=7
+chaos: $(VENV)/dev
+	python -m tests.chaos.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# make fuzz   bytes that nobody would write, to all that reads the bytes of others; SECONDS=600 SEED=7
+fuzz: $(VENV)/dev
+	$(PIP) 'atheris>=3.0'
+	python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# make soak   a long job whose workers die and join; fails when a server grows; MINUTES=30
+soak: $(VENV)/dev
+	python -m tests.soak.run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # make clean  remove the environment and everything that tools left
 clean:

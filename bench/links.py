@@ -101,9 +101,9 @@ def gloo_worker(job: Job, rank: int, nodes: Network) -> None:
 def text(found: dict[Row, list[dict[str, float]]]) -> str:
     lines = [f"{'row':<20}{'s/round':>10}{'bound s':>10}{'x bound':>9}{'faster':>8}{'cores':>7}{'all':>5}{'error':>8}"]
     for row, runs in found.items():
-        seconds = _seconds(runs)
+        seconds = rounds.seconds(runs)
         gloo = [each for other, each in found.items() if not other.shards and other.megabits == row.megabits]
-        faster = f"{_seconds(gloo[0]) / seconds:.2f}" if gloo else "-"
+        faster = f"{rounds.seconds(gloo[0]) / seconds:.2f}" if gloo else "-"
         cores = statistics.median(each["cores_used"] for each in runs)
         lines.append(
             f"{row.name:<20}{seconds:>10.3f}{row.bound:>10.3f}{seconds / row.bound:>9.2f}{faster:>8}"
@@ -112,21 +112,14 @@ def text(found: dict[Row, list[dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _seconds(runs: list[dict[str, float]]) -> float:
-    return statistics.median(each["seconds_per_round"] for each in runs)
-
-
-def numbers(words: str) -> list[int]:
-    found = [int(word) for word in words.split(",")]
-    if min(found) < 1:
-        raise ValueError
-    return found
+def positive(words: str) -> list[int]:
+    return rounds.numbers(words, 1)
 
 
 def main() -> None:
     parser = pushpull.options(__doc__, repeat=1)
-    parser.add_argument("--rates", type=numbers, default="1000,100", help="Mb/s of the links, comma-separated")
-    parser.add_argument("--shards", type=numbers, default="4,1", help="numbers of shards, comma-separated")
+    parser.add_argument("--rates", type=positive, default="1000,100", help="Mb/s of the links, comma-separated")
+    parser.add_argument("--shards", type=positive, default="4,1", help="numbers of shards, comma-separated")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--bucket-size", type=float, help="MiB of a bucket; default: that of ps-serve")
     parser.add_argument("--size", choices=("big", "small"), default="big")

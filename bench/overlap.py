@@ -140,16 +140,12 @@ def train(job: Job, rank: int, nodes: Network | None, servers: str, overlap: str
         )
 
 
-def seconds(runs: list[dict[str, float]]) -> float:
-    return statistics.median(each["seconds_per_round"] for each in runs)
-
-
 def table(found: dict[Row, list[dict[str, float]]], megabytes: float) -> list[dict[str, Any]]:
     alone = found[Row(0, "")]
     records = []
     for row, runs in found.items():
         exposed = [a["seconds_per_round"] - b["seconds_per_round"] for a, b in zip(runs, alone, strict=False)]
-        record = {"row": row.name, "seconds_per_step": seconds(runs), "exposed": statistics.median(exposed)}
+        record = {"row": row.name, "seconds_per_step": rounds.seconds(runs), "exposed": statistics.median(exposed)}
         record["least"] = megabytes * 8 / row.rate if row.rate else None
         records.append({**record, "runs": runs})
     return records
@@ -166,10 +162,7 @@ def text(records: list[dict[str, Any]]) -> str:
 
 
 def rates(words: str) -> list[int]:
-    found = [int(word) for word in words.split(",")]
-    if min(found) < 0:
-        raise ValueError
-    return found
+    return rounds.numbers(words, 0)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -207,9 +207,9 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
             server = int(job.published("server"))
         job.gate.wait(DEADLINE)
         setup = _forget_peak(server) if server else 0.0
-        before = _cpu_seconds()
+        before, faults = _cpu_seconds(), _faults(server)
         told: list[Told] = [_answer(job) for _ in range(work.workers)]
-        cpu = _cpu_seconds() - before
+        cpu, faults = _cpu_seconds() - before, _faults(server) - faults
         peak = mib_of(server, "VmHWM") if server else 0.0
         job.gate.wait(DEADLINE)
         off = _answer(job)
@@ -234,6 +234,7 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
         "server_mib_at_start": resident,
         "server_mib_at_peak": max(setup, peak),
         "server_mib_in_rounds": peak,
+        "server_faults_per_round": faults / rounds,
         "error": off,
     }
 
@@ -271,6 +272,11 @@ def _cpu_seconds() -> float:
     return found
 
 
+def _faults(pid: int | None) -> int:
+    """Pages that a process has been given by the system so far (minor faults); 0 where there is no process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7]) if pid else 0
+
+
 def _marked(variable: str) -> list[int]:
     """Processes that were started with this in their environment."""
     found = []
@@ -280,6 +286,23 @@ def _marked(variable: str) -> list[int]:
                 found.append(int(folder.name))
         except OSError:  # it has ended, or is another user's
             continue
+    return found
+
+
+def seconds(runs: Sequence[Mapping[str, float]]) -> float:
+    """Of a round: the median of several runs."""
+    return statistics.median(each["seconds_per_round"] for each in runs)
+
+
+def numbers(words: str, least: int) -> list[int]:
+    """Comma-separated whole numbers on a command line.
+
+    Raises:
+        ValueError: one is none, or below ``least``.
+    """
+    found = [int(word) for word in words.split(",")]
+    if min(found) < least:
+        raise ValueError
     return found
 
 

@@ -10,9 +10,11 @@ SERVICE = "torch_ps.v1.ParameterServer"
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Notices a peer that vanished without closing its connection; well under the lease.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # Notices a peer that vanished without closing its connection, 20 s after it was last heard of. It is the timeout of
+    # pings that counts, whatever that of keepalive (gRPC 1.85), and by default it is a minute.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 15_000),
+    ("grpc.http2.ping_timeout_ms", 15_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -20,8 +22,9 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_ping_strikes", 0),
     # A worker that waits for its server must notice within a second that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name, how long one attempt may take, TLS and the server's first frame included.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # The address is a server of the job, never something behind a proxy of the environment.
     ("grpc.enable_http_proxy", 0),
     # Two servers on one port would each see half of the workers.

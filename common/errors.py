@@ -17,6 +17,7 @@
         +-- NotInitialised     the job has no parameters yet; call init first
         +-- ModelMismatch      this worker's model differs from the job's; the first difference is named
         +-- StepConflict       push for a step that is neither open nor already closed
+        |   +-- Restarted      the servers were started anew from a checkpoint
         +-- StaleGradient      push computed from a version that is too old
         +-- CorruptFrame       a frame that cannot be decoded: truncated, oversized, wrong type
         +-- UnknownCodec       a codec name that is not in the table
@@ -92,6 +93,10 @@ class ModelMismatch(ProtocolError):
 
 class StepConflict(ProtocolError):
     """A push for a step that is neither open nor already closed; pull, recompute, push again."""
+
+
+class Restarted(StepConflict):
+    """The servers are of another start than the caller: pull, recompute, push again, once all of them are of one."""
 
 
 class StaleGradient(ProtocolError):

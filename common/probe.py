@@ -17,6 +17,7 @@ Source: https://www.openssl.org/docs/man3.0/man3/X509_STORE_CTX_get_error.html f
 import socket
 import ssl
 from contextlib import suppress
+from typing import Any
 
 from torch_ps.common.address import Address
 from torch_ps.common.tls import Tls, load, own_fault
@@ -24,6 +25,16 @@ from torch_ps.common.tls import Tls, load, own_fault
 _EXPIRED, _NOT_YET = 10, 9
 _OTHER_AUTHORITY = {18, 19, 20, 21}
 _OTHER_NAME = {62, 64}
+
+
+class _Connected(ssl.SSLSocket):
+    """Taken for connected though the peer may have hung up since: that shows in the handshake, which then closes it.
+
+    The class itself would find it not connected, and raise without closing it.
+    """
+
+    def getpeername(self) -> Any:
+        return None
 
 
 def why(address: Address, tls: Tls | None, seconds: float) -> str | None:
@@ -45,6 +56,7 @@ def _without(plain: socket.socket, address: Address) -> str | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
+    context.sslsocket_class = _Connected
     with suppress(OSError), context.wrap_socket(plain):
         return (
             f"server {address} speaks TLS only and this process speaks in the clear; give it the authority of the "
@@ -56,6 +68,7 @@ def _without(plain: socket.socket, address: Address) -> str | None:
 def _with_tls(plain: socket.socket, address: Address, tls: Tls) -> str | None:
     context = ssl.create_default_context(cafile=tls.ca or None)
     context.set_alpn_protocols(["h2"])
+    context.sslsocket_class = _Connected
     if tls.cert:
         load(context, tls.cert, tls.key)
     try:

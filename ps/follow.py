@@ -12,11 +12,12 @@ import grpc
 
 from torch_ps.common import channel, probe
 from torch_ps.common.credentials import Access
-from torch_ps.common.errors import Unreachable, WaitTimeout
+from torch_ps.common.errors import Restarted, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.ps.clip import Ask
 from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Tell
@@ -32,11 +33,9 @@ ASK_SECONDS = 30.0
 NORM_SECONDS = 300.0
 #: Seconds in which the lead's port has to show why a connection fails.
 PROBE_SECONDS = 3.0
-#: Seconds in which the lead has to have read its part of a checkpoint.
-LEAD_SECONDS = 300.0
 
 
-def norms_of(lead: Lead, shard: int, access: Access, seconds: float) -> Ask:
+def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: float) -> Ask:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:
@@ -46,7 +45,9 @@ def norms_of(lead: Lead, shard: int, access: Access, seconds: float) -> Ask:
 
     async def ask(group: Group, square: float) -> float | None:
         worker, session, step = group
-        request = pb.NormRequest(shard=shard, worker=worker, session=session, step=step, square=square)
+        request = pb.NormRequest(
+            shard=shard, worker=worker, session=session, step=step, square=square, incarnation=incarnation
+        )
         begin = time.monotonic()
         while True:
             if not connection:
@@ -75,12 +76,17 @@ def norms_of(lead: Lead, shard: int, access: Access, seconds: float) -> Ask:
     return ask
 
 
-def report_to(lead: Lead, access: Access) -> Tell:
+def report_to(lead: Lead, incarnation: int, access: Access) -> Tell:
     """How a shard tells the lead what has become of its part of a checkpoint."""
 
     async def tell(kept: Kept, seconds: float) -> bool:
         request = pb.KeptRequest(
-            shard=kept.shard, version=kept.version, size=kept.size, sha256=kept.sha256, error=kept.error
+            shard=kept.shard,
+            version=kept.version,
+            size=kept.size,
+            sha256=kept.sha256,
+            error=kept.error,
+            incarnation=incarnation,
         )
         try:
             async with access.connect_aio(lead.address) as connection:
@@ -96,43 +102,24 @@ def report_to(lead: Lead, access: Access) -> Tell:
     return tell
 
 
-async def resumed_version(lead: Lead, access: Access) -> int:
-    """The version that the lead has gone on from, 0: from none; waits until it answers.
+async def follow(job: Job, lead: Lead, access: Access) -> None:
+    """Feed every roster of the lead to ``job``, until cancelled.
 
     Raises:
-        PsError: it does not.
+        Restarted: the lead that answers was started without this shard, which can do nothing more.
     """
-    async with access.connect_aio(lead.address) as connection:
-        try:
-            reply = await _describe(connection, access, LEAD_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            reason = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
-            raise (Unreachable(reason) if reason else error_of(error, str(lead))) from None
-        found: int = reply.resumed_version
-        return found
-
-
-async def _describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:
-    call = connection.unary_unary(
-        channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
-    )
-    reply: pb.JobDescription = await call(
-        pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=access.metadata
-    )
-    return reply
-
-
-async def follow(job: Job, lead: Lead, access: Access) -> None:
-    """Feed every roster of the lead to ``job``, until cancelled."""
     connected = True
     while True:
         async with access.connect_aio(lead.address) as connection:
             alive = asyncio.create_task(_until_silent(connection, access, job.lease / 2))
             watching = asyncio.create_task(_watch(job, lead, connection, access))
-            await asyncio.wait({alive, watching}, return_when=asyncio.FIRST_COMPLETED)
-            alive.cancel()
-            watching.cancel()
-            reason = "it is silent" if not watching.done() else watching.result()
+            try:
+                await asyncio.wait({alive, watching}, return_when=asyncio.FIRST_COMPLETED)
+                reason = watching.result() if watching.done() else "it is silent"
+            finally:
+                alive.cancel()
+                watching.cancel()
+                await asyncio.gather(alive, watching, return_exceptions=True)  # before their channel is closed
         if lead.several:
             log.warning("lost the lead at %s (%s); looking for the one that serves", lead.address, reason)
             lead.elsewhere()
@@ -144,17 +131,36 @@ async def follow(job: Job, lead: Lead, access: Access) -> None:
 
 
 async def _watch(job: Job, lead: Lead, connection: grpc.aio.Channel, access: Access) -> str:
-    """Take rosters until the stream ends; says why."""
+    """Take rosters until the stream ends; says why.
+
+    Raises:
+        Restarted: see ``follow``.
+    """
     watch = connection.unary_stream(
         channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
     )
+    request = pb.WatchRequest(incarnation=job.incarnation.number)
     try:
-        async for view in watch(pb.WatchRequest(), metadata=access.metadata):
+        async for view in watch(request, metadata=access.metadata):
             lead.told(view.lead)
             job.follow(_roster(view))
     except grpc.aio.AioRpcError as error:
+        if isinstance(error_of(error, str(lead.address)), Restarted):
+            raise Restarted(
+                f"the lead at {lead.address} was started anew, without what this shard has trained; {TOGETHER}"
+            ) from None
         return str(error.details())
     return "it has ended the stream"
+
+
+async def _describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:
+    call = connection.unary_unary(
+        channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
+    )
+    reply: pb.JobDescription = await call(
+        pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=access.metadata
+    )
+    return reply
 
 
 async def _until_silent(connection: grpc.aio.Channel, access: Access, seconds: float) -> None:

@@ -37,6 +37,7 @@ from torch_ps.ps.core.cut import Sections
 from torch_ps.ps.core.data import Data
 from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.election import ElectedSeat
+from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.roster import Membership, Roster, roster_of
 from torch_ps.ps.core.shard import Shard
@@ -69,6 +70,7 @@ class Job:
 
     Args:
         index, num_shards: which shard this is; 0 is the lead.
+        incarnation: the start of the servers that it is of.
         max_workers: most members of the roster.
         bucket_bytes: fp32 bytes that a bucket holds at most.
         clip_norm: largest norm of an update; 0 is none.
@@ -85,6 +87,7 @@ class Job:
         mode: Mode,
         index: int,
         num_shards: int,
+        incarnation: Incarnation,
         quorum: int,
         lease: float,
         bucket_bytes: int,
@@ -100,7 +103,7 @@ class Job:
         seat: Callable[[str, str], Seat] = elected,
         lead: Lead | None = None,
     ) -> None:
-        self.mode, self.index, self.num_shards = mode, index, num_shards
+        self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
         self.clipping = Clipping(clip_norm, index, ask_norm)
         self.metrics = metrics
@@ -109,7 +112,9 @@ class Job:
         self.initialised = False
         self.roster = Roster()
         self.lead_at = lead  # where the others find the lead; None: this is it
-        self.membership = Membership(quorum=quorum, lease=lease, limit=max_workers) if index == 0 else None
+        started = int(1000 * time.time())
+        members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
+        self.membership = members if index == 0 else None
         self.data = Data(mode) if index == 0 else None  # which samples are whose
         self.asks = Asks()
         self.started = time.monotonic()
@@ -123,6 +128,7 @@ class Job:
             self.sections.add("data", self.data)
         self.on_begun: Callable[[Engine], None] = lambda engine: None
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
+        self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
         self.succession = Succession(seat, name, primary, self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
@@ -201,6 +207,7 @@ class Job:
     def stop(self, error: PsError) -> None:
         """End every open stream, so that none has to be cancelled when the server ends."""
         self.streams.close(error)
+        self.on_stop(error)
         for queue in self.watchers:
             queue.put_nowait(None)
 

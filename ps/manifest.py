@@ -34,6 +34,8 @@ from torch_ps.ps.core.ledger import Progress
 from torch_ps.ps.storage import FileFact
 
 FORMAT = "torch-ps checkpoint 1"
+#: What JSON that is not as it should be can raise where it is taken apart.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 #: Bytes of the longest document that is read, and of its first line.
 MAX_DOCUMENT, MAX_LINE = 256 << 20, 1024
 MAX_SHARDS = 1024
@@ -180,7 +182,7 @@ def parse_shard(body: bytes, name: str) -> ShardManifest:
             _count(counters[key], MAX_VERSION)
         for staleness, count in counters["staleness"]:
             _count(staleness, MAX_VERSION), _count(count, MAX_VERSION)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except MALFORMED as error:
         _refuse(name, error)
     return ShardManifest(
         version=version, shard=shard, num_shards=num_shards, tensors=tensors, records=records, counters=counters
@@ -213,7 +215,7 @@ def parse(body: bytes, name: str) -> Manifest:
             sections=sections,
             created=float(data["created"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ConfigError) as error:
+    except (*MALFORMED, ConfigError) as error:
         _refuse(name, error)
     return manifest
 

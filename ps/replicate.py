@@ -96,7 +96,7 @@ class Replication:
         self.follower: Follower | None = None
         job.before_roster, job.lag = self._roster, self.lag
         job.clipping.before_answer = self._norm
-        job.on_anew = self._anew
+        job.on_anew, job.on_stop = self._anew, self._stop
         succession.on_acknowledge = self._release
         succession.on_change = self._change
 
@@ -225,6 +225,10 @@ class Replication:
         self._release()
         if self.follower is not None and self.follower.begun:
             self.follower.outbox.put_nowait(Refused("the parameters are sent anew; attach again"))
+
+    def _stop(self, error: PsError) -> None:
+        if self.follower is not None:
+            self.follower.outbox.put_nowait(error)
 
     def lag(self) -> tuple[int, float]:
         """Records that the standby has not said to have, and seconds that the oldest answer waits."""

@@ -19,7 +19,7 @@ from torch_ps.common.errors import CheckpointError, ConfigError
 from torch_ps.common.plan import plan
 from torch_ps.ps.checkpoint import Checkpoints, plan_of
 from torch_ps.ps.job import Job
-from torch_ps.ps.manifest import Manifest
+from torch_ps.ps.manifest import MALFORMED, Manifest
 from torch_ps.ps.reshard import reshard
 from torch_ps.ps.state import BucketState, ShardState
 
@@ -89,7 +89,7 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
         state = ShardState(state.version, {i: _forgotten(part) for i, part in state.buckets.items()}, state.counters)
     try:
         job.restore(manifest.model, state, _sections(manifest, same) if job.membership is not None else {})
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise CheckpointError(
             f"the checkpoint of version {manifest.version} in {checkpoints.storage.url} does not fit: {error!r}"
         ) from None

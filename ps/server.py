@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -27,18 +28,22 @@ from torch_ps.common.config import (
 )
 from torch_ps.common.credentials import Access, port_credentials
 from torch_ps.common.device import choose as choose_device
-from torch_ps.common.errors import ConfigError, NotServing, PsError, ServerStopped
+from torch_ps.common.errors import ConfigError, NotServing, PsError, Restarted, ServerStopped
 from torch_ps.common.forms import parse_compensation, parse_etcd, parse_shard
 from torch_ps.common.memory import keep_freed_memory
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
 from torch_ps.ps import limits
 from torch_ps.ps.checkpoint import Checkpoints
+from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.roster import tick_seconds
 from torch_ps.ps.core.tenure import LeasedSeat
 from torch_ps.ps.door import Door
+from torch_ps.ps.enter import enter
 from torch_ps.ps.etcd import Etcd
-from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, resumed_version
+from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to
 from torch_ps.ps.job import Job, elected
 from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.lead import Lead
@@ -49,6 +54,7 @@ from torch_ps.ps.resume import choose, restore
 from torch_ps.ps.rivals import deposed, rivals
 from torch_ps.ps.servicer import Servicer
 from torch_ps.ps.standby import Standby, inherit, name_of, options_of
+from torch_ps.ps.status import show
 from torch_ps.ps.store import CPU
 from torch_ps.ps.tenure import SHORTEST_LEASE, Tenure
 
@@ -80,9 +86,10 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     # Without a tls_ca the lead is believed if the chain behind this shard's own certificate vouches for it too.
     as_client = tls and Tls(config.tls_ca or config.tls_cert, config.tls_cert, config.tls_key)
     access = Access(as_client, token, config.insecure)
+    inherited: pb.JobDescription | None = None
     if config.standby_of:
         access.check(address.parse(config.standby_of))
-        config = await inherit(config, access)
+        config, inherited = await inherit(config, access)
     index, num_shards = parse_shard(config.shard)
     device = choose_device(config.device, index)
     torch.set_num_threads(1)
@@ -94,7 +101,9 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     failure: list[BaseException] = []
 
     def on_failure(error: BaseException) -> None:
-        if not isinstance(error, NotServing):
+        if isinstance(error, PsError):
+            log.error("shard %d fails: %s", index, error)
+        else:
             log.error("shard %d fails", index, exc_info=error)
         failure.append(error)
         stop.set()
@@ -114,11 +123,23 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         compensation_strength=strength or 1.0,
     )
     server, listening = _bind(config, tls, token, metrics)
+    if inherited is not None:
+        number, resumed = inherited.incarnation, 0  # it goes on from what its primary has
+    elif lead is None:
+        number, resumed = secrets.randbits(62) + 1, 0
+    else:
+        entered = await enter(lead.address, index, num_shards, access)
+        number, resumed = entered.incarnation, entered.resumed_version
+        if resumed and not config.checkpoint:
+            raise ConfigError(
+                f"the lead goes on from version {resumed} of a checkpoint; give shard {index} the same --checkpoint"
+            )
     with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
             mode=mode,
             index=index,
             num_shards=num_shards,
+            incarnation=Incarnation(number, index, num_shards, continued=inherited is not None),
             quorum=config.workers,
             lease=config.lease,
             bucket_bytes=int(config.bucket_size * (1 << 20)),
@@ -126,7 +147,9 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             metrics=metrics,
             on_failure=on_failure,
             clip_norm=config.clip_norm,
-            ask_norm=norms_of(lead, index, access, NORM_SECONDS + 2 * config.lease) if lead is not None else None,
+            ask_norm=norms_of(lead, index, number, access, NORM_SECONDS + 2 * config.lease)
+            if lead is not None
+            else None,
             max_workers=config.max_workers,
             device=device,
             name=name_of(listening),
@@ -136,7 +159,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         )
         job.succession.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
         tenure = _tenure(config, job, as_client)
-        keeper = await _keeper(config, job, lead, access) if config.checkpoint else None
+        tell = report_to(lead, number, access) if lead is not None else None
+        keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None
         standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
         pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
         await _listen(config, job, server)
@@ -144,14 +168,16 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         background = [
             asyncio.create_task(each)
             for each in (
-                _work(job, keeper, standby, lead, access, on_failure),
+                _work(job, keeper, standby, lead, access),
                 beat.keep(),
                 job.succession.keep(),
                 rivals(job, access),
-                *([_hold(tenure, on_failure)] if tenure is not None else []),
-                _show(job),
+                *([tenure.keep()] if tenure is not None else []),
+                show(job),
             )
         ]
+        for task in background:
+            task.add_done_callback(lambda task: _ended(task, on_failure))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -176,7 +202,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             await keeper.finish()
         for task in background:
             task.cancel()
-        job.stop(_last_words(job, failure))
+        other = bool(job.closed or job.succession.seat.configuration.standby)
+        job.stop(last_word(index, failure, standby=other))
         await server.stop(GRACE)
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -184,44 +211,33 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         if tenure is not None:
             await tenure.give_up()
     if failure:
-        raise failure[0] if isinstance(failure[0], NotServing) else PsError(f"shard {index} failed: {failure[0]!r}")
+        raise PsError(f"shard {index} failed: {_said(failure[0])}")
 
 
-async def _show(job: Job) -> None:
-    """Keep the metrics about the standby up to date."""
-    while True:
-        records, seconds = job.lag()
-        job.metrics.lag_records.set(records)
-        job.metrics.lag_seconds.set(seconds)
-        job.metrics.term.set(job.succession.seat.configuration.term.number)
-        job.metrics.serving.set(not job.closed)
-        await asyncio.sleep(1.0)
+def _ended(task: asyncio.Task[None], on_failure: Callable[[BaseException], None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        on_failure(error)
 
 
-def _last_words(job: Job, failure: list[BaseException]) -> PsError:
-    """What open streams end with: whether their workers find another server of this shard."""
-    if failure and isinstance(failure[0], NotServing):
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, PsError) else repr(error)
+
+
+def last_word(index: int, failure: list[BaseException], *, standby: bool = False) -> PsError:
+    """What the workers of a shard that ends are told; ``standby``: another server goes on in its place."""
+    if failure and isinstance(failure[0], NotServing | Restarted):  # another one serves, or it may be back soon
         return failure[0]
-    if job.closed or job.succession.seat.configuration.standby:
-        return NotServing(f"shard {job.index} was stopped here; its standby goes on")
-    return ServerStopped(f"shard {job.index} was stopped; start the job again")
+    if standby:
+        return NotServing(f"shard {index} has ended here; its other server goes on")
+    if not failure:
+        return ServerStopped(f"shard {index} was stopped; start the job again")
+    return ServerStopped(f"shard {index} failed: {_said(failure[0])}")
 
 
-async def _work(
-    job: Job,
-    keeper: Keeper | None,
-    standby: Standby | None,
-    lead: Lead | None,
-    access: Access,
-    on_failure: Callable[[BaseException], None],
-) -> None:
+async def _work(job: Job, keeper: Keeper | None, standby: Standby | None, lead: Lead | None, access: Access) -> None:
     """What a shard does beside answering: wait for its turn if it is a standby, then follow or be the lead."""
     if standby is not None:
-        try:
-            await standby.run()
-        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
-            on_failure(error)
-            return
+        await standby.run()
     await (follow(job, lead, access) if lead is not None else _lead(job, keeper))
 
 
@@ -233,13 +249,6 @@ def _tenure(config: ServerConfig, job: Job, tls: Tls | None) -> Tenure | None:
     tenure = Tenure(job.succession, Etcd(parse_etcd(config.etcd), job.index, seconds, tls), seconds)
     job.succession.on_transact = tenure.want
     return tenure
-
-
-async def _hold(tenure: Tenure, on_failure: Callable[[BaseException], None]) -> None:
-    try:
-        await tenure.keep()
-    except Exception as error:  # noqa: BLE001 - whatever it is, nothing more would be acknowledged
-        on_failure(error)
 
 
 def _apply_threads(config: ServerConfig) -> int:
@@ -271,6 +280,7 @@ def _bind(
 async def _listen(config: ServerConfig, job: Job, server: grpc.aio.Server) -> None:
     most = int(config.max_model * 2**30) or limits.machine_memory()
     servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=options_of(config))
+    await servicer.listen()
     server.add_generic_rpc_handlers((servicer.handlers(),))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -323,8 +333,12 @@ class Beat:
         return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
-async def _keeper(config: ServerConfig, job: Job, lead: Lead | None, access: Access) -> Keeper:
+def _keeper(config: ServerConfig, job: Job, tell: Tell | None, resumed: int) -> Keeper:
     """What keeps this shard's checkpoints; goes on from one if it is to.
+
+    Args:
+        tell: how another shard than the lead reports to it.
+        resumed: version that the lead has gone on from.
 
     Raises:
         ConfigError: there are checkpoints and the job is not to go on from them.
@@ -333,15 +347,10 @@ async def _keeper(config: ServerConfig, job: Job, lead: Lead | None, access: Acc
     checkpoints = Checkpoints(config.checkpoint)
     manifest: Manifest | None = None
     resume = config.resume or config.resume_previous
-    tell: Tell | None = None
-    if config.standby_of:
-        tell = report_to(lead, access) if lead is not None else None  # it goes on from what its primary has
-    elif lead is None:
+    if tell is None and not config.standby_of:
         manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
     else:
-        tell = report_to(lead, access)
-        version = await resumed_version(lead, access)
-        manifest = checkpoints.read(version) if version else None
+        manifest = checkpoints.read(resumed) if resumed else None
     seconds = config.checkpoint_seconds or (0.0 if config.checkpoint_every else DEFAULT_CHECKPOINT_SECONDS)
     keeper = Keeper(job, checkpoints, every=config.checkpoint_every, seconds=seconds, keep=config.keep, tell=tell)
     if manifest is not None:
@@ -353,7 +362,7 @@ async def _keeper(config: ServerConfig, job: Job, lead: Lead | None, access: Acc
 async def _lead(job: Job, keeper: Keeper | None) -> None:
     """Watch the leases, and whether it is time for a checkpoint."""
     while True:
-        await asyncio.sleep(min(job.lease / 8, 1.0))
+        await asyncio.sleep(tick_seconds(job.lease))
         job.tick()
         if keeper is not None:
             keeper.plan()

@@ -27,6 +27,7 @@ from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
+from torch_ps.ps.near import NearWorkers
 from torch_ps.ps.readers import Readers, host_of
 from torch_ps.ps.replicate import Replication
 from torch_ps.ps.seeds import Seeding
@@ -64,6 +65,8 @@ class Servicer:
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
         self._seeding, self._connections = Seeding(job), Connections(job)
+        self._near = NearWorkers(guarded(self.exchange, job.metrics), 4 * max_workers)
+        self.listen, self.close = self._near.listen, self._near.close
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Every method under its name in the contract."""
@@ -77,6 +80,7 @@ class Servicer:
             SERVICE,
             {
                 "Describe": unary(self.describe, pb.DescribeRequest),
+                "Enter": unary(self.enter, pb.EnterRequest),
                 "Join": unary(self.join, pb.JoinRequest),
                 "Share": unary(self.share, pb.ShareRequest),
                 "Leave": unary(self.leave, pb.LeaveRequest),
@@ -139,21 +143,30 @@ class Servicer:
             options=self._options,
             configuration=ballots.configuration_to_proto(job.succession.seat.configuration),
             closed=job.closed,
+            incarnation=job.incarnation.number,
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
+            socket=self._near.offer(job.port),
         )
+
+    async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
+        job = self._job
+        job.incarnation.enter(request.shard, request.num_shards, request.process)
+        return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version)
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
         self._joins.take(host_of(context), time.monotonic())
         if self._joining >= self._max_workers:
             raise Overloaded(f"{self._joining} workers wait for the first parameters, as many as --max-workers allows")
         seconds = _seconds(context)
+        self._job.incarnation.check(request.incarnation, f"worker {request.worker!r}")
         model = self._model(request.model)
         request.ClearField("model")
         self._joining += 1
         try:
             rank = request.rank if request.HasField("rank") else None
             session, seed = await self._job.join(request.worker, rank, model, seconds)
+            self._job.incarnation.close()
         finally:
             self._joining -= 1
         return pb.JoinReply(session=session, seed=seed, epoch=self._job.roster.epoch)
@@ -187,11 +200,13 @@ class Servicer:
         return status_of_job(self._job, time.monotonic())
 
     async def norm(self, request: pb.NormRequest, context: Context) -> pb.NormReply:
+        self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
         group = (request.worker, request.session, request.step)
         square = await self._job.clipping.report(group, request.shard, request.square)
         return pb.NormReply(dropped=square is None, square=square)
 
     async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
+        self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
         self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
         return pb.KeptReply()
 
@@ -219,6 +234,7 @@ class Servicer:
             header, payload = unpack(frame, pb.SeedHeader)
             if not worker:
                 worker = header.worker
+                self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
                 await self._seeding.begin(worker, header.session, self._model(header.model))
             else:
                 self._seeding.take(header.bucket, payload)
@@ -254,11 +270,18 @@ class Servicer:
         header, _ = next(frames)
         if header.WhichOneof("kind") != "hello":
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
-        if not header.hello.worker and self._observing >= limits.MAX_OBSERVERS:
+        worker = header.hello.worker
+        self._job.incarnation.check(header.hello.incarnation, f"worker {worker!r}" if worker else "an observer")
+        if not worker and self._observing >= limits.MAX_OBSERVERS:
             raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        return await self._connections.open(header.hello), frames
+        stream = await self._connections.open(header.hello)
+        if worker:
+            self._job.incarnation.close()
+        return stream, frames
 
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
+        if request.incarnation:
+            self._job.incarnation.check(request.incarnation, "a shard")
         if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
             raise Overloaded(f"{len(self._job.watchers)} callers watch the roster already; try again later")
         queue = Watch()

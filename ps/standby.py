@@ -70,8 +70,8 @@ def _decides(config: ServerConfig) -> str:
     return f"etcd, under the name {parse_etcd(config.etcd).name}" if config.etcd else "the workers"
 
 
-async def inherit(config: ServerConfig, access: Access) -> ServerConfig:
-    """``config`` with what the primary says about the job.
+async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, pb.JobDescription]:
+    """``config`` with what the primary says about the job, and all that it says.
 
     Raises:
         ConfigError: an option was given that is not the primary's; says which.
@@ -86,7 +86,7 @@ async def inherit(config: ServerConfig, access: Access) -> ServerConfig:
             raise (Unreachable(reason) if reason else error_of(error, str(primary))) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
-    return inherited(config, json.loads(told.options))
+    return inherited(config, json.loads(told.options)), told
 
 
 def inherited(config: ServerConfig, options: Mapping[str, Any]) -> ServerConfig:
@@ -156,11 +156,14 @@ class Standby:
         while not self._served.is_set():
             following = asyncio.create_task(self._follow())
             served = asyncio.create_task(self._served.wait())
-            await asyncio.wait({following, served}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (following, served):
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            try:
+                await asyncio.wait({following, served}, return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    following.result()
+            finally:
+                following.cancel()
+                served.cancel()
+                await asyncio.gather(following, served, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._served.wait(), RETRY_SECONDS)
         await self._replica.take_over()
@@ -201,6 +204,10 @@ class Standby:
             raise NotServing(
                 f"it serves in an older term than {seat.configuration.term}, of which this server has the state; "
                 "waiting to take over"
+            )
+        if told.incarnation != self._job.incarnation.number:
+            raise NotServing(
+                "it was started anew, in another job than this server stands by for; start this one again too"
             )
         name = name_of(self._here, self._primary)
         succession.anew(name, theirs.term.server)

@@ -1,5 +1,7 @@
 """One look at a shard, as ``ps-status`` and the text of a worker's timeout show it."""
 
+import asyncio
+
 from torch_ps.common.ballots import configuration_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.job import Job
@@ -56,3 +58,14 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
                 worker.waiting_for.extend(wait.waiting_for)
                 worker.reason = wait.reason
     return reply
+
+
+async def show(job: Job) -> None:
+    """Keep the metrics about the standby up to date, until cancelled."""
+    while True:
+        records, seconds = job.lag()
+        job.metrics.lag_records.set(records)
+        job.metrics.lag_seconds.set(seconds)
+        job.metrics.term.set(job.succession.seat.configuration.term.number)
+        job.metrics.serving.set(not job.closed)
+        await asyncio.sleep(1.0)

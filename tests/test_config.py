@@ -193,19 +193,17 @@ def test_loopback(host: str, loopback: bool) -> None:
 
 
 @pytest.fixture
-def logged() -> Any:
+def logged() -> io.StringIO:
     stream = io.StringIO()
-    logger = logging.getLogger("torch_ps")
-    before = (logger.handlers[:], logger.level, logger.propagate)
     log.setup("worker w1", "info", stream)
-    yield stream
-    logger.handlers[:], logger.level, logger.propagate = before
+    return stream
 
 
-def test_event_is_one_line_with_time_process_and_text(logged: io.StringIO) -> None:
-    logging.getLogger("torch_ps.worker").info("joined %s", "job")
+@pytest.mark.parametrize("word", ["job", "a " * 5000])
+def test_event_is_one_line_with_time_process_and_text(logged: io.StringIO, word: str) -> None:
+    logging.getLogger("torch_ps.worker").info("joined %s", word)
     logging.getLogger("torch_ps").debug("not shown")
-    assert logged.getvalue().endswith("Z worker w1: joined job\n")
+    assert logged.getvalue().endswith(f"Z worker w1: joined {word}\n")
     assert len(logged.getvalue().splitlines()) == 1
 
 

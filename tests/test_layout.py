@@ -44,6 +44,7 @@ WIRE = (
     "common/channel.py",
     "common/credentials.py",
     "ps/door.py",
+    "ps/enter.py",
     "ps/follow.py",
     "ps/guard.py",
     "ps/server.py",

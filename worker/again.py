@@ -28,13 +28,13 @@ def patiently(ask: Callable[[], Reply], seconds: float) -> Reply:
     """
     deadline: float | None = None
     while True:
+        begin = time.monotonic()
         try:
             return ask()
         except (Unreachable, NotServing) as error:
-            now = time.monotonic()
             if deadline is None:
                 log.info("asks again: %s", error)
-                deadline = now + seconds
-            elif now > deadline:
+                deadline = time.monotonic() + seconds
+            elif begin > deadline:  # not merely its end: this process may have been stopped meanwhile
                 raise
             time.sleep(RETRY_SECONDS)

@@ -26,6 +26,7 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.tls import Tls
 from torch_ps.worker.access import access
 from torch_ps.worker.compress import Compressor
+from torch_ps.worker.facts import Shown
 from torch_ps.worker.flat import Flat, gather
 from torch_ps.worker.session import Session
 
@@ -81,7 +82,7 @@ def default_name() -> str:
     return os.environ.get("PS_NAME") or f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
-class Client:
+class Client(Shown):
     """One worker, or before ``init`` an observer that may only pull.
 
     Args:
@@ -234,31 +235,7 @@ class Client:
             flat.write(bucket, self._compressor.residual(bucket))
         return {spec.name: tensor for spec, tensor in zip(self._specs, found, strict=True)}
 
-    # -------------------------------------------------------------- facts
-
-    @property
-    def mode(self) -> str:
-        return self._session.job.mode
-
-    @property
-    def rank(self) -> int:
-        """This worker's place among ``workers``."""
-        return self.workers.index(self.name)
-
-    @property
-    def workers(self) -> tuple[str, ...]:
-        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
-        return tuple(member.worker for member in self._session.roster().member)
-
-    @property
-    def pushed_bytes(self) -> int:
-        """Encoded gradients sent so far."""
-        return self._session.pushed_bytes
-
-    @property
-    def pulled_bytes(self) -> int:
-        """Encoded parameters received so far."""
-        return self._session.pulled_bytes
+    # -------------------------------------------------------------- the end
 
     def close(self) -> None:
         """Leave the job; the others go on."""

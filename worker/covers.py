@@ -21,6 +21,8 @@ class Covers:
     """A data set is named by its bytes on the wire."""
 
     def __init__(self) -> None:
+        #: Grows with every session; unlike its number also from one that servers of before have given out.
+        self.life = 0
         self._sets: defaultdict[bytes, _Counts] = defaultdict(_Counts)
 
     def received(self, key: bytes) -> int:
@@ -59,4 +61,5 @@ class Covers:
 
     def clear(self) -> None:
         """A new session has begun nothing."""
+        self.life += 1
         self._sets.clear()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from torch_ps.common.errors import NameTaken, StepConflict, UnknownWorker
+from torch_ps.common.errors import NameTaken, Restarted, StepConflict, UnknownWorker
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
@@ -146,7 +146,7 @@ class Elastic(Facts):
             try:
                 session.join(self._described, self._rank, self._values)
                 return self._pulled()
-            except UnknownWorker:  # stopped for longer than the lease once more
+            except (UnknownWorker, Restarted):  # once more stopped for longer than the lease, or the servers were
                 stopped += 1
                 if stopped == MAX_STOPPED:
                     raise

@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from torch_ps.common.errors import NotServing, PsError, UnknownWorker, Unreachable
+from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.near import NearStream
 from torch_ps.worker.transport import Link, Stream
+from torch_ps.worker.voter import Voter
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -25,6 +27,8 @@ log = logging.getLogger("torch_ps.worker")
 RETRY_SECONDS = 0.2
 #: What ends a stream of a server that is gone, or does not serve any more; another may be found.
 GONE = Unreachable, NotServing
+#: What another try to open a stream would not change.
+FINAL = (UnknownWorker, Restarted)
 
 
 class Exchange:
@@ -34,11 +38,11 @@ class Exchange:
         links: to all shards, shard 0 first.
         hello: first frame of every stream.
         shard_of: shard of each bucket.
-        patience: for a shard, seconds in which a stream of it that broke has to be open again.
+        lease: seconds in which a stream that broke has to be open again, more where a standby may take over.
         on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
-        on_back: called with a shard that answers again, before its stream is opened; a ``PsError`` means: not yet.
-        on_ballot: called on a reader thread with a shard and what its server asks; gives the frame that answers.
-        look: for a shard whose server is gone: whether its link leads to one that serves now.
+        on_back: called with a shard that answers again and what it says it is, before its stream is opened; a
+            ``PsError`` means: not yet, unless it is one of ``FINAL``.
+        voters: find the server of each shard that serves, and answer what a server asks.
     """
 
     def __init__(
@@ -46,20 +50,18 @@ class Exchange:
         links: Sequence[Link],
         hello: bytes,
         shard_of: Sequence[int],
-        patience: Callable[[int], float],
+        lease: float,
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
-        on_back: Callable[[int], None],
-        on_ballot: Callable[[int, pb.Ballot], bytes | None],
-        look: Callable[[int], bool],
+        on_back: Callable[[int, pb.JobDescription], None],
+        voters: Sequence[Voter],
     ) -> None:
-        self._on_ballot, self._look = on_ballot, look
-        self._links, self._hello, self._shard_of, self._patience = links, hello, shard_of, patience
-        self._on_answer, self._on_back = on_answer, on_back
+        self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
+        self._on_answer, self._on_back, self._voters = on_answer, on_back, voters
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
         self._stopping = threading.Event()
         self._error: PsError | None = None
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Stream | NearStream] = {}
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
@@ -114,9 +116,14 @@ class Exchange:
             if bucket in self._unanswered:
                 self._unanswered[bucket] = frame
 
-    def reset(self) -> None:
-        """Forget all that is under way: the streams are opened anew, and no answer of before is taken any more."""
+    def reset(self, hello: bytes) -> None:
+        """Forget all that is under way: the streams are opened anew, and no answer of before is taken any more.
+
+        Args:
+            hello: first frame of every stream from now on.
+        """
         with self.changed:
+            self._hello = hello
             streams = tuple(self._streams.values())
             self._streams.clear()
             self._opened = [number + 1 for number in self._opened]
@@ -180,12 +187,17 @@ class Exchange:
 
     # -------------------------------------------------------------- streams
 
-    def _open(self, shard: int) -> None:
-        """Open the stream to one shard and send again what it has not answered."""
+    def _open(self, shard: int, latest: int | None = None) -> None:
+        """Open the stream to one shard and send again what it has not answered.
+
+        Args:
+            latest: only if this is still the number of the latest stream.
+        """
         with self.changed:  # so that the stream cannot end before it is known
+            if latest not in (None, self._opened[shard]):
+                return
             self._opened[shard] = number = self._opened[shard] + 1
-            stream = Stream(
-                self._links[shard],
+            stream = self._links[shard].open(
                 lambda message: self._received(shard, number, message),
                 lambda error: self._ended(shard, number, error),
             )
@@ -203,7 +215,7 @@ class Exchange:
         for header, payload in unpack_all(message, pb.DownHeader):
             if not header.HasField("ballot"):
                 self._on_answer(shard, header, payload)
-            elif (frame := self._on_ballot(shard, header.ballot)) is not None:
+            elif (frame := self._voters[shard].frame(header.ballot)) is not None:
                 self.send_unkept(shard, frame)
 
     def _ended(self, shard: int, number: int, error: PsError) -> None:
@@ -215,31 +227,37 @@ class Exchange:
             if isinstance(error, GONE):
                 self._opening.add(shard)
         if isinstance(error, GONE):
-            found = self._reopen(shard, error)
+            found = self._reopen(shard, number, error)
             if found is None:
                 return
             error = found
         with self.changed:
+            if number != self._opened[shard]:
+                return
             self._opening.discard(shard)
             if self._error is None and not self._stopping.is_set():
                 self._error = error
                 self.changed.notify_all()
 
-    def _reopen(self, shard: int, error: PsError) -> PsError | None:
-        """None: the stream is open again; else why it is not, ``error`` if nothing answers."""
-        link, deadline = self._links[shard], time.monotonic() + self._patience(shard)
+    def _reopen(self, shard: int, number: int, error: PsError) -> PsError | None:
+        """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
+        link, deadline = self._links[shard], time.monotonic() + self._voters[shard].patience(self._lease)
         log.warning("lost the connection to %s; trying again", link.address)
+        late = False  # one try begins after the deadline: this process may have been stopped until then
         pause = 0.0  # the first time at once: a standby may be there
-        while time.monotonic() < deadline and not self._stopping.wait(pause):
+        while not late and not self._stopping.wait(pause):
             pause = RETRY_SECONDS
+            if number != self._opened[shard]:
+                return None
+            late = time.monotonic() > deadline
             try:
-                if not self._look(shard):
+                if (now := self._voters[shard].look()) is None:
                     continue
-                self._on_back(shard)
-            except UnknownWorker as unknown:  # another try would not help
-                return unknown
+                self._on_back(shard, now)
+            except FINAL as final:
+                return final
             except PsError:
                 continue
-            self._open(shard)
+            self._open(shard, number)
             return None
         return error

@@ -1,4 +1,7 @@
-"""What a training loop can ask its optimizer about the job, its last step, and what has passed so far.
+"""What a training loop can ask about the job, its last step, and what has passed so far.
+
+    Shown       what a client knows too: the job, who takes part, bytes
+    +-- Facts   what an optimizer knows of its steps
 
 Rules of this file
   1. Answers only; nothing changes. What is said of a step is said when that step is complete: see ``_last``.
@@ -14,11 +17,40 @@ from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.session import Session
 
 
-class Facts:
-    """The questions that ``ParameterServerOptimizer`` answers; its attributes are these."""
+class Shown:
+    """The questions that a client and an optimizer answer alike; their attributes are these."""
 
     name: str
     _session: Session
+
+    @property
+    def mode(self) -> str:
+        return self._session.job.mode
+
+    @property
+    def pushed_bytes(self) -> int:
+        """Encoded gradients sent so far."""
+        return self._session.pushed_bytes
+
+    @property
+    def pulled_bytes(self) -> int:
+        """Encoded parameters received so far."""
+        return self._session.pulled_bytes
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
+        return tuple(member.worker for member in self._session.roster().member)
+
+    @property
+    def rank(self) -> int:
+        """This worker's place among ``workers``."""
+        return self.workers.index(self.name)
+
+
+class Facts(Shown):
+    """The questions that ``ParameterServerOptimizer`` answers; its attributes are these."""
+
     _outcome: Outcome
     _local: LocalSteps | None
     _source: Gradients | LocalSteps | Nothing
@@ -30,10 +62,6 @@ class Facts:
         """What the last step came to; waits for it where it is still under way."""
         self.wait()
         return self._outcome
-
-    @property
-    def mode(self) -> str:
-        return self._session.job.mode
 
     @property
     def version(self) -> int:
@@ -66,16 +94,6 @@ class Facts:
         return self._source.in_a_row
 
     @property
-    def pushed_bytes(self) -> int:
-        """Encoded gradients sent so far."""
-        return self._session.pushed_bytes
-
-    @property
-    def pulled_bytes(self) -> int:
-        """Encoded parameters received so far."""
-        return self._session.pulled_bytes
-
-    @property
     def wait_seconds(self) -> float:
         """Seconds that ``step`` has waited for answers so far."""
         return self._session.wait_seconds
@@ -84,15 +102,10 @@ class Facts:
     def workers(self) -> tuple[str, ...]:
         """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
         try:
-            return tuple(member.worker for member in self._session.roster().member)
+            return super().workers
         except PsError:
             drain.finish(self.name, self.close)
             raise
-
-    @property
-    def rank(self) -> int:
-        """This worker's place among ``workers``."""
-        return self.workers.index(self.name)
 
     @property
     def world(self) -> int:

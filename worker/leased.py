@@ -13,9 +13,10 @@ Rules of this file
 """
 
 import contextlib
+import functools
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,21 +74,25 @@ class LeasedShard:
         if loader.get("num_workers"):
             loader = {"persistent_workers": True, **loader}
         if batch_size is None:
-            self._loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=plan, **loader)
+            loader = {"batch_size": None, "sampler": plan, **loader}
         else:
-            self._loader = DataLoader(dataset, batch_sampler=plan, **loader)
+            loader = {"batch_sampler": plan, **loader}
+        self._new_loader: Callable[[], DataLoader[Any]] = functools.partial(DataLoader, dataset, **loader)
+        self._new_loader()  # so that a wrong argument is refused now
 
     def __iter__(self) -> Iterator[Any]:
         begun = _begun.setdefault(self._optimizer, Counter())
         begun[self._key] += self._epochs
         self._until = begun[self._key]
         over = False
+        # Of this iteration only: its processes end with it, not in whatever a garbage collection interrupts.
+        loader = self._new_loader()
         try:
             while self._wait_for_portion():
                 self._pending.clear()
-                for batch in self._loader:
+                for batch in loader:
                     life, samples = self._pending.popleft()
-                    if life != self._session.number:
+                    if life != self._session.covers.life:
                         continue  # others have it now
                     self._session.covers.begin(self._key, samples)
                     if self.weighs:
@@ -129,9 +134,9 @@ class LeasedShard:
     def batches(self) -> Iterator[list[int]]:
         """Indices of the batches of one pass, from the portion that is there on."""
         while self._portion.range:
-            life = self._session.number
+            life = self._session.covers.life
             for indices in self._cut(self._portion):
-                if life != self._session.number:
+                if life != self._session.covers.life:
                     break
                 self._pending.append((life, len(indices)))
                 yield indices

@@ -2,13 +2,14 @@
 
     stream breaks --> server answers again --prepare()--> memory shared anew --> what was not answered is sent again
 
-Whether the server still knows this worker, and its step, shows in the answers; see ``torch_ps.worker.elastic``.
+Whether the server still knows this worker, and its step, shows in the answers; see ``torch_ps.worker.elastic``. One of
+another incarnation is spoken to only when all shards are of it; see ``torch_ps.worker.servers``.
 """
 
 import logging
 from collections.abc import Sequence
 
-from torch_ps.common.errors import NoSharedMemory
+from torch_ps.common.errors import NoSharedMemory, Restarted
 from torch_ps.common.frames import pack, unpack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
@@ -17,6 +18,16 @@ from torch_ps.worker.plane import Planes
 from torch_ps.worker.transport import Link
 
 log = logging.getLogger("torch_ps.worker")
+
+
+def check(link: Link, now: pb.JobDescription, before: pb.JobDescription) -> None:
+    """Whether the server that answers again is of the incarnation of before.
+
+    Raises:
+        Restarted: it is not.
+    """
+    if now.incarnation != before.incarnation:
+        raise Restarted(f"server {link.address} was started anew")
 
 
 def prepare(

@@ -2,17 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
-import torch
-
-from torch_ps.common import codecs as table
-from torch_ps.common import schema
-from torch_ps.common.errors import ConfigError, Overloaded, Unreachable, WaitTimeout
-from torch_ps.common.frames import pack
+from torch_ps.common.config import PLANES
+from torch_ps.common.errors import ConfigError, Overloaded, ServerStopped, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.plan import Bucket
-from torch_ps.common.schema import Model
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
 
@@ -22,22 +16,59 @@ log = logging.getLogger("torch_ps.worker")
 AGAIN_SECONDS = 2.0
 #: Seconds after which all servers are looked at again.
 PAUSE_SECONDS = 0.2
+#: Seconds after which shards that are not of one start yet are asked again.
+SHARDS_SECONDS = 0.2
 
 
-def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -> pb.JobDescription:
-    """What the lead says of the job, once all shards have answered and fit together.
+def check_arguments(timeout: float, plane: str) -> None:
+    """Refuse what no session can be made with.
+
+    Raises:
+        ConfigError: says what.
+    """
+    if not timeout > 0:
+        raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
+    if plane not in PLANES:
+        raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
+
+
+def describe_all(
+    links: Sequence[Link], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
+) -> pb.JobDescription:
+    """What the lead says of the job, once all shards have answered, fit together and are of one incarnation.
 
     Args:
         links: to all shards, shard 0 first.
         codecs: that this worker will use.
-        seconds: for all answers together.
+        seconds: for all answers together, or the lease if that is longer.
+        before: what it said when this worker joined.
 
     Raises:
         ConfigError: the addresses are not those of one job's shards in order, or a shard lacks a codec.
         Unreachable: a server does not answer.
+        ServerStopped: the servers have been started since ``before``, and not from a checkpoint.
+        WaitTimeout: some servers are still of another start than the lead; says which.
     """
+    seconds = max(seconds, before.lease_seconds if before is not None else 0.0)
     deadline = time.monotonic() + seconds
-    jobs = [link.describe(max(deadline - time.monotonic(), 0.1)) for link in links]
+    while True:
+        jobs = [link.describe(max(deadline - time.monotonic(), 0.1)) for link in links]
+        _check(links, jobs, codecs)
+        apart = [link for link, job in zip(links, jobs, strict=True) if job.incarnation != jobs[0].incarnation]
+        if not apart:
+            _check_resumed(jobs[0], before)
+            return jobs[0]
+        if time.monotonic() > deadline:
+            raise WaitTimeout(
+                f"after {seconds:g} s {', '.join(str(link.address) for link in apart)} and the lead at "
+                f"{links[0].address} are not of one start of the servers: start all of them together, with --resume if "
+                "there is a checkpoint"
+            )
+        time.sleep(SHARDS_SECONDS)
+
+
+def _check(links: Sequence[Link], jobs: Sequence[pb.JobDescription], codecs: Collection[str]) -> None:
+    """Raises ConfigError as ``describe_all`` does."""
     for index, (link, job) in enumerate(zip(links, jobs, strict=True)):
         if (job.shard, job.num_shards) != (index, len(jobs)):
             raise ConfigError(
@@ -52,10 +83,17 @@ def describe_all(links: Sequence[Link], codecs: Iterable[str], seconds: float) -
         for codec in codecs:
             if codec.partition(":")[0] not in job.codec:
                 raise ConfigError(f"{link.address} has no codec {codec!r}; start ps-serve with --codecs MODULE too")
-    return jobs[0]
 
 
-def find_servers(voters: Sequence[Voter], worker: str, session: int, seconds: float) -> None:
+def _check_resumed(job: pb.JobDescription, before: pb.JobDescription | None) -> None:
+    if before is not None and job.incarnation != before.incarnation and not job.initialised:
+        raise ServerStopped(
+            "the servers were started anew and hold nothing of the job that this worker took part in; start them with "
+            "the --checkpoint of that job and --resume, or begin anew with new workers"
+        )
+
+
+def find_servers(voters: Sequence[Voter], seconds: float) -> None:
     """Where a shard has several servers, have its link lead to the one that serves.
 
     Raises:
@@ -63,7 +101,7 @@ def find_servers(voters: Sequence[Voter], worker: str, session: int, seconds: fl
     """
     deadline = time.monotonic() + seconds
     for voter in voters:
-        while len(voter.servers) > 1 and not voter.look(worker, session):
+        while len(voter.servers) > 1 and not voter.look():
             if time.monotonic() > deadline:
                 names = " and ".join(map(str, voter.servers))
                 raise Unreachable(f"none of {names} serves its shard after {seconds:g} s; see their logs")
@@ -86,15 +124,6 @@ def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinRepl
                 raise
             log.warning("%s; trying again", error)
             time.sleep(AGAIN_SECONDS)
-
-
-def seeds(
-    worker: str, session: int, model: Model, buckets: Iterable[Bucket], values: Callable[[Bucket], torch.Tensor]
-) -> Iterator[bytes]:
-    """The frames that give one shard, which has ``buckets``, its first parameters; ``values`` of one, fp32 (numel,)."""
-    yield pack(pb.SeedHeader(worker=worker, session=session, model=schema.to_proto(model)))
-    for bucket in buckets:
-        yield pack(pb.SeedHeader(bucket=bucket.index), table.codec("none").encode(values(bucket)))
 
 
 def open_roster(lead: Link, quorum: int, seconds: float) -> pb.RosterView:

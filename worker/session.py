@@ -22,13 +22,12 @@ from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.config import PLANES
 from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.errors import (
-    ConfigError,
     CorruptFrame,
     NotInitialised,
     PsError,
+    Restarted,
     StepConflict,
     WaitTimeout,
 )
@@ -42,10 +41,11 @@ from torch_ps.worker.again import patiently
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
+from torch_ps.worker.identity import Identity
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
-from torch_ps.worker.reopen import prepare
-from torch_ps.worker.servers import admitted, describe_all, find_servers, open_roster, seeds
+from torch_ps.worker.reopen import check, prepare
+from torch_ps.worker.servers import admitted, check_arguments, describe_all, find_servers, open_roster
 from torch_ps.worker.silence import watch
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
@@ -87,32 +87,29 @@ class Session:
         plane: str = "auto",
         access: Access = OPEN,
     ) -> None:
-        if not timeout > 0:
-            raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
-        if plane not in PLANES:
-            raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
+        check_arguments(timeout, plane)
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._exchange: Exchange | None = None
-        self._session = self._epoch = 0
+        self.number = self._epoch = 0  # number names this life of the worker; 0: it is not in the job
         self.covers = Covers()  # the samples that pushes are of
-        self._samples = 0.0
+        self._samples = self.wait_seconds = 0.0
         self.pushed_bytes = self.pulled_bytes = 0
-        self.wait_seconds = 0.0
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
-        self._links = [Link(addresses[0], access) for addresses in servers]
+        self._links = [Link(addresses[0], access, plane) for addresses in servers]
         self._voters = [Voter(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_links)
             self.job = self._describe()
-        except PsError:
-            self._close_links()
-            raise
+            stack.pop_all()
 
     def _describe(self) -> pb.JobDescription:
-        find_servers(self._voters, self.name, self._session, CONNECT_SECONDS)
-        return describe_all(self._links, (self._compressor.codec.name, self._pull_codec.name), CONNECT_SECONDS)
+        """What the job is; ServerStopped: it is not the one that this session has taken part in."""
+        find_servers(self._voters, CONNECT_SECONDS)
+        used = (self._compressor.codec.name, self._pull_codec.name)
+        return describe_all(self._links, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -128,7 +125,7 @@ class Session:
                 f"the job at {self._links[0].address} has no parameters yet; a worker has to call init"
             )
         model = schema.from_proto(self.job.model)
-        self._start(model, pb.Hello(pull_codec=self._pull_codec.name))
+        self._start(model)
         return model
 
     def join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
@@ -144,14 +141,13 @@ class Session:
         """
         if self._exchange is not None:
             self._exchange.close()  # of an earlier life, whose streams would have the name
-        if self._session:  # again: the servers may be starting anew, one after the other
-            self.job = self._describe()
-        request = pb.JoinRequest(worker=self.name, rank=rank, model=schema.to_proto(model))
-        reply = admitted(self._links[0], request, self.timeout)
-        self._session, self._epoch = reply.session, reply.epoch
+        self.job = self._describe()
+        reply = admitted(self._links[0], self._identity.join(model, rank), self.timeout)
+        self.number, self._epoch = reply.session, reply.epoch
+        for voter in self._voters:
+            voter.life = self.name, self.number
         self.covers.clear()
-        hello = pb.Hello(worker=self.name, session=self._session, pull_codec=self._pull_codec.name)
-        self._start(model, hello)
+        self._start(model)
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
         watch(self._streams, self._voters, self.job.lease_seconds)
         self.job_model = model
@@ -159,9 +155,9 @@ class Session:
             self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
-                frames = seeds(self.name, self._session, model, self.plan.of_shard(index), values)
+                frames = self._identity.seeds(model, self.plan.of_shard(index), values)
                 self._links[index].seed(frames, self.timeout)
-        self.planes.share(self._links, self.plan, self.name, self._session)
+        self.planes.share(self._links, self.plan, self.name, self.number)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
@@ -171,30 +167,36 @@ class Session:
         """
         return open_roster(self._links[0], self.job.quorum, self.timeout if seconds is None else seconds)
 
-    def _start(self, model: Model, hello: pb.Hello) -> None:
+    def _start(self, model: Model) -> None:
         if self._exchange is not None:
             self._exchange.close()
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
-        self._scratch = [torch.empty(largest) for _ in self._links]
-        self._staging = torch.empty(largest)
+        self._scratch, self._staging = [torch.empty(largest) for _ in self._links], torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
         self._copies, self.planes = Copies(), Planes(self._plane)
         self._clear()
         self._exchange = Exchange(
             self._links,
-            pack(pb.UpHeader(hello=hello)),
+            self._identity.hello(self._pull_codec.name),
             [bucket.shard for bucket in buckets],
-            self._patience,
+            self.job.lease_seconds,
             self._receive,
-            lambda shard: prepare(
-                self.planes, self._streams, self._links[shard], self.plan.of_shard(shard), self.name, self._session
-            ),
-            lambda shard, ballot: self._voters[shard].frame(ballot),
-            lambda shard: self._voters[shard].look(self.name, self._session),
+            self._back,
+            self._voters,
         )
+
+    @property
+    def _identity(self) -> Identity:
+        return Identity(self.name, self.number, self.job.incarnation)
+
+    def _back(self, shard: int, now: pb.JobDescription) -> None:
+        """One shard answers again, and says what it is now."""
+        link, buckets = self._links[shard], self.plan.of_shard(shard)
+        check(link, now, self.job)
+        prepare(self.planes, self._streams, link, buckets, self.name, self.number)
 
     # -------------------------------------------------------------- buckets
 
@@ -290,8 +292,13 @@ class Session:
         try:
             with self._streams.changed:
                 done = self._streams.wait(self.timeout, buckets)
-        except StepConflict:
-            self._streams.reset()  # an answer on its way would be taken for one to what is sent next
+        except StepConflict as error:
+            if isinstance(error, Restarted):
+                self.job = self._describe()
+                for shard in range(len(self._links)):
+                    self._back(shard, self.job)
+            # An answer on its way would be taken for one to what is sent next.
+            self._streams.reset(self._identity.hello(self._pull_codec.name))
             raise
         finally:
             self.wait_seconds += time.monotonic() - begin
@@ -359,20 +366,13 @@ class Session:
                 payload = self.planes.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
-    @property
-    def number(self) -> int:
-        """Names this life of the worker; 0: it is not in the job."""
-        return self._session
-
     def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
         """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
-        request.worker, request.session = self.name, self._session
-        return patiently(lambda: self._links[0].data(request, self.timeout), self._patience(0))
+        request.worker, request.session = self.name, self.number
+        lead, lease = self._voters[0], self.job.lease_seconds
+        return patiently(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
 
     # -------------------------------------------------------------- the lease
-
-    def _patience(self, shard: int) -> float:
-        return self._voters[shard].patience(self.job.lease_seconds)
 
     def _renew(self) -> None:
         """Keep the lease while the training loop computes."""
@@ -387,12 +387,12 @@ class Session:
         self.on_leave()
         if self._exchange is not None:
             self._exchange.close()
-        if self._session:
+        if self.number:
             try:
-                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self._session), 5.0)
+                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), 5.0)
             except PsError as error:
                 log.info("could not take leave of the job: %s", error)
-            self._session = 0
+            self.number = 0
         self._close_links()
 
     def _close_links(self) -> None:

@@ -48,7 +48,7 @@ def main(status: StatusConfig) -> None:
         access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
         shards = addresses_of(status.servers or None)
         voters = [Voter(Link(servers[0], access), servers) for servers in shards]
-        find_servers(voters, "", 0, status.timeout)
+        find_servers(voters, status.timeout)
         links = [voter.link for voter in voters]
         replies = [link.status(status.timeout) for link in links]
     except PsError as error:

@@ -11,6 +11,7 @@ Rules of this file
 """
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -23,12 +24,14 @@ from google.protobuf.message import Message
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.errors import PsError, Refused, ServerStopped, Unreachable, WaitTimeout
+from torch_ps.common.errors import NoSharedMemory, PsError, Refused, ServerStopped, Unreachable, WaitTimeout
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.worker import drain
+from torch_ps.worker.near import NearStream, connect
 
+log = logging.getLogger("torch_ps.worker")
 Reply = TypeVar("Reply", bound=Message)
 
 #: Seconds in which a port has to show why a connection fails.
@@ -104,14 +107,18 @@ class Link:
     Args:
         address: of the shard.
         access: how it is spoken to.
+        plane: as that of ``Session``; "network" keeps off the server's Unix socket.
+
+    Whoever found the server at another port than its own wants the stream to go through what stands between.
 
     Raises:
         ConfigError: the token would travel in the clear to another machine.
     """
 
-    def __init__(self, address: Address, access: Access = OPEN) -> None:
+    def __init__(self, address: Address, access: Access = OPEN, plane: str = "network") -> None:
         access.check(address)
-        self.address, self._access = address, access
+        self.address, self._access, self._plane = address, access, plane
+        self._socket = pb.SocketOffer()
         self._connect()
 
     def _connect(self) -> None:
@@ -127,10 +134,19 @@ class Link:
 
     def look(self, seconds: float) -> pb.JobDescription:
         """What the server is; one try, which does not wait for it to come up."""
-        return self._unary("Describe", pb.DescribeRequest(), pb.JobDescription, seconds)
+        return self._described(pb.DescribeRequest(), seconds)
 
     def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
         return self._unary("Ballot", request, pb.BallotReply, seconds)
+
+    def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream | NearStream:
+        """Open an Exchange: over the server's Unix socket if it is on this host and nothing stands between."""
+        if self._plane != "network" and self._socket.port == self.address.port:
+            try:
+                return NearStream(connect(self._socket), self.address, on_message, on_end)
+            except NoSharedMemory as error:
+                log.info("the network carries all to and from %s: %s", self.address, error)
+        return Stream(self, on_message, on_end)
 
     def exchange(self, frames: Iterator[bytes]) -> Any:
         """Open an Exchange, raw frames both ways."""
@@ -148,20 +164,25 @@ class Link:
             self._connect()  # calls that are under way end on the connection that they began on
         request, deadline = pb.DescribeRequest(), time.monotonic() + seconds
         try:
-            return self._unary("Describe", request, pb.JobDescription, seconds)
+            return self._described(request, seconds)
         except WaitTimeout:
             reason = "it takes the call and does not answer"
-        except Unreachable:  # it may come up in time, unless what answers there will never do
+        except (Unreachable, ServerStopped):  # it may come up in time, unless what answers there will never do
             self._check_tls(seconds)
             try:
                 left = max(deadline - time.monotonic(), 0.1)
-                return self._unary("Describe", request, pb.JobDescription, left, wait=True)
+                return self._described(request, left, wait=True)
             except WaitTimeout:
                 reason = self._why()
         raise Unreachable(
-            f"no server answers at {self.address} within {seconds:g} s ({reason}); "
+            f"no server answers at {self.address} within {seconds:.3g} s ({reason}); "
             "check the address and that ps-serve runs there"
         )
+
+    def _described(self, request: pb.DescribeRequest, seconds: float, *, wait: bool = False) -> pb.JobDescription:
+        job = self._unary("Describe", request, pb.JobDescription, seconds, wait=wait)
+        self._socket = job.socket
+        return job
 
     def _why(self) -> str:
         """What goes wrong at this address; a call that waits for the server does not say, so ask without waiting."""

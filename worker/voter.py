@@ -46,6 +46,7 @@ class Voter:
     def __init__(self, link: Link, servers: Sequence[Address]) -> None:
         self.link, self.servers = link, list(servers)
         self.promises = Promises()
+        self.life = "", 0  # of the worker in the job: its name and session
         self._lock = threading.Lock()
 
     def patience(self, lease: float) -> float:
@@ -75,8 +76,12 @@ class Voter:
                     return pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(configuration.term)))
         return None
 
-    def look(self, worker: str, session: int) -> bool:
-        """Look at every server once, and have a standby take over if none serves; whether ``link`` leads to one now."""
+    def look(self) -> pb.JobDescription | None:
+        """Look at every server once, and have a standby take over if none serves.
+
+        Returns:
+            What the one says that serves, to which ``link`` leads now; None: there is none.
+        """
         standbys = []
         for each in tuple(self.servers):
             told = self._look_at(each)
@@ -86,30 +91,35 @@ class Voter:
                 standbys.append(each)
             elif self._learn(configuration := ballots.configuration_from_proto(told.configuration)):
                 self._prefer(each)
-                return True
-            else:
-                self._refuse(configuration.term, worker, session)
-        return any(self._campaign(each, worker, session) for each in standbys) if session else False
+                return told
+            elif configuration.term.number:
+                self._refuse(configuration.term)
+        for each in standbys if self.life[1] else ():
+            if self._campaign(each):
+                return self._look_at(each)
+        return None
 
-    def _refuse(self, term: Term, worker: str, session: int) -> None:
+    def _refuse(self, term: Term) -> None:
         """Tell a server that a higher term was promised, so that it takes one that this worker may speak to."""
-        paper = pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))
+        with self._lock:
+            paper = pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))
         with contextlib.suppress(PsError):
-            self.link.ballot(pb.BallotRequest(worker=worker, session=session, paper=[paper]), LOOK_SECONDS)
+            self.link.ballot(pb.BallotRequest(worker=self.life[0], session=self.life[1], paper=[paper]), LOOK_SECONDS)
 
     def _look_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)
         try:
-            return self.link.look(LOOK_SECONDS)
+            # With nobody else to ask it is worth a wait: a channel that has failed does not try again at once.
+            return self.link.look(LOOK_SECONDS) if len(self.servers) > 1 else self.link.describe(LOOK_SECONDS)
         except PsError as error:
             log.debug("%s: %s", server, error)
             return None
 
-    def _campaign(self, standby: Address, worker: str, session: int) -> bool:
+    def _campaign(self, standby: Address) -> bool:
         """Ask a standby to take over until it does, or it is time to look again."""
         self.link.to(standby)
         deadline = time.monotonic() + CAMPAIGN_SECONDS
-        request = pb.BallotRequest(worker=worker, session=session, take_over=True)
+        request = pb.BallotRequest(worker=self.life[0], session=self.life[1], take_over=True)
         while time.monotonic() < deadline:
             try:
                 reply = self.link.ballot(request, LOOK_SECONDS)

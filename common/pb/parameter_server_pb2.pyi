@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "resumed_version", "configuration", "closed", "options")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -90,10 +90,12 @@ class JobDescription(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
     num_shards: int
@@ -105,21 +107,63 @@ class JobDescription(_message.Message):
     codec: _containers.RepeatedScalarFieldContainer[str]
     mode_details: str
     clip_norm: float
+    socket: SocketOffer
     resumed_version: int
     configuration: Configuration
     closed: str
     options: str
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class EnterRequest(_message.Message):
+    __slots__ = ("shard", "num_shards", "process")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    num_shards: int
+    process: int
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., process: _Optional[int] = ...) -> None: ...
+
+class EnterReply(_message.Message):
+    __slots__ = ("incarnation", "resumed_version")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    resumed_version: int
+    def __init__(self, incarnation: _Optional[int] = ..., resumed_version: _Optional[int] = ...) -> None: ...
+
+class SocketOffer(_message.Message):
+    __slots__ = ("host", "name", "token", "port")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    name: str
+    token: bytes
+    port: int
+    def __init__(self, host: _Optional[str] = ..., name: _Optional[str] = ..., token: _Optional[bytes] = ..., port: _Optional[int] = ...) -> None: ...
+
+class StreamEnd(_message.Message):
+    __slots__ = ("error", "text")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    text: str
+    def __init__(self, error: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("worker", "rank", "model")
+    __slots__ = ("worker", "rank", "model", "incarnation")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     model: Model
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("session", "seed", "epoch")
@@ -140,16 +184,18 @@ class SeedFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[SeedHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class SeedHeader(_message.Message):
-    __slots__ = ("worker", "session", "model", "bucket")
+    __slots__ = ("worker", "session", "model", "incarnation", "bucket")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     model: Model
+    incarnation: int
     bucket: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., bucket: _Optional[int] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ..., bucket: _Optional[int] = ...) -> None: ...
 
 class SeedReply(_message.Message):
     __slots__ = ()
@@ -274,8 +320,10 @@ class Covers(_message.Message):
     def __init__(self, number: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("incarnation",)
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class RosterView(_message.Message):
     __slots__ = ("epoch", "open", "member", "lead", "cut")
@@ -326,14 +374,16 @@ class UpHeader(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("worker", "session", "pull_codec")
+    __slots__ = ("worker", "session", "pull_codec", "incarnation")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PULL_CODEC_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     pull_codec: str
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Push(_message.Message):
     __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "arena_bytes", "covers", "nonfinite")
@@ -417,18 +467,20 @@ class DownHeader(_message.Message):
     def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NormRequest(_message.Message):
-    __slots__ = ("shard", "worker", "session", "step", "square")
+    __slots__ = ("shard", "worker", "session", "step", "square", "incarnation")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SQUARE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     shard: int
     worker: str
     session: int
     step: int
     square: float
-    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class NormReply(_message.Message):
     __slots__ = ("dropped", "square")
@@ -439,18 +491,20 @@ class NormReply(_message.Message):
     def __init__(self, dropped: bool = ..., square: _Optional[float] = ...) -> None: ...
 
 class KeptRequest(_message.Message):
-    __slots__ = ("shard", "version", "size", "sha256", "error")
+    __slots__ = ("shard", "version", "size", "sha256", "error", "incarnation")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     shard: int
     version: int
     size: int
     sha256: str
     error: str
-    def __init__(self, shard: _Optional[int] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, shard: _Optional[int] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., error: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class KeptReply(_message.Message):
     __slots__ = ()

@@ -31,7 +31,7 @@ from typing import Any
 from torch_ps.common.errors import ProtocolError, UnknownWorker
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.policy import spoken
-from torch_ps.ps.core.ranges import Range, check, count, cut, merged, take
+from torch_ps.ps.core.ranges import Range, check, count, cut, heard, merged, take
 from torch_ps.ps.core.roster import MAX_NAME, Member, Roster
 
 #: Data sets of one job; a script that names a new seed every epoch makes one each.
@@ -307,7 +307,7 @@ class Data:
         self.restore(state)
         self._before = int(state["before"])
         for course, told in zip(self._courses, state["sets"], strict=True):
-            course.free = _ranges(told["free"], course.data.size)
+            course.free = heard(told["free"], course.data.size)
             course.readers = dict(_heard(each, course.data.size) for each in told["readers"])
 
     def begin_after(self, epoch: int) -> None:
@@ -382,16 +382,9 @@ def _told(life: Life, reader: _Reader) -> list[Any]:
 def _heard(told: Any, size: int) -> tuple[Life, _Reader]:
     """The inverse of ``_told``."""
     worker, session, batch, epochs, over, dealt, given, fetched, settled = told
-    reader = _Reader(int(batch), int(epochs), bool(over), _ranges(dealt, size), _ranges(given, size))
+    reader = _Reader(int(batch), int(epochs), bool(over), heard(dealt, size), heard(given, size))
     reader.fetched, reader.settled = int(fetched), int(settled)
     return (str(worker), int(session)), reader
-
-
-def _ranges(told: Any, size: int) -> list[Range]:
-    """In the order in which they were given."""
-    ranges = [(int(start), int(stop)) for start, stop in told]
-    check(sorted(ranges), size)
-    return ranges
 
 
 def _life(member: Member) -> Life:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 Range = tuple[int, int]
 
@@ -51,6 +52,17 @@ def check(ranges: Sequence[Range], size: int) -> list[Range]:
             raise ValueError(f"range {start} to {stop} of {size}")
         end = stop
     return list(ranges)
+
+
+def heard(told: Any, size: int) -> list[Range]:
+    """Ranges in the order in which they were given, from plain data.
+
+    Raises:
+        TypeError, ValueError: they are none, or not disjoint and within 0 and ``size``.
+    """
+    ranges = [(int(start), int(stop)) for start, stop in told]
+    check(sorted(ranges), size)
+    return ranges
 
 
 def cut(number: int, batches: Sequence[int]) -> list[int]:

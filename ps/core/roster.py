@@ -9,8 +9,9 @@ Rules of this file
   4. Joining again under the same name is a leave of the old session and a join of a new one, in one epoch.
   5. A restored job is one before its quorum: its members are expected, each until it is heard of, joins anew or its
      lease runs out. Then the quorum counts, or, if somebody of before has come back, whoever is there.
-  6. Epochs of a restored job begin above all that may have been given out after the checkpoint, so that no session or
-     epoch of then is taken for one of now.
+  6. Epochs of a restored job begin above all that may have been given out after the checkpoint, also by an earlier
+     restart from the same one, so that no session or epoch of then is taken for one of now. The caller's clock sees to
+     that, as epochs change less often than once a millisecond; ``EPOCHS_PER_LIFE`` does where the clock was set back.
 
 Why rule 3 is enough: nobody pushes step k+1 before the lead has answered all of step k. So when the lead's open step
 is k, no bucket anywhere has closed k+1, and every push of k+1 carries an epoch that has the newcomer in it.
@@ -36,6 +37,11 @@ from torch_ps.ps.core.effects import Announce, Effect, Effects, Evict
 MAX_NAME = 100
 #: More than a job gives out between a checkpoint and its restart.
 EPOCHS_PER_LIFE = 1 << 20
+
+
+def tick_seconds(lease: float) -> float:
+    """Between two ticks of a ``Membership``: who is silent is evicted within ``lease`` and this much."""
+    return min(lease / 8, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +116,10 @@ class Membership:
         quorum: workers that the first synchronous step waits for, >= 1.
         lease: seconds of silence after which a worker is evicted, > 0.
         limit: most members at a time, >= quorum.
+        started: milliseconds of the calendar when the lead was started.
     """
 
-    def __init__(self, *, quorum: int, lease: float, limit: int = 100_000) -> None:
+    def __init__(self, *, quorum: int, lease: float, limit: int = 100_000, started: int = 0) -> None:
         if quorum < 1:
             raise ConfigError(f"workers must be >= 1; got {quorum}")
         if not lease > 0:
@@ -121,6 +128,7 @@ class Membership:
         self._quorum = quorum
         self._lease = lease
         self._limit = limit
+        self._started = started
         self._seen: dict[str, float] = {}
         self._expected: set[str] = set()  # members of before the restart of whom nothing was heard
         self._survived = False  # one of them has been
@@ -238,7 +246,7 @@ class Membership:
             raise ValueError(f"epoch {epoch!r} does not fit its sessions")
         self._seen = {m.name: -math.inf for m in members}
         self._expected, self.num_sessions = set(self._seen), len(members)
-        self.roster = Roster((epoch // EPOCHS_PER_LIFE + 1) * EPOCHS_PER_LIFE, rank_order(members))
+        self.roster = Roster(max(epoch + EPOCHS_PER_LIFE, self._started), rank_order(members))
 
     def hand_over(self) -> dict[str, Any]:
         """All of it, as plain data for a standby."""

@@ -59,7 +59,7 @@ def test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_
     [
         ("versus.py", ("--with", "magic"), "--with knows ray, tensorflow, mxnet; got 'magic'"),
         ("versus.py", ("--only", "gloo async"), "no row is called 'gloo async'; these exist: network-fp32 sync big"),
-        ("links.py", ("--rates", "fast"), "argument --rates: invalid numbers value: 'fast'"),
+        ("links.py", ("--rates", "fast"), "argument --rates: invalid positive value: 'fast'"),
     ],
 )
 def test_a_wrong_option_is_refused(program: str, options: tuple[str, ...], message: str) -> None:
@@ -82,6 +82,10 @@ def test_overlap_has_the_bits_of_training_alone(tmp_path: Path) -> None:
 
 def test_memory() -> None:
     assert "quick" in bench("memory.py", "--workers", "1")
+
+
+def test_allocations() -> None:
+    assert "sync fp32 small memory" in bench("allocations.py", "--only", "sync fp32 memory")
 
 
 def test_codec(tmp_path: Path) -> None:
@@ -148,3 +152,9 @@ def test_training_through_a_server_ends_with_the_bits_of_plain_training(tmp_path
 def test_idle_job_is_measured_on_both_sides() -> None:
     rows = [line.split() for line in bench("idle.py").splitlines()]
     assert [row[0] for row in rows] == ["server", "two"]
+
+
+def test_standby_prints_what_it_costs_and_how_soon_it_goes_on() -> None:
+    printed = bench("standby.py", "--kills", "1")
+    assert "without a standby" in printed
+    assert "from kill -9 of the primary to the end of that step (lease 15 s): median" in printed

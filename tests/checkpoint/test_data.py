@@ -1,5 +1,8 @@
 """Leased samples and checkpoints: what was trained on at the version of a checkpoint, and nothing else, is done."""
 
+import dataclasses
+import hashlib
+import json
 import threading
 from collections import Counter
 from itertools import chain
@@ -17,6 +20,8 @@ from tests.support.leased import EPOCHS, SIZE, train_leased
 from tests.support.restart import shards
 from tests.support.threads import at_once
 from tests.support.training import MakeOptimizer, same
+from torch_ps.common.errors import ServerStopped
+from torch_ps.ps import manifest as manifests
 
 NEVER = 10**6
 CASES: dict[str, tuple[MakeOptimizer, dict[str, Any]]] = {
@@ -114,3 +119,46 @@ def test_workers_that_live_on_train_on_every_sample_once_by_the_count_of_the_job
     assert sorted(line.split()[1] for line in said) == list(names), said
     assert params.all()
     assert max(count for count in counts if count is not None) == size
+
+
+def test_servers_that_die_before_the_first_checkpoint_are_not_taken_for_the_job_of_before(tmp_path: Path) -> None:
+    with shards(1, workers=1, checkpoint=str(tmp_path), checkpoint_every=NEVER) as servers:
+        worker = Trainer(str(servers), "w0", 40)
+        trained = worker.epochs(batch_size=2)
+        try:
+            for _ in range(3):
+                next(trained)
+            servers.kill()
+            servers.start(resume=True)
+            with pytest.raises(ServerStopped, match="hold nothing of the job that this worker took part in"):
+                list(trained)
+        finally:
+            worker.close()
+
+
+def test_checkpoint_whose_sections_cannot_be_right_is_refused_by_name(tmp_path: Path) -> None:
+    with shards(1, workers=1, checkpoint=str(tmp_path), checkpoint_every=4) as servers:
+        worker = Trainer(str(servers), "w0", 12)
+        assert sum(1 for _ in worker.epochs(batch_size=2)) == 6
+        until(lambda: servers.status().checkpoint.version == 4, "the checkpoint of version 4 is good")
+        worker.close()
+        servers.kill()
+        path = tmp_path / manifests.commit_name(4)
+        right = path.read_bytes()
+        whole = manifests.parse(manifests.body_of(right, "checkpoint", "x"), "x")
+        data = json.loads(json.dumps(whole.sections["data"]))
+        data["sets"][0]["size"] = 0.5
+        text = manifests.dump(dataclasses.replace(whole, sections={**whole.sections, "data": data}))
+        path.write_bytes(_with(text, b'"size":0.5', b'"size":1e400'))
+        assert "the checkpoint of version 4 in " in (said := servers.refused(resume=True))
+        assert "does not fit: OverflowError" in said
+        path.write_bytes(right)
+        servers.start(resume=True)
+
+
+def _with(document: bytes, old: bytes, new: bytes) -> bytes:
+    """A document with one piece replaced, and the size and digest that go with it."""
+    line, _, body = document.partition(b"\n")
+    body = body.replace(old, new)
+    facts = {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    return json.dumps({**json.loads(line), **facts}).encode() + b"\n" + body

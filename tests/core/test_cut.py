@@ -147,11 +147,11 @@ def test_section_that_comes_after_the_restart_gets_its_state_and_goes_along_unti
 # ---------------------------------------------------------------- the roster
 
 
-def restored(*names: str, quorum: int = 2) -> Membership:
+def restored(*names: str, quorum: int = 2, started: int = 0) -> Membership:
     before = Membership(quorum=len(names), lease=10.0)
     for rank, name in enumerate(names):
         before.join(name, rank, 0.0, 3)
-    lead = Membership(quorum=quorum, lease=10.0)
+    lead = Membership(quorum=quorum, lease=10.0, started=started)
     lead.restore(json.loads(json.dumps(before.export())))
     return lead
 
@@ -159,8 +159,15 @@ def restored(*names: str, quorum: int = 2) -> Membership:
 def test_restored_roster_is_closed_and_its_epoch_is_above_all_that_were_given_out() -> None:
     lead = restored("a", "b")
     assert not lead.roster.open
-    assert lead.roster.epoch == EPOCHS_PER_LIFE
+    assert lead.roster.epoch == 2 + EPOCHS_PER_LIFE
     assert [(m.name, m.session, m.rank) for m in lead.roster.members] == [("a", 1, 0), ("b", 2, 1)]
+
+
+def test_two_restarts_from_one_checkpoint_give_no_session_twice() -> None:
+    first, second = (restored("a", "b", started=at) for at in (1_700_000_000_000, 1_700_000_000_300))
+    assert not {first.join(name, None, 0.0, 3)[0].session for name in "abc"} & {
+        second.join(name, None, 0.0, 3)[0].session for name in "abc"
+    }
 
 
 def test_restored_roster_opens_when_all_of_before_are_heard_of() -> None:

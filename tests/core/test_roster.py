@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.core.job import member, told, trace
 from torch_ps.common.errors import ConfigError, NameTaken, ProtocolError, UnknownWorker
-from torch_ps.ps.core.effects import Announce, Effects
-from torch_ps.ps.core.roster import Member, Membership, rank_order
+from torch_ps.ps.core.effects import Announce, Effects, Evict
+from torch_ps.ps.core.roster import Member, Membership, rank_order, tick_seconds
 
 
 def lead(*names: str, quorum: int = 1, lease: float = 10.0) -> Membership:
@@ -139,6 +143,35 @@ def test_clock_that_jumps_back_does_not_shorten_a_lease() -> None:
     m.renew("a", 1, 9.0)
     m.renew("a", 1, 3.0)
     assert m.tick(18.0, 0) == ()
+
+
+@settings(deadline=None)
+@given(
+    lease=st.floats(0.01, 1000),
+    seen=st.floats(0, 1000),
+    phase=st.floats(0, 1),
+    jitter=st.lists(st.floats(0.5, 1), min_size=20, max_size=20),
+)
+def test_silent_worker_is_dropped_within_its_lease_and_one_tick(
+    lease: float, seen: float, phase: float, jitter: list[float]
+) -> None:
+    """Whenever ticks begin, as long as none is more than ``tick_seconds`` after the one before."""
+    m = lead("a", "b", quorum=2, lease=lease)
+    m.renew("b", 2, seen)
+    step = tick_seconds(lease)
+    now = seen + phase * step
+    for each in itertools.cycle(jitter):
+        m.renew("a", 1, now)
+        effects = m.tick(now, 7)
+        if effects:
+            break
+        assert now - seen <= lease
+        now += each * step
+    assert lease < now - seen <= (lease + step) * (1 + 1e-9)
+    assert names(m) == ["a"]
+    assert [type(effect) for effect in effects] == [Evict, Announce]
+    assert m.roster.required(7) == ("a",)  # who goes on at once, with the step that is open
+    assert step <= lease / 8  # so well within one more lease
 
 
 def test_evicted_worker_has_to_join_again() -> None:

@@ -123,9 +123,10 @@ def test_options_of_the_command_line_reach_the_optimizer_of_a_script(tmp_path: P
         "import torch, torch_ps\n"
         "model = torch.nn.Linear(100, 10, bias=False)\n"
         "with torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model) as optimizer:\n"
+        "    rank = optimizer.rank\n"  # while both are sure to be there
         "    model(torch.ones(1, 100)).sum().backward()\n"
         "    optimizer.step()\n"
-        "    print('sent', optimizer.pushed_bytes, 'received', optimizer.pulled_bytes, 'rank', optimizer.rank)\n"
+        "    print('sent', optimizer.pushed_bytes, 'received', optimizer.pulled_bytes, 'rank', rank)\n"
     )
     result = ps_run("-n2", "--compress=fp16", "--compress-pull=bf16", str(tmp_path / "train.py"))
     assert result.returncode == 0, result.stderr

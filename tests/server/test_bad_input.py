@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 
 import torch_ps
 from tests.support.pair import SIZE, SPEC, Pair, model, pair
-from tests.support.raw import Raw, described, hello, raw
+from tests.support.raw import Raw, described, raw
 from tests.support.threads import at_once
 from torch_ps.common import address
 from torch_ps.common.errors import PsError
@@ -202,34 +202,43 @@ PUSH = pack(pb.UpHeader(push=pb.Push(weight=1.0, codec="none")), (bytes(4 * SIZE
 @pytest.mark.parametrize(
     ("frames", "error", "message"),
     [
-        ([b""], torch_ps.CorruptFrame, "expected field tag 0x0a at byte 0"),
-        ([b"\x0a\x05ab"], torch_ps.CorruptFrame, "truncated: a field of 5 bytes starts at byte 2"),
-        ([b"\x0a\x02\xff\xff"], torch_ps.CorruptFrame, "header of 2 bytes is not a UpHeader"),
-        ([hello(), PUSH[:-1]], torch_ps.CorruptFrame, f"truncated: a field of {4 * SIZE} bytes"),
-        ([hello(), PUSH + b"!"], torch_ps.CorruptFrame, "has 1 bytes after its payload"),
-        ([hello(), b"\x0a\xff\xff\xff\xff\xff\xff"], torch_ps.CorruptFrame, "unreadable length"),
-        ([hello(), bytes(MAX_MESSAGE_BYTES + 1)], torch_ps.CorruptFrame, "larger than max"),
-        ([hello(), PUSH], torch_ps.ProtocolError, "an observer cannot send push here"),
-        ([hello(), hello()], torch_ps.ProtocolError, "an observer cannot send hello here"),
-        ([hello(), pack(pb.UpHeader())], torch_ps.ProtocolError, "an observer cannot send None here"),
-        ([PUSH], torch_ps.CorruptFrame, "the first frame of an Exchange has to be Hello"),
-        ([hello("w0", 999)], torch_ps.UnknownWorker, "'w0' .session 999. is not in the roster; join again"),
-        ([hello("nobody", 1)], torch_ps.UnknownWorker, "join again"),
-        ([hello(pull_codec="zip")], torch_ps.UnknownCodec, "'zip' does not exist"),
-        ([hello(), pack(pb.UpHeader(pull=pb.Pull(bucket=99)))], torch_ps.CorruptFrame, "bucket 99 is not one of"),
+        (lambda peer: [b""], torch_ps.CorruptFrame, "expected field tag 0x0a at byte 0"),
+        (lambda peer: [b"\x0a\x05ab"], torch_ps.CorruptFrame, "truncated: a field of 5 bytes starts at byte 2"),
+        (lambda peer: [b"\x0a\x02\xff\xff"], torch_ps.CorruptFrame, "header of 2 bytes is not a UpHeader"),
+        (lambda peer: [peer.hello(), PUSH[:-1]], torch_ps.CorruptFrame, f"truncated: a field of {4 * SIZE} bytes"),
+        (lambda peer: [peer.hello(), PUSH + b"!"], torch_ps.CorruptFrame, "has 1 bytes after its payload"),
+        (lambda peer: [peer.hello(), b"\x0a\xff\xff\xff\xff\xff\xff"], torch_ps.CorruptFrame, "unreadable length"),
+        (lambda peer: [peer.hello(), bytes(MAX_MESSAGE_BYTES + 1)], torch_ps.CorruptFrame, "larger than max"),
+        (lambda peer: [peer.hello(), PUSH], torch_ps.ProtocolError, "an observer cannot send push here"),
+        (lambda peer: [peer.hello(), peer.hello()], torch_ps.ProtocolError, "an observer cannot send hello here"),
+        (lambda peer: [peer.hello(), pack(pb.UpHeader())], torch_ps.ProtocolError, "an observer cannot send None here"),
+        (lambda peer: [PUSH], torch_ps.CorruptFrame, "the first frame of an Exchange has to be Hello"),
+        (
+            lambda peer: [peer.hello("w0", 999)],
+            torch_ps.UnknownWorker,
+            "'w0' .session 999. is not in the roster; join again",
+        ),
+        (lambda peer: [peer.hello("nobody", 1)], torch_ps.UnknownWorker, "join again"),
+        (lambda peer: [peer.hello(pull_codec="zip")], torch_ps.UnknownCodec, "'zip' does not exist"),
+        (
+            lambda peer: [peer.hello(), pack(pb.UpHeader(pull=pb.Pull(bucket=99)))],
+            torch_ps.CorruptFrame,
+            "bucket 99 is not one of",
+        ),
     ],
 )
 def test_frame_that_breaks_the_contract_is_refused(
-    peer: Raw, frames: list[bytes], error: type[PsError], message: str
+    peer: Raw, frames: Callable[[Raw], list[bytes]], error: type[PsError], message: str
 ) -> None:
-    found = peer.exchange(*frames)
+    found = peer.exchange(*frames(peer))
     assert type(found) is error
     assert re.search(message, str(found)), str(found)
 
 
 def test_seed_that_nobody_asked_for_is_refused(running: Pair, peer: Raw) -> None:
     session = running.servers.status().worker[0].session
-    frame = pack(pb.SeedHeader(worker="w0", session=session, model=described(model())))
+    header = pb.SeedHeader(worker="w0", session=session, model=described(model()), incarnation=peer.incarnation)
+    frame = pack(header)
     found = peer.error("Seed", [frame])
     assert isinstance(found, torch_ps.ProtocolError)
     assert "cannot seed shard 0: training has begun" in str(found)

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.jobs import Servers, job, until
+from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
-from tests.support.threads import at_once
+from tests.support.threads import at_once, spawn
+from torch_ps.common import address
+from torch_ps.worker.transport import Link
 
 LR = 2.0**-10
 SIZE = 600
@@ -93,6 +95,32 @@ def test_worker_that_waits_is_told_when_the_server_stops() -> None:
             assert servers.processes[0].end() == 0
 
         at_once(wait, stop)
+
+
+def test_connection_is_made_though_the_first_answer_of_the_server_takes_a_while() -> None:
+    with job() as servers, Proxy(str(servers)) as proxy:
+        proxy.hold()
+        link = Link(address.parse(proxy.address))
+        try:
+            asked = spawn(lambda: link.status(SECONDS))
+            assert not threading.Event().wait(1.0)  # what a far or busy server may take
+            proxy.release()
+            assert asked.result(SECONDS).mode == "sync"
+        finally:
+            link.close()
+
+
+def test_worker_to_whom_no_answer_comes_through_is_told_so_before_its_wait_is_over() -> None:
+    with (
+        job(lease=3.0) as servers,
+        Proxy(str(servers)) as proxy,
+        torch_ps.Client(proxy.address, name="w0", plane="network", timeout=45.0) as client,
+    ):
+        client.init({"x": torch.ones(1)}, torch_ps.OptimizerSpec("SGD", lr=0.25))
+        proxy.hold()
+        with pytest.raises(torch_ps.Unreachable, match="ping timeout"):  # and not WaitTimeout
+            client.push({"x": torch.ones(1)})
+        proxy.release()
 
 
 def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ A worker writes a line for each step, so what it is doing is known; see ``tests.
 """
 
 import contextlib
+import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,10 +77,11 @@ def test_worker_that_was_stopped_comes_back_by_itself(mode: str, tmp_path: Path)
     with workers(mode, ["w0", "w1"], tmp_path, epochs=40) as (servers, (w0, w1)):
         w1.runs()
         w1.child.send(signal.SIGSTOP)
-        begin = time.monotonic()
         until(lambda: [w.worker for w in servers.status().worker] == ["w0"], "w1 is dropped")
-        w0.runs()
-        assert time.monotonic() - begin < 10 * LEASE  # the others go on; the loose bound is for a busy machine
+        w0.runs()  # the bound in time is proved where time is given: tests/core/test_roster.py
+        silent = re.search(r"worker w1 is dropped: no sign of life from w1 for (\d+\.\d) s", servers.log)
+        assert silent
+        assert float(silent[1]) >= LEASE
         w1.child.send(signal.SIGCONT)
         w1.runs()
         assert {w.worker for w in servers.status().worker} == {"w0", "w1"}

@@ -120,6 +120,9 @@ def test_no_answer_leaves_while_the_standby_is_stopped(servers: Replicated, work
 
     answers = [spawn(functools.partial(push, client)) for client in workers.clients]
     until(lambda: servers.status(servers.primaries[0]).standby.lag_seconds > LEASE / 8, "an answer waits")
+    assert (
+        servers.status(servers.primaries[0]).standby.lag_records == 1
+    )  # the step that they wait for, and nothing more
     assert not pushed.is_set()
     servers.standbys[0].process.send(signal.SIGCONT)
     workers.steps += 1

@@ -102,18 +102,18 @@ class Caller:
         return act
 
 
-def pulls(buckets: int, times: int) -> list[bytes]:
+def pulls(buckets: int, times: int, incarnation: int) -> list[bytes]:
     """The frames of an observer that pulls everything, again and again."""
     pull = [pack(pb.UpHeader(pull=pb.Pull(bucket=bucket))) for bucket in range(buckets)]
-    return [pack(pb.UpHeader(hello=pb.Hello())), *(pull * times)]
+    return [pack(pb.UpHeader(hello=pb.Hello(incarnation=incarnation))), *(pull * times)]
 
 
-def giant(tensors: int, numel: int) -> bytes:
+def giant(tensors: int, numel: int, incarnation: int) -> bytes:
     """A Join with a model of so many tensors."""
     model = pb.Model(optimizer="SGD", group=[pb.ParameterGroup()])
     for number in range(tensors):
         model.group[0].tensor.add(name=f"t{number}", shape=[numel], dtype="float32")
-    return pb.JoinRequest(worker="giant", model=model).SerializeToString()
+    return pb.JoinRequest(worker="giant", model=model, incarnation=incarnation).SerializeToString()
 
 
 def _same(data: bytes) -> bytes:

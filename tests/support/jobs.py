@@ -30,27 +30,44 @@ PROGRAM = "torch_ps.ps.cli:main"
 
 
 @dataclass
-class Servers:
-    """The servers of one job; as text, what ``servers`` of a client wants. ``access`` is how ``status`` asks."""
+class Addresses:
+    """The servers of one job; as text, what ``servers`` of a client wants. ``access`` is how they are asked."""
 
     addresses: list[str] = field(default_factory=list)
-    metrics: list[str] = field(default_factory=list)
     processes: list[Child] = field(default_factory=list)
     access: Access = OPEN
 
     def __str__(self) -> str:
         return ",".join(self.addresses)
 
+    def status(self, shard: int = 0) -> pb.StatusReply:
+        with self._link(shard) as link:
+            return link.status(SECONDS)
+
+    @property
+    def incarnation(self) -> int:
+        """Of the lead, now."""
+        with self._link(0) as link:
+            return link.describe(SECONDS).incarnation
+
+    @contextlib.contextmanager
+    def _link(self, shard: int) -> Iterator[Link]:
+        link = Link(address.parse(self.addresses[shard]), self.access)
+        try:
+            yield link
+        finally:
+            link.close()
+
+
+@dataclass
+class Servers(Addresses):
+    """Servers that live as long as the job."""
+
+    metrics: list[str] = field(default_factory=list)
+
     @property
     def log(self) -> str:
         return "\n".join(process.output for process in self.processes)
-
-    def status(self, shard: int = 0) -> pb.StatusReply:
-        link = Link(address.parse(self.addresses[shard]), self.access)
-        try:
-            return link.status(SECONDS)
-        finally:
-            link.close()
 
 
 @contextlib.contextmanager
@@ -107,13 +124,19 @@ def start_server(config: ServerConfig, log: Path, program: str = PROGRAM) -> Chi
     return Child(program, (arguments_of(config),), log)
 
 
-def _ready(servers: Servers, shard: int, file: str) -> None:
-    process, deadline = servers.processes[shard], time.monotonic() + SECONDS
-    while not Path(file).exists():
+def ready(process: Child, file: Path) -> dict[str, list[str]]:
+    """What a server writes into its ready file."""
+    deadline = time.monotonic() + SECONDS
+    while not file.exists():
         code = process.wait(0.005)
-        assert code is None, f"server {shard} ended with {code}"
-        assert time.monotonic() < deadline, f"server {shard} is not ready after {SECONDS:g} s"
-    told = json.loads(Path(file).read_text(encoding="utf-8"))
+        assert code is None, f"a server ended with {code}: {process.output}"
+        assert time.monotonic() < deadline, f"a server is not ready after {SECONDS:g} s"
+    told: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+    return told
+
+
+def _ready(servers: Servers, shard: int, file: str) -> None:
+    told = ready(servers.processes[shard], Path(file))
     servers.addresses += told["servers"]
     servers.metrics += told["metrics"]
 

@@ -26,13 +26,17 @@ class Raw:
 
     def __init__(self, connection: grpc.Channel, server: str) -> None:
         self._channel, self.server = connection, server
+        call = self._channel.unary_unary(channel.method("Describe"), pb.DescribeRequest.SerializeToString, _description)
+        #: Of the server, when this connection was opened.
+        self.incarnation: int = call(pb.DescribeRequest(), timeout=SECONDS, wait_for_ready=True).incarnation
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        """Join.
+        """Join, in the incarnation that the server is of.
 
         Raises:
             PsError: what the server answers instead.
         """
+        request.incarnation = self.incarnation
         call = self._channel.unary_unary(channel.method("Join"), pb.JoinRequest.SerializeToString, _join_reply)
         try:
             return call(request, timeout=SECONDS)
@@ -53,12 +57,17 @@ class Raw:
             list(call(iter(frames), timeout=SECONDS))
         return error_of(caught.value, self.server)
 
+    def hello(self, worker: str = "", session: int = 0, pull_codec: str = "none") -> bytes:
+        """First frame of an Exchange."""
+        hello = pb.Hello(worker=worker, session=session, pull_codec=pull_codec, incarnation=self.incarnation)
+        return pack(pb.UpHeader(hello=hello))
+
     @contextlib.contextmanager
     def worker(self, name: str, params: dict[str, torch.Tensor]) -> Iterator[bytes]:
         """A worker of the job; gives the Hello frame of its Exchange."""
         session = self.join(pb.JoinRequest(worker=name, model=described(params))).session
         try:
-            yield hello(name, session)
+            yield self.hello(name, session)
         finally:
             self.leave(name, session)
 
@@ -70,12 +79,12 @@ def raw(server: str) -> Iterator[Raw]:
         yield Raw(connection, server)
 
 
-def hello(worker: str = "", session: int = 0, pull_codec: str = "none") -> bytes:
-    return pack(pb.UpHeader(hello=pb.Hello(worker=worker, session=session, pull_codec=pull_codec)))
-
-
 def _same(frame: bytes) -> bytes:
     return frame
+
+
+def _description(data: bytes) -> pb.JobDescription:
+    return pb.JobDescription.FromString(data)
 
 
 def _join_reply(data: bytes) -> pb.JoinReply:

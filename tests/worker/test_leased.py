@@ -269,6 +269,16 @@ def test_wait_for_samples_says_who_has_them_and_ps_status_the_same() -> None:
         del holder
 
 
+def test_wait_for_a_worker_that_does_not_read_says_so() -> None:
+    says = "is dealt to all at once, and w1 has not asked for it"
+    with (
+        job(workers=2) as servers,
+        trainers(servers, 2, 4, timeout=5.0) as workers,
+        pytest.raises(torch_ps.WaitTimeout, match=says),
+    ):
+        list(workers[0].epochs(batch_size=2))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

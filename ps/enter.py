@@ -1,0 +1,61 @@
+"""How another shard than the lead enters the job: before it listens, and before it reads a checkpoint.
+
+start --> Enter --> lead: is the place free? --> number of the incarnation, version that the lead has gone on from
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+
+import grpc
+
+from torch_ps.common import channel, probe
+from torch_ps.common.address import Address
+from torch_ps.common.credentials import Access
+from torch_ps.common.errors import Unreachable, WaitTimeout
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.status import error_of
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds in which the lead has to have come up and read its part of a checkpoint.
+LEAD_SECONDS = 300.0
+#: Seconds between two tries.
+RETRY_SECONDS = 0.5
+#: Seconds in which the lead's port has to show why a connection fails.
+PROBE_SECONDS = 3.0
+
+
+async def enter(lead: Address, shard: int, num_shards: int, access: Access) -> pb.EnterReply:
+    """Take the place of ``shard``; waits until the lead answers.
+
+    Raises:
+        Refused: the place was another process's, whose state is lost; says what to do.
+        ConfigError: the lead's job has another number of shards.
+        Unreachable: TLS does not fit; says how.
+        WaitTimeout: the lead has not come up.
+    """
+    request = pb.EnterRequest(shard=shard, num_shards=num_shards, process=secrets.randbits(63))
+    begin, told = time.monotonic(), False
+    while True:
+        left = begin + LEAD_SECONDS - time.monotonic()
+        try:
+            async with access.connect_aio(lead) as connection:
+                call = connection.unary_unary(
+                    channel.method("Enter"), pb.EnterRequest.SerializeToString, pb.EnterReply.FromString
+                )
+                reply: pb.EnterReply = await call(request, timeout=left, metadata=access.metadata)
+                return reply
+        except grpc.aio.AioRpcError as error:
+            failure = error_of(error, str(lead))
+            if not isinstance(failure, Unreachable | WaitTimeout):
+                raise failure from None
+        if reason := await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS):
+            raise Unreachable(reason)
+        if time.monotonic() - begin > LEAD_SECONDS:
+            raise WaitTimeout(f"shard {shard} has waited for {LEAD_SECONDS:g} s for the lead: {failure}")
+        if not told:
+            log.warning("shard %d waits for the lead: %s", shard, failure)
+            told = True
+        await asyncio.sleep(RETRY_SECONDS)

@@ -1,0 +1,254 @@
+"""Servers that are started alone while others live on: refused or ended, and no update is lost, doubled or halved.
+
+Each element counts the pushes of one worker: with a learning rate of 2**-10 and gradients of 1, x = -pushes / 1024.
+``early`` is on the lead, ``late`` on shard 1.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from google.protobuf.message import Message
+
+import torch_ps
+from tests.support.jobs import SECONDS, job, until
+from tests.support.raw import Raw, raw
+from tests.support.restart import Shards, shards
+from tests.support.threads import at_once, spawn
+from torch_ps.common import channel
+from torch_ps.common.frames import pack
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.status import error_of
+
+LR = 2.0**-10
+MODEL = {"early": torch.zeros(2), "padding": torch.zeros(512), "late": torch.zeros(2)}
+STEPS = 60
+
+
+def settings(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"workers": 2, "checkpoint": str(folder), "checkpoint_every": 4, "lease": 5.0, **more}
+
+
+class Counted(torch_ps.Client):
+    """One of ``of`` workers that pushes 1 in its own elements and sees how often."""
+
+    def __init__(self, servers: Shards, rank: int = 0, of: int = 1) -> None:
+        super().__init__(str(servers), name=f"w{rank}", timeout=40)
+        self.place, self.value = rank, float(of) if self.mode == "sync" else 1.0  # of which the mean is 1
+
+    def begin(self) -> None:
+        self.init(MODEL, torch_ps.OptimizerSpec("SGD", lr=LR))
+
+    def count(self, params: dict[str, torch.Tensor]) -> list[float]:
+        return [params[name][self.place].item() / -LR for name in ("early", "late")]
+
+    def once(self) -> list[float]:
+        gradient = {name: torch.zeros_like(tensor) for name, tensor in MODEL.items()}
+        gradient["early"][self.place] = gradient["late"][self.place] = self.value
+        return self.count(self.push(gradient).params)
+
+
+def train(client: Counted, at: threading.Event, go: threading.Event) -> int:
+    """Push until ``STEPS`` pushes are in the parameters; at 20 of them wait. Gives how often it had to begin again."""
+    counts, restarts = [0.0, 0.0], 0
+    while min(counts) < STEPS:
+        before = min(counts)
+        try:
+            counts = client.once()
+        except torch_ps.StepConflict:
+            counts, restarts = client.count(client.pull().params), restarts + 1
+            assert max(counts) <= STEPS
+        else:
+            assert min(counts) == before + 1, (before, counts)
+            assert max(counts) <= before + 2, (before, counts)
+        if min(counts) == 20 and not at.is_set():
+            at.set()
+            assert go.wait(60)
+    return restarts
+
+
+@pytest.fixture(params=["sync", "async"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_shard_that_starts_alone_is_refused_and_all_together_go_on(mode: str, tmp_path: Path) -> None:
+    with shards(2, **settings(tmp_path, mode=mode, lease=20.0)) as servers:
+        at, go = [threading.Event(), threading.Event()], threading.Event()
+
+        def fault() -> None:
+            assert all(event.wait(60) for event in at)
+            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+            servers.kill(1)
+            go.set()
+            version = servers.status().version
+            said = servers.refused(1, resume=True)
+            assert "Error: shard 1 cannot start alone: the job has begun with another process in its place" in said
+            assert "start all servers together with --resume: workers that live on go on from the checkpoint" in said
+            assert servers.status().version <= version + 2  # what was on its way when the shard was killed
+            servers.kill(0)
+            servers.start(resume=True)
+
+        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
+            for client in (one, two):
+                client.begin()
+            restarts = at_once(lambda: train(one, at[0], go), lambda: train(two, at[1], go), fault)[:2]
+            assert restarts == [1, 1]
+            with torch_ps.Client(str(servers)) as observer:
+                params = observer.pull().params
+            assert params["early"].tolist() == params["late"].tolist() == [-STEPS * LR] * 2
+
+
+def test_workers_of_a_shard_that_is_gone_are_told_which_after_their_lease(mode: str, tmp_path: Path) -> None:
+    with shards(2, **settings(tmp_path, mode=mode, lease=1.0)) as servers:
+        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
+            for client in (one, two):
+                client.begin()
+            at_once(one.once, two.once)
+            servers.kill(1)
+            waiting = [spawn(client.once) for client in (one, two)]
+            for each in waiting:
+                error = each.exception(SECONDS)
+                assert isinstance(error, torch_ps.PsError)
+                assert servers.addresses[1] in str(error)
+            assert "cannot start alone" in servers.refused(1, resume=True)
+        servers.kill(0)
+        servers.start(resume=True)
+
+
+def test_lead_that_starts_alone_ends_the_shards_of_before_and_all_go_on_from_its_checkpoint(
+    mode: str, tmp_path: Path
+) -> None:
+    with shards(3, **settings(tmp_path, mode=mode, lease=20.0)) as servers:
+        at, go = [threading.Event(), threading.Event()], threading.Event()
+
+        def fault() -> None:
+            assert all(event.wait(60) for event in at)
+            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+            servers.kill(0)
+            go.set()
+            servers.start_alone(0, resume=True)
+            for shard in (1, 2):
+                code, said = servers.ended(shard)
+                assert code == 1
+                assert "was started anew, without what this shard has trained; start all servers together" in said
+                assert "Traceback" not in said
+            for shard in (1, 2):
+                servers.start_alone(shard, resume=True)
+
+        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
+            for client in (one, two):
+                client.begin()
+            restarts = at_once(lambda: train(one, at[0], go), lambda: train(two, at[1], go), fault)[:2]
+            assert restarts == [1, 1]
+            with torch_ps.Client(str(servers)) as observer:
+                params = observer.pull().params
+            assert params["early"].tolist() == params["late"].tolist() == [-STEPS * LR] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_servers_that_hold_nothing_of_the_job_are_not_seeded_by_workers_of_before(mode: str, count: int) -> None:
+    with shards(count, mode=mode, workers=1, lease=5.0) as servers:
+        with Counted(servers) as client:
+            client.begin()
+            assert client.once() == [1.0, 1.0]
+            servers.kill(0)
+            servers.start_alone(0)
+            for shard in range(1, count):
+                assert servers.ended(shard)[0] == 1
+                servers.start_alone(shard)
+            for _ in range(2):
+                with pytest.raises(torch_ps.ServerStopped, match=r"hold nothing of the job .* --resume, or begin anew"):
+                    client.once()
+            assert not servers.status().initialised
+        with Counted(servers) as anew:
+            anew.begin()
+            assert anew.once() == [1.0, 1.0]
+
+
+def test_worker_is_told_when_not_all_servers_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_ps.worker.session.CONNECT_SECONDS", 1.0)
+    with shards(2, **settings(tmp_path, workers=1, lease=1.0)) as servers:
+        with Counted(servers) as client:
+            client.begin()
+            while servers.status().checkpoint.version == 0:
+                client.once()
+            servers.kill(0)
+            servers.start_alone(0, resume=True)
+            assert servers.ended(1)[0] == 1
+            with pytest.raises(torch_ps.Unreachable, match=f"no server answers at {servers.addresses[1]} within [01]"):
+                client.once()
+        servers.start_alone(1, resume=True)
+
+
+def test_shard_may_start_alone_until_a_worker_takes_part(tmp_path: Path) -> None:
+    with shards(2, **settings(tmp_path, workers=1)) as servers:
+        servers.kill(1)
+        servers.start_alone(1)
+        with Counted(servers) as client:
+            client.begin()
+            while servers.status().checkpoint.version == 0:
+                client.once()
+            servers.kill()
+            servers.start(resume=True)
+            servers.kill(1)  # nobody has come back yet
+            servers.start_alone(1, resume=True)
+            with pytest.raises(torch_ps.StepConflict):
+                client.once()
+            early, late = client.count(client.pull().params)
+            assert early == late == servers.status().checkpoint.version
+            assert client.once() == [early + 1, late + 1]
+
+
+def test_shard_without_the_checkpoint_from_which_the_lead_goes_on_is_refused(tmp_path: Path) -> None:
+    with shards(2, **settings(tmp_path, workers=1)) as servers:
+        with Counted(servers) as client:
+            client.begin()
+            while servers.status().checkpoint.version == 0:
+                client.once()
+        servers.kill()
+        servers.start_alone(0, resume=True)
+        said = servers.refused(1, checkpoint="", checkpoint_every=0)
+        assert "the lead goes on from version" in said
+        assert "give shard 1 the same --checkpoint" in said
+        servers.start_alone(1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("Norm", pb.NormRequest(shard=1, square=1.0)),
+        ("Kept", pb.KeptRequest(shard=1, version=1, error="no")),
+        ("WatchRoster", pb.WatchRequest(incarnation=1)),
+        ("Join", pb.JoinRequest(worker="w1")),
+    ],
+)
+def test_what_is_of_another_start_changes_nothing(method: str, message: Message) -> None:
+    with job(shards=2) as servers, grpc.insecure_channel(servers.addresses[0]) as connection:
+        call: Any = connection.unary_unary(channel.method(method), lambda m: m.SerializeToString())
+        with pytest.raises(grpc.RpcError) as caught:
+            call(message, timeout=SECONDS)
+        assert isinstance(error_of(caught.value, str(servers)), torch_ps.Restarted)
+        assert not servers.status().worker
+
+
+@pytest.fixture
+def stranger() -> Iterator[Raw]:
+    with job() as servers, raw(servers.addresses[0]) as peer:
+        peer.incarnation += 1
+        yield peer
+
+
+@pytest.mark.parametrize("worker", ["w0", ""])
+def test_stream_of_another_start_is_refused_before_its_first_push(stranger: Raw, worker: str) -> None:
+    error = stranger.exchange(stranger.hello(worker, 1), pack(pb.UpHeader(push=pb.Push(weight=1.0))))
+    assert isinstance(error, torch_ps.Restarted)
+
+
+def test_seed_of_another_start_is_refused(stranger: Raw) -> None:
+    header = pb.SeedHeader(worker="w0", session=1, incarnation=stranger.incarnation)
+    assert isinstance(stranger.error("Seed", [pack(header)]), torch_ps.Restarted)

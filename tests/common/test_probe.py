@@ -1,0 +1,38 @@
+"""A look at a port whose server dies while it is looked at."""
+
+import gc
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.certificates import Authority
+from torch_ps.common import probe
+from torch_ps.common.address import Address
+
+
+@pytest.fixture
+def reset() -> Iterator[socket.socket]:
+    """A connection that its server has reset."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as plain:
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        yield plain
+
+
+def test_connection_that_is_reset_says_nothing_and_is_closed(reset: socket.socket) -> None:
+    assert probe._without(reset, Address("127.0.0.1", 1)) is None
+    gc.collect()  # what was not closed warns now, and a warning fails the test
+    assert reset.fileno() == -1
+
+
+def test_connection_that_is_reset_says_nothing_of_tls_and_is_closed(
+    reset: socket.socket, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
+    said = probe._with_tls(reset, Address("127.0.0.1", 1), tls)
+    assert said == "server 127.0.0.1:1 does not speak TLS, or ends the handshake"
+    gc.collect()
+    assert reset.fileno() == -1
