@@ -11,7 +11,7 @@ Rules of this file
 import asyncio
 import logging
 
-from torch_ps.common.errors import PsError
+from torch_ps.common.errors import NameTaken, PsError
 from torch_ps.ps.core.succession import Transact
 from torch_ps.ps.core.tenure import LeasedSeat
 from torch_ps.ps.etcd import Etcd, Seen
@@ -65,6 +65,8 @@ class Tenure:
                 await self._try(wanted)
             else:
                 await self._look()
+        except NameTaken:
+            raise
         except PsError as error:
             if not self._silent:
                 log.warning("%s; trying again", error)
