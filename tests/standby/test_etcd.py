@@ -80,9 +80,12 @@ def test_job_waits_while_etcd_stands_still_for_longer_than_a_lease_and_then_goes
 
 
 def test_second_primary_of_a_job_is_refused_and_says_who_serves(servers: Replicated, etcd: EtcdProcess) -> None:
+    primary = servers.primaries[0]
+    until(lambda: "term 1 of" in primary.process.output, "the primary has the seat")  # else the rival may be first
     rival = servers.server(workers=2, lease=LEASE, etcd=etcd.url)
-    assert rival.process.wait(SECONDS) == 1
+    assert rival.process.wait(SECONDS) == 1, rival.process.output
     assert "--standby-of" in rival.process.output
+    assert primary.address in rival.process.output
 
 
 def test_standby_has_to_be_told_of_the_same_etcd(etcd: EtcdProcess) -> None:
