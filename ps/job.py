@@ -39,7 +39,7 @@ from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
-from torch_ps.ps.core.roster import Membership, Roster, roster_of
+from torch_ps.ps.core.roster import Membership, Roster, roster_of, tick_seconds
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.core.succession import Seat
 from torch_ps.ps.data import Asks
@@ -117,7 +117,7 @@ class Job:
         self.membership = members if index == 0 else None
         self.data = Data(mode) if index == 0 else None  # which samples are whose
         self.asks = Asks()
-        self.started = time.monotonic()
+        self.started = self._ticked = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[Watch] = set()
         self.advice = Advice(mode, metrics)
@@ -212,8 +212,12 @@ class Job:
             queue.put_nowait(None)
 
     def tick(self) -> None:
-        """Lead: drop the workers whose lease has run out."""
-        effects = self.lead.tick(time.monotonic(), self._open_step())
+        """Lead, every ``tick_seconds``: drop the workers whose lease has run out while this process ran."""
+        before, self._ticked = self._ticked, time.monotonic()
+        if (late := self._ticked - before - tick_seconds(self.lease)) > self.lease / 8:
+            log.warning("this process stood still for %.1f s, in which no worker's lease ran out", late)
+            self.lead.stood_still(late, self._ticked)
+        effects = self.lead.tick(self._ticked, self._open_step())
         for effect in effects:
             if isinstance(effect, Evict):
                 log.warning("worker %s is dropped: %s", effect.worker, effect.reason)
@@ -316,6 +320,7 @@ class Job:
         if engine is None:
             raise ValueError("there is no state to go on from")
         self.copies, self._model, self.initialised = dict(copies), engine.model, True
+        self._ticked = time.monotonic()
         if self.membership is None or self.data is None:
             self.follow(roster_of(told))
         else:

@@ -39,6 +39,7 @@ from torch_ps.ps.core.effects import Apply, Group
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.succession import Change, Role, Seat
 from torch_ps.ps.engine import Engine, Turn
+from torch_ps.ps.hearing import heard
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import tensors_of
 
@@ -186,8 +187,7 @@ class Replication:
 
     async def _next(self, follower: Follower, messages: AsyncIterator[bytes]) -> bytes:
         try:
-            async with asyncio.timeout(self._job.lease):
-                return await anext(messages, b"")
+            return await heard(anext(messages, b""), self._job.lease)
         except TimeoutError:
             raise WaitTimeout(
                 f"no sign of life of the standby at {follower.address} for {self._job.lease:g} s (the lease)"

@@ -47,7 +47,7 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
             worker.connected = True
             worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
         worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
-        if job.membership is not None:
+        if job.membership is not None and job.membership.roster.member(member.name):
             worker.silent_seconds = job.membership.silent_for(member.name, now)
         view = views.get(member.name)
         if view is not None:

@@ -201,6 +201,10 @@ class Membership:
             self._expected.remove(name)
             self._survived = True
 
+    def stood_still(self, seconds: float, now: float) -> None:
+        """The lead has heard nobody for so long, until now: that is nobody's silence but its own."""
+        self._seen = {name: min(seen + seconds, now) for name, seen in self._seen.items()}
+
     def leave(self, name: str, session: int, now: float, open_step: int) -> Effects:
         """A graceful leave; of a session that is not (or no longer) a member it changes nothing."""
         member = self.roster.member(name)
