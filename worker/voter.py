@@ -82,7 +82,7 @@ class Voter:
         Returns:
             What the one says that serves, to which ``link`` leads now; None: there is none.
         """
-        standbys = []
+        standbys, served = [], False
         for each in tuple(self.servers):
             told = self._look_at(each)
             if told is None:
@@ -94,17 +94,25 @@ class Voter:
                 return told
             elif configuration.term.number:
                 self._refuse(configuration.term)
-        for each in standbys if self.life[1] else ():
+                served = True
+        for each in standbys if self.life[1] and not served else ():
             if self._campaign(each):
                 return self._look_at(each)
         return None
 
     def _refuse(self, term: Term) -> None:
-        """Tell a server that a higher term was promised, so that it takes one that this worker may speak to."""
+        """Tell a server that a higher term was promised, so that it takes one that this worker may speak to.
+
+        That is how to get on; to ask its standby to take over would be to promise that one a still higher term.
+        """
         with self._lock:
-            paper = pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))
+            papers = [pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))]
+        worker, session = self.life
         with contextlib.suppress(PsError):
-            self.link.ballot(pb.BallotRequest(worker=self.life[0], session=self.life[1], paper=[paper]), LOOK_SECONDS)
+            for _ in range(2):  # the second time what it asks in turn: it may have lost its standby
+                request = pb.BallotRequest(worker=worker, session=session, paper=papers)
+                reply = self.link.ballot(request, LOOK_SECONDS) if papers else pb.BallotReply()
+                papers = [paper for each in reply.ballot if (paper := self._answer(each)) is not None]
 
     def _look_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)
