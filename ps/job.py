@@ -136,6 +136,7 @@ class Job:
         #: Called with a roster that was decided and with what makes it take effect.
         self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
         self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
+        self.on_missed: Callable[[int], None] = lambda version: None  # called with a version that cannot be kept here
         self.kept: KeptFacts | None = None  # how the checkpoints do
         self.lag: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # of the standby: records, seconds
         self.replicated: Callable[[], tuple[int, bool]] = lambda: (0, False)  # here, of a primary: version, all
@@ -250,7 +251,7 @@ class Job:
                     self.metrics.roster.set(len(self.roster.members))
                     self.metrics.epoch.set(self.roster.epoch)
                     if self.engine is not None:
-                        self.engine.set_roster(effect.roster)
+                        self._follow(self.engine, effect.roster)
                     self.clipping.set_roster(effect.roster)
                     self._show_roster()
                 case Evict():
@@ -260,6 +261,13 @@ class Job:
             self._model = None
         self._waits.notify()
         self.asks.wake()
+
+    def _follow(self, engine: Engine, roster: Roster) -> None:
+        engine.set_roster(roster)
+        cut = engine.core.cut
+        missed, cut.missed = cut.missed, 0
+        if missed:
+            self.on_missed(missed)
 
     # -------------------------------------------------------------- the engine
 

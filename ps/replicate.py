@@ -319,7 +319,8 @@ class Replication:
         if job.membership is not None:
             return job.membership.hand_over()
         members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
-        return {"epoch": roster.epoch, "members": members, "open": roster.open, "lead": list(job.lead_at or ())}
+        lead = list(job.lead_at or ())
+        return {"epoch": roster.epoch, "members": members, "open": roster.open, "cut": roster.cut, "lead": lead}
 
 
 async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:

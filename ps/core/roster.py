@@ -90,13 +90,13 @@ class Roster:
 
 
 def roster_of(data: Mapping[str, Any]) -> Roster:
-    """The roster in what ``Membership.hand_over`` gives; no cut is planned.
+    """The roster in what ``Membership.hand_over`` gives, or another shard than the lead.
 
     Raises:
         KeyError, TypeError, ValueError: it is not that.
     """
     members = [_member(*each) for each in data["members"]]
-    return Roster(int(data["epoch"]), rank_order(members), bool(data["open"]))
+    return Roster(int(data["epoch"]), rank_order(members), bool(data["open"]), int(data.get("cut", 0)))
 
 
 def rank_order(members: Iterable[Member]) -> tuple[Member, ...]:
