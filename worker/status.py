@@ -13,7 +13,6 @@ from torch_ps.common.errors import PsError
 from torch_ps.common.options import Check, Command, option, options_of
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.client import addresses_of
-from torch_ps.worker.servers import find_servers
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import sentence, spoken_seconds
@@ -48,7 +47,9 @@ def main(status: StatusConfig) -> None:
         access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
         shards = addresses_of(status.servers or None)
         voters = [Voter(Link(servers[0], access), servers) for servers in shards]
-        find_servers(voters, status.timeout)
+        for voter in voters:
+            if len(voter.servers) > 1:
+                voter.describe(status.timeout)
         links = [voter.link for voter in voters]
         replies = [link.status(status.timeout) for link in links]
     except PsError as error:
