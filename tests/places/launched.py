@@ -12,8 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.jobs import SECONDS
+from tests.support.processes import children_of
 
 ROOT = Path(__file__).parents[2]
+
+#: Percent of the digits that a job names right which has learned what it should; the best is about 98.
+LEARNED = 95.0
 
 _ACCURACY = re.compile(r"digits not trained on: ([0-9.]+)%|validation: .*accuracy ([0-9.]+)")
 
@@ -53,6 +57,12 @@ class Started:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait so long for its end, which is not expected, at most."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return not self.running
+
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 
@@ -84,12 +94,15 @@ def started(folder: Path, /, **commands: tuple[str | Sequence[str], dict[str, st
             process.kill()
 
 
-def documented(page: str, *prompts: str) -> list[str]:
-    r"""Commands of ``docs/machines/PAGE.md``, whole, with the lines that a \ continues: the first after each prompt."""
+def documented(page: str, *starts: str) -> list[str]:
+    r"""Commands of ``docs/machines/PAGE.md``: for each beginning the first that has it, without its prompt.
+
+    Lines that a \ continues are one.
+    """
     text = (ROOT / "docs/machines" / f"{page}.md").read_text(encoding="utf-8")
     shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M))
     lines = re.sub(r"\\\n\s*", "", shell).splitlines()
-    return [next(line for line in lines if line.startswith(p)).removeprefix(p).strip() for p in prompts]
+    return [re.sub(r"^\w*\$ ", "", next(line for line in lines if line.startswith(start))) for start in starts]
 
 
 def accuracies(output: str) -> list[float]:
@@ -97,25 +110,23 @@ def accuracies(output: str) -> list[float]:
     return [float(a) if a else 100 * float(b) for a, b in _ACCURACY.findall(output)]
 
 
-def process_of(ancestor: int, **variables: str) -> int:
-    """The process below ``ancestor``, at any depth, that was started with these variables.
+def process_with(word: str = "", /, below: int = 0, **variables: str) -> int:
+    """The process that has these variables, and ``word`` in its command; only those ``below`` another one if given.
 
     Raises:
         LookupError: there is none.
     """
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
-    for pid in _descendants(ancestor):
-        if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
-            return pid
-    raise LookupError(f"process {ancestor} has started none with {variables}")
+    for pid in _descendants(below) if below else (int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            told = set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+            if wanted <= told and word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    raise LookupError(f"no process {word} with {variables}")
 
 
 def _descendants(pid: int) -> list[int]:
-    below: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text(encoding="ascii").split()):
-            below += [child, *_descendants(child)]
-    return below
+    return [each for child in children_of(pid) for each in (child, *_descendants(child))]
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places.launched import ROOT, accuracies, documented, environment, free_port, process_of, started
+from tests.places.launched import ROOT, accuracies, documented, environment, free_port, process_with, started
 from tests.support import commands
 from tests.support.jobs import SECONDS, Addresses, until
 from torch_ps.common.credentials import access_of
@@ -32,7 +32,7 @@ def test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_lear
         until(lambda: ready.exists() or not host0.running, "the servers accept work")
         servers = Addresses([server], access=access_of("", "", "", str(token), insecure=False))
         until(lambda: servers.status().version >= 50, "training runs")
-        os.kill(process_of(host1.pid, LOCAL_RANK="0"), signal.SIGKILL)
+        os.kill(process_with(below=host1.pid, LOCAL_RANK="0"), signal.SIGKILL)
         assert [host1.wait(), host0.wait()] == [0, 0]
         assert host0.said.count("worker w0 joins") == 2
         assert host0.said.count("worker w1 joins") == 2
