@@ -16,6 +16,7 @@ from torch_ps.common.credentials import access_of
 PS_SERVE = [sys.executable, "-m", "torch_ps.ps.cli"]
 
 
+@pytest.mark.timeout(600)
 def test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_learns(tmp_path: Path) -> None:
     server, meeting = (f"127.0.0.1:{free_port()}" for _ in range(2))
     first, second = (
@@ -29,9 +30,9 @@ def test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_lear
     token, ready = tmp_path / "token", tmp_path / "ready"
     token.write_text("a-token-of-this-test\n")
     with started(tmp_path, host0=(first, {"PS_READY_FILE": str(ready)}), host1=(second, {})) as (host0, host1):
-        until(lambda: ready.exists() or not host0.running, "the servers accept work")
+        until(lambda: ready.exists() or host0.ends_within(0.2), "the servers accept work", 3 * SECONDS)
         servers = Addresses([server], access=access_of("", "", "", str(token), insecure=False))
-        until(lambda: servers.status().version >= 50, "training runs")
+        until(lambda: host0.ends_within(0.2) or servers.status().version >= 50, "training runs", 3 * SECONDS)
         os.kill(process_with(below=host1.pid, LOCAL_RANK="0"), signal.SIGKILL)
         assert [host1.wait(), host0.wait()] == [0, 0]
         assert host0.said.count("worker w0 joins") == 2
