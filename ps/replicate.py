@@ -257,13 +257,14 @@ class Replication:
         return [*frames, step]
 
     def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
-        """On the bucket's lane: a worker with lossy pulls is about to be answered."""
-        follower, stream = self.follower, answer.stream
-        if not stream.codec.coarse or bucket.rule == "mean" or stream.worker is None:
+        """On the bucket's lane: a worker is about to be answered, and what it has then will matter."""
+        follower, stream, engine = self.follower, answer.stream, self._job.engine
+        matters = stream.codec.coarse or (engine is not None and engine.compensator is not None)
+        if not matters or bucket.rule == "mean" or stream.worker is None:
             return []
         if follower is None or bucket.index not in follower.copied:
             return []
-        whole = stream.copies.get(bucket.index) is None
+        whole = stream.codec.coarse and stream.copies.get(bucket.index) is None
         return [records.of_answer(bucket.index, stream.worker, stream.codec.name, whole=whole)]
 
     def data(self) -> list[bytes]:
