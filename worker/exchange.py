@@ -259,5 +259,6 @@ class Exchange:
             except PsError:
                 continue
             self._open(shard, number)
+            link.interrupt()  # what was asked of the server of before
             return None
         return error

@@ -45,5 +45,6 @@ def _look(exchange: Exchange, shard: int, voter: Voter, heard: float, lease: flo
         if silent > lease:
             where = voter.link.address
             exchange.give_up(shard, Unreachable(f"no sign of life of {where} for {silent:.1f} s: {error}"))
+            voter.link.interrupt()
         return heard
     return begin

@@ -119,6 +119,7 @@ class Link:
         access.check(address)
         self.address, self._access, self._plane = address, access, plane
         self._socket = pb.SocketOffer()
+        self._asks: set[Any] = set()  # calls
         self._connect()
 
     def _connect(self) -> None:
@@ -199,21 +200,30 @@ class Link:
         return self._unary("Share", request, pb.ShareReply, seconds)
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        """One ask; if it may wait, SIGTERM ends it with an error."""
-        if not request.wait:
-            return self._unary("Data", request, pb.DataReply, seconds)
+        """One ask, which ``interrupt`` ends with Unreachable; if it may wait, SIGTERM ends it with an error."""
         method = self._channel.unary_unary(
             channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
         )
         call = method.future(request, timeout=seconds, metadata=self._access.metadata)
+        self._asks.add(call)
         try:
-            with drain.waiting(call.cancel):
+            with drain.waiting(call.cancel) if request.wait else contextlib.nullcontext():
                 reply: pb.DataReply = call.result()
         except grpc.FutureCancelledError:
+            if call not in self._asks:
+                raise Unreachable(f"server {self.address} does not answer; another one may") from None
             raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
+        finally:
+            self._asks.discard(call)
         return reply
+
+    def interrupt(self) -> None:
+        """End the asks that are under way: the server that they were sent to does not answer any more."""
+        for call in tuple(self._asks):
+            self._asks.discard(call)
+            call.cancel()
 
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
