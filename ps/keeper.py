@@ -87,9 +87,13 @@ class Keeper:
     # -------------------------------------------------------------- writing
 
     def _missed(self, version: int) -> None:
-        """Without a word the lead would wait for this part, and keep no other version."""
-        error = "the server that was to write it is gone; its standby goes on"
-        self._spawn(self._report(Kept(self._job.index, version, 0, "", error), REPORT_SECONDS))
+        """Without a word the lead would wait for this part, if it has not come yet, and keep no other version."""
+        if self._tell is not None:
+            error = "the server that was to write it is gone; its standby goes on"
+            self._spawn(self._say(self._tell, Kept(self._job.index, version, 0, "", error)))
+
+    async def _say(self, tell: Tell, kept: Kept) -> None:
+        await tell(kept, LAST_REPORT_SECONDS)  # a lead that is gone too plans anew
 
     def _on_state(self, state: ShardState) -> None:
         """On the executor: all buckets have been copied."""

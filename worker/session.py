@@ -93,8 +93,7 @@ class Session:
         self._exchange: Exchange | None = None
         self.number = self._epoch = 0  # number names this life of the worker; 0: it is not in the job
         self.covers = Covers()  # the samples that pushes are of
-        self._samples = self.wait_seconds = 0.0
-        self.pushed_bytes = self.pulled_bytes = 0
+        self._samples, self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0.0, 0, 0
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
@@ -120,7 +119,8 @@ class Session:
         """
         self.job = self._describe()
         if not self.job.initialised:
-            raise NotInitialised(f"the job at {self._links[0].address} has no parameters yet; a worker has to init")
+            at = self._links[0].address
+            raise NotInitialised(f"the job at {at} has no parameters yet; a worker has to call init")
         model = schema.from_proto(self.job.model)
         self._start(model)
         return model
@@ -310,7 +310,7 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """Whether an answer may still come. After an error that ended a stream none is waited for."""
+        """Whether an answer may still come; after an error that ended a stream none is waited for."""
         return self._streams.waiting
 
     def _clear(self) -> None:
