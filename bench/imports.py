@@ -1,4 +1,4 @@
-"""What importing costs: seconds that ``import torch`` takes, and what ours adds to it, each time in a fresh interpreter.
+"""What importing costs: seconds of ``import torch``, and what ours adds to it, each time in a fresh interpreter.
 
 python bench/imports.py [--rounds 10]
 """
@@ -16,14 +16,12 @@ STEPS = {
     "+ torch_ps": "import torch_ps",
     "+ its optimizer": "torch_ps.ParameterServerOptimizer",  # which loads what it needs, gRPC too
 }
-PROGRAM = "\n".join(
-    [
-        "import time",
-        "marks = [time.monotonic()]",
-        *(f"{step}\nmarks.append(time.monotonic())" for step in STEPS.values()),
-    ]
-    + ["print(*(b - a for a, b in zip(marks, marks[1:])))"]
-)
+PROGRAM = """
+import time
+marks = [time.monotonic()]
+{}
+print(*(after - before for before, after in zip(marks, marks[1:])))
+""".format("\n".join(f"{step}\nmarks.append(time.monotonic())" for step in STEPS.values()))
 
 
 def main() -> None:
