@@ -92,7 +92,9 @@ class RunConfig:
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(RunConfig)
-@options_of(ServerConfig, exclude=("listen", "workers", "shard", "lead", "device", "insecure", "ready_file"))
+@options_of(
+    ServerConfig, exclude=("listen", "workers", "shard", "lead", "standby_of", "device", "insecure", "ready_file")
+)
 @options_of(WorkerConfig, exclude=("servers", "name", "rank", "world", "slow", "events", "insecure"))
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:
@@ -101,7 +103,6 @@ def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tup
     \b
     ps-run -n 2 --task digits --mode async
     ps-run -n 2 --compress fp16 train.py --epochs 3
-    ps-run --on ray -n 8 train.py
     """
     cli.check(worker, script)
     logs.setup("ps-run", level=worker.log_level)
