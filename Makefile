@@ -6,6 +6,7 @@
 
 PYTHON ?= $(shell scripts/find-python)
 ARGS ?=
+export TAG ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint proto bench chaos fuzz soak clean
+.PHONY: help demo test lint proto bench chaos fuzz soak dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -52,6 +53,13 @@ fuzz: $(VENV)/dev
 # make soak   a long job whose workers die and join; fails when a server grows; MINUTES=30
 soak: $(VENV)/dev
 	python -m tests.soak.run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# make dist   what is published, in dist/; TAG=v1.2.3 has to be the version that it has
+dist: $(VENV)/dev
+	@version=$$(python -c 'import torch_ps; print(torch_ps.__version__)') && \
+	    test "$${TAG:-v$$version}" = "v$$version" || { echo "make: $$TAG is not the version $$version" >&2; exit 1; }
+	rm -rf dist
+	python -m build --no-isolation
 
 # make clean  remove the environment and everything that tools left
 clean:

@@ -93,6 +93,10 @@ def test_codec(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "found").read_text())[0]["codec"] == "fp16"
 
 
+def test_imports() -> None:
+    assert "+ torch_ps" in bench("imports.py")
+
+
 def test_doctor() -> None:
     assert "10,000 parameters" in bench("doctor.py")
 
