@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,6 +26,7 @@ from torch_ps.common.optim import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
+from torch_ps.common.trace import Trace
 from torch_ps.ps.answers import Answer, Answers, Shared
 from torch_ps.ps.arenas import Arenas
 from torch_ps.ps.clip import Ask, Clip, Update
@@ -37,6 +38,7 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor
 from torch_ps.ps.lanes import Lanes
 from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.recorder import Recorder
 from torch_ps.ps.store import CPU, Gradient, NonFinite, Store
 from torch_ps.ps.streams import Stream, Streams
 
@@ -53,6 +55,7 @@ class _Held:
 
     gradient: Gradient
     hyper: Hyper
+    since: float  # on time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +76,6 @@ class Turn:
 
 
 _Job = _Step | Update | Answer | Turn
-
-
-class Recorder(Protocol):
-    """Where a standby hears of what is done here."""
-
-    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
-        """On the bucket's lane: frames about a step, made with ``mean``, None: the values have stayed."""
-
-    def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
-        """On the bucket's lane, before the answer is encoded: frames about what the worker's copy will be."""
-
-    def data(self) -> list[bytes]:
-        """Frames about which samples are whose; none on another shard than the lead."""
-
-    def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
-        """Send them; ``then`` is called when the standby has them and all before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +111,9 @@ class Engine:
         on_failure: Callable[[BaseException], None],
         doctor: Doctor | None = None,
         device: torch.device = CPU,
+        trace: Trace | None = None,
     ) -> None:
+        self._trace = trace or Trace()
         self.buckets = buckets = tuple(buckets)
         self.model = model
         self.core = core
@@ -189,9 +178,9 @@ class Engine:
         codec.check(payload, bucket.numel)
         hyper = self._hyper(bucket, push)
         local = self._local[push.bucket]
-        covers = tuple([(each.number, each.samples) for each in push.covers])
+        covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
         effects = self.core.push(
-            Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), time.monotonic()
+            Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), now
         )
         stream.bytes_pushed += len(payload)
         self._metrics.pushed.inc(len(payload))
@@ -199,7 +188,7 @@ class Engine:
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("gradient of worker %s, step %d is not finite: the worker left it out", worker, push.step)
-        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper))
+        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper, now))
         self.run(effects)
 
     def pull(self, stream: Stream, bucket: int) -> None:
@@ -257,7 +246,8 @@ class Engine:
 
     def _step(self, bucket: Bucket, apply: Apply) -> _Step | Update:
         held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
-        for contribution in apply.contributions:
+        for contribution, each in zip(apply.contributions, held, strict=True):
+            self._trace.held(contribution.worker, contribution.step, bucket.index, each.since)
             self.staleness[contribution.staleness] += 1
             self._metrics.staleness.observe(contribution.staleness)
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
@@ -297,7 +287,9 @@ class Engine:
             if not isinstance(job, Answer):
                 for copies in self.unsettled.pop(bucket.index, ()) if self.unsettled else ():
                     copies.settle(bucket.index, self.store.host(bucket.index))
-                with self.arenas.changing(bucket.index, job.apply.version):
+                worker, _, step = job.apply.group
+                span = self._trace.span("apply", step, bucket.index, worker)
+                with span, self.arenas.changing(bucket.index, job.apply.version):
                     left_out += self._apply(bucket, job, recorder, records)
                 shared.clear()
                 steps += 1
@@ -306,7 +298,9 @@ class Engine:
                 continue
             if recorder is not None:
                 records += recorder.answered(bucket, job)
-            frame, size = self._answers.frame(bucket, job, shared)
+            step = -1 if job.release.step is None else job.release.step
+            with self._trace.span("encode", step, bucket.index, job.release.worker or ""):
+                frame, size = self._answers.frame(bucket, job, shared)
             frames.append((job.stream, frame, size))
         self._metrics.step_seconds.observe(time.perf_counter() - begin)
         return _Done(frames, left_out, steps, records, turns)
@@ -314,9 +308,10 @@ class Engine:
     def _apply(
         self, bucket: Bucket, job: _Step | Update, recorder: Recorder | None, records: list[bytes]
     ) -> list[NonFinite]:
-        index, coefficient = bucket.index, 1.0
+        index, coefficient, step = bucket.index, 1.0, job.apply.group[2]
         if isinstance(job, _Step):
-            mean, left_out = self.store.mean(index, job.gradients)
+            with self._trace.span("mean", step, index):
+                mean, left_out = self.store.mean(index, job.gradients)
         else:
             mean, left_out, coefficient = job.mean, job.left_out, job.coefficient or 0.0
         if mean is None or not coefficient:
@@ -332,7 +327,8 @@ class Engine:
             mean = self.compensator.correct(index, job.apply, mean, values)
         if recorder is not None:
             records += recorder.step(bucket, job.apply, mean, job.hyper)
-        self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
+        with self._trace.span("optimizer", step, index):
+            self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
         return left_out
 
     def _done(self, done: _Done) -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 from torch_ps.common.ballots import configuration_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.job import Job
 
 
@@ -58,6 +59,19 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
                 worker.waiting_for.extend(wait.waiting_for)
                 worker.reason = wait.reason
     return reply
+
+
+def roster_view(roster: Roster) -> pb.RosterView:
+    """Who takes part, as workers and other shards hear of it."""
+    return pb.RosterView(
+        epoch=roster.epoch,
+        open=roster.open,
+        member=[
+            pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
+            for m in roster.members
+        ],
+        cut=roster.cut,
+    )
 
 
 async def show(job: Job) -> None:

@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation", "trace")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class JobDescription(_message.Message):
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
     num_shards: int
@@ -113,7 +114,8 @@ class JobDescription(_message.Message):
     closed: str
     options: str
     incarnation: int
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    trace: TraceSteps
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ...) -> None: ...
 
 class EnterRequest(_message.Message):
     __slots__ = ("shard", "num_shards", "process")
@@ -126,12 +128,14 @@ class EnterRequest(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., process: _Optional[int] = ...) -> None: ...
 
 class EnterReply(_message.Message):
-    __slots__ = ("incarnation", "resumed_version")
+    __slots__ = ("incarnation", "resumed_version", "trace")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     resumed_version: int
-    def __init__(self, incarnation: _Optional[int] = ..., resumed_version: _Optional[int] = ...) -> None: ...
+    trace: TraceSteps
+    def __init__(self, incarnation: _Optional[int] = ..., resumed_version: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ...) -> None: ...
 
 class SocketOffer(_message.Message):
     __slots__ = ("host", "name", "token", "port")
@@ -602,6 +606,70 @@ class WorkerStatus(_message.Message):
     bytes_pulled: int
     shares_memory: bool
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ...) -> None: ...
+
+class TraceSteps(_message.Message):
+    __slots__ = ("first", "stop")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    stop: int
+    def __init__(self, first: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class TraceRequest(_message.Message):
+    __slots__ = ("worker", "session", "shard", "part", "incarnation")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    shard: int
+    part: TracePart
+    incarnation: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., shard: _Optional[int] = ..., part: _Optional[_Union[TracePart, _Mapping]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class TraceReply(_message.Message):
+    __slots__ = ("clock", "now")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    clock: str
+    now: int
+    def __init__(self, clock: _Optional[str] = ..., now: _Optional[int] = ...) -> None: ...
+
+class TracePart(_message.Message):
+    __slots__ = ("host", "pid", "word", "span", "error", "dropped")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    pid: int
+    word: _containers.RepeatedScalarFieldContainer[str]
+    span: _containers.RepeatedCompositeFieldContainer[TraceSpan]
+    error: int
+    dropped: int
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., word: _Optional[_Iterable[str]] = ..., span: _Optional[_Iterable[_Union[TraceSpan, _Mapping]]] = ..., error: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
+
+class TraceSpan(_message.Message):
+    __slots__ = ("name", "thread", "worker", "step", "bucket", "start", "duration")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    THREAD_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    DURATION_FIELD_NUMBER: _ClassVar[int]
+    name: int
+    thread: int
+    worker: int
+    step: int
+    bucket: int
+    start: int
+    duration: int
+    def __init__(self, name: _Optional[int] = ..., thread: _Optional[int] = ..., worker: _Optional[int] = ..., step: _Optional[int] = ..., bucket: _Optional[int] = ..., start: _Optional[int] = ..., duration: _Optional[int] = ...) -> None: ...
 
 class ReplicaUp(_message.Message):
     __slots__ = ("hello", "received")
