@@ -1,10 +1,10 @@
-"""--trace beside a stop-watch: what the training loop measures of its steps, what the trace says of them, what it costs.
+"""--trace beside a stop-watch: what the training loop measures of its steps, what the trace says of them, its cost.
 
     python bench/trace.py                 # two workers of ps-run, a small and a large model, every step traced
 
-The loop of each worker reads a clock after every ``optimizer.step()``. Shown are the mean step by that clock, the mean of
-the parts of the same steps in the trace, and by how much they differ; then the median step of a job that is traced as a
-share of one that is not, the two in turn, the best of ``--repeat`` each.
+The loop of each worker reads a clock after every ``optimizer.step()``. Shown are the mean step by that clock, the mean
+of the parts of the same steps in the trace, and by how much they differ; then the median step of a job that is traced
+as a share of one that is not, the two in turn, the best of ``--repeat`` each.
 """
 
 import argparse
