@@ -33,7 +33,7 @@ LONGEST_NAME = 200
 
 #: Reads the clock.
 clock = time.monotonic_ns
-NOTHING = contextlib.nullcontext()
+NOTHING = contextlib.nullcontext()  # what a span is in a step that is not traced
 
 
 class Span(NamedTuple):
