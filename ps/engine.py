@@ -85,6 +85,7 @@ class _Done:
     frames: list[tuple[Stream, bytes, int]]
     left_out: list[NonFinite]
     steps: int
+    seconds: float
     records: list[bytes]  # for the standby
     turns: list[Turn]
 
@@ -124,6 +125,8 @@ class Engine:
         self.staleness: Counter[int] = Counter()
         self.late = 0
         self.nonfinite = 0
+        self.bytes_pushed = self.bytes_pulled = 0
+        self.busy_seconds = 0.0  # that lanes have worked
         self.num_parameters = sum(bucket.numel for bucket in buckets if bucket.rule == "optimizer")
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._first = buckets[0].index if buckets else -1
@@ -183,6 +186,9 @@ class Engine:
             Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), now
         )
         stream.bytes_pushed += len(payload)
+        self.bytes_pushed += len(payload)
+        if push.bucket == self._first:
+            stream.samples += push.weight
         self._metrics.pushed.inc(len(payload))
         gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
@@ -250,6 +256,9 @@ class Engine:
             self._trace.held(contribution.worker, contribution.step, bucket.index, each.since)
             self.staleness[contribution.staleness] += 1
             self._metrics.staleness.observe(contribution.staleness)
+            stream = self._streams.get(contribution.worker, contribution.session) if apply.bucket == 0 else None
+            if stream is not None:
+                stream.staleness = contribution.staleness
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
         if self._clip is not None and bucket.rule == "optimizer":
             return self._clip.decided(bucket.index, apply, gradients, hyper)
@@ -264,9 +273,9 @@ class Engine:
             self._lanes.add(bucket, Answer(release, stream))
 
     @property
-    def idle(self) -> bool:
-        """No lane has work."""
-        return self._lanes.idle
+    def queued(self) -> int:
+        """Buckets that have work."""
+        return self._lanes.queued
 
     # -------------------------------------------------------------- work
 
@@ -302,8 +311,7 @@ class Engine:
             with self._trace.span("encode", step, bucket.index, job.release.worker or ""):
                 frame, size = self._answers.frame(bucket, job, shared)
             frames.append((job.stream, frame, size))
-        self._metrics.step_seconds.observe(time.perf_counter() - begin)
-        return _Done(frames, left_out, steps, records, turns)
+        return _Done(frames, left_out, steps, time.perf_counter() - begin, records, turns)
 
     def _apply(
         self, bucket: Bucket, job: _Step | Update, recorder: Recorder | None, records: list[bytes]
@@ -336,6 +344,8 @@ class Engine:
             self._answer(done)
         else:
             self.recorder.send(done.records, lambda: self._answer(done))
+        self.busy_seconds += done.seconds
+        self._metrics.step_seconds.observe(done.seconds)
         self._metrics.steps.inc(done.steps)
         self._metrics.version.set(self.core.open_step)
         for found in done.left_out:
@@ -352,6 +362,7 @@ class Engine:
             turn.done()
         for stream, frame, size in done.frames:
             stream.bytes_pulled += size
+            self.bytes_pulled += size
             self._metrics.pulled.inc(size)
             stream.outbox.put_nowait(frame)
 

@@ -81,6 +81,7 @@ class Job:
         primary: of the server whose standby this is.
         lead: where another shard than the lead finds it.
         trace: of the steps that are traced.
+        apply_threads: of the executor.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Job:
         seat: Callable[[str, str], Seat] = elected,
         lead: Lead | None = None,
         trace: ShardTrace | None = None,
+        apply_threads: int = 1,
     ) -> None:
         self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
@@ -146,6 +148,7 @@ class Job:
         self.resumed_version = 0
         self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
+        self.apply_threads = apply_threads
         self._waits = Waits(f"shard {index}")
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
         self.seeder = ("", 0)

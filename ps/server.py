@@ -55,8 +55,8 @@ from torch_ps.ps.pages import Pages
 from torch_ps.ps.resume import choose, restore
 from torch_ps.ps.rivals import deposed, rivals
 from torch_ps.ps.servicer import Servicer
+from torch_ps.ps.shown import showing
 from torch_ps.ps.standby import Standby, inherit, name_of, options_of
-from torch_ps.ps.status import show
 from torch_ps.ps.store import CPU
 from torch_ps.ps.tenure import SHORTEST_LEASE, Tenure
 from torch_ps.ps.trace import ShardTrace
@@ -162,6 +162,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             primary=config.standby_of,
             seat=LeasedSeat if config.etcd else elected,
             lead=lead,
+            apply_threads=_apply_threads(config),
             trace=ShardTrace(
                 steps, config.trace, num_shards - 1, trace_to(lead, index, number, access) if lead is not None else None
             ),
@@ -171,7 +172,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         tell = report_to(lead, number, access) if lead is not None else None
         keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None
         standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
-        pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
+        pages = _pages(config, metrics, beat, showing(job))  # first: nothing has to be undone if this address is taken
         await _listen(config, job, server)
         job.port = listening.port
         background = [
@@ -182,7 +183,6 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
                 job.succession.keep(),
                 rivals(job, access),
                 *([tenure.keep()] if tenure is not None else []),
-                show(job),
                 job.trace.keep(),
             )
         ]
@@ -315,12 +315,12 @@ def _warn(listening: Address, tls: Tls | None, token: TokenFile | None) -> None:
         log.warning("whoever is on the way to %s can read and change what is sent, a token too", listening)
 
 
-def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat") -> Pages | None:
+def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat", refresh: Callable[[], None]) -> Pages | None:
     if config.metrics == "off":
         return None
     wanted = address.parse(config.metrics, free_port=True)
     try:
-        return Pages(wanted, metrics.registry, lambda: beat.missing(time.monotonic()))
+        return Pages(wanted, metrics.registry, lambda: beat.missing(time.monotonic()), refresh)
     except OSError as error:
         raise ConfigError(
             f"cannot serve metrics on {wanted}: {error.strerror}; choose another with --metrics, or off"

@@ -533,7 +533,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint", "standby")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint", "standby", "samples", "load")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -559,6 +559,8 @@ class StatusReply(_message.Message):
     ADVICE_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
     mode: str
@@ -577,10 +579,30 @@ class StatusReply(_message.Message):
     advice: _containers.RepeatedScalarFieldContainer[str]
     checkpoint: CheckpointStatus
     standby: StandbyStatus
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ...) -> None: ...
+    samples: float
+    load: ShardLoad
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ...) -> None: ...
+
+class ShardLoad(_message.Message):
+    __slots__ = ("queued", "apply_threads", "apply_seconds", "cpu_seconds", "memory_bytes", "bytes_pushed", "bytes_pulled")
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    APPLY_THREADS_FIELD_NUMBER: _ClassVar[int]
+    APPLY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PUSHED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PULLED_FIELD_NUMBER: _ClassVar[int]
+    queued: int
+    apply_threads: int
+    apply_seconds: float
+    cpu_seconds: float
+    memory_bytes: int
+    bytes_pushed: int
+    bytes_pulled: int
+    def __init__(self, queued: _Optional[int] = ..., apply_threads: _Optional[int] = ..., apply_seconds: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory")
+    __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory", "samples", "staleness")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -593,6 +615,8 @@ class WorkerStatus(_message.Message):
     BYTES_PUSHED_FIELD_NUMBER: _ClassVar[int]
     BYTES_PULLED_FIELD_NUMBER: _ClassVar[int]
     SHARES_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     rank: int
@@ -605,7 +629,9 @@ class WorkerStatus(_message.Message):
     bytes_pushed: int
     bytes_pulled: int
     shares_memory: bool
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ...) -> None: ...
+    samples: float
+    staleness: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ..., samples: _Optional[float] = ..., staleness: _Optional[int] = ...) -> None: ...
 
 class TraceSteps(_message.Message):
     __slots__ = ("first", "stop")
