@@ -8,17 +8,20 @@ says how many of them the run used on average, "all" how many there are. A row t
 
 With M bytes each way, n workers, k shards and links of B bytes per second in each direction, no parameter server needs
 less than max(M/B, nM/(kB)) and no ring less than 2(n-1)M/(nB). "x bound" is the measured time over the former, for gloo
-over the latter; "faster" is gloo's seconds over the row's. Headers of TCP, IP and Ethernet are not in the bound; with
-1,500 bytes a frame they are 5 % of the link. The token buckets let bursts of 256 KiB through, so small models beat it.
+over the latter; "faster" is gloo's seconds over the row's. "tcp" is the same traffic between plain sockets, which says
+what TCP and these links take. Headers of TCP, IP and Ethernet are not in the bound; with 1,500 bytes a frame they are 5
+% of the link. The token buckets let bursts of 256 KiB through, so small models beat it.
 
 Source: Jiang et al., "A unified architecture for accelerating distributed DNN training", OSDI 2020.
 """
 
 import json
 import os
+import socket
 import statistics
 import sys
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -26,18 +29,20 @@ if __name__ == "__main__":
 
 from bench import pushpull, rounds
 from bench.network import INTERFACE, Network, NoNetwork, check, enter, network
+from bench.peers import flows
 from bench.pushpull import Case
 from bench.rounds import Job, Work
 
 PORT = 50051
 CODECS = {"fp32": ("none", 1.0), "fp16": ("fp16", 0.5)}
+TCP = "tcp"
 #: Warm and timed rounds; those of a link below 500 Mb/s take seconds each.
 FAST, SLOW = (1, 5), (1, 2)
 
 
 @dataclass(frozen=True)
 class Row:
-    """``shards`` 0: gloo's all-reduce."""
+    """``shards`` 0: gloo's all-reduce. ``codec`` "tcp": the traffic of fp32 between plain sockets."""
 
     megabits: int
     workers: int
@@ -54,7 +59,8 @@ class Row:
     @property
     def bound(self) -> float:
         """Seconds."""
-        seconds = 4 * numel(self.size) * CODECS[self.codec][1] / (self.megabits * 1e6 / 8)
+        share = 1.0 if self.codec == TCP else CODECS[self.codec][1]
+        seconds = 4 * numel(self.size) * share / (self.megabits * 1e6 / 8)
         if not self.shards:
             return 2 * (self.workers - 1) / self.workers * seconds
         return max(1.0, self.workers / self.shards) * seconds
@@ -63,6 +69,8 @@ class Row:
         with network(self.workers + self.shards, self.megabits) as nodes, rounds.jobs(work) as job:
             if not self.shards:
                 return rounds.gather(job, self.name, gloo_worker, nodes, server=None)
+            if self.codec == TCP:
+                return self._tcp(nodes, job)
             case = Case("sync", CODECS[self.codec][0], self.size, fused=True)
             addresses = [f"{nodes.address(self.workers + shard)}:{PORT}" for shard in range(self.shards)]
             commands = []
@@ -80,6 +88,26 @@ class Row:
                 servers = ",".join(addresses)
                 return rounds.gather(job, self.name, ps_worker, nodes, case, servers, server=pids[0])
 
+    def _tcp(self, nodes: Network, job: Job) -> dict[str, float]:
+        servers = [(nodes.address(self.workers + shard), PORT) for shard in range(self.shards)]
+        size = 4 * numel(self.size) // self.shards
+        ready, arguments = rounds.context.Barrier(self.shards + 1), (self.workers, size)
+        processes = [
+            rounds.context.Process(
+                target=flows_server, args=(nodes.names[self.workers + shard], servers[shard], *arguments, ready)
+            )
+            for shard in range(self.shards)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            ready.wait(rounds.DEADLINE)
+            return rounds.gather(job, self.name, flows_worker, nodes, servers, server=None)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
 
 def numel(size: str) -> int:
     return rounds.flat(size)[0].numel()
@@ -96,6 +124,18 @@ def gloo_worker(job: Job, rank: int, nodes: Network) -> None:
     from bench.peers import gloo
 
     gloo.worker(job, rank)
+
+
+def flows_server(node: str, address: tuple[str, int], workers: int, size: int, ready: Barrier) -> None:
+    enter(node)
+    with socket.create_server(address) as listener:
+        ready.wait(rounds.DEADLINE)
+        flows.serve(listener, workers, size)
+
+
+def flows_worker(job: Job, rank: int, nodes: Network, servers: list[tuple[str, int]]) -> None:
+    enter(nodes.names[rank])
+    flows.worker(job, rank, servers)
 
 
 def text(found: dict[Row, list[dict[str, float]]]) -> str:
@@ -133,7 +173,7 @@ def main() -> None:
                 *(
                     Row(rate, arguments.workers, shards, codec, arguments.size, arguments.bucket_size)
                     for shards in arguments.shards
-                    for codec in CODECS
+                    for codec in (TCP, *CODECS)
                 ),
             ):
                 named[row.name] = row
@@ -142,7 +182,7 @@ def main() -> None:
             for row, runs in found.items():
                 warm, timed = rounds.QUICK if arguments.quick else FAST if row.megabits >= 500 else SLOW
                 runs.append(row.run(Work("sync", row.size, row.workers, warm, timed)))
-                pushpull.check_error(row.name, runs[-1], CODECS[row.codec][0])
+                pushpull.check_error(row.name, runs[-1], "none" if row.codec == TCP else CODECS[row.codec][0])
                 sys.stderr.write(f"{row.name}: {runs[-1]['seconds_per_round']:.3f} s/round\n")
     except NoNetwork as error:
         sys.stderr.write(f"links cannot be emulated here: {error}\n")

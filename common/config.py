@@ -282,7 +282,7 @@ class WorkerConfig:
     )
     name: str = option(
         "",
-        "name of this worker, its own in the job; made up if empty",
+        "name of this worker, its own in the job; if empty, w and its rank, or made up without one",
         check=Check(
             "letters, digits, '.', '_' or '-', at most 64", lambda text: not text or bool(_NAME.fullmatch(text))
         ),
@@ -290,6 +290,9 @@ class WorkerConfig:
     )
     rank: int | None = option(
         None, "place of this worker; from the order of names if not given", env="RANK", check=at_least(0)
+    )
+    world: int = option(
+        0, "workers that are started together; 0 if it is not known", env="WORLD_SIZE", check=at_least(0)
     )
     device: str = option(
         "auto",

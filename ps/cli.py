@@ -1,4 +1,4 @@
-"""ps-serve: one shard, or with --shards N the parent of N."""
+"""ps-serve: one shard, with --shards N the parent of N, with a command behind the options the parent of both."""
 
 import asyncio
 import json
@@ -14,16 +14,23 @@ from torch_ps.common.options import Command, options_of
 from torch_ps.ps import native
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(ServerConfig)
-def main(server: ServerConfig) -> None:
-    r"""Serve the parameters of one training job.
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND [ARGS]...]")
+def main(server: ServerConfig, command: tuple[str, ...]) -> None:
+    r"""Serve the parameters of one training job, with a command for as long as that runs.
 
     \b
     ps-serve --mode sync --workers 2
     ps-serve --mode async --shards 4
+    ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
     """
     lifeline.hold()
+    if command:
+        log.setup("ps-serve", level=server.log_level)
+        from torch_ps.ps.during import serve_during
+
+        sys.exit(serve_during(server, command))
     if server.tls_cert and server.shards == 1:
         native.listen()
     log.setup(f"server {server.shard}".rstrip(), level=server.log_level)

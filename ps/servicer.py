@@ -3,10 +3,9 @@
 Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.frames``.
 """
 
-import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -22,20 +21,20 @@ from torch_ps.common.errors import (
     NotServing,
     Overloaded,
     ProtocolError,
-    PsError,
     UnknownWorker,
 )
-from torch_ps.common.frames import messages, unpack, unpack_all
+from torch_ps.common.frames import unpack, unpack_all
 from torch_ps.common.memory import give_back_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.ps import limits
+from torch_ps.ps.carry import Carrier, GrpcCarrier, messages_of
 from torch_ps.ps.connections import Connections
 from torch_ps.ps.data import data_set
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
-from torch_ps.ps.near import NearWorkers
+from torch_ps.ps.near import Connection, NearWorkers
 from torch_ps.ps.readers import Readers, host_of
 from torch_ps.ps.replicate import Replication
 from torch_ps.ps.seeds import Seeding
@@ -121,9 +120,7 @@ class Servicer:
         @functools.wraps(method)
         async def call(frames: AsyncIterable[bytes], context: Context) -> Any:
             name = request.DESCRIPTOR.name
-            async with aclosing(
-                _messages(frames)
-            ) as incoming:  # which would keep the message until a garbage collection
+            async with aclosing(messages_of(frames)) as incoming:  # which would keep the message otherwise
                 message = await self._requests.first(incoming, host_of(context), REQUEST_DEADLINE, name)
             try:
                 asked = request.FromString(message)
@@ -240,7 +237,7 @@ class Servicer:
 
     async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
         self._check_serving()
-        async with aclosing(_messages(frames)) as messages:
+        async with aclosing(messages_of(frames)) as messages:
             await self._replication.serve(messages, context.write)
 
     def _check_serving(self) -> None:
@@ -264,24 +261,16 @@ class Servicer:
 
     async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
         self._check_serving()
-        incoming = _messages(frames)
-        try:
+        carrier: Carrier = frames if isinstance(frames, Connection) else GrpcCarrier(frames, context)
+        async with aclosing(carrier) as incoming:
             stream, rest = await self._hello(incoming, context)
-        except PsError:
-            await incoming.aclose()
-            raise
-        self._observing += stream.worker is None
-        reading = asyncio.create_task(self._read(stream, rest, incoming))
-        writing = asyncio.create_task(_write(stream, context))
-        try:
-            done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            reading.cancel()
-            writing.cancel()
-            self._observing -= stream.worker is None
-            self._connections.close(stream)
+            self._observing += stream.worker is None
+            try:
+                self._take(stream, rest)
+                await incoming.carry(stream, functools.partial(self._message, stream))
+            finally:
+                self._observing -= stream.worker is None
+                self._connections.close(stream)
 
     async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
         """The stream, and the frames that travelled with its Hello."""
@@ -328,15 +317,12 @@ class Servicer:
         buckets = len(engine.core.versions) if engine is not None else 0
         return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
 
-    async def _read(self, stream: Stream, first: Frames, incoming: AsyncGenerator[bytes]) -> None:
-        async with aclosing(incoming):
-            await self._take(stream, first)
-            async for message in incoming:
-                self._connections.heard(stream)
-                stream.outbox.most = self._most_waiting
-                await self._take(stream, unpack_all(message, pb.UpHeader))
+    def _message(self, stream: Stream, message: bytes) -> None:
+        self._connections.heard(stream)
+        stream.outbox.most = self._most_waiting
+        self._take(stream, unpack_all(message, pb.UpHeader))
 
-    async def _take(self, stream: Stream, frames: Frames) -> None:
+    def _take(self, stream: Stream, frames: Frames) -> None:
         for header, payload in frames:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
@@ -344,7 +330,7 @@ class Servicer:
                         self._job.working().push(stream, header.push, payload)
                     self._job.asks.wake()
                 case "pull":
-                    await stream.room()
+                    stream.pulled()
                     self._job.working().pull(stream, header.pull.bucket)
                 case "renew":
                     pass
@@ -356,39 +342,6 @@ class Servicer:
 
 
 def _seconds(context: Context) -> float:
-    """How long a call may wait, so that our reason arrives before its deadline."""
+    """How long a call may wait, so that our reason arrives before its deadline: some time less, at most a second."""
     left = context.time_remaining()
-    return DEFAULT_DEADLINE if left is None else left * 0.95
-
-
-def _messages(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
-    """GRPC's generator of messages, which keeps the last one until it is closed."""
-    generator: Any = aiter(frames)
-    return generator  # type: ignore[no-any-return]
-
-
-async def _write(stream: Stream, context: Context) -> None:
-    while True:
-        frames = await _waiting(stream.outbox)
-        for message in messages(frames):
-            await context.write(message)
-        stream.wrote(len(frames))
-
-
-async def _waiting(outbox: asyncio.Queue[bytes | PsError]) -> list[bytes]:
-    """All frames that are there, at least one.
-
-    Raises:
-        PsError: it is next.
-    """
-    item = await outbox.get()
-    frames: list[bytes] = []
-    while isinstance(item, bytes):
-        frames.append(item)
-        if outbox.empty():
-            return frames
-        item = outbox.get_nowait()
-    if not frames:
-        raise item
-    outbox.put_nowait(item)  # nothing comes after it that anybody could use
-    return frames
+    return DEFAULT_DEADLINE if left is None else left - min(left / 4, 1.0)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch_ps.common.codecs import Codec
@@ -19,6 +19,7 @@ class Outbox(asyncio.Queue[bytes | PsError]):
 
     Attributes:
         most: bytes that may wait. With more the peer does not read: the frames are dropped and the stream ends.
+        on_put: called when something has been put in; None: somebody waits in ``get``.
     """
 
     _queue: deque[bytes | PsError]
@@ -27,6 +28,7 @@ class Outbox(asyncio.Queue[bytes | PsError]):
         super().__init__()
         self.most = limits.WORKER_BYTES
         self.bytes = 0
+        self.on_put: Callable[[], None] | None = None
         self._full = False
 
     def _put(self, item: bytes | PsError) -> None:
@@ -38,6 +40,8 @@ class Outbox(asyncio.Queue[bytes | PsError]):
             self._queue.clear()
             self.bytes, self._full = 0, True
         self._queue.append(item)
+        if self.on_put is not None:
+            self.on_put()
 
     def _get(self) -> bytes | PsError:
         item = self._queue.popleft()
@@ -72,14 +76,20 @@ class Stream:
     pulls: int = 0  # of an observer, not answered yet
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether an observer has to read before its next message is taken. A worker is bounded by its outbox."""
+        return self.pulls >= limits.OBSERVER_PULLS
+
     async def room(self) -> None:
-        """Wait until an observer has read enough for its next pull to be taken. A worker is bounded by its outbox."""
-        if self.worker is not None:
-            return
-        while self.pulls >= limits.OBSERVER_PULLS:
+        """Wait until it is not crowded."""
+        while self.crowded:
             self.answered.clear()
             await self.answered.wait()
-        self.pulls += 1
+
+    def pulled(self) -> None:
+        """A pull was taken."""
+        self.pulls += self.worker is None
 
     def wrote(self, num_frames: int) -> None:
         """So many frames have left."""

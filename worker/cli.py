@@ -81,7 +81,7 @@ def _run_task(worker: WorkerConfig) -> None:
     torch.set_num_threads(worker.threads)
     if worker.insecure:
         os.environ["PS_INSECURE"] = "1"  # as a script's optimizer finds it
-    named = dataclasses.replace(worker, name=worker.name or default_name())
+    named = dataclasses.replace(worker, name=worker.name or default_name(worker.rank))
     log.setup(f"worker {named.name}", level=worker.log_level)
     train(prepare(named, _local_rank()))
 
@@ -101,6 +101,8 @@ def _run_script(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     environment = {"OMP_NUM_THREADS": str(worker.threads), **environment_of(worker, os.environ)}
     if worker.rank is not None:
         environment["RANK"] = str(worker.rank)  # other libraries look for it
+    if worker.world:
+        environment["WORLD_SIZE"] = str(worker.world)
     for name in set(os.environ) - set(environment):
         del os.environ[name]
     os.environ.update(environment)

@@ -77,9 +77,10 @@ def addresses_of(servers: str | None) -> tuple[tuple[address.Address, ...], ...]
     return address.parse_servers(text)
 
 
-def default_name() -> str:
-    """``$PS_NAME``, else a name that no other worker has."""
-    return os.environ.get("PS_NAME") or f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+def default_name(rank: int | None = None) -> str:
+    """``$PS_NAME``, else that of the rank, which a restarted worker has again, else one that no other worker has."""
+    made_up = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    return os.environ.get("PS_NAME") or (made_up if rank is None else f"w{rank}")
 
 
 class Client(Shown):
@@ -87,7 +88,7 @@ class Client(Shown):
 
     Args:
         servers: "host:port" of every shard, comma-separated, shard 0 first; ``$PS_SERVERS`` if None.
-        name: unique in the job; made up if None.
+        name: unique in the job; if None, w0, w1, ... by ``rank``, or made up where that is None too.
         rank: place in sums and data splits; None takes the order of names.
         compress: codec of gradients, such as "fp16" or "topk:0.01".
         compress_pull: codec of parameters.
@@ -124,7 +125,7 @@ class Client(Shown):
         insecure: bool | None = None,
         timeout: float = 300.0,
     ) -> None:
-        self.name = name or default_name()
+        self.name = name or default_name(rank)
         self._rank = rank
         self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=self.name)
         self._session = Session(

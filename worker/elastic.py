@@ -36,8 +36,10 @@ from torch_ps.worker.views import Views
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds between two tries to join while the server still closes the old stream.
-RETRY_SECONDS = 0.2
+#: Seconds between two tries to join while the server still closes the old stream, and after which the log says so.
+RETRY_SECONDS, SILENT_SECONDS = 0.2, 1.0
+#: Seconds after the end of a lease in which whoever had it is dropped.
+LEASE_MARGIN = 2.0
 #: Times that a worker may be dropped while it joins again.
 MAX_STOPPED = 10
 
@@ -48,6 +50,7 @@ class Elastic(Facts):
     weight: float
     _described: Model
     _rank: int | None
+    _world: int
     _gradients: Gradients
     _overlap: Overlap
     _outbox: Session | Transfer
@@ -139,21 +142,50 @@ class Elastic(Facts):
         self.zero_grad()
         self._lend()
 
+    def admit(self) -> None:
+        """Join. A worker of this name or rank may be a former life of this one, whose host has gone without a word.
+
+        Raises:
+            NameTaken: it is still there when its lease has run out.
+        """
+        begin = said = time.monotonic()
+        while True:
+            try:
+                self._session.join(self._described, self._rank, self._values)
+                self._together()
+                return
+            except NameTaken as error:
+                now, lease = time.monotonic(), self._session.job.lease_seconds
+                if now - begin > lease + LEASE_MARGIN:
+                    raise
+                if said == begin and now - begin > SILENT_SECONDS:
+                    said = now
+                    log.warning("%s; waiting for %g s, as it may be a former life of this worker", error, lease)
+                time.sleep(RETRY_SECONDS)
+
+    def _together(self) -> None:
+        """Where the servers do not wait at the start for those that were started together, the first worker says so."""
+        quorum = self._session.job.quorum
+        if self._world and quorum != self._world and self._session.first:
+            log.warning(
+                "%d workers are started together and the servers wait for %d at the start: %s; ps-serve --workers %d "
+                "would have all of them begin together",
+                self._world,
+                quorum,
+                "nothing begins before others come" if quorum > self._world else "some may come when training runs",
+                self._world,
+            )
+
     def _joined(self) -> Outcome:
-        session, deadline = self._session, time.monotonic() + self._session.job.lease_seconds
         stopped = 0
         while True:
             try:
-                session.join(self._described, self._rank, self._values)
+                self.admit()
                 return self._pulled()
             except (UnknownWorker, Restarted):  # once more stopped for longer than the lease, or the servers were
                 stopped += 1
                 if stopped == MAX_STOPPED:
                     raise
-            except NameTaken:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(RETRY_SECONDS)
 
     def _pulled(self) -> Outcome:
         for bucket in self._session.plan.buckets:

@@ -26,6 +26,7 @@ class Flat:
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._owners = tensors
         self._tensors = [tensor.detach() for tensor in tensors]
+        self._homes = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
         self._shadows: dict[int, torch.Tensor] = {}
         self._views = list(self._tensors)
         self._lent: set[int] = set()
@@ -94,8 +95,8 @@ class Flat:
 
     def follow(self) -> None:
         """Notice tensors that have got another storage, as ``model.to(device)`` gives them."""
-        for index, (owner, tensor) in enumerate(zip(self._owners, self._tensors, strict=True)):
-            if owner.data_ptr() != tensor.data_ptr() or owner.dtype is not tensor.dtype:
+        for index, (owner, (address, dtype)) in enumerate(zip(self._owners, self._homes, strict=True)):
+            if owner.data_ptr() != address or owner.dtype is not dtype:
                 self._lent.discard(index)
                 self._bind(index)
 
@@ -118,6 +119,7 @@ class Flat:
 
     def _bind(self, index: int) -> None:
         tensor = self._tensors[index] = self._owners[index].detach()
+        self._homes[index] = tensor.data_ptr(), tensor.dtype
         self._shadows.pop(index, None)
         if not tensor.is_contiguous():
             self._shadows[index] = tensor.contiguous().view(-1)
@@ -142,7 +144,8 @@ def gather(
 
     A parameter without a gradient counts as zero; a sparse gradient becomes dense.
     """
-    away = [piece for piece in bucket.pieces if not _in_place(piece, gradients[piece.tensor], into)]
+    home = into.data_ptr()
+    away = [piece for piece in bucket.pieces if not _in_place(piece, gradients[piece.tensor], home)]
     if not away:
         return into
     parts = [_part(piece, gradients[piece.tensor], into) for piece in away]
@@ -160,12 +163,12 @@ def _part(piece: Piece, gradient: torch.Tensor | None, like: torch.Tensor) -> to
     return part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop]
 
 
-def _in_place(piece: Piece, gradient: torch.Tensor | None, values: torch.Tensor) -> bool:
-    """Whether this piece of ``gradient`` is the memory that it has in ``values``; only a lent one, and it is plain."""
+def _in_place(piece: Piece, gradient: torch.Tensor | None, home: int) -> bool:
+    """Whether this piece of ``gradient`` lives in the bucket's values at address ``home``; a lent one does."""
     return (
         gradient is not None
         and gradient.layout is torch.strided
-        and gradient.data_ptr() + 4 * (piece.start - piece.offset) == values.data_ptr()
+        and gradient.data_ptr() + 4 * (piece.start - piece.offset) == home
     )
 
 

@@ -15,7 +15,6 @@ Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius e
 """
 
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 
@@ -23,6 +22,7 @@ import torch
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
+from torch_ps.worker.finite import Finite
 from torch_ps.worker.flat import gather
 
 log = logging.getLogger("torch_ps.worker")
@@ -43,6 +43,7 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str], accumulate: int = 1) -> None:
         self.parameters, self.names, self._accumulate = parameters, names, accumulate
+        self.finite = Finite(parameters, names)
         self._warned = False
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
@@ -80,7 +81,7 @@ class Gradients:
             self.left_out = self._first_not_finite() or "a scale that changed while gradients were accumulated"
 
     def check(self) -> None:
-        """Look whether every gradient is finite; only while none has left. Cost: one sum per tensor, one sync."""
+        """Look whether every gradient is finite; only while none has left."""
         self.left_out = self.left_out or self._first_not_finite()
 
     def report(self, worker: str, step: str) -> None:
@@ -129,32 +130,7 @@ class Gradients:
         return self._dense[index]
 
     def _first_not_finite(self) -> str:
-        return first_not_finite([parameter.grad for parameter in self.parameters], self.names)
-
-
-def first_not_finite(tensors: Sequence[torch.Tensor | None], names: Sequence[str]) -> str:
-    """The first tensor with a value that is not finite, in words; "" if there is none."""
-    found = [(name, tensor.detach()) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
-    if not found:
-        return ""
-    sums = [_sum(tensor) for _, tensor in found]
-    if len({each.device for each in sums}) > 1:
-        sums = [each.cpu() for each in sums]
-    if math.isfinite(torch.stack(sums).sum().item()):
-        return ""
-    # A sum of finite values may overflow, too, so look closely.
-    bad = (name for name, tensor in found if not _values(tensor).float().isfinite().all().item())
-    return next((f"tensor {name!r}" for name in bad), "")
-
-
-def _sum(gradient: torch.Tensor) -> torch.Tensor:
-    if gradient.dtype is torch.float32 and gradient.layout is torch.strided:
-        return gradient.sum()  # the usual case, without what the others need
-    return _values(gradient).sum(dtype=torch.float32)
-
-
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.detach() if gradient.layout is torch.strided else gradient.detach().coalesce().values()
+        return self.finite.first_not([parameter.grad for parameter in self.parameters])
 
 
 class Nothing:

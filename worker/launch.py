@@ -81,7 +81,7 @@ class RunConfig:
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(RunConfig)
 @options_of(ServerConfig, exclude=("listen", "workers", "shard", "lead", "device", "insecure", "ready_file"))
-@options_of(WorkerConfig, exclude=("servers", "name", "rank", "slow", "events", "insecure"))
+@options_of(WorkerConfig, exclude=("servers", "name", "rank", "world", "slow", "events", "insecure"))
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:
     r"""Run a whole job on this host: servers, and workers with a task or a script of your own.
@@ -140,7 +140,13 @@ class Job:
         name = f"w{rank}"
         events = str(Path(self._run.events, f"{name}.jsonl")) if self._run.events else ""
         config = dataclasses.replace(
-            self._worker, servers=servers, name=name, rank=rank, slow=self._slow.get(rank, 1.0), events=events
+            self._worker,
+            servers=servers,
+            name=name,
+            rank=rank,
+            world=self.count,
+            slow=self._slow.get(rank, 1.0),
+            events=events,
         )
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count)}
         return environment_of(config, base) | place

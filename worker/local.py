@@ -27,7 +27,7 @@ import torch
 from torch_ps.common.config import DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM, WorkerConfig
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.flat import Flat
-from torch_ps.worker.gradients import Gradients, first_not_finite
+from torch_ps.worker.gradients import Gradients
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -136,7 +136,7 @@ class LocalSteps:
 
     def check(self) -> None:
         """Look whether what the round has made can be applied; before anything of it leaves."""
-        self.left_out = first_not_finite(self._parameters, self._gradients.names) if self._made else "every inner step"
+        self.left_out = self._gradients.finite.first_not(self._parameters) if self._made else "every inner step"
 
     def report(self, worker: str, step: str) -> None:
         """Count and say what is left out; an inner step has been counted when it was."""

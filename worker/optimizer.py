@@ -63,7 +63,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         optimizer: an elementwise optimizer of ``torch.optim``; says which class and hyperparameters the server uses.
         model: gives the parameters their names, and has the buffers that are averaged along with them.
         servers: "host:port" of every shard, comma-separated, shard 0 first.
-        name: unique in the job; made up if there is none.
+        name: unique in the job; if there is none, w0, w1, ... by ``rank``, or made up without a rank too.
         rank: place in sums and data splits, also from ``$RANK``; if there is none, from the order of names.
         compress: codec of gradients: "none" (the default), "fp16", "bf16", "int8", "sign", "topk:0.01", "randk:0.01".
         compress_pull: codec of parameters, one of the same.
@@ -149,7 +149,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.wrapped = optimizer
         self._share()
-        self.name = config.name or default_name()
+        self.name = config.name or default_name(config.rank)
         self._accumulate = config.accumulate
         self.weight = 1.0
         self._micro_step, self._earlier_weight = 0, 0.0
@@ -178,8 +178,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
-            self._described, self._rank = described, config.rank
-            self._session.join(described, config.rank, self._values)
+            self._described, self._rank, self._world = described, config.rank, config.world
+            self.admit()
             buckets = self._session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]

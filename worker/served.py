@@ -88,17 +88,3 @@ class Served:
                 self._hyper[number] = hyper
             found.append(optim.changed(hyper, group.hyper))
         return found
-
-    def corrected(self, bucket: Bucket, gradient: torch.Tensor, flat: Flat) -> Hyper | None:
-        """The hyperparameters of the momentum that this worker computes, None if the server does; adds the decay.
-
-        Args:
-            gradient: of the bucket, shape (numel,), fp32; changed.
-            flat: reads the parameters.
-        """
-        hyper = self.hyper(bucket.group)
-        if not Momentum.fits(self.name, hyper):
-            return None
-        if decay := hyper.get("weight_decay"):
-            gradient.add_(flat.read(bucket, torch.empty(bucket.numel)), alpha=float(decay))  # type: ignore[arg-type]
-        return hyper

@@ -145,7 +145,7 @@ class Session:
             self._exchange.close()  # of an earlier life, whose streams would have the name
         self.job = self._describe()
         reply = admitted(self._links[0], self._identity.join(model, rank), self.timeout)
-        self.number, self._epoch = reply.session, reply.epoch
+        self.number, self._epoch, self.first = reply.session, reply.epoch, reply.seed
         for voter in self._voters:
             voter.life = self.name, self.number
         self.covers.clear()

@@ -53,6 +53,7 @@ def test_a_worker_is_told_its_place_and_its_options() -> None:
         "PS_SERVERS": "127.0.0.1:1",
         "PS_NAME": "w1",
         "PS_RANK": "1",
+        "PS_WORLD": "3",
         "PS_TASK": "gpt",
         "PS_LR": "0.5",
         "PS_SLOW": "3.0",

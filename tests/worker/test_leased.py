@@ -261,7 +261,7 @@ def test_wait_for_samples_says_who_has_them_and_ps_status_the_same() -> None:
         waiting = spawn(lambda: list(workers[0].epochs(batch_size=4)))
         until(lambda: any(w.waiting_seconds > 0 for w in servers.status().worker), "w0 waits")
         shown = CliRunner().invoke(status.main, ["--servers", str(servers)], env={"COLUMNS": "400"}).output
-        with pytest.raises(torch_ps.WaitTimeout, match=r"'w0' has waited for samples for 1\.9 s: ") as caught:
+        with pytest.raises(torch_ps.WaitTimeout, match=r"'w0' has waited for samples for 1\.5 s: ") as caught:
             waiting.result(SECONDS)
         words = "the last 4 samples of epoch 0 of the data set of 4 samples with seed 0 are with w1"
         assert words in str(caught.value)

@@ -166,7 +166,7 @@ def test_step_after_one_that_failed_pushes_again(local_steps: int) -> None:
     model = seeded(mlp)
     with (
         job(workers=2) as servers,
-        served(model, OPTIMIZERS["SGD"](model), servers, local_steps=local_steps, timeout=0.2) as optimizer,
+        served(model, OPTIMIZERS["SGD"](model), servers, local_steps=local_steps, timeout=1.0) as optimizer,
     ):
         for _ in range(2):  # the other worker never comes
             for step in range(local_steps - 1):
