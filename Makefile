@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint proto bench chaos fuzz soak dist clean
+.PHONY: help demo test lint proto bench chaos fuzz soak docs dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +32,11 @@ test: $(VENV)/dev
 # make lint   ruff, mypy, and whether the generated code is up to date
 lint: $(VENV)/dev
 	scripts/check
+
+# make docs   the documentation as a site, in build/site
+docs: $(VENV)/dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 # make proto  generate common/pb from proto/
 proto: $(VENV)/dev
