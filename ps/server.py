@@ -153,7 +153,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             metrics=metrics,
             on_failure=on_failure,
             clip_norm=config.clip_norm,
-            ask_norm=norms_of(lead, index, number, access, NORM_SECONDS + 2 * config.lease)
+            ask_norm=norms_of(lead, index, number, access, NORM_SECONDS + 2 * config.lease, config.lease)
             if lead is not None
             else None,
             max_workers=config.max_workers,
