@@ -13,7 +13,7 @@ import grpc
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
-from torch_ps.common.errors import Unreachable, WaitTimeout
+from torch_ps.common.errors import Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 
@@ -49,7 +49,7 @@ async def enter(lead: Address, shard: int, num_shards: int, access: Access) -> p
                 return reply
         except grpc.aio.AioRpcError as error:
             failure = error_of(error, str(lead))
-            if not isinstance(failure, Unreachable | WaitTimeout):
+            if not isinstance(failure, Unreachable | WaitTimeout | Restarted):
                 raise failure from None
         if reason := await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS):
             raise Unreachable(reason)

@@ -26,6 +26,8 @@ from torch_ps.common.errors import (
     NotInitialised,
     ProtocolError,
     PsError,
+    Refused,
+    Restarted,
     UnknownWorker,
 )
 from torch_ps.common.plan import plan
@@ -130,6 +132,7 @@ class Job:
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
+        self.on_alone: Callable[[Restarted], None] | None = None  # called when another shard was started anew, alone
         self.succession = Succession(seat, name, primary, self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
@@ -193,6 +196,22 @@ class Job:
         self.advice.check_settings(model, len(self.roster.members))
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
         return member.session, not self.initialised
+
+    def enter(self, shard: int, num_shards: int, process: int) -> None:
+        """Lead: a process takes the place of a shard.
+
+        Raises:
+            Restarted: it was started alone, and this start of the servers ends for that: ask again.
+            Refused: the same, and it does not.
+        """
+        try:
+            self.incarnation.enter(shard, num_shards, process)
+        except Refused:
+            if self.on_alone is None:
+                raise
+            error = Restarted(f"shard {shard} was started anew, so all servers have to start together again")
+            self.on_alone(error)
+            raise error from None
 
     def leave(self, worker: str, session: int) -> None:
         effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())

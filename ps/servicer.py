@@ -149,7 +149,7 @@ class Servicer:
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
-        job.incarnation.enter(request.shard, request.num_shards, request.process)
+        job.enter(request.shard, request.num_shards, request.process)
         return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version)
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
