@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch_ps.common import address, protection
+from torch_ps.common import address, protection, trace_options
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, more_than, option, within
@@ -195,6 +195,8 @@ class ServerConfig:
         check=at_least(1),
     )
     codecs: str = _codecs()
+    trace: str = trace_options.trace()
+    trace_steps: str = trace_options.trace_steps()
     ready_file: str = option("", "file to write when all shards accept work, in JSON", metavar="FILE")
     log_level: str = _log_level()
 
@@ -208,6 +210,7 @@ class ServerConfig:
             raise ConfigError(f"shard {self.shard} needs lead, the address of shard 0")
         if index == 0 and self.lead:
             raise ConfigError(f"lead {self.lead} is for shards other than 0; give shard I/N with I > 0, or no lead")
+        trace_options.check(self.trace, self.trace_steps, shard=index, standby_of=self.standby_of)
         self._check_mode()
         self._check_checkpoint()
         if self.standby_of and (self.shards > 1 or self.resume or self.resume_previous):

@@ -26,7 +26,6 @@ from torch_ps.common.errors import (
     NotInitialised,
     ProtocolError,
     PsError,
-    Refused,
     Restarted,
     UnknownWorker,
 )
@@ -52,6 +51,7 @@ from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.store import CPU
 from torch_ps.ps.streams import Streams, Watch
 from torch_ps.ps.succession import Succession
+from torch_ps.ps.trace import ShardTrace
 from torch_ps.ps.waits import Waits
 
 log = logging.getLogger("torch_ps.ps")
@@ -81,6 +81,8 @@ class Job:
         name: of this life of this server, see ``torch_ps.common.terms``.
         primary: of the server whose standby this is.
         lead: where another shard than the lead finds it.
+        trace: of the steps that are traced.
+        apply_threads: of the executor.
     """
 
     def __init__(
@@ -104,10 +106,13 @@ class Job:
         primary: str = "",
         seat: Callable[[str, str], Seat] = elected,
         lead: Lead | None = None,
+        trace: ShardTrace | None = None,
+        apply_threads: int = 1,
     ) -> None:
         self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
         self.clipping = Clipping(clip_norm, index, ask_norm)
+        self.trace = trace or ShardTrace()
         self.metrics = metrics
         self.streams = Streams(metrics)
         self.engine: Engine | None = None
@@ -145,6 +150,7 @@ class Job:
         self.resumed_version = 0
         self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
+        self.apply_threads = apply_threads
         self._waits = Waits(f"shard {index}")
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
         self.seeder = ("", 0)
@@ -196,22 +202,6 @@ class Job:
         self.advice.check_settings(model, len(self.roster.members))
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
         return member.session, not self.initialised
-
-    def enter(self, shard: int, num_shards: int, process: int) -> None:
-        """Lead: a process takes the place of a shard.
-
-        Raises:
-            Restarted: it was started alone, and this start of the servers ends for that: ask again.
-            Refused: the same, and it does not.
-        """
-        try:
-            self.incarnation.enter(shard, num_shards, process)
-        except Refused:
-            if self.on_alone is None:
-                raise
-            error = Restarted(f"shard {shard} was started anew, so all servers have to start together again")
-            self.on_alone(error)
-            raise error from None
 
     def leave(self, worker: str, session: int) -> None:
         effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())
@@ -297,6 +287,7 @@ class Job:
             on_failure=self._on_failure,
             doctor=doctor,
             device=self._device,
+            trace=self.trace,
         )
         self.on_begun(self.engine)
         self.on_anew()

@@ -215,6 +215,9 @@ class Link:
             raise error_of(failure, str(self.address)) from None
         return reply
 
+    def trace(self, request: pb.TraceRequest, seconds: float) -> pb.TraceReply:
+        return self._unary("Trace", request, pb.TraceReply, seconds)
+
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 
