@@ -21,7 +21,7 @@ import torch
 
 from torch_ps.common import schema
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
+from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, Restarted, UnknownWorker
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.advice import Advice
@@ -130,6 +130,7 @@ class Job:
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
+        self.on_alone: Callable[[Restarted], None] | None = None  # called when another shard was started anew, alone
         self.succession = Succession(seat, name, primary, self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves

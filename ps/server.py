@@ -168,6 +168,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             ),
         )
         job.succession.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
+        if config.restart_together:
+            job.on_alone = on_failure
         tenure = _tenure(config, job, as_client)
         tell = report_to(lead, number, access) if lead is not None else None
         keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None

@@ -155,6 +155,7 @@ class Job:
             workers=self.count,
             insecure=True,  # shard to lead; a token is asked for
             resume=bool(self._server.checkpoint),
+            restart_together=bool(self._server.checkpoint),
         )
         return environment_of(config, {})
 

@@ -21,7 +21,7 @@ import signal
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
 cluster.add_node(num_cpus=2)
-print("address", cluster.address, flush=True)
+print("\\nhere:", cluster.address, flush=True)
 signal.sigwait({signal.SIGTERM})
 cluster.shutdown()
 """
@@ -34,8 +34,8 @@ def test_killed_worker_comes_back_on_ray_and_the_job_learns(tmp_path: Path) -> N
     (tmp_path / "cluster.py").write_text(CLUSTER)
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
     with started(tmp_path, cluster=(f"exec {sys.executable} cluster.py", quiet)) as (cluster,):
-        until(lambda: cluster.ends_within(0.2) or "address " in cluster.said, "the cluster is there", 3 * SECONDS)
-        address = cluster.said.split("address ")[1].split()[0]
+        until(lambda: cluster.ends_within(0.2) or "\nhere: " in cluster.said, "the cluster is there", 3 * SECONDS)
+        address = cluster.said.split("\nhere: ")[1].split()[0]
         # The other worker waits for the killed one, so that there is training left when it is back.
         variables = quiet | {"RAY_ADDRESS": address, "PS_LEASE": "60"}
         with started(tmp_path, job=(f"exec {command}", variables)) as (job,):
