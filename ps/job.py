@@ -223,6 +223,7 @@ class Job:
         effects = self.lead.tick(self._ticked, self._open_step())
         for effect in effects:
             if isinstance(effect, Evict):
+                self.metrics.lost.inc()
                 log.warning("worker %s is dropped: %s", effect.worker, effect.reason)
         self._announce(effects)
 

@@ -28,6 +28,12 @@ class Metrics:
         self.roster = Gauge("ps_roster_workers", "workers that a synchronous step waits for", registry=self.registry)
         self.epoch = Gauge("ps_roster_epoch", "changes of the roster so far", registry=self.registry)
         self.version = Gauge("ps_version", "optimizer steps that every bucket here has had", registry=self.registry)
+        self.lost = Counter(
+            "ps_lost_workers",
+            "workers dropped because they were silent for longer than their lease; lead",
+            registry=self.registry,
+        )
+        self.lease = Gauge("ps_lease_seconds", "silence after which a worker is dropped", registry=self.registry)
         self.samples = Gauge(
             "ps_absorbed_samples", "sum of all weights that the first bucket here has absorbed", registry=self.registry
         )

@@ -70,6 +70,7 @@ def showing(job: Job) -> Callable[[], None]:
     workers.lead = job.index == 0
     metrics.registry.register(workers)
     metrics.info.labels(str(job.index), str(job.num_shards), job.mode.name, _version()).set(1)
+    metrics.lease.set(job.lease)
     metrics.apply_threads.set(job.apply_threads)
 
     async def look() -> None:
