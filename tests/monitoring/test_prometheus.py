@@ -1,5 +1,6 @@
 """Prometheus itself beside a running job: it accepts the rules, alerts fire when they should, the board has data."""
 
+import functools
 import json
 import re
 import shutil
@@ -162,7 +163,11 @@ def test_every_query_of_the_board_returns_data(watched: tuple[Prometheus, Server
     count = "sum(rate(ps_worker_samples_total[4s]) > 0)"
     prometheus.until(lambda: prometheus.ask("query", query=count)["result"], "samples of both workers")
     for query in queries():
-        prometheus.until(lambda query=query: prometheus.ask("query", query=query)["result"], query)
+        prometheus.until(functools.partial(answered, prometheus, query), query)
+
+
+def answered(prometheus: Prometheus, query: str) -> object:
+    return prometheus.ask("query", query=query)["result"]
 
 
 @needs_prometheus
