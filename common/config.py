@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch_ps.common import address, protection
+from torch_ps.common import address, protection, trace_options
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.fields import Check, at_least, check_all, more_than, option, within
@@ -147,6 +147,9 @@ class ServerConfig:
     )
     resume: bool = option(False, "go on from the newest checkpoint, if there is one", common=True)
     resume_previous: bool = option(False, "the same, and from the one before where the newest is damaged")
+    restart_together: bool = option(
+        False, "end when another shard was started anew, so that all are, by what starts them"
+    )
     checkpoint_every: int = option(0, "steps between two checkpoints", unit="steps", check=at_least(0))
     checkpoint_seconds: float = option(
         0.0,
@@ -192,6 +195,8 @@ class ServerConfig:
         check=at_least(1),
     )
     codecs: str = _codecs()
+    trace: str = trace_options.trace()
+    trace_steps: str = trace_options.trace_steps()
     ready_file: str = option("", "file to write when all shards accept work, in JSON", metavar="FILE")
     log_level: str = _log_level()
 
@@ -205,6 +210,7 @@ class ServerConfig:
             raise ConfigError(f"shard {self.shard} needs lead, the address of shard 0")
         if index == 0 and self.lead:
             raise ConfigError(f"lead {self.lead} is for shards other than 0; give shard I/N with I > 0, or no lead")
+        trace_options.check(self.trace, self.trace_steps, shard=index, standby_of=self.standby_of)
         self._check_mode()
         self._check_checkpoint()
         if self.standby_of and (self.shards > 1 or self.resume or self.resume_previous):
@@ -233,11 +239,14 @@ class ServerConfig:
             for name, idle in (
                 ("resume", False),
                 ("resume_previous", False),
+                ("restart_together", False),
                 ("checkpoint_every", 0),
                 ("checkpoint_seconds", 0),
             ):
                 if getattr(self, name) != idle:
                     raise ConfigError(f"{name} needs checkpoint, the folder or URL in which the job is kept")
+        if self.restart_together and not (self.resume or self.resume_previous):
+            raise ConfigError("restart_together needs resume: it is for servers that are started again as they were")
         if self.checkpoint_every and self.checkpoint_seconds:
             raise ConfigError(
                 f"checkpoint_every={self.checkpoint_every} and checkpoint_seconds={self.checkpoint_seconds:g} both say "

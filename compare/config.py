@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch_ps.common import protection
+from torch_ps.common import protection, trace_options
 from torch_ps.common.config import WorkerConfig
 from torch_ps.common.fields import Check, at_least, check_all, declared, option
 from torch_ps.common.slow import parse_slow, slow_of
@@ -73,6 +73,7 @@ class CompareConfig:
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
+    trace_steps: str = trace_options.trace_steps("", "write a timeline of these steps of each run, DIR/RUN/trace.json")
     report: str = option("", "train nothing: write the report of this results.json again", metavar="FILE")
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ Rules of this file
 
     DIR/sync-fp32/log.txt          what ps-run and its children said
     DIR/sync-fp32/events/w0.jsonl  what worker 0 did
+    DIR/sync-fp32/trace.json       what all processes did in --trace-steps
 
 Source: process groups and PR_SET_PDEATHSIG, prctl(2).
 """
@@ -71,7 +72,7 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
     Args:
         plan: the run.
         config: what all runs share; 0 and "" mean that the task decides.
-        events: also where to write events, which nobody who repeats the run needs.
+        events: also where to write events and a trace, which nobody who repeats the run needs.
     """
     shared = {
         "task": config.task,
@@ -95,6 +96,8 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
     flags += [f"--slow={text}" for text in config.slow]
     if events:
         flags.append(f"--events={plan.events}")
+        if config.trace_steps:
+            flags += [f"--trace={plan.folder / 'trace.json'}", f"--trace-steps={config.trace_steps}"]
     return ["-n", str(config.workers), *flags]
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,6 +26,7 @@ from torch_ps.common.optim import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
+from torch_ps.common.trace import Trace
 from torch_ps.ps.answers import Answer, Answers, Shared
 from torch_ps.ps.arenas import Arenas
 from torch_ps.ps.clip import Ask, Clip, Update
@@ -37,6 +38,7 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor
 from torch_ps.ps.lanes import Lanes
 from torch_ps.ps.metrics import Metrics
+from torch_ps.ps.recorder import Recorder
 from torch_ps.ps.store import CPU, Gradient, NonFinite, Store
 from torch_ps.ps.streams import Stream, Streams
 
@@ -53,6 +55,7 @@ class _Held:
 
     gradient: Gradient
     hyper: Hyper
+    since: float  # on time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +78,6 @@ class Turn:
 _Job = _Step | Update | Answer | Turn
 
 
-class Recorder(Protocol):
-    """Where a standby hears of what is done here."""
-
-    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
-        """On the bucket's lane: frames about a step, made with ``mean``, None: the values have stayed."""
-
-    def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
-        """On the bucket's lane, before the answer is encoded: frames about what the worker's copy will be."""
-
-    def data(self) -> list[bytes]:
-        """Frames about which samples are whose; none on another shard than the lead."""
-
-    def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
-        """Send them; ``then`` is called when the standby has them and all before them."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Done:
     """What one run of a lane has made: frames to send with their payload's size, gradients left out, steps."""
@@ -98,6 +85,7 @@ class _Done:
     frames: list[tuple[Stream, bytes, int]]
     left_out: list[NonFinite]
     steps: int
+    seconds: float
     records: list[bytes]  # for the standby
     turns: list[Turn]
 
@@ -124,7 +112,9 @@ class Engine:
         on_failure: Callable[[BaseException], None],
         doctor: Doctor | None = None,
         device: torch.device = CPU,
+        trace: Trace | None = None,
     ) -> None:
+        self._trace = trace or Trace()
         self.buckets = buckets = tuple(buckets)
         self.model = model
         self.core = core
@@ -135,6 +125,8 @@ class Engine:
         self.staleness: Counter[int] = Counter()
         self.late = 0
         self.nonfinite = 0
+        self.bytes_pushed = self.bytes_pulled = 0
+        self.busy_seconds = 0.0  # that lanes have worked
         self.num_parameters = sum(bucket.numel for bucket in buckets if bucket.rule == "optimizer")
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._first = buckets[0].index if buckets else -1
@@ -189,17 +181,20 @@ class Engine:
         codec.check(payload, bucket.numel)
         hyper = self._hyper(bucket, push)
         local = self._local[push.bucket]
-        covers = tuple([(each.number, each.samples) for each in push.covers])
+        covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
         effects = self.core.push(
-            Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), time.monotonic()
+            Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), now
         )
         stream.bytes_pushed += len(payload)
+        self.bytes_pushed += len(payload)
+        if push.bucket == self._first:
+            stream.samples += push.weight
         self._metrics.pushed.inc(len(payload))
         gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("gradient of worker %s, step %d is not finite: the worker left it out", worker, push.step)
-        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper))
+        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper, now))
         self.run(effects)
 
     def pull(self, stream: Stream, bucket: int) -> None:
@@ -257,9 +252,13 @@ class Engine:
 
     def _step(self, bucket: Bucket, apply: Apply) -> _Step | Update:
         held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
-        for contribution in apply.contributions:
+        for contribution, each in zip(apply.contributions, held, strict=True):
+            self._trace.held(contribution.worker, contribution.step, bucket.index, each.since)
             self.staleness[contribution.staleness] += 1
             self._metrics.staleness.observe(contribution.staleness)
+            stream = self._streams.get(contribution.worker, contribution.session) if apply.bucket == 0 else None
+            if stream is not None:
+                stream.staleness = contribution.staleness
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
         if self._clip is not None and bucket.rule == "optimizer":
             return self._clip.decided(bucket.index, apply, gradients, hyper)
@@ -274,9 +273,9 @@ class Engine:
             self._lanes.add(bucket, Answer(release, stream))
 
     @property
-    def idle(self) -> bool:
-        """No lane has work."""
-        return self._lanes.idle
+    def queued(self) -> int:
+        """Buckets that have work."""
+        return self._lanes.queued
 
     # -------------------------------------------------------------- work
 
@@ -297,7 +296,9 @@ class Engine:
             if not isinstance(job, Answer):
                 for copies in self.unsettled.pop(bucket.index, ()) if self.unsettled else ():
                     copies.settle(bucket.index, self.store.host(bucket.index))
-                with self.arenas.changing(bucket.index, job.apply.version):
+                worker, _, step = job.apply.group
+                span = self._trace.span("apply", step, bucket.index, worker)
+                with span, self.arenas.changing(bucket.index, job.apply.version):
                     left_out += self._apply(bucket, job, recorder, records)
                 shared.clear()
                 steps += 1
@@ -306,17 +307,19 @@ class Engine:
                 continue
             if recorder is not None:
                 records += recorder.answered(bucket, job)
-            frame, size = self._answers.frame(bucket, job, shared)
+            step = -1 if job.release.step is None else job.release.step
+            with self._trace.span("encode", step, bucket.index, job.release.worker or ""):
+                frame, size = self._answers.frame(bucket, job, shared)
             frames.append((job.stream, frame, size))
-        self._metrics.step_seconds.observe(time.perf_counter() - begin)
-        return _Done(frames, left_out, steps, records, turns)
+        return _Done(frames, left_out, steps, time.perf_counter() - begin, records, turns)
 
     def _apply(
         self, bucket: Bucket, job: _Step | Update, recorder: Recorder | None, records: list[bytes]
     ) -> list[NonFinite]:
-        index, coefficient = bucket.index, 1.0
+        index, coefficient, step = bucket.index, 1.0, job.apply.group[2]
         if isinstance(job, _Step):
-            mean, left_out = self.store.mean(index, job.gradients)
+            with self._trace.span("mean", step, index):
+                mean, left_out = self.store.mean(index, job.gradients)
         else:
             mean, left_out, coefficient = job.mean, job.left_out, job.coefficient or 0.0
         if mean is None or not coefficient:
@@ -332,7 +335,8 @@ class Engine:
             mean = self.compensator.correct(index, job.apply, mean, values)
         if recorder is not None:
             records += recorder.step(bucket, job.apply, mean, job.hyper)
-        self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
+        with self._trace.span("optimizer", step, index):
+            self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
         return left_out
 
     def _done(self, done: _Done) -> None:
@@ -340,6 +344,8 @@ class Engine:
             self._answer(done)
         else:
             self.recorder.send(done.records, lambda: self._answer(done))
+        self.busy_seconds += done.seconds
+        self._metrics.step_seconds.observe(done.seconds)
         self._metrics.steps.inc(done.steps)
         self._metrics.version.set(self.core.open_step)
         for found in done.left_out:
@@ -356,6 +362,7 @@ class Engine:
             turn.done()
         for stream, frame, size in done.frames:
             stream.bytes_pulled += size
+            self.bytes_pulled += size
             self._metrics.pulled.inc(size)
             stream.outbox.put_nowait(frame)
 

@@ -17,6 +17,7 @@ from torch_ps.common.credentials import Access
 from torch_ps.common.errors import NotServing, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
+from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
 from torch_ps.ps.clip import Ask
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER
@@ -25,6 +26,7 @@ from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Tell
 from torch_ps.ps.lead import Lead
 from torch_ps.ps.state import Kept
+from torch_ps.ps.trace import Send
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -35,6 +37,8 @@ ASK_SECONDS = 30.0
 NORM_SECONDS = 300.0
 #: Seconds in which the lead's port has to show why a connection fails.
 PROBE_SECONDS = 3.0
+#: Seconds in which the lead has to say what its clock says, and to take a part of a trace.
+TRACE_SECONDS = 10.0
 
 
 @dataclass(eq=False, slots=True)
@@ -120,6 +124,35 @@ def report_to(lead: Lead, incarnation: int, access: Access) -> Tell:
         return True
 
     return tell
+
+
+def trace_to(lead: Lead, shard: int, incarnation: int, access: Access) -> Send:
+    """How a shard sends the lead its part of the trace."""
+
+    async def send(trace: Trace) -> bool:
+        request = pb.TraceRequest(shard=shard, incarnation=incarnation)
+        try:
+            async with access.connect_aio(lead.address) as connection:
+                call = connection.unary_unary(
+                    channel.method("Trace"), pb.TraceRequest.SerializeToString, pb.TraceReply.FromString
+                )
+                offset, trips = (0, 0), list[Trip]()
+                while len(trips) < TRIPS:
+                    sent = clock()
+                    reply = await call(request, timeout=TRACE_SECONDS, metadata=access.metadata)
+                    if reply.clock and reply.clock == clock_name():
+                        break
+                    trips.append(Trip(sent, reply.now, clock()))
+                else:
+                    offset = ahead(trips)
+                request.part.CopyFrom(trace.part(*offset))
+                await call(request, timeout=TRACE_SECONDS, metadata=access.metadata)
+        except grpc.aio.AioRpcError as error:
+            log.warning("the lead at %s does not get the trace of this shard: %s", lead, error.details())
+            return False
+        return True
+
+    return send
 
 
 async def follow(job: Job, lead: Lead, access: Access) -> None:

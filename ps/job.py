@@ -21,13 +21,7 @@ import torch
 
 from torch_ps.common import schema
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.errors import (
-    NameTaken,
-    NotInitialised,
-    ProtocolError,
-    PsError,
-    UnknownWorker,
-)
+from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, Restarted, UnknownWorker
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.advice import Advice
@@ -50,6 +44,7 @@ from torch_ps.ps.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.store import CPU
 from torch_ps.ps.streams import Streams, Watch
 from torch_ps.ps.succession import Succession
+from torch_ps.ps.trace import ShardTrace
 from torch_ps.ps.waits import Waits
 
 log = logging.getLogger("torch_ps.ps")
@@ -79,6 +74,8 @@ class Job:
         name: of this life of this server, see ``torch_ps.common.terms``.
         primary: of the server whose standby this is.
         lead: where another shard than the lead finds it.
+        trace: of the steps that are traced.
+        apply_threads: of the executor.
     """
 
     def __init__(
@@ -102,10 +99,13 @@ class Job:
         primary: str = "",
         seat: Callable[[str, str], Seat] = elected,
         lead: Lead | None = None,
+        trace: ShardTrace | None = None,
+        apply_threads: int = 1,
     ) -> None:
         self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
         self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
         self.clipping = Clipping(clip_norm, index, ask_norm)
+        self.trace = trace or ShardTrace()
         self.metrics = metrics
         self.streams = Streams(metrics)
         self.engine: Engine | None = None
@@ -130,6 +130,7 @@ class Job:
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
+        self.on_alone: Callable[[Restarted], None] | None = None  # called when another shard was started anew, alone
         self.succession = Succession(seat, name, primary, self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
@@ -143,6 +144,7 @@ class Job:
         self.resumed_version = 0
         self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
+        self.apply_threads = apply_threads
         self._waits = Waits(f"shard {index}")
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
         self.seeder = ("", 0)
@@ -221,6 +223,7 @@ class Job:
         effects = self.lead.tick(self._ticked, self._open_step())
         for effect in effects:
             if isinstance(effect, Evict):
+                self.metrics.lost.inc()
                 log.warning("worker %s is dropped: %s", effect.worker, effect.reason)
         self._announce(effects)
 
@@ -290,6 +293,7 @@ class Job:
             on_failure=self._on_failure,
             doctor=doctor,
             device=self._device,
+            trace=self.trace,
         )
         self.on_begun(self.engine)
         self.on_anew()

@@ -71,9 +71,9 @@ class Lanes(Generic[Job, Done]):
         self._under_way, self._woken = 0, False
 
     @property
-    def idle(self) -> bool:
-        """No lane has work."""
-        return not any(lane.busy or lane.todo for lane in self._lanes.values())
+    def queued(self) -> int:
+        """Lanes that have work."""
+        return sum(bool(lane.busy or lane.todo) for lane in self._lanes.values())
 
     def add(self, bucket: int, job: Job) -> None:
         """Append a job; ``start`` sets it going."""

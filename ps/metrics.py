@@ -5,7 +5,7 @@ Source: https://prometheus.io/docs/practices/naming/
 
 import logging
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from torch_ps.ps.core.stability import Reading
 
@@ -17,10 +17,28 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # CPU, memory, open files, under Prometheus' own names
+        self.info = Gauge(
+            "ps_info",
+            "1, with what this shard is",
+            ["shard", "shards", "mode", "version"],
+            registry=self.registry,
+        )
         self.connected = Gauge("ps_connected_workers", "workers with an open stream", registry=self.registry)
         self.roster = Gauge("ps_roster_workers", "workers that a synchronous step waits for", registry=self.registry)
         self.epoch = Gauge("ps_roster_epoch", "changes of the roster so far", registry=self.registry)
         self.version = Gauge("ps_version", "optimizer steps that every bucket here has had", registry=self.registry)
+        self.lost = Counter(
+            "ps_lost_workers",
+            "workers dropped because they were silent for longer than their lease; lead",
+            registry=self.registry,
+        )
+        self.lease = Gauge("ps_lease_seconds", "silence after which a worker is dropped", registry=self.registry)
+        self.samples = Gauge(
+            "ps_absorbed_samples", "sum of all weights that the first bucket here has absorbed", registry=self.registry
+        )
+        self.queued = Gauge("ps_queued_buckets", "buckets with work that is not done", registry=self.registry)
+        self.apply_threads = Gauge("ps_apply_threads", "threads that apply gradients", registry=self.registry)
         self.steps = Counter("ps_bucket_steps", "optimizer steps, counted per bucket", registry=self.registry)
         self.pushed = Counter("ps_pushed_bytes", "encoded gradients received", registry=self.registry)
         self.pulled = Counter("ps_pulled_bytes", "encoded parameters sent", registry=self.registry)

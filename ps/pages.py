@@ -32,6 +32,7 @@ class Pages(http.server.ThreadingHTTPServer):
     Args:
         listen: address to bind.
         unhealthy: why the shard does not work, "" while it does. Called on any thread.
+        refresh: brings the metrics up to date. Likewise.
 
     Raises:
         OSError: the address cannot be bound.
@@ -40,11 +41,17 @@ class Pages(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, listen: Address, registry: CollectorRegistry, unhealthy: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        listen: Address,
+        registry: CollectorRegistry,
+        unhealthy: Callable[[], str],
+        refresh: Callable[[], None] = lambda: None,
+    ) -> None:
         if ":" in listen.host:
             self.address_family = socket.AF_INET6
         self._free = threading.BoundedSemaphore(VISITORS)
-        self.registry, self.unhealthy = registry, unhealthy
+        self.registry, self.unhealthy, self.refresh = registry, unhealthy, refresh
         super().__init__((listen.host, listen.port), _Page)
         self.address = Address(listen.host, self.server_address[1])
         threading.Thread(target=self.serve_forever, name="pages", daemon=True).start()
@@ -71,6 +78,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
+            self.server.refresh()
             self._answer(200, generate_latest(self.server.registry), CONTENT_TYPE_LATEST)
         elif path == "/health":
             reason = self.server.unhealthy()

@@ -34,6 +34,8 @@ from torch_ps.common.memory import keep_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.tls import Tls
 from torch_ps.common.token import TokenFile
+from torch_ps.common.trace import steps_of
+from torch_ps.common.trace_options import parse_steps
 from torch_ps.ps import limits
 from torch_ps.ps.checkpoint import Checkpoints
 from torch_ps.ps.core.incarnation import Incarnation
@@ -43,7 +45,7 @@ from torch_ps.ps.core.tenure import LeasedSeat
 from torch_ps.ps.door import Door
 from torch_ps.ps.enter import enter
 from torch_ps.ps.etcd import Etcd
-from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to
+from torch_ps.ps.follow import NORM_SECONDS, follow, norms_of, report_to, trace_to
 from torch_ps.ps.job import Job, elected
 from torch_ps.ps.keeper import Keeper, Tell
 from torch_ps.ps.lead import Lead
@@ -53,10 +55,11 @@ from torch_ps.ps.pages import Pages
 from torch_ps.ps.resume import choose, restore
 from torch_ps.ps.rivals import deposed, rivals
 from torch_ps.ps.servicer import Servicer
+from torch_ps.ps.shown import showing
 from torch_ps.ps.standby import Standby, inherit, name_of, options_of
-from torch_ps.ps.status import show
 from torch_ps.ps.store import CPU
 from torch_ps.ps.tenure import SHORTEST_LEASE, Tenure
+from torch_ps.ps.trace import ShardTrace
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -125,11 +128,14 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     server, listening = _bind(config, tls, token, metrics)
     if inherited is not None:
         number, resumed = inherited.incarnation, 0  # it goes on from what its primary has
+        steps = range(0)
     elif lead is None:
         number, resumed = secrets.randbits(62) + 1, 0
+        steps = parse_steps(config.trace_steps if config.trace else "")
     else:
         entered = await enter(lead.address, index, num_shards, access)
         number, resumed = entered.incarnation, entered.resumed_version
+        steps = steps_of(entered.trace)
         if resumed and not config.checkpoint:
             raise ConfigError(
                 f"the lead goes on from version {resumed} of a checkpoint; give shard {index} the same --checkpoint"
@@ -156,13 +162,19 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             primary=config.standby_of,
             seat=LeasedSeat if config.etcd else elected,
             lead=lead,
+            apply_threads=_apply_threads(config),
+            trace=ShardTrace(
+                steps, config.trace, num_shards - 1, trace_to(lead, index, number, access) if lead is not None else None
+            ),
         )
         job.succession.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
+        if config.restart_together:
+            job.on_alone = on_failure
         tenure = _tenure(config, job, as_client)
         tell = report_to(lead, number, access) if lead is not None else None
         keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None
         standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
-        pages = _pages(config, metrics, beat)  # first: nothing has to be undone if this address is taken
+        pages = _pages(config, metrics, beat, showing(job))  # first: nothing has to be undone if this address is taken
         await _listen(config, job, server)
         job.port = listening.port
         background = [
@@ -173,7 +185,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
                 job.succession.keep(),
                 rivals(job, access),
                 *([tenure.keep()] if tenure is not None else []),
-                show(job),
+                job.trace.keep(),
             )
         ]
         for task in background:
@@ -200,6 +212,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         log.info("shard %d stops", index)
         if keeper is not None and not failure:
             await keeper.finish()
+        await job.trace.finish()
         for task in background:
             task.cancel()
         other = bool(job.closed or job.succession.seat.configuration.standby)
@@ -304,12 +317,12 @@ def _warn(listening: Address, tls: Tls | None, token: TokenFile | None) -> None:
         log.warning("whoever is on the way to %s can read and change what is sent, a token too", listening)
 
 
-def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat") -> Pages | None:
+def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat", refresh: Callable[[], None]) -> Pages | None:
     if config.metrics == "off":
         return None
     wanted = address.parse(config.metrics, free_port=True)
     try:
-        return Pages(wanted, metrics.registry, lambda: beat.missing(time.monotonic()))
+        return Pages(wanted, metrics.registry, lambda: beat.missing(time.monotonic()), refresh)
     except OSError as error:
         raise ConfigError(
             f"cannot serve metrics on {wanted}: {error.strerror}; choose another with --metrics, or off"

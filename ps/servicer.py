@@ -15,15 +15,23 @@ from google.protobuf.message import DecodeError
 from torch_ps.common import ballots, codecs, schema
 from torch_ps.common.arena import offer_from_proto, offer_to_proto
 from torch_ps.common.channel import SERVICE
-from torch_ps.common.errors import CorruptFrame, NoSharedMemory, NotServing, Overloaded, ProtocolError
+from torch_ps.common.errors import (
+    CorruptFrame,
+    NoSharedMemory,
+    NotServing,
+    Overloaded,
+    ProtocolError,
+    UnknownWorker,
+)
 from torch_ps.common.frames import unpack, unpack_all
 from torch_ps.common.memory import give_back_freed_memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.ps import limits
 from torch_ps.ps.carry import Carrier, GrpcCarrier, messages_of
 from torch_ps.ps.connections import Connections
-from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.data import data_set
+from torch_ps.ps.enter import let_in
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
@@ -32,7 +40,7 @@ from torch_ps.ps.readers import Readers, host_of
 from torch_ps.ps.replicate import Replication
 from torch_ps.ps.seeds import Seeding
 from torch_ps.ps.state import Kept
-from torch_ps.ps.status import status_of_job
+from torch_ps.ps.status import roster_view, status_of_job
 from torch_ps.ps.streams import Stream, Watch
 
 #: Seconds that a call without a deadline of its own may wait.
@@ -89,6 +97,7 @@ class Servicer:
                 "Norm": unary(self.norm, pb.NormRequest),
                 "Kept": unary(self.kept, pb.KeptRequest),
                 "Ballot": unary(self.ballot, pb.BallotRequest),
+                "Trace": unary(self.trace, pb.TraceRequest),
                 "Replicate": grpc.stream_stream_rpc_method_handler(
                     guarded(self.replicate, self._job.metrics), None, None
                 ),
@@ -142,6 +151,7 @@ class Servicer:
             configuration=ballots.configuration_to_proto(job.succession.seat.configuration),
             closed=job.closed,
             incarnation=job.incarnation.number,
+            trace=steps_to_proto(job.trace.steps),
             model=schema.to_proto(job.model) if job.model is not None else None,
             codec=codecs.names(),
             socket=self._near.offer(job.port),
@@ -149,8 +159,9 @@ class Servicer:
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
-        job.incarnation.enter(request.shard, request.num_shards, request.process)
-        return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version)
+        let_in(job, request.shard, request.num_shards, request.process)
+        steps = steps_to_proto(job.trace.steps)
+        return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
         self._joins.take(host_of(context), time.monotonic())
@@ -215,6 +226,15 @@ class Servicer:
             closed=self._job.closed,
             configuration=ballots.configuration_to_proto(succession.seat.configuration),
         )
+
+    async def trace(self, request: pb.TraceRequest, context: Context) -> pb.TraceReply:
+        job, who = self._job, f"worker {request.worker!r}" if request.worker else f"shard {request.shard}"
+        job.incarnation.check(request.incarnation, who)
+        if request.HasField("part"):
+            if request.worker and not job.is_member(request.worker, request.session):
+                raise UnknownWorker(f"{who} (session {request.session}) is not in the roster")
+            job.trace.take(request)
+        return pb.TraceReply(clock=clock_name(), now=clock())
 
     async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
         self._check_serving()
@@ -307,7 +327,8 @@ class Servicer:
         for header, payload in frames:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
-                    self._job.working().push(stream, header.push, payload)
+                    with self._job.trace.span("receive", header.push.step, header.push.bucket, stream.worker):
+                        self._job.working().push(stream, header.push, payload)
                     self._job.asks.wake()
                 case "pull":
                     stream.pulled()
@@ -325,15 +346,3 @@ def _seconds(context: Context) -> float:
     """How long a call may wait, so that our reason arrives before its deadline: some time less, at most a second."""
     left = context.time_remaining()
     return DEFAULT_DEADLINE if left is None else left - min(left / 4, 1.0)
-
-
-def roster_view(roster: Roster) -> pb.RosterView:
-    return pb.RosterView(
-        epoch=roster.epoch,
-        open=roster.open,
-        member=[
-            pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
-            for m in roster.members
-        ],
-        cut=roster.cut,
-    )

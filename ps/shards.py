@@ -85,6 +85,8 @@ def _config_of(config: ServerConfig, index: int, servers: list[str], ready_file:
         shards=1,
         shard=f"{index}/{config.shards}",
         lead=servers[0] if index else "",
+        trace="" if index else config.trace,
+        trace_steps="" if index else config.trace_steps,
         ready_file=ready_file,
     )
 

@@ -107,7 +107,7 @@ class Cutter:
     def at_rest(self) -> ShardState | None:
         """The state of a shard on which nothing happens; None: a lane has work, or buckets have several versions."""
         engine = self._engine
-        if not engine.idle or len(set(engine.core.versions)) != 1:
+        if engine.queued or len(set(engine.core.versions)) != 1:
             return None
         # No copies: they are those after the answers, and a cut has those before. Whoever comes back pulls all.
         pairs = zip(engine.buckets, engine.core.records(), strict=True)

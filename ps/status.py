@@ -1,9 +1,12 @@
-"""One look at a shard, as ``ps-status`` and the text of a worker's timeout show it."""
+"""One look at a shard, as ``ps-status``, the text of a worker's timeout and ``/metrics`` show it."""
 
-import asyncio
+import os
+import time
+from pathlib import Path
 
 from torch_ps.common.ballots import configuration_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.job import Job
 
 
@@ -39,6 +42,11 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         reply.num_parameters = engine.num_parameters
         reply.staleness.update(engine.staleness)
         reply.late, reply.nonfinite = engine.late, engine.nonfinite
+        reply.samples = engine.core.samples
+        reply.load.queued, reply.load.apply_seconds = engine.queued, engine.busy_seconds
+        reply.load.bytes_pushed, reply.load.bytes_pulled = engine.bytes_pushed, engine.bytes_pulled
+    reply.load.apply_threads, reply.load.cpu_seconds = job.apply_threads, time.process_time()
+    reply.load.memory_bytes = resident_bytes()
     views = {view.worker: view for view in engine.core.status().workers} if engine is not None else {}
     for rank, member in enumerate(job.roster.members):
         worker = reply.worker.add(worker=member.name, session=member.session, rank=rank)
@@ -46,6 +54,9 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         if stream is not None:
             worker.connected = True
             worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
+            worker.samples = stream.samples
+            if stream.staleness is not None:
+                worker.staleness = stream.staleness
         worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
         if job.membership is not None and job.membership.roster.member(member.name):
             worker.silent_seconds = job.membership.silent_for(member.name, now)
@@ -60,12 +71,23 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
     return reply
 
 
-async def show(job: Job) -> None:
-    """Keep the metrics about the standby up to date, until cancelled."""
-    while True:
-        records, seconds = job.lag()
-        job.metrics.lag_records.set(records)
-        job.metrics.lag_seconds.set(seconds)
-        job.metrics.term.set(job.succession.seat.configuration.term.number)
-        job.metrics.serving.set(not job.closed)
-        await asyncio.sleep(1.0)
+def roster_view(roster: Roster) -> pb.RosterView:
+    """Who takes part, as workers and other shards hear of it."""
+    return pb.RosterView(
+        epoch=roster.epoch,
+        open=roster.open,
+        member=[
+            pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
+            for m in roster.members
+        ],
+        cut=roster.cut,
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

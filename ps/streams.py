@@ -71,6 +71,8 @@ class Stream:
     copies: Copies = field(default_factory=Copies)
     bytes_pushed: int = 0
     bytes_pulled: int = 0
+    samples: float = 0.0  # weights of pushes of the shard's first bucket
+    staleness: int | None = None  # of the last of them that was applied
     pulls: int = 0  # of an observer, not answered yet
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 

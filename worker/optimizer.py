@@ -28,6 +28,7 @@ from torch_ps.common.fields import from_environment
 from torch_ps.common.optim import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.tls import Tls
+from torch_ps.common.trace import NOTHING
 from torch_ps.worker import drain
 from torch_ps.worker.access import access_fields, access_in
 from torch_ps.worker.client import addresses_of, default_name
@@ -41,6 +42,7 @@ from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
+from torch_ps.worker.tracing import Steps
 from torch_ps.worker.transfer import outbox_of
 
 log = logging.getLogger("torch_ps.worker")
@@ -172,6 +174,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         )
         self._session.on_values = self._flat.write
         self._forward: Forward | None = None
+        self._steps: Steps | None = None
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
@@ -198,6 +201,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | Nothing = self._local or self._gradients
+        if self._session.trace.steps:
+            self._steps = Steps(model, self._session)
         drain.attach(self)
 
     # -------------------------------------------------------------- the training loop
@@ -216,6 +221,10 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             WaitTimeout: says who is waited for.
             PsError: see its message; the model holds the parameters of the last step.
         """
+        with self._steps or NOTHING:
+            return self._stepped(closure)
+
+    def _stepped(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -315,6 +324,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         drain.detach(self)
         if hasattr(self, "_overlap"):  # joining may have failed
             self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
+            if self._steps is not None:
+                self._steps.close()
         try:
             if self._forward is not None:
                 self._forward.leave()
@@ -346,8 +357,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         if self._changed is None:  # the first bucket of this push
             self._flat.follow()
             self._changed = self._served.changed(self._session.job_model.groups)
-        trained = bucket.rule == "optimizer"
-        with self._outbox.staging(bucket) as staging:
+        trained, step = bucket.rule == "optimizer", self._session.next_step
+        with self._session.trace.span("push", step, bucket.index), self._outbox.staging(bucket) as staging:
             if trained:
                 self._source.gather(bucket, staging)
             else:
@@ -359,7 +370,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             self._outbox.push(
                 bucket,
                 staging,
-                step=self._session.next_step,
+                step=step,
                 base=self._session.versions[bucket.index],
                 weight=self._weight_of(trained),
                 hyper=hyper,

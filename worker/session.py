@@ -21,7 +21,6 @@ import torch
 from torch_ps.common import codecs, schema
 from torch_ps.common.address import Address
 from torch_ps.common.codecs import Codec
-from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.errors import (
     CorruptFrame,
@@ -37,16 +36,19 @@ from torch_ps.common.optim import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.schema import Model
+from torch_ps.common.trace import Trace, steps_of
 from torch_ps.worker.again import patiently
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
+from torch_ps.worker.fresh import Fresh, OnValues
 from torch_ps.worker.identity import Identity
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import check, prepare
 from torch_ps.worker.servers import admitted, check_arguments, describe_all, joined, open_roster
 from torch_ps.worker.silence import watch
+from torch_ps.worker.tracing import report
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
 from torch_ps.worker.waits import blame
@@ -55,8 +57,6 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
-#: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
-OnValues = Callable[[Bucket, torch.Tensor], None]
 
 
 class Session:
@@ -94,6 +94,7 @@ class Session:
         self.number = self._epoch = 0  # number names this life of the worker; 0: it is not in the job
         self.covers = Covers()  # the samples that pushes are of
         self._samples, self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0.0, 0, 0
+        self._step = 0  # that was pushed last
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
@@ -102,6 +103,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_links)
             self.job = self._describe()
+            self.trace = Trace(steps_of(self.job.trace))
             stack.pop_all()
 
     def _describe(self) -> pb.JobDescription:
@@ -173,10 +175,11 @@ class Session:
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
-        self._scratch, self._staging = [torch.empty(largest) for _ in self._links], torch.empty(largest)
+        self._staging = torch.empty(largest)
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
-        self._copies, self.planes = Copies(), Planes(self._plane)
+        self.planes = Planes(self._plane)
+        self._fresh = Fresh(buckets, len(self._links), self.planes, self._pull_codec)
         self._clear()
         self._exchange = Exchange(
             self._links,
@@ -240,8 +243,9 @@ class Session:
             nonfinite: the weight is 0 because a gradient of this step is not finite; the server counts it.
         """
         # What is missing may not be applied, so nothing of the residual goes with it.
-        part = 0.0 if missing else weight
-        codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
+        part, trace, self._step = 0.0 if missing else weight, self.trace, step
+        with trace.span("encode", step, bucket.index):
+            codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -257,9 +261,10 @@ class Session:
             header.covers.extend(self.covers.taken())
         size = sum(map(len, parts))
         self.pushed_bytes += size
-        if self.planes.put(bucket, step, values, parts):
-            header.arena_bytes, parts = size, ()
-        self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
+        with trace.span("send", step, bucket.index):
+            if self.planes.put(bucket, step, values, parts):
+                header.arena_bytes, parts = size, ()
+            self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
 
     def pull(self, bucket: Bucket) -> None:
         """Ask for one bucket's parameters. The answer comes in ``wait``."""
@@ -290,7 +295,7 @@ class Session:
         """
         begin = time.monotonic()
         try:
-            with self._streams.changed:
+            with self.trace.span("wait", self._step), self._streams.changed:
                 done = self._streams.wait(self.timeout, buckets)
         except StepConflict as error:
             if isinstance(error, Restarted):
@@ -327,12 +332,9 @@ class Session:
         """On the reader thread of one shard."""
         if header.bucket >= len(self._versions):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
-        bucket, version = self.plan.buckets[header.bucket], header.version
-        if header.place:
-            version, size = self.planes.read(bucket, header.place, self.on_values), 4 * bucket.numel
-        else:
-            self._decode(shard, bucket, header, payload)
-            size = len(payload)
+        bucket, step = self.plan.buckets[header.bucket], header.step if header.HasField("step") else -1
+        with self.trace.span("receive", step, bucket.index):
+            version, size = self._fresh.take(header, payload, self.on_values, self.trace, step)
         if header.HasField("step") and not header.applied:
             self._put_back(bucket, header.step)
         with self._streams.changed:
@@ -348,14 +350,6 @@ class Session:
             if header.HasField("step"):
                 self.planes.answered(bucket, header.step)
             self._streams.answered(bucket.index)
-
-    def _decode(self, shard: int, bucket: Bucket, header: pb.DownHeader, payload: memoryview) -> None:
-        codec = codecs.codec(header.codec)
-        codec.check(payload, bucket.numel)
-        values = codec.decode(payload, self._scratch[shard][: bucket.numel])
-        if self._pull_codec.coarse and bucket.rule == "optimizer":
-            values = self._copies.take(bucket.index, values, delta=header.delta)
-        self.on_values(bucket, values)
 
     def _put_back(self, bucket: Bucket, step: int) -> None:
         """The push of ``step`` was dropped; its answer is taken once, so it goes back once."""
@@ -388,12 +382,18 @@ class Session:
         if self._exchange is not None:
             self._exchange.close()
         if self.number:
+            self.report()
             try:
                 self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), 5.0)
             except PsError as error:
                 log.info("could not take leave of the job: %s", error)
             self.number = 0
         self._close_links()
+
+    def report(self) -> None:
+        """Send the lead what was traced so far, if anything was. Never raises for a server that is gone."""
+        if len(self.trace.spans) > self.trace.given:
+            report(self.trace, self._links[0], self._identity)
 
     def _close_links(self) -> None:
         for link in self._links:

@@ -1,21 +1,35 @@
-"""ps-status: one look at a live job."""
+"""ps-status: one look at a live job, or with --watch one after the other.
 
+--json      one object a look, on a line of its own
+--watch     a table that stays in its place on a terminal; elsewhere one below the other
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.live import Live
 
-from torch_ps.common import address, ballots, protection
+from torch_ps.common import address, protection
 from torch_ps.common.credentials import access_of
-from torch_ps.common.errors import PsError
-from torch_ps.common.options import Check, Command, option, options_of
-from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options import Check, Command, at_least, check_all, more_than, option, options_of
 from torch_ps.worker.client import addresses_of
+from torch_ps.worker.look import Facts, Look
+from torch_ps.worker.status_table import tables
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
-from torch_ps.worker.waits import sentence, spoken_seconds
+
+#: Characters of a line where there is no terminal.
+WIDE = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +41,21 @@ class StatusConfig:
         check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
     )
+    watch: bool = option(False, "look again and again, with rates, until the job ends or Ctrl-C", common=True)
+    json: bool = option(False, "one JSON object a look, in place of tables", common=True)
+    interval: float = option(1.0, "watch: time from one look to the next", unit="seconds", check=more_than(0))
+    watch_seconds: float = option(0.0, "watch: end after so long; 0 does not", unit="seconds", check=at_least(0))
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
     insecure: bool = protection.insecure()
     timeout: float = option(5.0, "longest wait for a server", unit="seconds", check=Check("> 0", lambda s: s > 0))
+
+    def __post_init__(self) -> None:
+        check_all(self)
+        if self.watch_seconds and not self.watch:
+            raise ConfigError(f"watch_seconds={self.watch_seconds:g} is for watch")
 
 
 @click.command(cls=Command)
@@ -42,113 +65,101 @@ def main(status: StatusConfig) -> None:
 
     \b
     ps-status --servers 127.0.0.1:50051
+    ps-status --servers 127.0.0.1:50051 --watch
     """
-    try:
-        access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
-        shards = addresses_of(status.servers or None)
-        voters = [Voter(Link(servers[0], access), servers) for servers in shards]
-        for voter in voters:
+    access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
+    shards = addresses_of(status.servers or None)
+    job = Watched([Voter(Link(servers[0], access), servers) for servers in shards], status.timeout)
+    if status.watch:
+        watch(job, status)
+    elif status.json:
+        _line(job.look())
+    else:
+        console = _console()
+        console.print(tables(job.look(), console.width))
+
+
+class Watched:
+    """The servers of one job, asked again and again.
+
+    Args:
+        seconds: in which each has to answer.
+    """
+
+    def __init__(self, voters: list[Voter], seconds: float) -> None:
+        self._voters, self._seconds = voters, seconds
+        self._last: Look | None = None
+
+    def look(self) -> Facts:
+        """Ask every shard.
+
+        Raises:
+            PsError: one does not answer, nor its standby.
+        """
+        for voter in self._voters:
             if len(voter.servers) > 1:
-                voter.describe(status.timeout)
-        links = [voter.link for voter in voters]
-        replies = [link.status(status.timeout) for link in links]
-    except PsError as error:
-        raise click.ClickException(str(error)) from None
+                voter.describe(self._seconds)  # has its link lead to the one that serves
+        links = [voter.link for voter in self._voters]
+        replies = [link.status(self._seconds) for link in links]
+        self._last = Look([str(link.address) for link in links], replies, self._last)
+        return self._last.facts()
+
+
+def watch(job: Watched, status: StatusConfig) -> None:
+    """Show look after look.
+
+    Raises:
+        PsError: the job cannot be seen at all. A job that was seen may end: that is said, and no error.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    console = _console()
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not status.json else None
+
+    def show(facts: Facts) -> None:
+        if status.json:
+            _line(facts)
+        elif live is not None:
+            live.update(tables(facts, console.width, live=True), refresh=True)
+        else:
+            console.print(tables(facts, console.width, live=True))
+
+    looks, end = 0, ""
+    with live or nullcontext():
+        for _ in _beats(stop, status.interval, status.watch_seconds):
+            try:
+                show(job.look())
+                looks += 1
+            except PsError as error:
+                if not looks:
+                    raise
+                end = f"the job cannot be seen any more, it has ended or is out of reach: {error}"
+                break
+    if end:
+        click.echo(end, err=True)
+
+
+def _beats(stop: threading.Event, interval: float, seconds: float) -> Iterator[None]:
+    """When to look: at once, then every ``interval`` until ``seconds`` are over (0: for ever) or ``stop`` is set."""
+    begin = beat = time.monotonic()
+    while not stop.is_set():
+        yield
+        beat = max(beat + interval, time.monotonic())
+        if seconds and beat > begin + seconds:
+            return
+        stop.wait(beat - time.monotonic())
+
+
+def _console() -> Console:
+    """Where output is kept, lines may be long."""
     console = Console()
-    lead = replies[0]
-    what = "initialised" if lead.initialised else "no parameters yet"
-    start = "" if lead.open else "; the first workers have not all joined"
-    console.print(
-        f"mode {lead.mode_details or lead.mode}, {what}, up {spoken_seconds(lead.uptime_seconds)}, "
-        f"roster epoch {lead.epoch}{start}"
-    )
-    for advice in (advice for reply in replies for advice in reply.advice):
-        console.print(f"[bold]warning[/bold]: {escape(advice)}", highlight=False)
-    if lead.HasField("checkpoint"):
-        console.print(escape(_checkpoint(lead.checkpoint)), highlight=False)
-    console.print(_workers(lead, replies))
-    console.print(_shards(links, replies))
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
-def _checkpoint(kept: pb.CheckpointStatus) -> str:
-    age = f", {spoken_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
-    good = f"version {kept.version}{age}" if kept.version else "none yet"
-    failed = f"; {kept.failures} failed, the last: {kept.error}" if kept.error else ""
-    return f"last good checkpoint: {good}, in {kept.folder}{failed}"
-
-
-def _workers(lead: pb.StatusReply, replies: list[pb.StatusReply]) -> Table:
-    table = Table(title="workers", title_justify="left")
-    for column in ("rank", "worker", "clock", "pushed", "pulled", "plane", "silent", "waits"):
-        table.add_column(column, justify="left" if column in ("worker", "plane", "waits") else "right")
-    for worker in lead.worker:
-        views = [w for reply in replies for w in reply.worker if w.worker == worker.worker]
-        table.add_row(
-            str(worker.rank),
-            worker.worker if worker.connected else f"{worker.worker} (not connected)",
-            str(worker.clock),
-            _bytes(sum(view.bytes_pushed for view in views)),
-            _bytes(sum(view.bytes_pulled for view in views)),
-            _plane(views),
-            spoken_seconds(worker.silent_seconds),
-            sentence(worker.worker, replies),
-        )
-    return table
-
-
-def _shards(links: list[Link], replies: list[pb.StatusReply]) -> Table:
-    table = Table(title="shards", title_justify="left")
-    for column in (
-        "shard",
-        "address",
-        "standby",
-        "parameters",
-        "buckets",
-        "version",
-        "staleness mean",
-        "max",
-        "late",
-        "not finite",
-    ):
-        table.add_column(column, justify="left" if column in ("address", "standby") else "right")
-    for link, reply in zip(links, replies, strict=True):
-        count = sum(reply.staleness.values())
-        mean = sum(k * n for k, n in reply.staleness.items()) / count if count else 0.0
-        table.add_row(
-            f"{reply.shard}/{reply.num_shards}",
-            str(link.address),
-            _standby(reply.standby),
-            f"{reply.num_parameters:,}",
-            str(reply.num_buckets),
-            str(reply.version),
-            f"{mean:.2f}",
-            str(max(reply.staleness, default=0)),
-            str(reply.late),
-            str(reply.nonfinite),
-        )
-    return table
-
-
-def _standby(standby: pb.StandbyStatus) -> str:
-    """The server that would take over, how far it is behind, and the term."""
-    configuration = standby.configuration
-    if not configuration.term.number:
-        return "-"
-    if not configuration.standby:
-        return f"none ({standby.role}, term {configuration.term.number})"
-    where = ballots.address_of(configuration.standby)
-    behind = f"{standby.lag_records} records, {standby.lag_seconds:.1f} s behind" if standby.lag_records else "has all"
-    return f"{where} {behind} ({standby.role}, term {configuration.term.number})"
-
-
-def _plane(views: list[pb.WorkerStatus]) -> str:
-    """What carries this worker's buckets."""
-    shares = {view.shares_memory for view in views}
-    return "both" if len(shares) > 1 else "memory" if True in shares else "network"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _line(facts: Facts) -> None:
+    sys.stdout.write(json.dumps({"time": time.time(), **facts.json()}) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -225,6 +225,9 @@ class Link:
             self._asks.discard(call)
             call.cancel()
 
+    def trace(self, request: pb.TraceRequest, seconds: float) -> pb.TraceReply:
+        return self._unary("Trace", request, pb.TraceReply, seconds)
+
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 

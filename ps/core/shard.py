@@ -85,6 +85,11 @@ class Shard:
         return min((p.clock for p in self._policies), default=0)
 
     @property
+    def samples(self) -> float:
+        """Sum of all weights that the first bucket has absorbed."""
+        return self._policies[0].progress.samples if self._policies else 0.0
+
+    @property
     def versions(self) -> tuple[int, ...]:
         return tuple([p.progress.version for p in self._policies])
 

@@ -43,6 +43,12 @@ def test_each_system_has_a_row_and_the_right_answer(tmp_path: Path) -> None:
     assert record(tmp_path / "found", "memory sync small")["server_mib_in_rounds"] > 10
 
 
+def test_a_trace_agrees_with_the_loop_and_its_cost_is_shown() -> None:
+    printed = bench("trace.py")
+    assert printed.count("ms by the trace") == 2
+    assert printed.count("times as long as one that is not") == 2
+
+
 def test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_named(tmp_path: Path) -> None:
     options = ("--only", "shm async small,rpc async small", "--json", str(tmp_path / "found"))
     done = start("versus.py", "--quick", "--with", "mxnet", *options)
@@ -93,6 +99,10 @@ def test_codec(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "found").read_text())[0]["codec"] == "fp16"
 
 
+def test_imports() -> None:
+    assert "+ torch_ps" in bench("imports.py")
+
+
 def test_doctor() -> None:
     assert "10,000 parameters" in bench("doctor.py")
 
@@ -116,12 +126,11 @@ def test_links_measure_and_leave_no_namespace(tmp_path: Path) -> None:
     if reason := reason_for_no_links():
         pytest.skip(reason)
     before = namespaces()
-    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32")
+    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32,tcp")
     printed = bench("links.py", *options, "--json", str(tmp_path / "found"))
-    assert "100 Mb/s k=2 fp32" in printed
-    (row,) = json.loads((tmp_path / "found").read_text())
-    assert row["row"] == "100 Mb/s k=2 fp32"
-    assert row["runs"][0]["error"] < 1e-3
+    found = json.loads((tmp_path / "found").read_text())
+    assert [row["row"] for row in found] == ["100 Mb/s k=2 tcp", "100 Mb/s k=2 fp32"]
+    assert all(row["row"] in printed and row["runs"][0]["error"] < 1e-3 for row in found)
     assert namespaces() <= before
 
 

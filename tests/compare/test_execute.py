@@ -49,6 +49,16 @@ def test_a_comparison_leaves_table_report_results_and_logs(tmp_path: Path) -> No
     assert results["settings"]["command"] == command
 
 
+def test_every_run_is_told_to_write_a_trace_of_its_own(tmp_path: Path) -> None:
+    plan, config = Plan(parse_runs("sync")[0], 0.1, tmp_path / "sync-fp32"), CompareConfig(trace_steps="3:5")
+    told = arguments(plan, config)
+    assert f"--trace={tmp_path}/sync-fp32/trace.json" in told
+    assert "--trace-steps=3:5" in told
+    assert not any("trace" in flag for flag in arguments(plan, config, events=False))
+    with pytest.raises(ConfigError, match="trace is the same for all runs or set by the launcher"):
+        parse_runs("sync:trace=t.json")
+
+
 def test_an_automatic_batch_size_is_found_once_and_is_the_smallest_of_the_workers(tmp_path: Path) -> None:
     code, terminal, results = compare(tmp_path / "out", batch_size="auto")
     assert code == 0

@@ -1,4 +1,4 @@
-"""--delay-compensation: a standby knows what workers had pulled, and corrects what they push as its primary does."""
+"""--delay-compensation: a standby knows what workers had pulled, and corrects their gradients as its primary does."""
 
 import pytest
 import torch

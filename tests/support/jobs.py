@@ -83,6 +83,7 @@ def job(
 ) -> Iterator[Servers]:
     """``settings`` are further options of ``ServerConfig``; ``program``, if it is given, takes all of them as flags."""
     program = settings.pop("program", PROGRAM)
+    of_lead = {name: settings.pop(name) for name in ("trace", "trace_steps") if name in settings}
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = Servers()
         try:
@@ -98,6 +99,7 @@ def job(
                     apply_threads=threads,
                     ready_file=str(Path(folder, f"ready{shard}")),
                     **settings,
+                    **({} if shard else of_lead),
                 )
                 servers.processes.append(start_server(config, Path(folder, f"log{shard}"), program))
                 if not shard:
