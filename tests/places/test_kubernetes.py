@@ -57,12 +57,13 @@ def test_manifests_agree_with_each_other(overlay: str, tmp_path: Path) -> None:
     policy = only(manifests, "NetworkPolicy", "torch-ps-servers")
     assert {p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]} == ports
     assert only(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] in ports
+    labels = template(manifests, "StatefulSet")["metadata"]["labels"]
+    assert labels[only(manifests, "PodMonitor")["spec"]["jobLabel"]] == "torch-ps"  # as deploy/prometheus has it
     selectors = [
         *(only(manifests, kind, "torch-ps-servers")["spec"] for kind in ("PodDisruptionBudget", "Service")),
         only(manifests, "PodMonitor")["spec"],
         servers["spec"],
     ]
-    labels = template(manifests, "StatefulSet")["metadata"]["labels"]
     assert all(s["selector"].get("matchLabels", s["selector"]).items() <= labels.items() for s in selectors)
 
     for kind in ("StatefulSet", "Job"):
