@@ -51,11 +51,17 @@ class RunRefused(RunFailed):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run with its learning rate (0 leaves it to the task) and its folder."""
+    """A run with its learning rate (0 leaves it to the task), its folder, and its seed where there are several."""
 
     run: Run
     lr: float
     folder: Path
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people who watch."""
+        return self.run.name if self.seed is None else f"{self.run.name}, seed {self.seed}"
 
     @property
     def events(self) -> Path:
@@ -79,7 +85,7 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
         "data": config.data,
         "samples": config.samples,
         "batch-size": config.batch_size or "",
-        "seed": config.seed,
+        "seed": config.seed if plan.seed is None else plan.seed,
         "device": config.device,
         "shards": config.shards,
         "threads": config.threads,

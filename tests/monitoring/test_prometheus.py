@@ -10,6 +10,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ class Prometheus:
         with urllib.request.urlopen(url, timeout=SECONDS) as reply:
             return json.load(reply)["data"]
 
+    def result(self, query: str) -> Any:
+        return self.ask("query", query=query)["result"]
+
     def until(self, true: Callable[[], Any], what: str) -> Any:
         """Ask again until the answer is not empty; each time takes half a second, the time of a scrape."""
         deadline = time.monotonic() + SECONDS
@@ -162,7 +166,7 @@ def test_every_query_of_the_board_returns_data(watched: tuple[Prometheus, Server
     count = "sum(rate(ps_worker_samples_total[4s]) > 0)"
     prometheus.until(lambda: prometheus.ask("query", query=count)["result"], "samples of both workers")
     for query in queries():
-        prometheus.until(lambda query=query: prometheus.ask("query", query=query)["result"], query)
+        prometheus.until(partial(prometheus.result, query), query)
 
 
 @needs_prometheus
