@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -92,8 +91,6 @@ class Prometheus:
     """A server of its own that scrapes a job every half second."""
 
     def __init__(self, folder: Path, targets: list[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
         alerts = ALERTS.read_text(encoding="utf-8")
         (folder / "alerts.yml").write_text(alerts, encoding="utf-8")
         config = {
@@ -102,17 +99,19 @@ class Prometheus:
             "scrape_configs": [{"job_name": "torch-ps", "static_configs": [{"targets": targets}]}],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        self._log = (folder / "log").open("wb")
+        self._log, self._address = (folder / "log").open("wb"), ""
         self._process = subprocess.Popen(
             [
                 "prometheus",
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={self._address}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             stdout=self._log,
             stderr=self._log,
         )
+        listening = re.compile(r'"Listening on" address=(\S+)')
+        self._address = self.until(lambda: listening.findall((folder / "log").read_text()), "it listens")[0]
 
     def ask(self, path: str, **parameters: str) -> Any:
         url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
