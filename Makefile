@@ -6,6 +6,7 @@
 
 PYTHON ?= $(shell scripts/find-python)
 ARGS ?=
+export TAG ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint proto bench chaos fuzz soak clean
+.PHONY: help demo test lint proto bench chaos fuzz soak docs dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -31,6 +32,11 @@ test: $(VENV)/dev
 # make lint   ruff, mypy, and whether the generated code is up to date
 lint: $(VENV)/dev
 	scripts/check
+
+# make docs   the documentation as a site, in build/site
+docs: $(VENV)/dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 # make proto  generate common/pb from proto/
 proto: $(VENV)/dev
@@ -52,6 +58,13 @@ fuzz: $(VENV)/dev
 # make soak   a long job whose workers die and join; fails when a server grows; MINUTES=30
 soak: $(VENV)/dev
 	python -m tests.soak.run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# make dist   what is published, in dist/; TAG=v1.2.3 has to be the version that it has
+dist: $(VENV)/dev
+	@version=$$(python -c 'import torch_ps; print(torch_ps.__version__)') && \
+	    test "$${TAG:-v$$version}" = "v$$version" || { echo "make: $$TAG is not the version $$version" >&2; exit 1; }
+	rm -rf dist
+	python -m build --no-isolation
 
 # make clean  remove the environment and everything that tools left
 clean:

@@ -24,6 +24,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import select
 import stat
 import time
 import weakref
@@ -34,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from torch_ps.common.errors import NoSharedMemory
+from torch_ps.common.errors import NoSharedMemory, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 
@@ -194,18 +195,21 @@ class Arena:
     def changing(self, bucket: int, version: int) -> Iterator[None]:
         """The writer's side: the values become those of ``version`` inside. One writer per bucket at a time."""
         entry = self._table[self.layout.places[bucket]]
-        entry[0] += 1
+        entry[0] = int(entry[0]) + 1 | 1  # odd, also where a writer before this one was killed inside
         try:
             yield
         finally:
             entry[1] = version
             entry[0] += 1
 
-    def attempts(self, bucket: int) -> Iterator[int]:
+    def attempts(self, bucket: int, writer: int) -> Iterator[int]:
         """The reader's side: copy once per item, which is the version; ends when a copy was whole.
 
+        Args:
+            writer: process id of the server that writes.
+
         Raises:
-            NoSharedMemory: no copy was whole for seconds on end.
+            Unreachable: the writer is gone, or no copy was whole for seconds on end.
         """
         entry, deadline = self._table[self.layout.places[bucket]], time.monotonic() + _LOCKED_SECONDS
         while time.monotonic() < deadline:
@@ -214,9 +218,25 @@ class Arena:
                 yield int(entry[1])
                 if int(entry[0]) == before:
                     return
-            else:
+            elif _runs(writer):
                 time.sleep(_LOOK_SECONDS)
-        raise NoSharedMemory(f"bucket {bucket} could not be read whole in {_LOCKED_SECONDS:g} s; its server hangs")
+            else:
+                raise Unreachable(f"server process {writer} ended while it wrote bucket {bucket}")
+        raise Unreachable(f"bucket {bucket} could not be read whole in {_LOCKED_SECONDS:g} s; its server hangs")
+
+
+def _runs(process: int) -> bool:
+    """Whether a process has not ended, though it may not have been waited for."""
+    try:
+        handle = os.pidfd_open(process)
+    except OSError:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return not poll.poll(0)
+    finally:
+        os.close(handle)
 
 
 def offer_to_proto(offer: Offer) -> pb.ArenaOffer:

@@ -147,6 +147,9 @@ class ServerConfig:
     )
     resume: bool = option(False, "go on from the newest checkpoint, if there is one", common=True)
     resume_previous: bool = option(False, "the same, and from the one before where the newest is damaged")
+    restart_together: bool = option(
+        False, "end when another shard was started anew, so that all are, by what starts them"
+    )
     checkpoint_every: int = option(0, "steps between two checkpoints", unit="steps", check=at_least(0))
     checkpoint_seconds: float = option(
         0.0,
@@ -236,11 +239,14 @@ class ServerConfig:
             for name, idle in (
                 ("resume", False),
                 ("resume_previous", False),
+                ("restart_together", False),
                 ("checkpoint_every", 0),
                 ("checkpoint_seconds", 0),
             ):
                 if getattr(self, name) != idle:
                     raise ConfigError(f"{name} needs checkpoint, the folder or URL in which the job is kept")
+        if self.restart_together and not (self.resume or self.resume_previous):
+            raise ConfigError("restart_together needs resume: it is for servers that are started again as they were")
         if self.checkpoint_every and self.checkpoint_seconds:
             raise ConfigError(
                 f"checkpoint_every={self.checkpoint_every} and checkpoint_seconds={self.checkpoint_seconds:g} both say "

@@ -11,7 +11,6 @@ from torch_ps.common import lifeline, log
 from torch_ps.common.config import ServerConfig
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options import Command, options_of
-from torch_ps.ps import native
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -32,6 +31,8 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
 
         sys.exit(serve_during(server, command))
     if server.tls_cert and server.shards == 1:
+        from torch_ps.ps import native
+
         native.listen()
     log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
     if server.shards > 1:

@@ -12,7 +12,7 @@ import time
 
 from torch_ps.common import codecs
 from torch_ps.common.arena import Offer
-from torch_ps.common.errors import NoSharedMemory
+from torch_ps.common.errors import NoSharedMemory, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.job import Job
 from torch_ps.ps.streams import Stream
@@ -59,10 +59,16 @@ class Connections:
         """Traffic renews the lease.
 
         Raises:
-            UnknownWorker: the lease has run out before.
+            UnknownWorker: the lease has run out before, and the standby, if there is one, knows that too.
         """
-        if self._job.membership is not None and stream.worker is not None:
+        if self._job.membership is None or stream.worker is None:
+            return
+        try:
             self._job.membership.renew(stream.worker, stream.session, time.monotonic())
+        except UnknownWorker:
+            # What waits for the standby is said to nobody; and whether to go on without that one is for workers to say.
+            if not self._job.is_member(stream.worker, stream.session):
+                raise
 
     async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:
         """Map the memory of a worker on this host; answers with that of the parameters.

@@ -1,4 +1,4 @@
-"""How another shard than the lead enters the job: before it listens, and before it reads a checkpoint.
+"""How another shard than the lead enters the job, before it listens and reads a checkpoint, and how the lead lets it.
 
 start --> Enter --> lead: is the place free? --> number of the incarnation, version that the lead has gone on from
 """
@@ -13,9 +13,10 @@ import grpc
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
-from torch_ps.common.errors import Unreachable, WaitTimeout
+from torch_ps.common.errors import Refused, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
+from torch_ps.ps.job import Job
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -25,6 +26,23 @@ LEAD_SECONDS = 300.0
 RETRY_SECONDS = 0.5
 #: Seconds in which the lead's port has to show why a connection fails.
 PROBE_SECONDS = 3.0
+
+
+def let_in(job: Job, shard: int, num_shards: int, process: int) -> None:
+    """On the lead: a process takes the place of a shard.
+
+    Raises:
+        Restarted: it was started alone, and this start of the servers ends for that: it has to ask again.
+        Refused: the same, and it does not end.
+    """
+    try:
+        job.incarnation.enter(shard, num_shards, process)
+    except Refused:
+        if job.on_alone is None:
+            raise
+        error = Restarted(f"shard {shard} was started anew, so all servers have to start together again")
+        job.on_alone(error)
+        raise error from None
 
 
 async def enter(lead: Address, shard: int, num_shards: int, access: Access) -> pb.EnterReply:
@@ -49,7 +67,7 @@ async def enter(lead: Address, shard: int, num_shards: int, access: Access) -> p
                 return reply
         except grpc.aio.AioRpcError as error:
             failure = error_of(error, str(lead))
-            if not isinstance(failure, Unreachable | WaitTimeout):
+            if not isinstance(failure, Unreachable | WaitTimeout | Restarted):
                 raise failure from None
         if reason := await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS):
             raise Unreachable(reason)

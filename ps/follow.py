@@ -7,12 +7,14 @@ try is a new channel, made with the certificates and the token as they are then.
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 
 import grpc
 
 from torch_ps.common import channel, probe
+from torch_ps.common.address import Address
 from torch_ps.common.credentials import Access
-from torch_ps.common.errors import Restarted, WaitTimeout
+from torch_ps.common.errors import NotServing, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
@@ -39,13 +41,23 @@ PROBE_SECONDS = 3.0
 TRACE_SECONDS = 10.0
 
 
-def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: float) -> Ask:
+@dataclass(eq=False, slots=True)
+class _Line:
+    """A connection to the lead, and how many questions are under way on it."""
+
+    address: Address
+    connection: grpc.aio.Channel
+    questions: int = 0
+
+
+def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: float, lease: float) -> Ask:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:
         seconds: in which it has to; then the shard cannot go on.
+        lease: seconds after which another one may be the lead.
     """
-    connection: list[grpc.aio.Channel] = []
+    lines: list[_Line] = []  # the one that new questions use, if there is one
 
     async def ask(group: Group, square: float) -> float | None:
         worker, session, step = group
@@ -54,28 +66,36 @@ def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: 
         )
         begin = time.monotonic()
         while True:
-            if not connection:
-                connection.append(access.connect_aio(lead.address))
-            call = connection[0].unary_unary(
+            if not lines:
+                lines.append(_Line(lead.address, access.connect_aio(lead.address)))
+            line = lines[0]
+            call = line.connection.unary_unary(
                 channel.method("Norm"), pb.NormRequest.SerializeToString, pb.NormReply.FromString
             )
+            line.questions += 1
             try:
-                reply = await call(request, timeout=ASK_SECONDS, metadata=access.metadata)
+                patience = min(ASK_SECONDS, lease) if lead.several else ASK_SECONDS
+                reply = await call(request, timeout=patience, metadata=access.metadata)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    raise error_of(error, str(lead)) from None
+                if not isinstance(failed := error_of(error, str(lead)), Unreachable | NotServing | WaitTimeout):
+                    raise failed from None
                 waited = time.monotonic() - begin
                 if waited > seconds:
                     raise WaitTimeout(
                         f"shard {shard} has waited for {waited:.1f} s for the lead at {lead} to say the norm of "
                         f"{f'step {step} of worker {worker}' if worker else f'step {step}'} ({error.details()})"
                     ) from None
-                if connection:
-                    await connection.pop().close()
-                lead.elsewhere()
+                if line in lines:
+                    lines.remove(line)
+                if not isinstance(failed, WaitTimeout):  # whether it is silent ``follow`` finds out
+                    lead.elsewhere(line.address)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return None if reply.dropped else reply.square
+            finally:
+                line.questions -= 1
+                if line not in lines and not line.questions:  # to close it would end those of others without an answer
+                    await line.connection.close()
 
     return ask
 
@@ -143,7 +163,8 @@ async def follow(job: Job, lead: Lead, access: Access) -> None:
     """
     connected = True
     while True:
-        async with access.connect_aio(lead.address) as connection:
+        asked = lead.address
+        async with access.connect_aio(asked) as connection:
             alive = asyncio.create_task(_until_silent(connection, access, job.lease / 2))
             watching = asyncio.create_task(_watch(job, lead, connection, access))
             try:
@@ -154,8 +175,8 @@ async def follow(job: Job, lead: Lead, access: Access) -> None:
                 watching.cancel()
                 await asyncio.gather(alive, watching, return_exceptions=True)  # before their channel is closed
         if lead.several:
-            log.warning("lost the lead at %s (%s); looking for the one that serves", lead.address, reason)
-            lead.elsewhere()
+            log.warning("lost the lead at %s (%s); looking for the one that serves", asked, reason)
+            lead.elsewhere(asked)
         elif connected:
             why = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
             log.warning("lost the lead at %s (%s); trying again", lead, why or reason)

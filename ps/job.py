@@ -21,13 +21,7 @@ import torch
 
 from torch_ps.common import schema
 from torch_ps.common.codecs.copies import Copies
-from torch_ps.common.errors import (
-    NameTaken,
-    NotInitialised,
-    ProtocolError,
-    PsError,
-    UnknownWorker,
-)
+from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, Restarted, UnknownWorker
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.advice import Advice
@@ -39,7 +33,7 @@ from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.election import ElectedSeat
 from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.mode import Mode
-from torch_ps.ps.core.roster import Membership, Roster, roster_of
+from torch_ps.ps.core.roster import Membership, Roster, roster_of, tick_seconds
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.core.succession import Seat
 from torch_ps.ps.data import Asks
@@ -123,7 +117,7 @@ class Job:
         self.membership = members if index == 0 else None
         self.data = Data(mode) if index == 0 else None  # which samples are whose
         self.asks = Asks()
-        self.started = time.monotonic()
+        self.started = self._ticked = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[Watch] = set()
         self.advice = Advice(mode, metrics)
@@ -136,12 +130,14 @@ class Job:
         self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
         self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
+        self.on_alone: Callable[[Restarted], None] | None = None  # called when another shard was started anew, alone
         self.succession = Succession(seat, name, primary, self.streams)
         self.succession.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
         #: Called with a roster that was decided and with what makes it take effect.
         self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
         self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
+        self.on_missed: Callable[[int], None] = lambda version: None  # called with a version that cannot be kept here
         self.kept: KeptFacts | None = None  # how the checkpoints do
         self.lag: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # of the standby: records, seconds
         self.replicated: Callable[[], tuple[int, bool]] = lambda: (0, False)  # here, of a primary: version, all
@@ -219,8 +215,12 @@ class Job:
             queue.put_nowait(None)
 
     def tick(self) -> None:
-        """Lead: drop the workers whose lease has run out."""
-        effects = self.lead.tick(time.monotonic(), self._open_step())
+        """Lead, every ``tick_seconds``: drop the workers whose lease has run out while this process ran."""
+        before, self._ticked = self._ticked, time.monotonic()
+        if (late := self._ticked - before - tick_seconds(self.lease)) > self.lease / 8:
+            log.warning("this process stood still for %.1f s, in which no worker's lease ran out", late)
+            self.lead.stood_still(late, self._ticked)
+        effects = self.lead.tick(self._ticked, self._open_step())
         for effect in effects:
             if isinstance(effect, Evict):
                 self.metrics.lost.inc()
@@ -254,7 +254,7 @@ class Job:
                     self.metrics.roster.set(len(self.roster.members))
                     self.metrics.epoch.set(self.roster.epoch)
                     if self.engine is not None:
-                        self.engine.set_roster(effect.roster)
+                        self._follow(self.engine, effect.roster)
                     self.clipping.set_roster(effect.roster)
                     self._show_roster()
                 case Evict():
@@ -264,6 +264,13 @@ class Job:
             self._model = None
         self._waits.notify()
         self.asks.wake()
+
+    def _follow(self, engine: Engine, roster: Roster) -> None:
+        engine.set_roster(roster)
+        cut = engine.core.cut
+        missed, cut.missed = cut.missed, 0
+        if missed:
+            self.on_missed(missed)
 
     # -------------------------------------------------------------- the engine
 
@@ -325,6 +332,7 @@ class Job:
         if engine is None:
             raise ValueError("there is no state to go on from")
         self.copies, self._model, self.initialised = dict(copies), engine.model, True
+        self._ticked = time.monotonic()
         if self.membership is None or self.data is None:
             self.follow(roster_of(told))
         else:

@@ -62,6 +62,7 @@ class Keeper:
         self._settled = asyncio.Event()  # its checkpoint is good, or never will be
         self.facts = job.kept = KeptFacts(checkpoints.storage.url, job.resumed_version)
         job.on_begun, job.on_initialised = self.begun, self.plan
+        job.on_missed = self._missed
         if self._planner is not None:
             job.on_kept = self.kept
 
@@ -84,6 +85,11 @@ class Keeper:
             job.plan_cut(version)
 
     # -------------------------------------------------------------- writing
+
+    def _missed(self, version: int) -> None:
+        """Without a word the lead would wait for this part, and keep no other version."""
+        error = "the server that was to write it is gone; its standby goes on"
+        self._spawn(self._report(Kept(self._job.index, version, 0, "", error), REPORT_SECONDS))
 
     def _on_state(self, state: ShardState) -> None:
         """On the executor: all buckets have been copied."""

@@ -26,9 +26,10 @@ class Lead:
     def several(self) -> bool:
         return len(self._servers) > 1
 
-    def elsewhere(self) -> None:
-        """It did not answer, or does not serve: ask the next one."""
-        self._servers.append(self._servers.pop(0))
+    def elsewhere(self, than: Address) -> None:
+        """That one did not answer, or does not serve: ask the next one, if nobody else has found that out already."""
+        if self._servers[0] == than:
+            self._servers.append(self._servers.pop(0))
 
     def told(self, servers: Iterable[str]) -> None:
         """What the lead says about itself; what cannot be read is left out."""

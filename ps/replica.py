@@ -29,6 +29,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.ps import records
 from torch_ps.ps.clip import REMEMBERED
 from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.roster import roster_of
 from torch_ps.ps.engine import Engine, Turn
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import Tensors, restore_bucket
@@ -44,6 +45,7 @@ class Replica:
         self._job = job
         self.complete = False  # every bucket has come
         self.roster: dict[str, Any] = {}
+        self._sessions: dict[str, int] = {}
         self._data: dict[str, Any] = {}
         self._progress: dict[int, dict[str, Any]] = {}  # by bucket
         self._tensors: dict[int, Tensors] = {}  # of a bucket that is not whole yet
@@ -153,14 +155,32 @@ class Replica:
 
     def _answer(self, header: pb.ReplicaAnswer) -> None:
         bucket, codec = self._of(header.bucket), codecs.codec(header.codec)
-        copies = self._copies.setdefault(header.worker, Copies())
         version = int(self._progress[bucket.index]["version"])
+        if not codec.coarse:
+            self._turn(bucket, functools.partial(self._note_pulled, bucket, header.worker, codec, version))
+            return
+        copies = self._copies.setdefault(header.worker, Copies())
         self._turn(bucket, functools.partial(_pend, copies, bucket.index, codec, version, header.whole))
+
+    def _note_pulled(self, bucket: Bucket, worker: str, codec: Codec, version: int) -> None:
+        """On the bucket's lane: what this worker decodes, as the primary has noted it."""
+        engine = self._working()
+        if engine.compensator is None or worker not in self._sessions:
+            return
+        store = engine.store
+        values = store.values(bucket.index)
+        if codec.name != "none":
+            payload = memoryview(b"".join(store.encode(bucket.index, codec)))
+            values = codec.decode(payload, torch.empty(bucket.numel)).to(store.device)
+        engine.compensator.pulled(bucket.index, worker, self._sessions[worker], version, values)
 
     def _roster(self, header: pb.ReplicaRoster) -> None:
         told = records.data_of(header.membership, "roster")
         members = {str(member[0]) for member in told["members"]}
         self.roster = told
+        self._sessions = {str(member[0]): int(member[1]) for member in told["members"]}
+        if self._engine is not None and self._engine.compensator is not None:
+            self._engine.compensator.keep(roster_of(told))
         if self._job.lead_at is not None:
             self._job.lead_at.told(str(each) for each in told["lead"])
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}

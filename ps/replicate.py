@@ -39,6 +39,7 @@ from torch_ps.ps.core.effects import Apply, Group
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.succession import Change, Role, Seat
 from torch_ps.ps.engine import Engine, Turn
+from torch_ps.ps.hearing import heard
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import tensors_of
 
@@ -186,8 +187,7 @@ class Replication:
 
     async def _next(self, follower: Follower, messages: AsyncIterator[bytes]) -> bytes:
         try:
-            async with asyncio.timeout(self._job.lease):
-                return await anext(messages, b"")
+            return await heard(anext(messages, b""), self._job.lease)
         except TimeoutError:
             raise WaitTimeout(
                 f"no sign of life of the standby at {follower.address} for {self._job.lease:g} s (the lease)"
@@ -257,13 +257,14 @@ class Replication:
         return [*frames, step]
 
     def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
-        """On the bucket's lane: a worker with lossy pulls is about to be answered."""
-        follower, stream = self.follower, answer.stream
-        if not stream.codec.coarse or bucket.rule == "mean" or stream.worker is None:
+        """On the bucket's lane: a worker is about to be answered, and what it has then will matter."""
+        follower, stream, engine = self.follower, answer.stream, self._job.engine
+        matters = stream.codec.coarse or (engine is not None and engine.compensator is not None)
+        if not matters or bucket.rule == "mean" or stream.worker is None:
             return []
         if follower is None or bucket.index not in follower.copied:
             return []
-        whole = stream.copies.get(bucket.index) is None
+        whole = stream.codec.coarse and stream.copies.get(bucket.index) is None
         return [records.of_answer(bucket.index, stream.worker, stream.codec.name, whole=whole)]
 
     def data(self) -> list[bytes]:
@@ -319,7 +320,8 @@ class Replication:
         if job.membership is not None:
             return job.membership.hand_over()
         members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
-        return {"epoch": roster.epoch, "members": members, "open": roster.open, "lead": list(job.lead_at or ())}
+        lead = list(job.lead_at or ())
+        return {"epoch": roster.epoch, "members": members, "open": roster.open, "cut": roster.cut, "lead": lead}
 
 
 async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:

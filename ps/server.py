@@ -153,7 +153,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             metrics=metrics,
             on_failure=on_failure,
             clip_norm=config.clip_norm,
-            ask_norm=norms_of(lead, index, number, access, NORM_SECONDS + 2 * config.lease)
+            ask_norm=norms_of(lead, index, number, access, NORM_SECONDS + 2 * config.lease, config.lease)
             if lead is not None
             else None,
             max_workers=config.max_workers,
@@ -168,6 +168,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             ),
         )
         job.succession.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
+        if config.restart_together:
+            job.on_alone = on_failure
         tenure = _tenure(config, job, as_client)
         tell = report_to(lead, number, access) if lead is not None else None
         keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None

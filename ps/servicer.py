@@ -31,6 +31,7 @@ from torch_ps.ps import limits
 from torch_ps.ps.carry import Carrier, GrpcCarrier, messages_of
 from torch_ps.ps.connections import Connections
 from torch_ps.ps.data import data_set
+from torch_ps.ps.enter import let_in
 from torch_ps.ps.guard import guarded
 from torch_ps.ps.job import Job
 from torch_ps.ps.limits import Rate
@@ -158,7 +159,7 @@ class Servicer:
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
-        job.incarnation.enter(request.shard, request.num_shards, request.process)
+        let_in(job, request.shard, request.num_shards, request.process)
         steps = steps_to_proto(job.trace.steps)
         return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
 

@@ -58,7 +58,7 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
             if stream.staleness is not None:
                 worker.staleness = stream.staleness
         worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
-        if job.membership is not None:
+        if job.membership is not None and job.membership.roster.member(member.name):
             worker.silent_seconds = job.membership.silent_for(member.name, now)
         view = views.get(member.name)
         if view is not None:

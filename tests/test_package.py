@@ -1,30 +1,47 @@
-"""What an installed torch-ps consists of: the package ``torch_ps`` alone, with every module and every data file."""
+"""What is published: the package ``torch_ps`` alone, which runs by itself, and files around it that have to agree."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import torch_ps
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "ps", "worker", "compare")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Paths inside a wheel of this tree, made from a copy because setuptools leaves its traces beside the source."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist, and a wheel made from it. From a copy, because setuptools leaves its traces beside the source.
+
+    The copy has what the image of deploy/docker is made of, so that one has all that it needs too.
+    """
     tree = tmp_path_factory.mktemp("tree") / "torch-ps"
     tree.mkdir()
-    for name in (*FOLDERS, "torch_ps"):
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
+    let_in = (ROOT / "deploy/docker/Dockerfile.dockerignore").read_text().splitlines()
+    for name in [*(line[1:] for line in let_in if line.startswith("!")), "MANIFEST.in", "CHANGELOG.md"]:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "build", "--no-isolation"]
     subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
-    (built,) = (tree / "dist").glob("torch_ps-*.whl")
+    return tree / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> list[str]:
+    """Paths inside the wheel."""
+    (built,) = dist.glob("torch_ps-*.whl")
     return zipfile.ZipFile(built).namelist()
 
 
@@ -45,3 +62,90 @@ def test_every_command_names_a_function_that_exists() -> None:
         module, function = entry.split(":")
         program = f"import {module} as m; assert callable(m.{function})"
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_sdist_holds_what_the_wheel_does_and_no_test(dist: Path, wheel: list[str]) -> None:
+    (packed,) = dist.glob("torch_ps-*.tar.gz")
+    with tarfile.open(packed) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {path for path in wheel if path.startswith("torch_ps/")} <= held
+    assert {"CHANGELOG.md", "LICENSE", "README.md"} <= held
+    assert not any(path.startswith("tests") for path in held)
+
+
+def test_wheel_alone_runs_a_whole_job(dist: Path, tmp_path: Path) -> None:
+    (built,) = dist.glob("torch_ps-*.whl")
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(installed),
+        str(built),
+    ]
+    subprocess.run(pip, check=True, capture_output=True)
+    done = subprocess.run(
+        [str(installed / "bin/ps-run"), "-n", "2", "--task", "digits", "--samples", "12800", "--lr", "0.4"],
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert 100 * float(done.stderr.split("accuracy ")[1].split()[0]) > 90
+    assert not list(empty.iterdir())
+
+
+def test_import_loads_nothing_but_itself() -> None:
+    program = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        import torch_ps
+        print(*sorted({name for name in set(sys.modules) - before}))
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["torch_ps"]
+
+
+def test_versions_agree_and_are_semantic() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version == torch_ps.__version__
+    assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version)
+
+
+def test_changelog_keeps_its_form() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## (.*)$", text, re.M)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[[0-9]+\.[0-9]+\.[0-9]+\] - [0-9]{4}-[0-9]{2}-[0-9]{2}", each) for each in versions[1:])
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", text, re.M)) <= kinds
+
+
+def test_every_supported_python_is_named_and_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.[0-9]+$", line)]
+    assert named == ["3.11", "3.12", "3.13"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == named
+    assert project["requires-python"] == f">={named[0]}"
+
+
+def test_workflows_are_valid_and_call_targets_that_exist() -> None:
+    files = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
+    for schema in ("vendor.github-workflows", "custom.github-workflows-require-timeout"):
+        done = subprocess.run([*check, schema, *map(str, files)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    called = {target for file in files for target in re.findall(r"run: make ([a-z]+)", file.read_text())}
+    assert called == {"test", "dist"}
+    assert called <= targets

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from torch_ps.common.optim import OptimizerSpec
     from torch_ps.common.tls import Tls
+    from torch_ps.worker.alone import alone
     from torch_ps.worker.client import Client, PushResult, Snapshot
     from torch_ps.worker.data import shard
     from torch_ps.worker.optimizer import ParameterServerOptimizer
@@ -70,6 +71,7 @@ __all__ = [
     "UnknownWorker",
     "Unreachable",
     "WaitTimeout",
+    "alone",
     "register_codec",
     "shard",
 ]
@@ -83,6 +85,7 @@ _MODULES = {
     "Snapshot": "worker.client",
     "Task": "worker.tasks",
     "Tls": "common.tls",
+    "alone": "worker.alone",
     "register_codec": "common.codecs",
     "shard": "worker.data",
 }

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch_ps.common.errors import NotServing, Unreachable
+from torch_ps.common.errors import NotServing, PsError, Unreachable
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -19,8 +19,11 @@ RETRY_SECONDS = 0.2
 Reply = TypeVar("Reply")
 
 
-def patiently(ask: Callable[[], Reply], seconds: float) -> Reply:
+def patiently(ask: Callable[[], Reply], seconds: float, *, then: tuple[type[PsError], ...] = ()) -> Reply:
     """What ``ask`` returns, which is called again for ``seconds`` after its first failure.
+
+    Args:
+        then: what a try that failed may leave behind for the next.
 
     Raises:
         Unreachable, NotServing: the last try has failed too.
@@ -31,7 +34,9 @@ def patiently(ask: Callable[[], Reply], seconds: float) -> Reply:
         begin = time.monotonic()
         try:
             return ask()
-        except (Unreachable, NotServing) as error:
+        except PsError as error:
+            if not isinstance(error, Unreachable | NotServing) and (deadline is None or not isinstance(error, then)):
+                raise
             if deadline is None:
                 log.info("asks again: %s", error)
                 deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""ps-run: a whole job on this host, servers and workers as child processes.
+"""ps-run: a whole job, servers and workers as child processes on this host, or as tasks of a Ray cluster.
 
     ps-serve  starts --> ready file --> workers start --> workers end --> ps-serve stops
                                             | one fails, Ctrl-C, SIGTERM, SIGHUP
@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,8 +28,8 @@ import click
 
 from torch_ps.common import log as logs
 from torch_ps.common.config import ServerConfig, WorkerConfig
-from torch_ps.common.errors import PsError
-from torch_ps.common.fields import Check, check_all, environment_of, option
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.fields import Check, at_least, check_all, environment_of, option
 from torch_ps.common.options import Command, options_of
 from torch_ps.common.slow import parse_slow, slow_of
 from torch_ps.worker import cli
@@ -39,6 +39,8 @@ log = logging.getLogger("torch_ps.run")
 
 #: Workers of ``-n auto`` where there is no GPU.
 WITHOUT_GPU = 2
+#: Times that Ray starts one process again.
+RESTARTS = 3
 #: Seconds in which the servers have to accept work.
 START_SECONDS = 90.0
 #: Seconds in which servers have to end that write a last checkpoint.
@@ -72,19 +74,31 @@ class RunConfig:
         common=True,
     )
     events: str = option("", "folder for what the workers do, in JSON lines, one file each", metavar="DIR")
+    on: str = option("here", "where: this host, or an existing Ray cluster", choices=("here", "ray"), common=True)
+    ray_address: str = option(
+        "", "on ray: address of the cluster; $RAY_ADDRESS, or that of this host, if empty", metavar="HOST:PORT"
+    )
+    restarts: int | None = option(
+        None, f"on ray: times that one process is started again; {RESTARTS} if not given", check=at_least(0)
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
         parse_slow(self.slow)
+        for name, idle in (("ray_address", ""), ("restarts", None)):
+            if self.on != "ray" and (value := getattr(self, name)) != idle:
+                raise ConfigError(f"{name}={value} is for a job on ray; give on=ray too")
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(RunConfig)
-@options_of(ServerConfig, exclude=("listen", "workers", "shard", "lead", "device", "insecure", "ready_file"))
+@options_of(
+    ServerConfig, exclude=("listen", "workers", "shard", "lead", "standby_of", "device", "insecure", "ready_file")
+)
 @options_of(WorkerConfig, exclude=("servers", "name", "rank", "world", "slow", "events", "insecure"))
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:
-    r"""Run a whole job on this host: servers, and workers with a task or a script of your own.
+    r"""Run a whole job: servers, and workers with a task or a script of your own.
 
     \b
     ps-run -n 2 --task digits --mode async
@@ -92,6 +106,8 @@ def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tup
     """
     cli.check(worker, script)
     logs.setup("ps-run", level=worker.log_level)
+    if run.on == "ray":
+        sys.exit(run_on_ray(run, server, worker, script))
     sys.exit(run_job(Job(run, server, worker, script, count_of(run.workers))))
 
 
@@ -128,6 +144,21 @@ class Job:
         config = dataclasses.replace(self._server, listen="127.0.0.1:0", workers=self.count, ready_file=str(ready_file))
         return environment_of(config, base)
 
+    def shard_environment(self, shard: int, servers: Sequence[str]) -> dict[str, str]:
+        """Variables of one shard of several at known addresses; with checkpoints it goes on from the newest."""
+        config = dataclasses.replace(
+            self._server,
+            listen=servers[shard],
+            shards=1,
+            shard=f"{shard}/{len(servers)}",
+            lead=servers[0] if shard else "",
+            workers=self.count,
+            insecure=True,  # shard to lead; a token is asked for
+            resume=bool(self._server.checkpoint),
+            restart_together=bool(self._server.checkpoint),
+        )
+        return environment_of(config, {})
+
     @property
     def server_grace(self) -> float:
         """Seconds that the servers get to end: more where they write a last checkpoint."""
@@ -160,8 +191,42 @@ class JobFailed(PsError):
         self.exit_code = exit_code or 1
 
 
-def run_job(job: Job) -> int:
-    """Run ``job`` to its end. Returns the exit code: 0, that of the first child that failed, or 128 + signal."""
+def run_on_ray(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> int:
+    """Run a job on a Ray cluster to its end. Returns the exit code: 0, 1 where it failed, or 128 + signal."""
+    from torch_ps.worker.on_ray import Cluster, Secret, until_ready
+
+    with Secret(server) as secret, Cluster(run.ray_address, RESTARTS if run.restarts is None else run.restarts) as ray:
+        signals = _noted()  # Ray has set handlers of its own
+        count = int(run.workers) if run.workers != "auto" else ray.gpus or WITHOUT_GPU
+        job = Job(run, server, dataclasses.replace(worker, insecure=not worker.tls_ca), script, count)
+        try:
+            ray.room(server.shards, count, worker.threads)
+            servers = ray.addresses(server.shards)
+            for shard in range(server.shards):
+                told = job.shard_environment(shard, servers)
+                ray.start(f"ps{shard}", job.server_command()[1:], told, secret.token)
+            until_ready(servers, secret.access, signals, ray)
+            log.info("servers %s", ",".join(servers))
+            left = set()
+            for rank in range(count if not signals else 0):
+                told = job.worker_environment(rank, ",".join(servers), {}) | {"LOCAL_RANK": "0"}  # it sees its own GPU
+                ray.start(f"w{rank}", job.worker_command()[1:], told, secret.token)
+                left.add(f"w{rank}")
+            while left and not signals:
+                for name, why in ray.ended():
+                    if why or name not in left:
+                        raise JobFailed(f"the job ends because {why or f'{name} has ended'}", 1)
+                    left.discard(name)
+        except PsError as error:
+            log.error("%s", error)
+            return 1
+        if signals:
+            log.info("%s: stopping servers and workers", signal.Signals(signals[0]).name)
+    return 128 + signals[0] if signals else 0
+
+
+def _noted() -> list[int]:
+    """A list that signals to end are added to from now on."""
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -169,6 +234,12 @@ def run_job(job: Job) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, note)
+    return signals
+
+
+def run_job(job: Job) -> int:
+    """Run ``job`` to its end. Returns the exit code: 0, that of the first child that failed, or 128 + signal."""
+    signals = _noted()
     with tempfile.TemporaryDirectory(prefix="ps-run-") as folder, Processes() as children:
         try:
             server = children.start(

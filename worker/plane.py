@@ -124,7 +124,7 @@ class Planes:
 
         Raises:
             CorruptFrame: the shard shares none.
-            NoSharedMemory: the server is stuck in the middle of a step.
+            Unreachable: the server is stuck in the middle of a step, or has ended there.
         """
         plane, version = self._of.get(bucket.shard), 0
         if plane is None:
@@ -136,7 +136,7 @@ class Planes:
         if place == pb.PARAMETERS:
             arena.revert(bucket.index)
         values = arena.tensor(*arena.layout.span(bucket.index))
-        for version in arena.attempts(bucket.index):  # noqa: B007 - the last one counts
+        for version in arena.attempts(bucket.index, plane.parameters.offer.pid):  # noqa: B007 - the last one counts
             take(bucket, values)
         return version
 

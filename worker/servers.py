@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.config import PLANES
-from torch_ps.common.errors import ConfigError, Overloaded, ServerStopped, Unreachable, WaitTimeout
+from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ServerStopped, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.again import patiently
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
 
@@ -14,8 +15,6 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds after which a lead that took no more workers is asked again.
 AGAIN_SECONDS = 2.0
-#: Seconds after which all servers are looked at again.
-PAUSE_SECONDS = 0.2
 #: Seconds after which shards that are not of one start yet are asked again.
 SHARDS_SECONDS = 0.2
 
@@ -33,12 +32,12 @@ def check_arguments(timeout: float, plane: str) -> None:
 
 
 def describe_all(
-    links: Sequence[Link], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
+    voters: Sequence[Voter], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
 ) -> pb.JobDescription:
     """What the lead says of the job, once all shards have answered, fit together and are of one incarnation.
 
     Args:
-        links: to all shards, shard 0 first.
+        voters: of all shards, shard 0 first.
         codecs: that this worker will use.
         seconds: for all answers together, or the lease if that is longer.
         before: what it said when this worker joined.
@@ -51,8 +50,9 @@ def describe_all(
     """
     seconds = max(seconds, before.lease_seconds if before is not None else 0.0)
     deadline = time.monotonic() + seconds
+    links = [voter.link for voter in voters]
     while True:
-        jobs = [link.describe(max(deadline - time.monotonic(), 0.1)) for link in links]
+        jobs = [voter.describe(max(deadline - time.monotonic(), 0.1)) for voter in voters]
         _check(links, jobs, codecs)
         apart = [link for link, job in zip(links, jobs, strict=True) if job.incarnation != jobs[0].incarnation]
         if not apart:
@@ -93,19 +93,16 @@ def _check_resumed(job: pb.JobDescription, before: pb.JobDescription | None) -> 
         )
 
 
-def find_servers(voters: Sequence[Voter], seconds: float) -> None:
-    """Where a shard has several servers, have its link lead to the one that serves.
+def joined(join: Callable[[], None], voters: Sequence[Voter], lease: float) -> None:
+    """Do what it takes to join; again from its beginning when a server that has a standby goes away meanwhile.
 
     Raises:
-        Unreachable: none does after ``seconds``; names them.
+        PsError: as ``join``.
     """
-    deadline = time.monotonic() + seconds
-    for voter in voters:
-        while len(voter.servers) > 1 and not voter.look():
-            if time.monotonic() > deadline:
-                names = " and ".join(map(str, voter.servers))
-                raise Unreachable(f"none of {names} serves its shard after {seconds:g} s; see their logs")
-            time.sleep(PAUSE_SECONDS)
+    if any(len(voter.servers) > 1 for voter in voters):
+        patiently(join, voters[0].patience(lease), then=(NameTaken,))  # until that stream of this worker's has ended
+    else:
+        join()
 
 
 def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:

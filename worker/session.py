@@ -46,7 +46,7 @@ from torch_ps.worker.identity import Identity
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import check, prepare
-from torch_ps.worker.servers import admitted, check_arguments, describe_all, find_servers, open_roster
+from torch_ps.worker.servers import admitted, check_arguments, describe_all, joined, open_roster
 from torch_ps.worker.silence import watch
 from torch_ps.worker.tracing import report
 from torch_ps.worker.transport import Link
@@ -109,9 +109,8 @@ class Session:
 
     def _describe(self) -> pb.JobDescription:
         """What the job is; ServerStopped: it is not the one that this session has taken part in."""
-        find_servers(self._voters, CONNECT_SECONDS)
         used = (self._compressor.codec.name, self._pull_codec.name)
-        return describe_all(self._links, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
+        return describe_all(self._voters, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -123,9 +122,7 @@ class Session:
         """
         self.job = self._describe()
         if not self.job.initialised:
-            raise NotInitialised(
-                f"the job at {self._links[0].address} has no parameters yet; a worker has to call init"
-            )
+            raise NotInitialised(f"the job at {self._links[0].address} has no parameters yet; a worker has to init")
         model = schema.from_proto(self.job.model)
         self._start(model)
         return model
@@ -141,6 +138,9 @@ class Session:
             NameTaken: another worker has this name or rank.
             WaitTimeout: the first worker has not sent the parameters.
         """
+        joined(lambda: self._join(model, rank, values), self._voters, self.job.lease_seconds)
+
+    def _join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
         if self._exchange is not None:
             self._exchange.close()  # of an earlier life, whose streams would have the name
         self.job = self._describe()
@@ -154,7 +154,7 @@ class Session:
         watch(self._streams, self._voters, self.job.lease_seconds)
         self.job_model = model
         if not reply.seed:
-            self.job_model = schema.from_proto(self._links[0].describe(CONNECT_SECONDS).model)
+            self.job_model = schema.from_proto(self._voters[0].describe(CONNECT_SECONDS).model)
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
                 frames = self._identity.seeds(model, self.plan.of_shard(index), values)

@@ -24,7 +24,6 @@ from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options import Check, Command, at_least, check_all, more_than, option, options_of
 from torch_ps.worker.client import addresses_of
 from torch_ps.worker.look import Facts, Look
-from torch_ps.worker.servers import find_servers
 from torch_ps.worker.status_table import tables
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
@@ -97,7 +96,9 @@ class Watched:
         Raises:
             PsError: one does not answer, nor its standby.
         """
-        find_servers(self._voters, self._seconds)
+        for voter in self._voters:
+            if len(voter.servers) > 1:
+                voter.describe(self._seconds)  # has its link lead to the one that serves
         links = [voter.link for voter in self._voters]
         replies = [link.status(self._seconds) for link in links]
         self._last = Look([str(link.address) for link in links], replies, self._last)

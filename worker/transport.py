@@ -273,3 +273,5 @@ class Link:
             return call(request, timeout=seconds, wait_for_ready=wait, metadata=self._access.metadata)
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
+        except ValueError:  # what gRPC says to a thread that looks for a server while another one closes the link
+            raise Unreachable(f"the connection to {self.address} is closed here") from None

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from torch_ps.common import address, ballots
 from torch_ps.common.address import Address
-from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.errors import ConfigError, PsError, Unreachable
 from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.terms import Configuration, Term
@@ -30,6 +30,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to say what it is, when there is another one to ask.
 LOOK_SECONDS = 1.0
+#: Seconds after which all servers are looked at again.
+LOOKS_PAUSE_SECONDS = 0.2
 #: Seconds, beyond the lease, in which a standby has to take over.
 TAKE_OVER_SECONDS = 10.0
 #: Seconds for which a standby is asked before all are looked at again, and between two times that it is.
@@ -48,6 +50,7 @@ class Voter:
         self.promises = Promises()
         self.life = "", 0  # of the worker in the job: its name and session
         self._lock = threading.Lock()
+        self._looking = threading.Lock()  # held by who moves ``link``
 
     def patience(self, lease: float) -> float:
         """Seconds in which a server of the shard has to serve again."""
@@ -76,13 +79,36 @@ class Voter:
                     return pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(configuration.term)))
         return None
 
+    def describe(self, seconds: float) -> pb.JobDescription:
+        """What the server says that serves, to which ``link`` leads now; waits until one does.
+
+        Raises:
+            Unreachable: none does after ``seconds``; names them.
+            Refused: as ``Link.describe``.
+        """
+        if len(self.servers) == 1:
+            told = self.link.describe(seconds)
+            self._learn(ballots.configuration_from_proto(told.configuration))
+            return told
+        deadline = time.monotonic() + seconds
+        while (found := self.look()) is None:
+            if time.monotonic() > deadline:
+                names = " and ".join(map(str, self.servers))
+                raise Unreachable(f"none of {names} serves its shard after {seconds:.3g} s; see their logs")
+            time.sleep(LOOKS_PAUSE_SECONDS)
+        return found
+
     def look(self) -> pb.JobDescription | None:
         """Look at every server once, and have a standby take over if none serves.
 
         Returns:
             What the one says that serves, to which ``link`` leads now; None: there is none.
         """
-        standbys = []
+        with self._looking:
+            return self._look()
+
+    def _look(self) -> pb.JobDescription | None:
+        standbys, served = [], False
         for each in tuple(self.servers):
             told = self._look_at(each)
             if told is None:
@@ -94,17 +120,25 @@ class Voter:
                 return told
             elif configuration.term.number:
                 self._refuse(configuration.term)
-        for each in standbys if self.life[1] else ():
+                served = True
+        for each in standbys if self.life[1] and not served else ():
             if self._campaign(each):
                 return self._look_at(each)
         return None
 
     def _refuse(self, term: Term) -> None:
-        """Tell a server that a higher term was promised, so that it takes one that this worker may speak to."""
+        """Tell a server that a higher term was promised, so that it takes one that this worker may speak to.
+
+        That is how to get on; to ask its standby to take over would be to promise that one a still higher term.
+        """
         with self._lock:
-            paper = pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))
+            papers = [pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))]
+        worker, session = self.life
         with contextlib.suppress(PsError):
-            self.link.ballot(pb.BallotRequest(worker=self.life[0], session=self.life[1], paper=[paper]), LOOK_SECONDS)
+            for _ in range(2):  # the second time what it asks in turn: it may have lost its standby
+                request = pb.BallotRequest(worker=worker, session=session, paper=papers)
+                reply = self.link.ballot(request, LOOK_SECONDS) if papers else pb.BallotReply()
+                papers = [paper for each in reply.ballot if (paper := self._answer(each)) is not None]
 
     def _look_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)

@@ -87,11 +87,18 @@ class Cut:
         self._noted: dict[str, dict[str, Any]] = {}
         #: Of the last cut that all buckets have passed: its version and its sections.
         self.taken: tuple[int, dict[str, Any]] = (0, {})
+        #: Planned when a bucket had passed it already: in another process, in whose place this one has come.
+        self.missed = 0
 
-    def plan(self, version: int) -> None:
-        """Copy at ``version``, 0 is never; the one planned before is given up if it is another one."""
+    def plan(self, version: int, newest: int = 0) -> None:
+        """Copy at ``version``, 0 is never; the one planned before is given up if it is another one.
+
+        Args:
+            newest: version of the bucket that has come farthest.
+        """
         if version != self._version:
             self._version, self._recorded, self._noted = version, 0, {}
+            self.missed = version if version <= newest else 0
 
     def passes(self, version: int) -> bool:
         """Whether a bucket that has come to ``version`` is to be copied; each bucket asks once per version."""
@@ -165,13 +172,13 @@ class Planner(Generic[R]):
         return whole
 
     def failed(self, shard: int, version: int, now: float) -> bool:
-        """A shard could not write its part, so there is no such checkpoint; False if it was given up before.
+        """A shard could not write its part, so there is no such checkpoint; False: it was given up, or is written.
 
         Raises:
             ProtocolError: there is no such shard.
         """
         self._check(shard)
-        if version != self._version:
+        if version != self._version or shard in self._reports:
             return False
         self._over(now)
         return True

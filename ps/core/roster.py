@@ -90,13 +90,13 @@ class Roster:
 
 
 def roster_of(data: Mapping[str, Any]) -> Roster:
-    """The roster in what ``Membership.hand_over`` gives; no cut is planned.
+    """The roster in what ``Membership.hand_over`` gives, or another shard than the lead.
 
     Raises:
         KeyError, TypeError, ValueError: it is not that.
     """
     members = [_member(*each) for each in data["members"]]
-    return Roster(int(data["epoch"]), rank_order(members), bool(data["open"]))
+    return Roster(int(data["epoch"]), rank_order(members), bool(data["open"]), int(data.get("cut", 0)))
 
 
 def rank_order(members: Iterable[Member]) -> tuple[Member, ...]:
@@ -200,6 +200,10 @@ class Membership:
         if name in self._expected:
             self._expected.remove(name)
             self._survived = True
+
+    def stood_still(self, seconds: float, now: float) -> None:
+        """The lead has heard nobody for so long, until now: that is nobody's silence but its own."""
+        self._seen = {name: min(seen + seconds, now) for name, seen in self._seen.items()}
 
     def leave(self, name: str, session: int, now: float, open_step: int) -> Effects:
         """A graceful leave; of a session that is not (or no longer) a member it changes nothing."""

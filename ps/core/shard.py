@@ -130,7 +130,7 @@ class Shard:
         """Follow the lead to a new epoch; one that is not newer changes nothing."""
         if roster.epoch <= self.roster.epoch:
             return ()
-        self.cut.plan(roster.cut)
+        self.cut.plan(roster.cut, max(self.versions, default=0))
         before, self.roster = self.roster, roster
         self._members = {m.name: m for m in roster.members}
         effects: list[Effect] = []

@@ -99,6 +99,10 @@ def test_codec(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "found").read_text())[0]["codec"] == "fp16"
 
 
+def test_imports() -> None:
+    assert "+ torch_ps" in bench("imports.py")
+
+
 def test_doctor() -> None:
     assert "10,000 parameters" in bench("doctor.py")
 
@@ -122,12 +126,11 @@ def test_links_measure_and_leave_no_namespace(tmp_path: Path) -> None:
     if reason := reason_for_no_links():
         pytest.skip(reason)
     before = namespaces()
-    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32")
+    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32,tcp")
     printed = bench("links.py", *options, "--json", str(tmp_path / "found"))
-    assert "100 Mb/s k=2 fp32" in printed
-    (row,) = json.loads((tmp_path / "found").read_text())
-    assert row["row"] == "100 Mb/s k=2 fp32"
-    assert row["runs"][0]["error"] < 1e-3
+    found = json.loads((tmp_path / "found").read_text())
+    assert [row["row"] for row in found] == ["100 Mb/s k=2 tcp", "100 Mb/s k=2 fp32"]
+    assert all(row["row"] in printed and row["runs"][0]["error"] < 1e-3 for row in found)
     assert namespaces() <= before
 
 

@@ -1,13 +1,13 @@
 """One job with real processes, and the hands that break it: each fault is begun, and mended when its seconds are over.
 
-    worker i --> Proxy (i, shard) --> server of the shard, on the same port in every life
+    worker i --> Proxy (i, server) --> a server, on the same port in every life
 
 Rules of this file
   1. Every fault names what it does and what mends it, in one place: ``begin`` gives the mending.
   2. Mending is what a supervisor would do: workers that are dead are started again under their name, servers all
-     together from the newest checkpoint (docs/checkpoints.md).
+     together from the newest checkpoint (docs/checkpoints.md) or, with standbys, one by one (docs/standby.md).
   3. Workers live on if the servers are back within a lease. Where this machine was too busy for that, one that has
-     given up is started again, and counted.
+     given up is started again, and counted. With standbys none may give up.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ import re
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,9 +25,10 @@ import torch
 import torch_ps
 from tests.chaos import schedule
 from tests.chaos.ledger import Ledger, now
+from tests.chaos.pairs import Pairs, pairs
 from tests.chaos.schedule import NUM_WORKERS, Fault, Setting
 from tests.chaos.worker import NUM_ELEMENTS
-from tests.support.jobs import until
+from tests.support.jobs import SECONDS, until
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.restart import Shards, shards
@@ -33,6 +36,8 @@ from torch_ps.ps.checkpoint import Checkpoints
 
 #: Bytes that a server may write into one file while its disk is full; its part of a checkpoint is larger.
 FULL = 100_000
+#: Samples before the end with which no fault begins any more where there are standbys.
+LAST = 100
 #: What leaves traces of a bug in a log.
 BAD = re.compile(r"Traceback|Logging error| bug ")
 
@@ -42,8 +47,13 @@ Mend = Callable[[], None]
 class Job:
     """Three workers on leased samples. ``folder`` has all files of it."""
 
-    def __init__(self, servers: Shards, setting: Setting, folder: Path, size: int, proxies: list[list[Proxy]]) -> None:
-        self.servers, self.setting, self._folder, self._size, self._proxies = servers, setting, folder, size, proxies
+    def __init__(self, servers: Shards | Pairs, setting: Setting, folder: Path, size: int, stack: ExitStack) -> None:
+        self.servers, self.setting, self._folder, self._size = servers, setting, folder, size
+        places = servers.places if isinstance(servers, Pairs) else [[each] for each in servers.addresses]
+        #: Of each worker, by shard, to each of its servers.
+        self._proxies = [
+            [[stack.enter_context(Proxy(each)) for each in some] for some in places] for _ in range(NUM_WORKERS)
+        ]
         self._checkpoints = Checkpoints(str(folder / "kept"))
         most = 1 if setting.mode == "async" else NUM_WORKERS * setting.batch_size
         self.acks = [folder / f"w{number}.acks" for number in range(NUM_WORKERS)]
@@ -59,7 +69,7 @@ class Job:
 
     def begin(self, fault: Fault) -> Mend:
         """Break something; what is returned mends it."""
-        worker, proxies = self.workers[fault.victim], self._proxies[fault.victim]
+        worker, proxies = self.workers[fault.victim], [*chain(*self._proxies[fault.victim])]
         match fault.kind:
             case schedule.KILL_WORKER:
                 self.num_interruptions += 1
@@ -73,6 +83,8 @@ class Job:
                 self._killed = self._killed or now()
                 self.servers.processes[0 if fault.kind == schedule.KILL_LEAD else -1].end(signal.SIGKILL)
                 return self._restart
+            case schedule.KILL_PRIMARY | schedule.KILL_STANDBY | schedule.STOP_PRIMARY | schedule.STOP_STANDBY:
+                return self._break(fault)
             case schedule.CUT:
                 for proxy in proxies:
                     proxy.sever()
@@ -89,8 +101,28 @@ class Job:
         self.lives[number] += 1
         self.workers[number] = self._start(number)
 
+    def _break(self, fault: Fault) -> Mend:
+        """Of servers that have another one."""
+        assert isinstance(self.servers, Pairs)
+        some = self.servers.primaries if fault.kind.endswith("primary") else self.servers.standbys
+        victims = [each.process for each in some[fault.victim : fault.victim + 1] or some]
+        for victim in victims:
+            victim.send(signal.SIGKILL if fault.kind in schedule.FATAL else signal.SIGSTOP)
+
+        def mend() -> None:
+            for victim in victims:
+                victim.send(signal.SIGCONT)
+
+        return mend
+
+    def settle(self, seconds: float) -> None:
+        """When all go on: start what stays away otherwise, and wait until every server has its place again."""
+        if isinstance(self.servers, Pairs):
+            self.servers.settle(seconds)
+
     def _restart(self) -> None:
         """All servers, though one has died: shards of different versions are no job."""
+        assert isinstance(self.servers, Shards)
         self.servers.kill()
         killed = now()
         versions = self._checkpoints.versions()
@@ -112,20 +144,18 @@ class Job:
 
     def _fill(self) -> Mend:
         """No room for a checkpoint of any server, by the limit that the kernel puts on the length of files."""
-        life = self.servers.processes
-        processes = [each for each in life if each.wait(0) is None]  # one may have been killed in this round
-        limits = [(process.pid, resource.prlimit(process.pid, resource.RLIMIT_FSIZE)) for process in processes]
-        for pid, (_, hard) in limits:
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL, hard))
+        life = [each for each in self.servers.processes if each.wait(0) is None]  # one may have been killed already
+        limits = [(process, resource.prlimit(process.pid, resource.RLIMIT_FSIZE)) for process in life]
+        for process, (_, hard) in limits:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL, hard))
 
         def mend() -> None:
-            if self.servers.processes is not life or any(each.wait(0) is not None for each in life):
-                return  # killed meanwhile; the new ones have no limit
-            before = self.servers.status().checkpoint
-            if not self.ended:
+            if all(process.wait(0) is None for process in life):  # else whoever keeps checkpoints now may be another
+                before = self.servers.status().checkpoint
                 until(lambda: self.ended or self._failed(before.failures), "a checkpoint finds no room")
-            for pid, limit in limits:
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+            for process, limit in limits:
+                if process.wait(0) is None:
+                    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
 
         return mend
 
@@ -139,6 +169,12 @@ class Job:
     def ended(self) -> bool:
         """Whether a worker has seen the end of the data."""
         return any(worker.wait(0) == 0 for worker in self.workers)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the data is about to be used up: a standby whose workers have all left is asked by nobody."""
+        self.ledger.read()
+        return self.ended or (self.setting.standbys and len(self.ledger.required) > self._size - LAST)
 
     def check_workers(self) -> None:
         """Raises AssertionError if one has ended with an error that it should not have."""
@@ -176,7 +212,7 @@ class Job:
             assert not BAD.search(text), f"log of {name}:\n{text[-6000:]}"
 
     def _start(self, number: int) -> Child:
-        servers = ",".join(proxy.address for proxy in self._proxies[number])
+        servers = ",".join("|".join(proxy.address for proxy in some) for some in self._proxies[number])
         options = (self._size, self.setting.batch_size, self.setting.plane, str(self.acks[number]))
         log = self._folder / f"w{number}.{self.lives[number]}.log"
         return Child("tests.chaos.worker:train", (servers, f"w{number}", *options), log)
@@ -185,9 +221,10 @@ class Job:
 @contextlib.contextmanager
 def running(setting: Setting, folder: Path, size: int) -> Iterator[Job]:
     """A job whose first checkpoint is good. Ends its servers well, and everything in any case."""
-    with contextlib.ExitStack() as stack:
+    start: Callable[..., AbstractContextManager[Shards | Pairs]] = pairs if setting.standbys else shards
+    with ExitStack() as stack:
         servers = stack.enter_context(
-            shards(
+            start(
                 setting.num_shards,
                 mode=setting.mode,
                 workers=NUM_WORKERS,
@@ -197,10 +234,10 @@ def running(setting: Setting, folder: Path, size: int) -> Iterator[Job]:
                 checkpoint_every=setting.checkpoint_every,
             )
         )
-        proxies = [[stack.enter_context(Proxy(each)) for each in servers.addresses] for _ in range(NUM_WORKERS)]
-        job = Job(servers, setting, folder, size, proxies)
+        job = Job(servers, setting, folder, size, stack)
         try:
             until(lambda: servers.status().checkpoint.version > 0, "the first checkpoint is good")
+            job.settle(SECONDS)
             yield job
         finally:
             for worker in job.workers:

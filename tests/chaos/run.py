@@ -91,10 +91,11 @@ def _job(
     with running(setting, folder, size) as job:
         for each in rounds:
             time.sleep(each.pause)
-            if job.ended or time.monotonic() > until:
+            if job.ends or time.monotonic() > until:
                 break
             _inject(job, each)
             seconds = _well(job, patience)
+            job.settle(patience)
             job.check()
             growth = _growth(job, first)
             found.growth = max(found.growth, growth)

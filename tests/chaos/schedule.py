@@ -18,8 +18,9 @@ NUM_WORKERS = 3
 KILL_WORKER, KILL_SHARD, KILL_LEAD = "SIGKILL worker", "SIGKILL shard", "SIGKILL lead"
 STOP_WORKER, CUT, DELAY, DROP = "SIGSTOP worker", "connection cut", "answers delayed", "answers dropped"
 DISK_FULL = "disk full"
+KILL_PRIMARY, KILL_STANDBY = "SIGKILL primary", "SIGKILL standby"
+STOP_PRIMARY, STOP_STANDBY = "SIGSTOP primary", "SIGSTOP standby"
 
-#: Room for one more: a primary that has a standby is killed, and its standby goes on within the lease.
 #: Kind -> how often, least and most seconds that it lasts. Servers have to be back within the lease.
 KINDS: dict[str, tuple[int, float, float]] = {
     KILL_WORKER: (3, 0.0, 1.0),
@@ -30,14 +31,24 @@ KINDS: dict[str, tuple[int, float, float]] = {
     DELAY: (3, 0.1, 0.8 * LEASE),
     DROP: (4, 0.05, 0.5),
     DISK_FULL: (2, 0.2, 1.0),
+    KILL_PRIMARY: (4, 0.0, 0.0),
+    KILL_STANDBY: (1, 0.0, 0.0),
+    STOP_PRIMARY: (1, 0.1 * LEASE, 1.8 * LEASE),
+    STOP_STANDBY: (1, 0.1 * LEASE, 1.8 * LEASE),
 }
+#: Of a shard without a standby: the job has to go back to its checkpoint.
+SINGLE = {KILL_SHARD, KILL_LEAD}
+#: Of a shard with one: the job goes on. One of them at a time, for two servers of a shard are too many to lose.
+PAIRED = {KILL_PRIMARY, KILL_STANDBY, STOP_PRIMARY, STOP_STANDBY}
+FATAL = {KILL_PRIMARY, KILL_STANDBY}
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one job is run."""
+    """How one job is run. ``standbys``: every shard has one."""
 
     mode: str
+    standbys: bool
     num_shards: int
     plane: str
     batch_size: int
@@ -46,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``victim``: number of a worker, where the fault is one worker's."""
+    """``victim``: number of a worker, or of a shard; one more than there are shards is all of them."""
 
     kind: str
     victim: int
@@ -69,6 +80,7 @@ def draw(seed: int, number: int) -> Drawn:
     chance = random.Random(f"{seed}/{number}")
     setting = Setting(
         mode=("sync", "async")[(seed + number) % 2],
+        standbys=(seed + number) // 2 % 2 == 1,
         num_shards=2 if chance.random() < 0.7 else 1,
         plane=chance.choice(["memory", "network"]),
         batch_size=chance.choice([2, 4]),
@@ -78,11 +90,14 @@ def draw(seed: int, number: int) -> Drawn:
 
 
 def _rounds(chance: random.Random, setting: Setting) -> Iterator[Round]:
-    kinds = [kind for kind in KINDS if kind != KILL_SHARD or setting.num_shards > 1]
+    without = (SINGLE if setting.standbys else PAIRED) | (set() if setting.num_shards > 1 else {KILL_SHARD})
+    kinds = [kind for kind in KINDS if kind not in without]
     weights = [KINDS[kind][0] for kind in kinds]
     while True:
         found: dict[str, Fault] = {}
         for kind in chance.choices(kinds, weights, k=chance.choice([1, 1, 2])):
             _, least, most = KINDS[kind]
+            if kind in PAIRED and PAIRED & found.keys():
+                continue
             found[kind] = Fault(kind, chance.randrange(NUM_WORKERS), round(chance.uniform(least, most), 3))
         yield Round(round(chance.uniform(0.05, 1.0), 3), tuple(found.values()))

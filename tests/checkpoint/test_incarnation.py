@@ -103,6 +103,31 @@ def test_shard_that_starts_alone_is_refused_and_all_together_go_on(mode: str, tm
             assert params["early"].tolist() == params["late"].tolist() == [-STEPS * LR] * 2
 
 
+def test_servers_that_restart_together_do_so_when_one_has_died(tmp_path: Path) -> None:
+    with shards(3, **settings(tmp_path, lease=20.0, resume=True, restart_together=True)) as servers:
+        at, go = [threading.Event(), threading.Event()], threading.Event()
+
+        def fault() -> None:
+            assert all(event.wait(60) for event in at)
+            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+            servers.kill(1)
+            go.set()
+            again = spawn(lambda: servers.start_alone(1))  # waits for a lead that goes on
+            code, said = servers.ended(0)
+            assert code == 1
+            assert "shard 1 was started anew, so all servers have to start together again" in said
+            servers.start_alone(0)
+            assert servers.ended(2)[0] == 1
+            servers.start_alone(2)
+            again.result(SECONDS)
+
+        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
+            for client in (one, two):
+                client.begin()
+            restarts = at_once(lambda: train(one, at[0], go), lambda: train(two, at[1], go), fault)[:2]
+            assert restarts == [1, 1]
+
+
 def test_workers_of_a_shard_that_is_gone_are_told_which_after_their_lease(mode: str, tmp_path: Path) -> None:
     with shards(2, **settings(tmp_path, mode=mode, lease=1.0)) as servers:
         with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:

@@ -49,6 +49,22 @@ def test_one_cut_at_a_time_until_all_shards_have_reported() -> None:
     assert p.due(1.0, 30, 2, stale=False) == 40
 
 
+def test_shard_that_has_come_in_the_place_of_another_says_that_it_has_missed_a_cut() -> None:
+    cut, missed = Cut(2), []
+    for version, newest in ((10, 9), (10, 11), (20, 20)):  # the second time it knows of it and has passed it
+        cut.plan(version, newest)
+        missed.append(cut.missed)
+    assert missed == [0, 0, 20]
+
+
+def test_part_that_is_written_stays_so_when_its_server_is_gone() -> None:
+    p = planner(every=10)
+    p.due(0.0, 0, 2, stale=False)
+    p.reported(1, 10, "b", 1.0)
+    assert not p.failed(1, 10, 2.0)
+    assert p.reported(0, 10, "a", 3.0) == ("a", "b")
+
+
 def test_failure_of_one_shard_ends_the_cut_and_the_next_one_is_planned() -> None:
     p = planner(every=10)
     p.due(0.0, 0, 2, stale=False)

@@ -188,3 +188,13 @@ def test_evicted_worker_has_to_join_again() -> None:
 def test_settings_out_of_range_are_refused(quorum: int, lease: float) -> None:
     with pytest.raises(ConfigError):
         Membership(quorum=quorum, lease=lease)
+
+
+def test_silence_while_the_lead_stood_still_is_nobodys() -> None:
+    m = lead("a", "b")  # heard of at 0
+    m.renew("b", 2, 24.0)  # of the first to be read when the lead has run again
+    m.stood_still(20.0, 25.0)
+    assert m.silent_for("a", 25.0) == 5.0
+    assert m.silent_for("b", 25.0) == 0.0
+    assert m.tick(30.0, 0) == ()
+    assert isinstance(m.tick(30.5, 0)[0], Evict)

@@ -122,8 +122,8 @@ def test_the_very_commands_train_with_mutual_tls_and_a_drained_worker_comes_back
                     path = container[probe]["httpGet"]["path"]
                     assert urllib.request.urlopen(f"http://{address}{path}", timeout=SECONDS).status == 200
         first, second = (start("Job", index) for index in range(2))
-        keys = [str(tmp_path / "worker" / name) for name in ("ca.crt", "tls.crt", "tls.key")]
-        access = access_of(*keys, str(tmp_path / "secret/token"), insecure=False)
+        ca, cert, key = (str(tmp_path / "worker" / name) for name in ("ca.crt", "tls.crt", "tls.key"))
+        access = access_of(ca, cert, key, str(tmp_path / "secret/token"), insecure=False)
         lead = Addresses(listen, access=access)
         until(
             lambda: first.ends_within(0.2) or (len(lead.status().worker) == 2 and lead.status().version > 20),

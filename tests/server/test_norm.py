@@ -45,7 +45,7 @@ class Lead:
         address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         try:
-            ask = follow.norms_of(Whereabouts([address]), 1, 7, OPEN, seconds)
+            ask = follow.norms_of(Whereabouts([address]), 1, 7, OPEN, seconds, SECONDS)
             async with asyncio.timeout(SECONDS):
                 return await ask(group, 16.0)
         finally:

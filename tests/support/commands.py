@@ -13,7 +13,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
-MODULES = {"ps-serve": "torch_ps.ps.cli", "ps-status": "torch_ps.worker.status", "ps-export": "torch_ps.ps.export"}
+MODULES = {
+    "ps-serve": "torch_ps.ps.cli",
+    "ps-run": "torch_ps.worker.launch",
+    "ps-status": "torch_ps.worker.status",
+    "ps-export": "torch_ps.ps.export",
+}
 
 
 def environment() -> dict[str, str]:

@@ -81,10 +81,10 @@ class Replicated:
         self.all.append(found)
         return found
 
-    def status(self, server: Server) -> pb.StatusReply:
+    def status(self, server: Server, seconds: float = SECONDS) -> pb.StatusReply:
         link = Link(address.parse(server.address), self._access)
         try:
-            return link.status(SECONDS)
+            return link.status(seconds)
         finally:
             link.close()
 

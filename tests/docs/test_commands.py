@@ -1,0 +1,68 @@
+"""Every command that the documentation shows is one that exists, with options that it has."""
+
+import importlib
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.docs.commands import PAGES, ROOT, commands
+
+#: Programs that this project does not bring; what they are given is tested in tests/places and tests/server.
+OTHERS = {
+    *(".", "curl", "docker", "echo", "kubectl", "openssl", "pip", "printf", "ray", "sbatch", "torchrun", "umask"),
+}
+SHOWN = [(page, words) for page in PAGES for words in commands(page)]
+OURS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+def named(shown: tuple[Path, list[str]]) -> str:
+    return f"{shown[0].stem}: {' '.join(shown[1])}"[:90]
+
+
+def of(*programs: str) -> list[tuple[Path, list[str]]]:
+    found = [(page, words) for page, words in SHOWN if words[0] in programs]
+    assert found
+    return found
+
+
+def test_every_program_in_the_documentation_is_known() -> None:
+    known = {*OURS, *OTHERS, "make", "python"}
+    assert {words[0] for _, words in SHOWN} <= known
+
+
+@pytest.mark.parametrize("shown", of(*OURS), ids=named)
+def test_our_commands_have_the_options_that_are_shown(shown: tuple[Path, list[str]]) -> None:
+    _, (name, *arguments) = shown
+    module, function = OURS[name].split(":")
+    command: click.Command = getattr(importlib.import_module(module), function)
+    arguments = [word for word in arguments if word != "..."]
+    command.make_context(name, arguments).close()
+
+
+@pytest.mark.parametrize("shown", of("make"), ids=named)
+def test_targets_of_make_exist(shown: tuple[Path, list[str]]) -> None:
+    _, (_, target, *_) = shown
+    done = subprocess.run(
+        ["make", "--dry-run", "--quiet", target],
+        cwd=ROOT,
+        env={**os.environ, "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shown", of("python"), ids=named)
+def test_scripts_exist_and_know_the_options_that_are_shown(shown: tuple[Path, list[str]]) -> None:
+    _, (_, script, *arguments) = shown
+    text = (ROOT / script).read_text(encoding="utf-8")
+    shared = (ROOT / "bench" / "pushpull.py").read_text(encoding="utf-8")  # its options() are those of many
+    for option in [word for word in arguments if word.startswith("--")]:
+        assert re.search(rf'add_argument\("{option}"', text + shared), option
