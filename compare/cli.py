@@ -140,10 +140,9 @@ def again(config: CompareConfig, console: Console) -> int:
 def _plans(run: Run, config: CompareConfig, folder: Path) -> list[Plan]:
     """One for each seed."""
     rate = learning_rate(run, config.lr, config.workers, scaled=config.scaled)
-    if config.seeds == 1:
-        return [Plan(run, rate, folder / run.slug)]
-    seeds = range(config.seed, config.seed + config.seeds)
-    return [Plan(run, rate, folder / run.slug / f"seed-{seed}", seed) for seed in seeds]
+    seeds = range(config.seed, config.seed + config.seeds) if config.seeds > 1 else (None,)
+    plans = [Plan(run, rate, folder, seed) for seed in seeds]
+    return [replace(plan, folder=folder.joinpath(*plan.place)) for plan in plans]
 
 
 def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:

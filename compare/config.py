@@ -79,6 +79,7 @@ class CompareConfig:
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
+    tensorboard: str = option("", "folder for TensorBoard's event files of each run", metavar="DIR")
     trace_steps: str = trace_options.trace_steps("", "write a timeline of these steps of each run, DIR/RUN/trace.json")
     report: str = option("", "train nothing: write the report of this results.json again", metavar="FILE")
 

@@ -59,6 +59,11 @@ class Plan:
     seed: int | None = None
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """Folders of its own, below one for all runs."""
+        return (self.run.slug,) if self.seed is None else (self.run.slug, f"seed-{self.seed}")
+
+    @property
     def name(self) -> str:
         """For people who watch."""
         return self.run.name if self.seed is None else f"{self.run.name}, seed {self.seed}"
@@ -102,6 +107,8 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
     flags += [f"--slow={text}" for text in config.slow]
     if events:
         flags.append(f"--events={plan.events}")
+        if config.tensorboard:
+            flags.append(f"--tensorboard={Path(config.tensorboard, *plan.place)}")
         if config.trace_steps:
             flags += [f"--trace={plan.folder / 'trace.json'}", f"--trace-steps={config.trace_steps}"]
     return ["-n", str(config.workers), *flags]
