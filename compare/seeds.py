@@ -3,15 +3,18 @@
     RunResult of each seed --together--> RunResult: curves and figures are means, with ``low`` and ``high`` beside them
 
 Rules of this file
-  1. Pure. Curves are joined point by point: evaluations are made at the same samples of every seed.
+  1. Pure. Curves are joined at the samples of the first seed's points; between two of its own points another seed is
+     taken to be on the line that joins them.
   2. What cannot be averaged (no accuracy, a loss that diverged in one seed) is null, as it is in one run.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from torch_ps.compare.results import (
     Bytes,
@@ -23,6 +26,8 @@ from torch_ps.compare.results import (
     TrainingPoint,
     WorkerDetail,
 )
+
+Point = TypeVar("Point", CurvePoint, TrainingPoint)
 
 
 def together(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
@@ -47,8 +52,8 @@ def together(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
             pushed_per_worker=round(_mean(run.bytes.pushed_per_worker for run in results)),
             pulled_per_worker=round(_mean(run.bytes.pulled_per_worker for run in results)),
         ),
-        curve=[_curve_point(points) for points in zip(*[run.curve for run in results], strict=False)],
-        training=[_training_point(points) for points in zip(*[run.training for run in results], strict=False)],
+        curve=[_curve_point(points) for points in _aligned([run.curve for run in results])],
+        training=[_training_point(points) for points in _aligned([run.training for run in results])],
         workers_detail=[_worker(each) for each in zip(*[run.workers_detail for run in results], strict=False)],
         seeds=list(seeds),
         spread=Spread(
@@ -57,6 +62,39 @@ def together(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
             samples_per_second=_range([run.samples_per_second for run in results]),
         ),
     )
+
+
+def _aligned(curves: Sequence[Sequence[Point]]) -> list[list[Point]]:
+    """For each point of the first curve, that one and what all others are at its samples."""
+    others = [curve for curve in curves[1:] if curve]
+    aligned: list[list[Point]] = []
+    for point in curves[0]:
+        there: list[Point] = [point]
+        there.extend(_at(curve, point.samples) for curve in others)
+        aligned.append(there)
+    return aligned
+
+
+def _at(curve: Sequence[Point], samples: int) -> Point:
+    """A curve at ``samples``; beyond its ends, its end."""
+    right = bisect_left(curve, samples, key=lambda point: point.samples)
+    if right == len(curve) or right == 0 or curve[right].samples == samples:
+        return curve[min(right, len(curve) - 1)]
+    one, other = curve[right - 1], curve[right]
+    share = (samples - one.samples) / (other.samples - one.samples)
+
+    def between(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a + share * (b - a)
+
+    fields: dict[str, Any] = {
+        "seconds": one.seconds + share * (other.seconds - one.seconds),
+        "samples": samples,
+        "bytes": round(one.bytes + share * (other.bytes - one.bytes)),
+        "loss": between(one.loss, other.loss),
+    }
+    if isinstance(one, CurvePoint) and isinstance(other, CurvePoint):
+        fields["accuracy"] = between(one.accuracy, other.accuracy)
+    return replace(one, **fields)
 
 
 def _curve_point(points: Sequence[CurvePoint]) -> CurvePoint:

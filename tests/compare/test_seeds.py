@@ -42,6 +42,19 @@ def test_figures_are_means_and_ranges_reach_from_the_lowest_to_the_highest() -> 
     assert joined.staleness.histogram == counts
 
 
+def test_seeds_that_were_measured_at_other_samples_are_compared_at_the_same_ones() -> None:
+    """All losses lie on one line over the samples, so no seed differs from another, however many points it has."""
+    run = golden().runs[0]
+    line = [replace(p, samples=100 * i, loss=5 - 0.1 * i, accuracy=None) for i, p in enumerate(run.curve)]
+    sparse = [line[0], *[replace(p, samples=p.samples + 50, loss=(p.loss or 0) - 0.05) for p in line[2:-2:2]], line[-1]]
+    joined = together([replace(run, curve=line), replace(run, curve=sparse)], [0, 1])
+    assert [point.samples for point in joined.curve] == [point.samples for point in line]
+    for before, point in zip(line, joined.curve, strict=True):
+        assert point.loss_range is not None
+        assert point.loss_range.high - point.loss_range.low == pytest.approx(0, abs=1e-9)
+        assert point.loss == pytest.approx(before.loss)
+
+
 def test_a_single_seed_is_given_back_as_it_is() -> None:
     first = golden().runs[0]
     assert together([first], [0]) is first
