@@ -33,6 +33,7 @@ from torch import nn
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.flat import Flat
+from torch_ps.worker.nested import tensors_in
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.session import Session
 from torch_ps.worker.transfer import Transfer
@@ -178,7 +179,7 @@ def _under_way(kind: type[torch.Tensor], arrive: Callable[[torch.Tensor], None])
             cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             if function not in _WITHOUT_VALUES:
-                for tensor in _tensors_in((args, kwargs)):
+                for tensor in tensors_in((args, kwargs)):
                     arrive(tensor)
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
@@ -214,15 +215,3 @@ def _own(module: nn.Module) -> Iterator[torch.Tensor]:
     """What the module itself has, not its children."""
     yield from (tensor for tensor in module._parameters.values() if tensor is not None)
     yield from (tensor for tensor in module._buffers.values() if tensor is not None)
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors among arguments of a function of torch."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors_in(each)
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors_in(each)

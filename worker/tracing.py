@@ -14,7 +14,6 @@ Source: DistributedDataParallel queues a callback for the end of backward in the
 
 import logging
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.trace import TRIPS, Span, Trace, Trip, ahead, clock, clock_name
 from torch_ps.worker.identity import Identity
+from torch_ps.worker.nested import tensors_in
 from torch_ps.worker.transport import Link
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Steps:
         self._mark("forward")
         if self._step not in self._trace.steps:
             return
-        for tensor in _tensors_in(output):
+        for tensor in tensors_in(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._backward_begins)  # type: ignore[no-untyped-call]
                 return
@@ -116,15 +116,3 @@ class Steps:
         self._mark("loss")
         engine = torch.autograd.Variable._execution_engine
         engine.queue_callback(lambda: self._mark("backward"))
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of what a model has returned."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors_in(each)
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors_in(each)
