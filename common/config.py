@@ -361,6 +361,7 @@ class WorkerConfig:
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))
     events: str = option("", "file for what happens, in JSON lines", metavar="FILE")
+    tensorboard: str = option("", "folder for TensorBoard's event files, of every worker", metavar="DIR")
     threads: int = option(1, "CPU threads that a worker computes with", check=at_least(1))
     codecs: str = _codecs()
     log_level: str = _log_level()

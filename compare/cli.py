@@ -35,8 +35,9 @@ from torch_ps.compare.headline import bytes_sentence, headline
 from torch_ps.compare.launch import PS_RUN, Plan, command_line
 from torch_ps.compare.measure import Facts, common_target, measure, with_target
 from torch_ps.compare.progress import reporter
-from torch_ps.compare.results import Results
+from torch_ps.compare.results import Results, RunResult
 from torch_ps.compare.runs import Run, gradients_averaged, learning_rate, lr_rule, parse_runs
+from torch_ps.compare.seeds import together
 from torch_ps.compare.table import table
 
 
@@ -63,15 +64,13 @@ def compare_runs(config: CompareConfig, console: Console, program: Sequence[str]
     runs = parse_runs(config.runs)
     config = _with_defaults(config, runs)
     folder = _output_folder(config)
-    plans = [
-        Plan(run, learning_rate(run, config.lr, config.workers, scaled=config.scaled), folder / run.slug)
-        for run in runs
-    ]
+    plans = [plan for run in runs for plan in _plans(run, config, folder)]
     if not report.can_write_report():
         console.print(f"[yellow]{escape(report.MISSING)}")
     rule = lr_rule(runs, config.lr, config.workers, scaled=config.scaled)
-    names = [run.name for run in runs]
-    _say(console, f"{len(runs)} runs of {config.task}, {config.workers} workers, {config.samples} samples each; {rule}")
+    names = [plan.name for plan in plans]
+    what = f"{len(plans)} runs of {config.task}, {config.workers} workers, {config.samples} samples each"
+    _say(console, f"{what}; {rule}")
     if config.batch_size == "auto":
         config = _with_batch_size(config, plans[0], program, console)
     executed = execute(plans, config, reporter(console, names, config.samples), program)
@@ -82,7 +81,11 @@ def compare_runs(config: CompareConfig, console: Console, program: Sequence[str]
 
 def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
     """The results of what was executed. ``config`` has no value left open that ps-compare can know."""
-    measured = [measure(_facts(plan, config), journals) for plan, journals in executed.finished]
+    of_run: dict[str, list[tuple[RunResult, int]]] = {}
+    for plan, journals in executed.finished:
+        seed = config.seed if plan.seed is None else plan.seed
+        of_run.setdefault(plan.run.name, []).append((measure(_facts(plan, config), journals), seed))
+    measured = [together(*zip(*found, strict=True)) for found in of_run.values()]
     target = config.target if config.target is not None else common_target(measured)
     first = executed.finished[0][1][0] if executed.finished else None
     return Results(
@@ -132,6 +135,14 @@ def again(config: CompareConfig, console: Console) -> int:
     results = format_.read(source)
     publish(results, Path(config.out) if config.out else source.parent, console)
     return 0
+
+
+def _plans(run: Run, config: CompareConfig, folder: Path) -> list[Plan]:
+    """One for each seed."""
+    rate = learning_rate(run, config.lr, config.workers, scaled=config.scaled)
+    seeds = range(config.seed, config.seed + config.seeds) if config.seeds > 1 else (None,)
+    plans = [Plan(run, rate, folder, seed) for seed in seeds]
+    return [replace(plan, folder=folder.joinpath(*plan.place)) for plan in plans]
 
 
 def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch_ps.common import protection, trace_options
 from torch_ps.common.config import WorkerConfig
-from torch_ps.common.fields import Check, at_least, check_all, declared, option
+from torch_ps.common.fields import Check, at_least, check_all, declared, option, within
 from torch_ps.common.slow import parse_slow, slow_of
 
 DEFAULT_RUNS = "sync,sync:compress=fp16,async,async:compress=fp16"
@@ -53,6 +53,12 @@ class CompareConfig:
         (), "make a worker slower in every run, such as w1:3x", metavar="WORKER:FACTOR", common=True
     )
     seed: int = option(0, "seed of the model and of the order of the data", check=at_least(0), common=True)
+    seeds: int = option(
+        1,
+        "runs of each configuration, with that seed and the next ones",
+        check=within(1, 100),
+        common=True,
+    )
     device: str = option(
         "auto",
         "auto, cpu, cuda or cuda:N; auto is one GPU per worker, or else the CPU",
@@ -73,6 +79,7 @@ class CompareConfig:
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
+    tensorboard: str = option("", "folder for TensorBoard's event files of each run", metavar="DIR")
     trace_steps: str = trace_options.trace_steps("", "write a timeline of these steps of each run, DIR/RUN/trace.json")
     report: str = option("", "train nothing: write the report of this results.json again", metavar="FILE")
 
@@ -94,6 +101,7 @@ def settings_of(config: CompareConfig) -> dict[str, Any]:
         "samples": config.samples,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "seeds": config.seeds,
         "slow": [f"w{rank}:{factor:g}x" for rank, factor in sorted(parse_slow(config.slow).items())],
         "shards": config.shards,
         "device": config.device,

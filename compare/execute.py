@@ -65,19 +65,19 @@ def execute(
                 result.finished.append((plan, journals))
             except KeyboardInterrupt:
                 result.failures.append(_failure(plan, config, "stopped by Ctrl-C"))
-                reporter.done(plan.run.name, watch.live("stopped"), failed=True)
+                reporter.done(plan.name, watch.live("stopped"), failed=True)
                 result.interrupted = True
                 break
             except RunRefused as error:
                 if plan is plans[0]:
-                    reporter.done(plan.run.name, watch.live("refused"), failed=True)
+                    reporter.done(plan.name, watch.live("refused"), failed=True)
                     leave_nothing(plan.folder)
                     raise ConfigError(str(error)) from None
                 result.failures.append(_failure(plan, config, str(error)))
-                reporter.done(plan.run.name, watch.live("refused"), failed=True)
+                reporter.done(plan.name, watch.live("refused"), failed=True)
             except PsError as error:
                 result.failures.append(_failure(plan, config, str(error)))
-                reporter.done(plan.run.name, watch.live("failed"), failed=True)
+                reporter.done(plan.name, watch.live("failed"), failed=True)
     return result
 
 
@@ -131,7 +131,7 @@ class Watch:
 
 
 def _run(plan: Plan, config: CompareConfig, reporter: Reporter, program: Sequence[str], watch: Watch) -> list[Journal]:
-    name = plan.run.name
+    name = plan.name
     reporter.show(name, watch.live())
     with Child([*program, *arguments(plan, config)], plan) as child:
         while (code := child.wait(LOOK_EVERY)) is None:
@@ -162,4 +162,4 @@ def leave_nothing(folder: Path) -> None:
 
 
 def _failure(plan: Plan, config: CompareConfig, reason: str) -> Failure:
-    return Failure(name=plan.run.name, reason=reason, log=str(plan.log), command=command_line(plan, config))
+    return Failure(name=plan.name, reason=reason, log=str(plan.log), command=command_line(plan, config))

@@ -51,11 +51,22 @@ class RunRefused(RunFailed):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run with its learning rate (0 leaves it to the task) and its folder."""
+    """A run with its learning rate (0 leaves it to the task), its folder, and its seed where there are several."""
 
     run: Run
     lr: float
     folder: Path
+    seed: int | None = None
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Folders of its own, below one for all runs."""
+        return (self.run.slug,) if self.seed is None else (self.run.slug, f"seed-{self.seed}")
+
+    @property
+    def name(self) -> str:
+        """For people who watch."""
+        return self.run.name if self.seed is None else f"{self.run.name}, seed {self.seed}"
 
     @property
     def events(self) -> Path:
@@ -79,7 +90,7 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
         "data": config.data,
         "samples": config.samples,
         "batch-size": config.batch_size or "",
-        "seed": config.seed,
+        "seed": config.seed if plan.seed is None else plan.seed,
         "device": config.device,
         "shards": config.shards,
         "threads": config.threads,
@@ -96,6 +107,8 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
     flags += [f"--slow={text}" for text in config.slow]
     if events:
         flags.append(f"--events={plan.events}")
+        if config.tensorboard:
+            flags.append(f"--tensorboard={Path(config.tensorboard, *plan.place)}")
         if config.trace_steps:
             flags += [f"--trace={plan.folder / 'trace.json'}", f"--trace-steps={config.trace_steps}"]
     return ["-n", str(config.workers), *flags]

@@ -28,6 +28,14 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """From the lowest to the highest of several seeds."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
     """Validation of the parameters as they were ``seconds`` after the start of training.
 
@@ -39,6 +47,8 @@ class CurvePoint:
     bytes: int
     loss: float | None
     accuracy: float | None = None
+    loss_range: Range | None = None
+    accuracy_range: Range | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +59,16 @@ class TrainingPoint:
     samples: int
     bytes: int
     loss: float | None
+    loss_range: Range | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Of the figures of several seeds."""
+
+    validation_loss: Range | None = None
+    validation_accuracy: Range | None = None
+    samples_per_second: Range | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +101,11 @@ class WorkerDetail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """One finished run. ``seconds`` is wall time of training, evaluation excluded."""
+    """One finished run. ``seconds`` is wall time of training, evaluation excluded.
+
+    With several ``seeds`` all figures and curves are means over them, and ``spread`` and the ranges say how far they
+    lie apart; ``command`` repeats the first.
+    """
 
     name: str
     mode: str
@@ -103,6 +127,8 @@ class RunResult:
     workers_detail: list[WorkerDetail]
     text: str | None
     command: str
+    seeds: list[int] = field(default_factory=list)
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

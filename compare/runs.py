@@ -37,7 +37,8 @@ from torch_ps.common.fields import Field, declared
 _OF_THE_JOB = {"task", "data", "samples", "seed", "slow", "workers", "mode"}
 _OF_THE_LAUNCHER = {"listen", "shard", "lead", "metrics", "insecure", "ready_file", "servers", "name", "rank"}
 _OF_ACCESS = {"tls_ca", "tls_cert", "tls_key", "token_file"}
-_SHARED = _OF_THE_JOB | _OF_THE_LAUNCHER | _OF_ACCESS | {"events", "evaluations", "log_level", "trace", "trace_steps"}
+_OF_WHAT_IS_SEEN = {"events", "evaluations", "log_level", "tensorboard", "trace", "trace_steps"}
+_SHARED = _OF_THE_JOB | _OF_THE_LAUNCHER | _OF_ACCESS | _OF_WHAT_IS_SEEN
 _WORDS = {"none": "fp32"}
 #: Another word for an option, from the documentation of the codecs.
 _SYNONYMS = {"codec": "compress"}

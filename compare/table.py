@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from torch_ps.compare.results import Results, RunResult
+from torch_ps.compare.results import Range, Results, RunResult
 
 #: A value this close to the best one, relative to it, is as good.
 AS_GOOD = 0.005
@@ -31,16 +31,24 @@ class Column:
     text: Callable[[RunResult], str]
     best: str = ""
     optional: bool = False
+    spread: Callable[[RunResult], str] = lambda run: ""
 
 
 COLUMNS = (
-    Column("valid.\nloss", lambda run: run.validation_loss, lambda run: f"{run.validation_loss:.4f}", "min"),
+    Column(
+        "valid.\nloss",
+        lambda run: run.validation_loss,
+        lambda run: f"{run.validation_loss:.4f}",
+        "min",
+        spread=lambda run: _half(run, "validation_loss", 1, 4),
+    ),
     Column(
         "valid.\nacc. %",
         lambda run: run.validation_accuracy,
         lambda run: f"{100 * (run.validation_accuracy or 0):.1f}",
         "max",
         optional=True,
+        spread=lambda run: _half(run, "validation_accuracy", 100, 1),
     ),
     Column("samples\nper s", lambda run: run.samples_per_second, lambda run: _rate(run.samples_per_second), "max"),
     Column("s to\ntarget", lambda run: run.seconds_to_target, lambda run: f"{run.seconds_to_target:.1f}", "min"),
@@ -101,6 +109,8 @@ def caption(results: Results) -> str:
     if settings.get("slow"):
         words.append("slowed: " + ", ".join(settings["slow"]))
     words.append("bytes are those of one worker")
+    if settings.get("seeds", 1) > 1:
+        words.append(f"means over {settings['seeds']} seeds, +- half of what they span")
     if results.target_loss is not None:
         words.append(f"target loss {results.target_loss:g}")
     return "; ".join(word for word in words if word)
@@ -109,7 +119,7 @@ def caption(results: Results) -> str:
 def _cell(column: Column, run: RunResult, results: Results) -> Text:
     if column.value(run) is None:
         return Text("-", style="dim")
-    text = column.text(run)
+    text = column.text(run) + (column.spread(run) if run.spread is not None else "")
     return Text(text, style="bold green" if run in best_runs(column, results.runs) else "")
 
 
@@ -121,6 +131,12 @@ def best_runs(column: Column, runs: Sequence[RunResult]) -> list[RunResult]:
     best = min(values.values()) if column.best == "min" else max(values.values())
     good = [run for run in runs if run.name in values and abs(values[run.name] - best) <= AS_GOOD * abs(best)]
     return good if len(good) < len(values) else []
+
+
+def _half(run: RunResult, name: str, scale: float, digits: int) -> str:
+    """Half of what the seeds of a figure span."""
+    span: Range | None = getattr(run.spread, name, None)
+    return f" +-{scale * (span.high - span.low) / 2:.{digits}f}" if span is not None else ""
 
 
 def _mb(size: int) -> str:

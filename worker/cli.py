@@ -26,7 +26,7 @@ from torch_ps.common.config import WorkerConfig
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.fields import environment_of
 from torch_ps.common.options import Command, options_of
-from torch_ps.worker import drain, tasks
+from torch_ps.worker import board, drain, tasks
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -66,6 +66,12 @@ def check(worker: WorkerConfig, script: tuple[str, ...]) -> None:
         raise ConfigError(f"script {script[0]!r} does not exist")
     if worker.task:
         tasks.check(worker.task)
+    board.check(worker.tensorboard)
+    if worker.tensorboard and script:
+        raise ConfigError(
+            f"tensorboard={worker.tensorboard} is for ready-made tasks; a script writes what it likes itself, with "
+            "torch.utils.tensorboard"
+        )
     if worker.data and not Path(worker.data).exists():
         raise ConfigError(f"data {worker.data!r} does not exist")
 

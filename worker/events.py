@@ -1,7 +1,7 @@
 """What a worker does, as a file of JSON lines that other programs follow while it grows.
 
     {"event": "start", "time", "name", "rank", "world", "mode", "device", "task", "parameters", "settings": {...}}
-    {"event": "step", "time", "step", "samples", "job_samples", "loss", "staleness", "version", "pushed_bytes",
+    {"event": "step", "time", "step", "samples", "job_samples", "loss", "lr", "staleness", "version", "pushed_bytes",
                       "pulled_bytes", "wait_seconds"}
     {"event": "evaluation", "time", "job_samples", "metrics": {"loss", "accuracy"}}     rank 0, after training
     {"event": "sample", "text"}                                                         rank 0, after training
@@ -11,7 +11,8 @@ Rules of this file
   1. Times are unix seconds; ``samples``, bytes and ``wait_seconds`` are this worker's, since its start; ``job_samples``
      are the whole job's. ``time`` of an evaluation is that of the parameters it looked at.
   2. A line is written at once and whole, so that a reader never has to guess.
-  3. A number that is not finite is null: JSON has no word for it. ``staleness`` is null where no push went out.
+  3. A board hears of the same events.
+  4. A number that is not finite is null: JSON has no word for it. ``staleness`` is null where no push went out.
 """
 
 import json
@@ -21,16 +22,21 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.worker.board import Board
 
 
 class Events:
     """The file, or nothing where no path is given. A context manager that closes it.
 
+    Args:
+        board: hears of every event too.
+
     Raises:
         ConfigError: the file cannot be written; says why.
     """
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, path: str = "", board: Board | None = None) -> None:
+        self._board = board
         self._file: TextIO | None = None
         if path:
             try:
@@ -40,6 +46,8 @@ class Events:
                 raise ConfigError(f"events {path!r} cannot be written: {error.strerror or error}") from error
 
     def write(self, event: str, **facts: Any) -> None:
+        if self._board is not None:
+            self._board.note(event, facts)
         if self._file is not None:
             self._file.write(json.dumps(_finite({"event": event, **facts}), allow_nan=False) + "\n")
 

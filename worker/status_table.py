@@ -82,11 +82,11 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _bytes(count: float | None, per: str = "") -> str:
-    """In the unit that leaves at most four digits before the point."""
+    """In the unit that leaves at most three digits before the point."""
     if count is None:
         return "-"
-    for unit in ("B", "kB", "MB"):
-        if count < 10_000 or unit == "MB":
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.95 or unit == "TB":
             break
         count /= 1000
     return f"{count:.{0 if unit == 'B' else 1}f} {unit}{per}"

@@ -22,6 +22,7 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.worker import batch_size, tasks
 from torch_ps.worker import device as devices
 from torch_ps.worker.access import tls_in
+from torch_ps.worker.board import Board
 from torch_ps.worker.events import Events
 from torch_ps.worker.optimizer import ParameterServerOptimizer
 from torch_ps.worker.precision import Precision
@@ -77,7 +78,7 @@ def train(setting: Setting) -> None:
         PsError: what the servers or the options refuse.
     """
     config, model = setting.config, setting.model
-    with Events(config.events) as events:
+    with Board(config.tensorboard, config.name) as board, Events(config.events, board) as events:
         optimizer = ParameterServerOptimizer(
             setting.task.optimizer(model, setting.lr),
             model,
@@ -148,6 +149,7 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
                 samples=samples,
                 job_samples=job,
                 loss=value,
+                lr=rates[0] * factor,
                 staleness=optimizer.staleness if pushed else None,
                 version=optimizer.version,
                 pushed_bytes=optimizer.pushed_bytes,

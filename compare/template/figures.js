@@ -11,9 +11,9 @@ const AXES = {
   bytes: { title: "MB pushed and pulled per worker", button: "Bytes", value: (point) => point.bytes / 1e6 },
 };
 const MEASURES = {
-  loss: { title: "validation loss", button: "Validation loss", points: (run) => run.curve, value: (point) => point.loss, digits: ".4f" },
-  training: { title: "training loss", button: "Training loss", points: (run) => run.training, value: (point) => point.loss, digits: ".4f" },
-  accuracy: { title: "validation accuracy", button: "Accuracy", points: (run) => run.curve, value: (point) => point.accuracy, digits: ".1%" },
+  loss: { title: "validation loss", button: "Validation loss", points: (run) => run.curve, value: (point) => point.loss, range: (point) => point.loss_range, digits: ".4f" },
+  training: { title: "training loss", button: "Training loss", points: (run) => run.training, value: (point) => point.loss, range: (point) => point.loss_range, digits: ".4f" },
+  accuracy: { title: "validation accuracy", button: "Accuracy", points: (run) => run.curve, value: (point) => point.accuracy, range: (point) => point.accuracy_range, digits: ".1%" },
 };
 
 // A line per run: one measure over one axis, with the target where it makes sense.
@@ -21,19 +21,23 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
   const axis = AXES[x];
   const measure = MEASURES[y];
   const data = shown.map(({ run, look }) => {
-    const points = measure.points(run).filter((point) => measure.value(point) !== null);
+    const points = pointsOf(measure, run);
     const few = points.length <= 40;
+    const seeds = run.seeds && run.seeds.length > 1;
+    const spans = points.map((point) => measure.range(point)).map((range) => (range ? [range.low, range.high] : [null, null]));
     return {
       type: "scatter",
       mode: few ? "lines+markers" : "lines",
       name: plain(run.name),
       x: points.map(axis.value),
       y: points.map(measure.value),
-      customdata: points.map((point) => [point.seconds, point.samples, point.bytes / 1e6]),
+      customdata: points.map((point, i) => [point.seconds, point.samples, point.bytes / 1e6, ...spans[i]]),
       line: { color: colourOf(look), width: 2.2, dash: look.style.dash },
       marker: { color: colourOf(look), size: 5.5, symbol: look.style.symbol },
       hovertemplate:
-        `<b>${plain(run.name)}</b><br>${measure.title} <b>%{y:${measure.digits}}</b><br>` +
+        `<b>${plain(run.name)}</b><br>${measure.title} <b>%{y:${measure.digits}}</b>` +
+        (seeds ? `, ${run.seeds.length} seeds: %{customdata[3]:${measure.digits}} to %{customdata[4]:${measure.digits}}` : "") +
+        "<br>" +
         "%{customdata[0]:.1f} s, %{customdata[1]:,} samples, %{customdata[2]:,.1f} MB<extra></extra>",
     };
   });
@@ -42,8 +46,10 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
     yaxis: { title: { text: measure.title }, type: log ? "log" : "linear", tickformat: y === "accuracy" ? ".0%" : "" },
     hovermode: "closest",
   };
-  const values = data.flatMap((trace) => trace.y);
-  if (y !== "accuracy" && !log) layout.yaxis.range = withoutTheCliff(data.map((trace) => trace.y));
+  const curves = data.map((trace) => trace.y);
+  const values = curves.flat();
+  data.unshift(...shown.flatMap(({ run, look }) => band(run, look, axis, measure)));
+  if (y !== "accuracy" && !log) layout.yaxis.range = withoutTheCliff(curves);
   if (y === "loss" && target !== null && values.length) {
     layout.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: target, y1: target, line: { width: 1.2, dash: "dot" } }];
     layout.annotations = [
@@ -52,6 +58,31 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
     if (x === "seconds") data.push(...crossings(shown, target));
   }
   return { data, layout };
+}
+
+function pointsOf(measure, run) {
+  return measure.points(run).filter((point) => measure.value(point) !== null);
+}
+
+// From the lowest to the highest seed, behind the line of their mean; nothing for a single seed.
+function band(run, look, axis, measure) {
+  const points = pointsOf(measure, run).filter(measure.range);
+  if (points.length < 2) return [];
+  const there = points.map(axis.value);
+  const edge = (side) => points.map((point) => measure.range(point)[side]);
+  return [
+    {
+      type: "scatter",
+      mode: "lines",
+      name: plain(run.name),
+      x: [...there, ...there.slice().reverse()],
+      y: [...edge("high"), ...edge("low").reverse()],
+      fill: "toself",
+      fillcolor: translucent(colourOf(look), 0.18),
+      line: { width: 0 },
+      hoverinfo: "skip",
+    },
+  ];
 }
 
 // Where the untrained model's loss towers over all the rest, start the axis below it: the end is where runs differ.

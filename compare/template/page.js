@@ -129,13 +129,18 @@ function drawSettings() {
     ["Samples per step and worker", settings.batch_size || ""],
     ["Learning rate", settings.lr_rule, true],
     ["Target loss", target === null ? "none" : target],
-    ["Seed", settings.seed],
+    [settings.seeds > 1 ? "Seeds" : "Seed", settings.seeds > 1 ? `${settings.seed} to ${settings.seed + settings.seeds - 1}` : settings.seed],
     ["Server shards", settings.shards],
     ["Device", settings.device],
     ["Machine", settings.machine],
     ["Versions", `torch ${settings.torch}, torch-ps ${settings.torch_ps}`],
     ["Finished", created.replace("T", " ")],
   ];
+  byId("chance").textContent =
+    "Everything below is the same for all runs; " +
+    (settings.seeds > 1
+      ? `each is the mean of ${settings.seeds} seeds, a band reaches from the lowest to the highest of them.`
+      : "one seed per run, so small differences may be chance (--seeds 3 shows how large it is).");
   byId("settings-list").replaceChildren(
     ...facts
       .filter(([, value]) => value !== "" && value !== undefined && value !== null)

@@ -7,8 +7,8 @@
 // `best`: -1 the lowest value is best, 1 the highest, 0 none. `unit` is the second line of the heading.
 const COLUMNS = [
   { title: "Run", value: (run) => run.name, text: (run) => run.name, best: 0 },
-  { title: "Validation", unit: "loss", value: (run) => run.validation_loss, text: (run) => number(run.validation_loss, 4), best: -1 },
-  { title: "Validation", unit: "accuracy", value: (run) => run.validation_accuracy, text: (run) => percent(run.validation_accuracy), best: 1, optional: true },
+  { title: "Validation", unit: "loss", value: (run) => run.validation_loss, text: (run) => number(run.validation_loss, 4) + half(run, "validation_loss", 1, 4), best: -1 },
+  { title: "Validation", unit: "accuracy", value: (run) => run.validation_accuracy, text: (run) => percent(run.validation_accuracy) + half(run, "validation_accuracy", 100, 1), best: 1, optional: true },
   { title: "Samples", unit: "per second", value: (run) => run.samples_per_second, text: (run) => rate(run.samples_per_second), best: 1 },
   { title: "To target", unit: "seconds", value: (run) => run.seconds_to_target, text: (run) => number(run.seconds_to_target, 1), best: -1 },
   { title: "Training", unit: "seconds", value: (run) => run.seconds, text: (run) => number(run.seconds, 1), best: -1 },
@@ -18,6 +18,12 @@ const COLUMNS = [
   { title: "Pulled", unit: "MB/worker", value: (run) => run.bytes.pulled_per_worker, text: (run) => megabytes(run.bytes.pulled_per_worker), best: -1 },
   { title: "Learning", unit: "rate", value: (run) => run.lr, text: (run) => (run.lr ? String(+run.lr.toPrecision(4)) : "\u2013"), best: 0 },
 ];
+
+// Half of what the seeds span.
+function half(run, name, scale, digits) {
+  const range = run.spread && run.spread[name];
+  return range ? " \u00b1 " + number((scale * (range.high - range.low)) / 2, digits) : "";
+}
 
 function percent(value) {
   return value === null ? "\u2013" : number(100 * value, 1) + " %";

@@ -16,6 +16,7 @@ from tests.compare.test_runs import EVERY_KIND
 from torch_ps.compare import report
 from torch_ps.compare.results import Failure, Results, RunResult, Staleness
 from torch_ps.compare.runs import parse_runs
+from torch_ps.compare.seeds import together
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.common.exceptions import TimeoutException  # noqa: E402
@@ -326,4 +327,19 @@ def test_print_is_light_and_every_plot_fits_the_paper(browser: Browser, tmp_path
     for plot in plots(browser):
         browser.becomes(f"document.getElementById('plot-{plot}').layout.width", 660)
     browser.becomes("document.getElementById('plot-loss-seconds').layout.font.color", "#172033")
+    assert browser.problems() == []
+
+
+def test_several_seeds_are_bands_that_go_with_their_run(browser: Browser, tmp_path: Path) -> None:
+    results = golden()
+    worse = [replace(run, curve=[replace(p, loss=(p.loss or 0) + 0.1) for p in run.curve]) for run in results.runs]
+    joined = [together([run, other], [0, 1]) for run, other in zip(results.runs, worse, strict=True)]
+    settings = results.settings | {"seeds": 2, "seed": 0}
+    browser.open(page_of(replace(results, runs=joined, settings=settings), tmp_path))
+    bands = "document.getElementById('plot-loss-seconds').data.filter((trace) => trace.fill === 'toself').length"
+    browser.becomes(bands, len(NAMES))
+    browser.click(f"[data-run='{NAMES[0]}']")
+    browser.becomes(bands, len(NAMES) - 1)
+    assert "\u00b1" in "".join(browser.texts("#runs-table td"))
+    assert "mean of 2 seeds" in browser.texts("#chance")[0]
     assert browser.problems() == []

@@ -1,16 +1,15 @@
 """Prometheus itself beside a running job: it accepts the rules, alerts fire when they should, the board has data."""
 
-import functools
 import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,6 @@ class Prometheus:
     """A server of its own that scrapes a job every half second."""
 
     def __init__(self, folder: Path, targets: list[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
         alerts = ALERTS.read_text(encoding="utf-8")
         (folder / "alerts.yml").write_text(alerts, encoding="utf-8")
         config = {
@@ -102,22 +99,27 @@ class Prometheus:
             "scrape_configs": [{"job_name": "torch-ps", "static_configs": [{"targets": targets}]}],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        self._log = (folder / "log").open("wb")
+        self._log, self._address = (folder / "log").open("wb"), ""
         self._process = subprocess.Popen(
             [
                 "prometheus",
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={self._address}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             stdout=self._log,
             stderr=self._log,
         )
+        listening = re.compile(r'"Listening on" address=(\S+)')
+        self._address = self.until(lambda: listening.findall((folder / "log").read_text()), "it listens")[0]
 
     def ask(self, path: str, **parameters: str) -> Any:
         url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=SECONDS) as reply:
             return json.load(reply)["data"]
+
+    def result(self, query: str) -> Any:
+        return self.ask("query", query=query)["result"]
 
     def until(self, true: Callable[[], Any], what: str) -> Any:
         """Ask again until the answer is not empty; each time takes half a second, the time of a scrape."""
@@ -163,11 +165,7 @@ def test_every_query_of_the_board_returns_data(watched: tuple[Prometheus, Server
     count = "sum(rate(ps_worker_samples_total[4s]) > 0)"
     prometheus.until(lambda: prometheus.ask("query", query=count)["result"], "samples of both workers")
     for query in queries():
-        prometheus.until(functools.partial(answered, prometheus, query), query)
-
-
-def answered(prometheus: Prometheus, query: str) -> object:
-    return prometheus.ask("query", query=query)["result"]
+        prometheus.until(partial(prometheus.result, query), query)
 
 
 @needs_prometheus

@@ -173,7 +173,7 @@ def test_tables_fit_the_terminal_and_never_lose_a_figure_to_it(width: int) -> No
         shown = capture.get()
         assert max(map(len, shown.splitlines())) <= width
         assert not set(shown) & {chr(0x2026)}  # an ellipsis
-        for text in ("gpu-node-17", "10.0.0.17:50051", *(["1000.0 MB/s", "queue", "busy"] if live else [])):
+        for text in ("gpu-node-17", "10.0.0.17:50051", *(["1.0 GB/s", "queue", "busy"] if live else [])):
             assert text in shown
 
 
