@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,21 @@ torch.set_num_threads(1)
 
 for _name in [name for name in os.environ if name.startswith("PS_")]:
     del os.environ[_name]
+
+#: Folders whose tests take longest. They come first, so that no long one is left when all others are done.
+LONGEST = ("soak", "chaos", "places", "integrations", "trace", "fuzz", "standby", "bench")
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background has Ctrl-C ignored, also by the processes that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: number for number, name in enumerate(LONGEST)}
+    folder = len(Path(__file__).parts) - 1
+    items.sort(key=lambda item: places.get(item.path.parts[folder], len(places)))
 
 
 @pytest.fixture(autouse=True)

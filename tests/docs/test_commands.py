@@ -14,7 +14,21 @@ from tests.docs.commands import PAGES, ROOT, commands
 
 #: Programs that this project does not bring; what they are given is tested in tests/places and tests/server.
 OTHERS = {
-    *(".", "curl", "docker", "echo", "kubectl", "openssl", "pip", "printf", "ray", "sbatch", "torchrun", "umask"),
+    *(
+        ".",
+        "curl",
+        "docker",
+        "echo",
+        "kubectl",
+        "openssl",
+        "pip",
+        "printf",
+        "ray",
+        "sbatch",
+        "tensorboard",
+        "torchrun",
+        "umask",
+    ),
 }
 SHOWN = [(page, words) for page in PAGES for words in commands(page)]
 OURS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
