@@ -4,7 +4,8 @@
                                                 +--> bookkeeping (payloads held, waits, rosters)
 
 Rules of this file
-  1. Everything runs on the event loop except ``_work``, which runs on the executor and touches one bucket's tensors.
+  1. Everything runs on the event loop except ``_work``, which touches one bucket's tensors: on the executor, unless
+     the bucket is small (``torch_ps.ps.lanes``).
   2. Each bucket has one lane: its applies and answers run in the order in which the core decided them, one at a time.
   3. What a peer sent is checked before the core sees it, so a refused frame leaves no trace.
 """

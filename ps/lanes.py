@@ -47,7 +47,7 @@ class Lanes(Generic[Job, Done]):
     """The lanes of one shard; everything but ``work`` runs on the event loop.
 
     Args:
-        work: does the jobs of one bucket, on a thread of the executor.
+        work: does the jobs of one bucket, on a thread of the executor or, of a small one, on the event loop.
         waits: whether a job, and all behind it in its lane, cannot go yet.
         on_done: takes the result of one run.
         on_failure: takes what ``work`` raised; the lane stays closed then.
