@@ -17,8 +17,8 @@ from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.plan import Bucket, Piece
 
-#: Elements of a bucket whose gradients are joined in one call and then copied: a fifth of the time that it takes to look
-#: at each of them from here. Both copies stay in the cache.
+#: Elements of a bucket whose gradients are joined in one call and then copied: a fifth of the time that a look at each
+#: of them takes from here. Both copies stay in the cache.
 SMALL = 65536
 
 
