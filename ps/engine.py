@@ -37,7 +37,7 @@ from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor
-from torch_ps.ps.lanes import Lanes
+from torch_ps.ps.lanes import SMALL, Lanes
 from torch_ps.ps.metrics import Metrics
 from torch_ps.ps.recorder import Recorder
 from torch_ps.ps.store import CPU, Gradient, NonFinite, Store
@@ -141,7 +141,13 @@ class Engine:
         first, core_epoch = self._first, lambda: core.roster.epoch
         self._answers = Answers(self.store, self.arenas, compensator, first=first, epoch=core_epoch)
         self._lanes = Lanes[_Job, _Done](
-            buckets, executor, self.store.beside(self._work), waits=_waits, on_done=self._done, on_failure=on_failure
+            buckets,
+            executor,
+            self.store.beside(self._work),
+            small=SMALL if in_place else 0,
+            waits=_waits,
+            on_done=self._done,
+            on_failure=on_failure,
         )
         #: Called on a bucket's lane when it has come to a cut, with its record.
         self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
@@ -151,13 +157,7 @@ class Engine:
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
             self._clip = Clip(
-                clip_norm,
-                count,
-                self.store,
-                executor,
-                ask,
-                on_ready=self._lanes.start,
-                on_failure=on_failure,
+                clip_norm, count, self.store, executor, ask, on_ready=self._lanes.start, on_failure=on_failure
             )
 
     def disconnected(self, stream: Stream) -> None:

@@ -6,7 +6,8 @@ Rules of this file
   1. ``work`` sees one run of a bucket at a time, with all jobs that could go by then, oldest first.
   2. To wake the loop costs about as much as a small answer, so a few runs that are under way at once share it. What is
      large is worth a wake of its own. Nothing waits for what is not under way.
-  3. A bucket so small that the hand-over costs more than the work is worked on by the loop itself.
+  3. A bucket so small that the hand-over costs more than the work is worked on by the loop itself; on a GPU none is,
+     for there the work waits for the GPU.
 """
 
 import asyncio
@@ -48,6 +49,7 @@ class Lanes(Generic[Job, Done]):
 
     Args:
         work: does the jobs of one bucket, on a thread of the executor or, of a small one, on the event loop.
+        small: of a bucket that is small, values at most.
         waits: whether a job, and all behind it in its lane, cannot go yet.
         on_done: takes the result of one run.
         on_failure: takes what ``work`` raised; the lane stays closed then.
@@ -59,12 +61,13 @@ class Lanes(Generic[Job, Done]):
         executor: Executor,
         work: Callable[[Bucket, list[Job]], Done],
         *,
+        small: int,
         waits: Callable[[Job], bool],
         on_done: Callable[[Done], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._lanes: dict[int, _Lane[Job]] = {bucket.index: _Lane(bucket) for bucket in buckets}
-        self._executor, self._work, self._waits = executor, work, waits
+        self._executor, self._work, self._small, self._waits = executor, work, small, waits
         self._on_done, self._on_failure = on_done, on_failure
         self._loop = asyncio.get_running_loop()
         self._finished: deque[tuple[_Lane[Job], Done | BaseException]] = deque()
@@ -86,7 +89,7 @@ class Lanes(Generic[Job, Done]):
         if not jobs:
             return
         self._under_way += 1
-        if lane.bucket.numel > SMALL:
+        if lane.bucket.numel > self._small:
             self._executor.submit(self._run, lane, jobs)
             return
         self._finished.append((lane, self._result(lane, jobs)))
