@@ -9,8 +9,8 @@ Rules of this file
   3. An epoch is over when every position is done. Nobody gets a part of the next one before that.
   4. Where workers go in step, portions are dealt to all of them at once, in rounds of one batch each, in rank order and
      from the front: batch k of N workers with B samples is what batch k of one process with N B samples is. So who
-     gets what depends on the roster and on the seed, never on who asked first; so an epoch begins when all have asked
-     for it, or have broken off. Elsewhere whoever asks is served.
+     gets what depends on the roster and on the seed, never on who asked first: an epoch begins when all that have not
+     broken off have asked for it. Elsewhere whoever asks is served.
 
     free --deal--> dealt --fetched--> given --covered by a push--> done
       ^              +------ leaves, gives back, push dropped ----+
@@ -334,9 +334,8 @@ class Data:
                 f"worker {ask.worker!r} names an impossible data set: {data.size} samples, seed {data.seed}"
             )
         if not 1 <= ask.batch < 1 << 31 or not 1 <= ask.epochs < 1 << 31:
-            raise ProtocolError(
-                f"batch and epochs of worker {ask.worker!r} must be >= 1; got {ask.batch} and {ask.epochs}"
-            )
+            numbers = f"{ask.batch} and {ask.epochs}"
+            raise ProtocolError(f"batch and epochs of worker {ask.worker!r} must be >= 1; got {numbers}")
         for number, course in enumerate(self._courses):
             if course.data == data:
                 return number, course

@@ -201,6 +201,24 @@ def test_a_value_that_is_missing_sorts_last_both_ways(browser: Browser, tmp_path
     assert browser.problems() == []
 
 
+@pytest.mark.parametrize(("width", "told"), [(1280, 4), (400, 1)])
+def test_the_pointer_shows_the_values_of_all_runs_and_of_one_where_there_is_no_room(
+    browser: Browser, tmp_path: Path, width: int, told: int
+) -> None:
+    browser.open(page_of(golden(), tmp_path), width=width)
+    box = (
+        "(e => (e.scrollIntoView({block: 'center'}), e.getBoundingClientRect()))(document.querySelector(arguments[0]))"
+    )
+    place = browser.js(f"(({{x, y, width, height}}) => [x + 0.6 * width, y + height / 2])({box})", "#plot-loss-samples")
+    for by in (-2, 0):
+        moved = {"type": "mouseMoved", "x": place[0] + by, "y": place[1]}
+        browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", moved)
+    rows = "#plot-loss-samples .hoverlayer :is(.legendtext, .hovertext)"
+    browser.becomes(f"document.querySelectorAll('{rows}').length", told)
+    assert sum(any(name in text for text in browser.texts(rows)) for name in NAMES) == told
+    assert browser.problems() == []
+
+
 def test_axis_and_measure_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
     browser.open(page_of(golden(), tmp_path))
     titles = "['xaxis', 'yaxis'].map((axis) => document.getElementById('plot-explore').layout[axis].title.text)"
