@@ -82,8 +82,8 @@ def test_a_comparison_runs_every_seed_and_keeps_what_each_wrote(tmp_path: Path) 
     assert " +-0." in terminal
     found = results.read(out / "results.json")
     assert [(run.name, run.seeds) for run in found.runs] == [("sync fp32", [4, 5]), ("async fp32", [4, 5])]
-    for run in found.runs:
-        assert [line.partition("--seed=")[2].split()[0] for line in run.command.splitlines()] == ["4", "5"]
+    for of_seeds in found.runs:
+        assert [line.partition("--seed=")[2].split()[0] for line in of_seeds.command.splitlines()] == ["4", "5"]
     assert "--seeds=2" in json.loads((out / "results.json").read_text())["settings"]["command"]
     for run in ("sync-fp32", "async-fp32"):
         assert sorted(each.name for each in (out / run).iterdir()) == ["seed-4", "seed-5"]

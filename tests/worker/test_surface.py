@@ -163,15 +163,17 @@ def test_close_is_idempotent_and_the_model_keeps_its_parameters() -> None:
 SCRIPT = """
 import torch, torch_ps
 model = torch.nn.Linear(4, 4)
-optimizer = torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters()), model, {servers!r}, name="script")
-model(torch.ones(1, 4)).sum().backward()
-optimizer.step()
+sgd = torch.optim.SGD(model.parameters())
+optimizer = torch_ps.ParameterServerOptimizer(sgd, model, {servers!r}, name="script", plane="network")
+for batch in torch.utils.data.DataLoader(torch.ones(8, 4), num_workers=2):  # forks, beside gRPC's threads
+    model(batch).sum().backward()
+    optimizer.step()
 {end}
 """
 
 
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("raise SystemExit(3)", 3)])
-def test_script_that_does_not_close_ends_promptly_and_leaves_the_job(end: str, code: int) -> None:
+def test_script_that_does_not_close_ends_promptly_without_a_word_and_leaves_the_job(end: str, code: int) -> None:
     with job(lease=300) as servers:
         found = subprocess.run(
             [sys.executable, "-W", "error", "-c", SCRIPT.format(servers=str(servers), end=end)],
