@@ -48,7 +48,7 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
     xaxis: { title: { text: axis.title }, rangemode: "tozero", unifiedhovertitle: { text: measure.title }, spikecolor: theme().muted, spikethickness: 1 },
     yaxis: { title: { text: measure.title }, type: log ? "log" : "linear", tickformat: y === "accuracy" ? ".0%" : "" },
     hovermode: together ? "x unified" : "closest",
-    hoverdistance: together ? 60 : 20,
+    hoverdistance: 60,
   };
   const curves = data.map((trace) => trace.y);
   const values = curves.flat();

@@ -209,7 +209,9 @@ def test_the_pointer_shows_the_values_of_all_runs_and_of_one_where_there_is_no_r
     box = (
         "(e => (e.scrollIntoView({block: 'center'}), e.getBoundingClientRect()))(document.querySelector(arguments[0]))"
     )
-    place = browser.js(f"(({{x, y, width, height}}) => [x + 0.6 * width, y + height / 2])({box})", "#plot-loss-samples")
+    place = browser.js(
+        f"(({{x, y, width, height}}) => [x + 0.6 * width, y + 0.7 * height])({box})", "#plot-loss-samples"
+    )
     for by in (-2, 0):
         moved = {"type": "mouseMoved", "x": place[0] + by, "y": place[1]}
         browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", moved)

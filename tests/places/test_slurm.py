@@ -1,4 +1,4 @@
-"""The job of deploy/slurm on a real Slurm: two parts, a killed worker, requeues, a killed server, what is left behind."""
+"""The job of deploy/slurm on a real Slurm: two parts, a killed worker, requeues, a killed server, what is left."""
 
 import os
 import shlex
