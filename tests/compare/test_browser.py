@@ -362,4 +362,8 @@ def test_several_seeds_are_bands_that_go_with_their_run(browser: Browser, tmp_pa
     browser.becomes(bands, len(NAMES) - 1)
     assert "\u00b1" in "".join(browser.texts("#runs-table td"))
     assert "mean of 2 seeds" in browser.texts("#chance")[0]
+    paper = {"width": 703, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 without its margins
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", paper)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.becomes("document.querySelector('#runs-table').scrollWidth <= innerWidth - 30", True)
     assert browser.problems() == []
