@@ -142,7 +142,7 @@ def test_leased_data_has_no_length_and_a_schedule_goes_by_the_samples_of_the_job
             backward(model, step)
             optimizer.step()
             schedule.step()
-            rates.append(round(24 * schedule.get_last_lr()[0]))
+            rates.append(round(24 * float(schedule.get_last_lr()[0])))
         assert (rates[-1], rates) == (0, sorted(rates, reverse=True))
 
 
