@@ -19,7 +19,7 @@ RUN_BY = {
     ": ps-serve --mode sync": "tests/conformance/test_digits.py",
     ": ps-serve --workers 4 --listen host0:50051 --insecure": "tests/server/test_commands.py",
     ": ps-serve --workers 4 --checkpoint": "tests/checkpoint/test_places.py",
-    ": ps-worker --servers": "tests/launch/test_security.py",
+    ": ps-worker --servers": "tests/docs/test_run.py",
     ": ps-run -n 2 --task digits": "tests/launch/test_jobs.py",
     ": ps-run -n 2 --task digits --checkpoint": "tests/docs/test_run.py",
     ": ps-run -n 2 --task digits --samples 6400 --tensorboard": "tests/worker/test_board.py",
