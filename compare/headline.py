@@ -2,7 +2,8 @@
 
 Rules of this file
   1. Every number in a sentence is in the results; no judgement that the numbers do not carry.
-  2. A difference too small to mean anything with one seed is called that, not a victory.
+  2. A difference too small to mean anything with one seed is called that, not a victory; so is one between runs of
+     several seeds that overlap.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _codec_sentence(results: Results) -> str:
             if factor < SAME_BYTES or large.validation_loss is None or small.validation_loss is None:
                 continue
             change = small.validation_loss - large.validation_loss
-            loss = _difference(change, large.validation_loss)
+            loss = _difference(change, large.validation_loss, overlap=_overlap(small, large))
             return (
                 f"{small.compress} gradients push {_mb(small.bytes.pushed_per_worker)} instead of "
                 f"{_mb(large.bytes.pushed_per_worker)} MB per worker in {small.mode} mode "
@@ -119,22 +120,36 @@ def _opponent(first: RunResult, reached: list[RunResult]) -> RunResult:
 
 
 def _cost(first: RunResult, results: Results) -> str:
-    losses = [run.validation_loss for run in results.runs if run.validation_loss is not None]
-    if first.validation_loss is None or not losses:
+    known = [(loss, run) for run in results.runs if (loss := run.validation_loss) is not None]
+    if first.validation_loss is None or not known:
         return ""
-    best = min(losses)
+    best, lowest = min(known, key=lambda each: each[0])
     change = first.validation_loss - best
+    if change <= 0 and any(_overlap(first, run) for _, run in known if run is not first):
+        return ", and its final loss is the lowest, by less than the seeds differ"
     if change <= 0:
         return ", and it ended with the lowest loss"
     if change <= SAME_LOSS * abs(best):
         return ", and its final loss is within 0.5 % of the lowest"
-    return f", at a final loss {change:.2g} ({100 * change / abs(best):.1f} %) above the lowest"
+    above = f", at a final loss {change:.2g} ({100 * change / abs(best):.1f} %) above the lowest"
+    return above + _chance(overlap=_overlap(first, lowest))
 
 
-def _difference(change: float, reference: float) -> str:
+def _difference(change: float, reference: float, *, overlap: bool) -> str:
     if abs(change) <= SAME_LOSS * abs(reference):
         return "stays within 0.5 %"
-    return f"is {100 * abs(change) / abs(reference):.1f} % {'higher' if change > 0 else 'lower'}"
+    much = f"{100 * abs(change) / abs(reference):.1f} % {'higher' if change > 0 else 'lower'}"
+    return f"is {much}{_chance(overlap=overlap)}"
+
+
+def _chance(*, overlap: bool) -> str:
+    return ", less than the seeds differ" if overlap else ""
+
+
+def _overlap(one: RunResult, other: RunResult) -> bool:
+    """Whether final losses of several seeds each lie among those of the other run."""
+    mine, its = (run.spread.validation_loss if run.spread else None for run in (one, other))
+    return mine is not None and its is not None and mine.low <= its.high and its.low <= mine.high
 
 
 def _seconds(run: RunResult) -> float:

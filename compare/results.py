@@ -103,8 +103,8 @@ class WorkerDetail:
 class RunResult:
     """One finished run. ``seconds`` is wall time of training, evaluation excluded.
 
-    With several ``seeds`` all figures and curves are means over them, and ``spread`` and the ranges say how far they
-    lie apart; ``command`` repeats the first.
+    ``command`` repeats it. With several ``seeds`` it has a line for each, all figures and curves are means over them,
+    and ``spread`` and the ranges say how far they lie apart.
     """
 
     name: str

@@ -55,6 +55,7 @@ def together(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
         curve=[_curve_point(points) for points in _aligned([run.curve for run in results])],
         training=[_training_point(points) for points in _aligned([run.training for run in results])],
         workers_detail=[_worker(each) for each in zip(*[run.workers_detail for run in results], strict=False)],
+        command="\n".join(run.command for run in results),
         seeds=list(seeds),
         spread=Spread(
             validation_loss=_range([run.validation_loss for run in results]),

@@ -55,15 +55,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--amp", action="store_true")
     args = parser.parse_args()
-    device, data = "cuda" if torch.cuda.is_available() else "cpu", Folder(args.folder)
+    device, data = torch_ps.device(), Folder(args.folder)
     model = resnet(len(data.classes)).to(device)
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     optimizer = torch_ps.ParameterServerOptimizer(sgd, model)  # <--
-    scaler = torch.amp.GradScaler(device, enabled=args.amp)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp)
     for epoch in range(args.epochs):
         right = seen = 0
         for images, labels in torch_ps.shard(data, optimizer, batch_size=16):  # <--
-            with torch.autocast(device, enabled=args.amp):
+            with torch.autocast(device.type, enabled=args.amp):
                 scores = model(images.to(device))
                 loss = nn.functional.cross_entropy(scores, labels.to(device))
             scaler.scale(loss).backward()

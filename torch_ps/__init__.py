@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch_ps.worker.alone import alone
     from torch_ps.worker.client import Client, PushResult, Snapshot
     from torch_ps.worker.data import shard
+    from torch_ps.worker.device import device
     from torch_ps.worker.optimizer import ParameterServerOptimizer
     from torch_ps.worker.tasks import Task
 
@@ -72,6 +73,7 @@ __all__ = [
     "Unreachable",
     "WaitTimeout",
     "alone",
+    "device",
     "register_codec",
     "shard",
 ]
@@ -86,6 +88,7 @@ _MODULES = {
     "Task": "worker.tasks",
     "Tls": "common.tls",
     "alone": "worker.alone",
+    "device": "worker.device",
     "register_codec": "common.codecs",
     "shard": "worker.data",
 }

@@ -82,6 +82,7 @@ def _run_task(worker: WorkerConfig) -> None:
     import torch
 
     from torch_ps.worker.client import default_name
+    from torch_ps.worker.device import local_rank
     from torch_ps.worker.train import prepare, train
 
     torch.set_num_threads(worker.threads)
@@ -89,14 +90,7 @@ def _run_task(worker: WorkerConfig) -> None:
         os.environ["PS_INSECURE"] = "1"  # as a script's optimizer finds it
     named = dataclasses.replace(worker, name=worker.name or default_name(worker.rank))
     log.setup(f"worker {named.name}", level=worker.log_level)
-    train(prepare(named, _local_rank()))
-
-
-def _local_rank() -> int:
-    text = os.environ.get("LOCAL_RANK", "0")
-    if not text.isdecimal():
-        raise ConfigError(f"$LOCAL_RANK must be a whole number >= 0; got {text!r}")
-    return int(text)
+    train(prepare(named, local_rank()))
 
 
 def _run_script(worker: WorkerConfig, script: tuple[str, ...]) -> None:

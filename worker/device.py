@@ -1,8 +1,48 @@
-"""How a batch gets to the device that a worker computes on (``common.device`` says which that is)."""
+"""The device that a worker computes on, and how a batch gets there.
 
+    --device, $PS_DEVICE --+
+    $LOCAL_RANK -----------+--> common.device.choose --> device
+
+Launchers say the local rank in ``$LOCAL_RANK``: torchrun, ps-run and deploy/slurm do. Where each process sees a GPU of
+its own (Ray, Kubernetes, Slurm with a GPU per task), that one is the device, whatever the local rank is.
+"""
+
+import os
 from typing import Any
 
 import torch
+
+from torch_ps.common.config import WorkerConfig
+from torch_ps.common.device import choose
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.fields import from_environment
+
+
+def device() -> torch.device:
+    """The device of this worker: the GPU of its local rank where there are GPUs, else the CPU.
+
+    ``$PS_DEVICE`` and ``--device`` of ps-worker and ps-run say otherwise. With more workers than GPUs on a host they
+    share them in turn. A GPU becomes torch's current one, so that "cuda" means it too and no other one is touched.
+
+    Raises:
+        ConfigError: a GPU is asked for that is not there, or ``$LOCAL_RANK`` is no number.
+    """
+    found = choose(from_environment(WorkerConfig, os.environ).device, local_rank())
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    return found
+
+
+def local_rank() -> int:
+    """Place of this worker on its host, as its launcher says; 0 if none does.
+
+    Raises:
+        ConfigError: ``$LOCAL_RANK`` is no number.
+    """
+    text = os.environ.get("LOCAL_RANK", "0")
+    if not text.isdecimal():
+        raise ConfigError(f"$LOCAL_RANK must be a whole number >= 0; got {text!r}")
+    return int(text)
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -17,7 +17,7 @@ import functools
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -104,6 +104,17 @@ class LeasedShard:
                 self._session.covers.give_up(self._key, gathered=self._optimizer.gathered)
                 with contextlib.suppress(PsError):  # the job is over, or this worker was dropped: others have it anyhow
                     self._ask(give_back=True)
+
+    def __len__(self) -> NoReturn:
+        """Refused, as torch does for data whose length is not known; a wrong one would cut epochs short.
+
+        Raises:
+            TypeError: says what to count instead.
+        """
+        raise TypeError(
+            "how many batches this worker gets depends on the others, so torch_ps.shard has no len(); a schedule can "
+            f"go by optimizer.samples / {self._epochs * self._size}, the part that the whole job has trained on"
+        )
 
     def _wait_for_portion(self) -> bool:
         """Push what has been gathered, then wait for samples; False: the epochs are over.

@@ -16,10 +16,12 @@ const MEASURES = {
   accuracy: { title: "validation accuracy", button: "Accuracy", points: (run) => run.curve, value: (point) => point.accuracy, range: (point) => point.accuracy_range, digits: ".1%" },
 };
 
-// A line per run: one measure over one axis, with the target where it makes sense.
+// A line per run: one measure over one axis, with the target where it makes sense. The pointer shows all runs there;
+// where there is no room for that, the nearest one.
 function lines(shown, x, y, { target = null, log = false } = {}) {
   const axis = AXES[x];
   const measure = MEASURES[y];
+  const together = !isNarrow();
   const data = shown.map(({ run, look }) => {
     const points = pointsOf(measure, run);
     const few = points.length <= 40;
@@ -35,16 +37,18 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
       line: { color: colourOf(look), width: 2.2, dash: look.style.dash },
       marker: { color: colourOf(look), size: 5.5, symbol: look.style.symbol },
       hovertemplate:
-        `<b>${plain(run.name)}</b><br>${measure.title} <b>%{y:${measure.digits}}</b>` +
-        (seeds ? `, ${run.seeds.length} seeds: %{customdata[3]:${measure.digits}} to %{customdata[4]:${measure.digits}}` : "") +
-        "<br>" +
+        (together ? `${plain(run.name)}  ` : `<b>${plain(run.name)}</b><br>${measure.title} `) +
+        `<b>%{y:${measure.digits}}</b>` +
+        (seeds ? `, seeds %{customdata[3]:${measure.digits}} to %{customdata[4]:${measure.digits}}` : "") +
+        (together ? "  after " : "<br>") +
         "%{customdata[0]:.1f} s, %{customdata[1]:,} samples, %{customdata[2]:,.1f} MB<extra></extra>",
     };
   });
   const layout = {
-    xaxis: { title: { text: axis.title }, rangemode: "tozero" },
+    xaxis: { title: { text: axis.title }, rangemode: "tozero", unifiedhovertitle: { text: measure.title }, spikecolor: theme().muted, spikethickness: 1 },
     yaxis: { title: { text: measure.title }, type: log ? "log" : "linear", tickformat: y === "accuracy" ? ".0%" : "" },
-    hovermode: "closest",
+    hovermode: together ? "x unified" : "closest",
+    hoverdistance: 60,
   };
   const curves = data.map((trace) => trace.y);
   const values = curves.flat();
@@ -107,7 +111,8 @@ function crossings(shown, target) {
       x: [run.seconds_to_target],
       y: [target],
       marker: { symbol: "circle-open", size: 13, color: colourOf(look), line: { width: 2.5 } },
-      hovertemplate: `<b>${plain(run.name)}</b><br>reaches the target after <b>%{x:.1f} s</b><extra></extra>`,
+      hoverinfo: isNarrow() ? "all" : "skip", // not a row among those of the curves; the table has it too
+      hovertemplate: isNarrow() && `<b>${plain(run.name)}</b><br>reaches the target after <b>%{x:.1f} s</b><extra></extra>`,
     }));
 }
 

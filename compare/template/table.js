@@ -9,7 +9,7 @@ const COLUMNS = [
   { title: "Run", value: (run) => run.name, text: (run) => run.name, best: 0 },
   { title: "Validation", unit: "loss", value: (run) => run.validation_loss, text: (run) => number(run.validation_loss, 4) + half(run, "validation_loss", 1, 4), best: -1 },
   { title: "Validation", unit: "accuracy", value: (run) => run.validation_accuracy, text: (run) => percent(run.validation_accuracy) + half(run, "validation_accuracy", 100, 1), best: 1, optional: true },
-  { title: "Samples", unit: "per second", value: (run) => run.samples_per_second, text: (run) => rate(run.samples_per_second), best: 1 },
+  { title: "Samples", unit: "per second", value: (run) => run.samples_per_second, text: (run) => rate(run.samples_per_second) + half(run, "samples_per_second", 1, run.samples_per_second >= 1000 ? 0 : 1), best: 1 },
   { title: "To target", unit: "seconds", value: (run) => run.seconds_to_target, text: (run) => number(run.seconds_to_target, 1), best: -1 },
   { title: "Training", unit: "seconds", value: (run) => run.seconds, text: (run) => number(run.seconds, 1), best: -1 },
   { title: "Staleness", unit: "mean", value: (run) => run.staleness.mean, text: (run) => number(run.staleness.mean, 2), best: 0 },

@@ -137,6 +137,7 @@ class Planner(Generic[R]):
         self._last, self._first_report = now, now
         self._version = 0  # planned and not over
         self._reports: dict[int, R] = {}
+        self._early: dict[int, tuple[int, R]] = {}  # per shard, the last report of a version that is not planned
 
     def due(self, now: float, open_step: int, num_sessions: int, *, stale: bool) -> int | None:
         """The version to announce now; None: nothing is to be announced.
@@ -162,7 +163,8 @@ class Planner(Generic[R]):
         """
         self._check(shard)
         if version != self._version:
-            return None  # given up meanwhile
+            self._early[shard] = version, report  # given up meanwhile, or the shard was told to stop before the lead
+            return None
         self._first_report = self._first_report if self._reports else now
         self._reports[shard] = report
         if len(self._reports) < self._num_shards:
@@ -186,7 +188,8 @@ class Planner(Generic[R]):
     def last(self, version: int) -> None:
         """Expect the reports of ``version``, at which the job stands still, whatever was planned."""
         if version != self._version:
-            self._version, self._reports = version, {}
+            early = {shard: report for shard, (told, report) in self._early.items() if told == version}
+            self._version, self._reports = version, early
 
     def _over(self, now: float) -> None:
         self._version, self._reports, self._last = 0, {}, now

@@ -9,7 +9,8 @@ Rules of this file
   3. An epoch is over when every position is done. Nobody gets a part of the next one before that.
   4. Where workers go in step, portions are dealt to all of them at once, in rounds of one batch each, in rank order and
      from the front: batch k of N workers with B samples is what batch k of one process with N B samples is. So who
-     gets what depends on the roster and on the seed, never on who asked first. Elsewhere whoever asks is served.
+     gets what depends on the roster and on the seed, never on who asked first: an epoch begins when all that have not
+     broken off have asked for it. Elsewhere whoever asks is served.
 
     free --deal--> dealt --fetched--> given --covered by a push--> done
       ^              +------ leaves, gives back, push dropped ----+
@@ -113,7 +114,7 @@ class _Reader:
 
     batch: int
     epochs: int
-    over: bool = False
+    broke_off: bool = False  # it gave back what it had, and has not asked again
     dealt: list[Range] = field(default_factory=list)
     given: list[Range] = field(default_factory=list)
     fetched: int = 0
@@ -176,12 +177,11 @@ class Data:
         number, course = self._course(ask)
         life = ask.worker, ask.session
         reader = course.readers.setdefault(life, _Reader(ask.batch, ask.epochs))
-        reader.batch, reader.epochs, reader.over = ask.batch, ask.epochs, False
+        reader.batch, reader.epochs, reader.broke_off = ask.batch, ask.epochs, False
         reader.unfetch(max(ask.received, self._covered(life, number, reader)))
         what = _called(course.data)
         if not reader.dealt:
             if reader.epochs <= course.epoch + course.complete:
-                reader.over = True
                 return Over(f"{_epochs(ask.epochs)} of {what} are over")
             late = self._unready(course, roster, open_step)
             if late is not None:
@@ -208,7 +208,7 @@ class Data:
             if course.data == data and reader is not None:
                 reader.unfetch(max(received, self._covered(life, number, reader)))
                 course.put_back(reader.dealt)
-                reader.dealt, reader.over = [], True
+                reader.dealt, reader.broke_off = [], True
 
     # ------------------------------------------------------------ pushes
 
@@ -334,9 +334,8 @@ class Data:
                 f"worker {ask.worker!r} names an impossible data set: {data.size} samples, seed {data.seed}"
             )
         if not 1 <= ask.batch < 1 << 31 or not 1 <= ask.epochs < 1 << 31:
-            raise ProtocolError(
-                f"batch and epochs of worker {ask.worker!r} must be >= 1; got {ask.batch} and {ask.epochs}"
-            )
+            numbers = f"{ask.batch} and {ask.epochs}"
+            raise ProtocolError(f"batch and epochs of worker {ask.worker!r} must be >= 1; got {numbers}")
         for number, course in enumerate(self._courses):
             if course.data == data:
                 return number, course
@@ -354,14 +353,16 @@ class Data:
         if not roster.open:
             here = spoken(tuple([m.name for m in roster.members]))
             return Later((), f"the data is dealt when the first workers are complete; {here} joined")
-        missing = [m.name for m in roster.members if m.first_step <= open_step and _life(m) not in course.readers]
-        if not missing:
+        epoch = course.epoch + course.complete
+        there = [(m.name, course.readers.get(_life(m))) for m in roster.members if m.first_step <= open_step]
+        names = tuple([name for name, r in there if r is None or (r.epochs <= epoch and not r.broke_off)])
+        if not names:
             return None
-        names = tuple(missing)
-        return Later(names, f"{_called(course.data)} is dealt to all at once, and {spoken(names)} has not asked for it")
+        what = f"epoch {epoch} of {_called(course.data)}"
+        return Later(names, f"{what} is dealt to all at once, and {spoken(names)} has not asked for it")
 
     def _deal(self, course: _Course, roster: Roster, asking: _Reader) -> None:
-        readers = [r for m in roster.members if (r := course.readers.get(_life(m))) and not r.over]
+        readers = [r for m in roster.members if (r := course.readers.get(_life(m))) and not r.broke_off]
         readers = [r for r in readers if r.epochs > course.epoch]
         left = count(course.free)
         if self._mode.stale:
@@ -376,13 +377,13 @@ class Data:
 
 def _told(life: Life, reader: _Reader) -> list[Any]:
     dealt, given = ([list(r) for r in ranges] for ranges in (reader.dealt, reader.given))
-    return [*life, reader.batch, reader.epochs, reader.over, dealt, given, reader.fetched, reader.settled]
+    return [*life, reader.batch, reader.epochs, reader.broke_off, dealt, given, reader.fetched, reader.settled]
 
 
 def _heard(told: Any, size: int) -> tuple[Life, _Reader]:
     """The inverse of ``_told``."""
-    worker, session, batch, epochs, over, dealt, given, fetched, settled = told
-    reader = _Reader(int(batch), int(epochs), bool(over), heard(dealt, size), heard(given, size))
+    worker, session, batch, epochs, broke_off, dealt, given, fetched, settled = told
+    reader = _Reader(int(batch), int(epochs), bool(broke_off), heard(dealt, size), heard(given, size))
     reader.fetched, reader.settled = int(fetched), int(settled)
     return (str(worker), int(session)), reader
 

@@ -201,6 +201,26 @@ def test_a_value_that_is_missing_sorts_last_both_ways(browser: Browser, tmp_path
     assert browser.problems() == []
 
 
+@pytest.mark.parametrize(("width", "told"), [(1280, 4), (400, 1)])
+def test_the_pointer_shows_the_values_of_all_runs_and_of_one_where_there_is_no_room(
+    browser: Browser, tmp_path: Path, width: int, told: int
+) -> None:
+    browser.open(page_of(golden(), tmp_path), width=width)
+    box = (
+        "(e => (e.scrollIntoView({block: 'center'}), e.getBoundingClientRect()))(document.querySelector(arguments[0]))"
+    )
+    place = browser.js(
+        f"(({{x, y, width, height}}) => [x + 0.6 * width, y + 0.7 * height])({box})", "#plot-loss-samples"
+    )
+    for by in (-2, 0):
+        moved = {"type": "mouseMoved", "x": place[0] + by, "y": place[1]}
+        browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", moved)
+    rows = "#plot-loss-samples .hoverlayer :is(.legendtext, .hovertext)"
+    browser.becomes(f"document.querySelectorAll('{rows}').length", told)
+    assert sum(any(name in text for text in browser.texts(rows)) for name in NAMES) == told
+    assert browser.problems() == []
+
+
 def test_axis_and_measure_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
     browser.open(page_of(golden(), tmp_path))
     titles = "['xaxis', 'yaxis'].map((axis) => document.getElementById('plot-explore').layout[axis].title.text)"
@@ -342,4 +362,8 @@ def test_several_seeds_are_bands_that_go_with_their_run(browser: Browser, tmp_pa
     browser.becomes(bands, len(NAMES) - 1)
     assert "\u00b1" in "".join(browser.texts("#runs-table td"))
     assert "mean of 2 seeds" in browser.texts("#chance")[0]
+    paper = {"width": 703, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 without its margins
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", paper)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.becomes("document.querySelector('#runs-table').scrollWidth <= innerWidth - 30", True)
     assert browser.problems() == []

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.compare.golden import golden
 from torch_ps.common.errors import ConfigError
 from torch_ps.compare.headline import bytes_sentence, headline
-from torch_ps.compare.results import Bytes, Results, RunResult, from_json, to_json
+from torch_ps.compare.results import Bytes, Range, Results, RunResult, Spread, from_json, to_json
 from torch_ps.compare.table import COLUMNS, best_runs, table
 
 
@@ -93,6 +93,20 @@ def test_headline_says_what_speed_cost_in_loss() -> None:
     slow, fast = results.runs
     results = replace(results, runs=[slow, replace(fast, validation_loss=2.04)])
     assert headline(results).endswith("1.5 times as fast as sync fp32, at a final loss 0.04 (2.0 %) above the lowest.")
+
+
+@pytest.mark.parametrize(("apart", "says"), [(0.02, "by less than the seeds differ."), (0.5, "with the lowest loss.")])
+def test_headline_says_when_a_difference_is_less_than_the_seeds_differ(apart: float, says: str) -> None:
+    def spread(loss: float) -> Spread:
+        return Spread(validation_loss=Range(low=loss - 0.05, high=loss + 0.05))
+
+    base = golden()
+    first, other = base.runs[2], base.runs[0]
+    better = replace(first, validation_loss=2.0, spread=spread(2.0), seconds_to_target=1.0)
+    worse = replace(other, validation_loss=2.0 + apart, spread=spread(2.0 + apart), seconds_to_target=2.0)
+    assert headline(replace(base, runs=[better, worse])).endswith(says)
+    slower = replace(base, runs=[replace(better, seconds_to_target=3.0), worse])
+    assert headline(slower).endswith(", less than the seeds differ.") == (apart < 0.1)
 
 
 def test_headline_does_not_call_a_small_difference_a_victory() -> None:

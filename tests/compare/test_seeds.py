@@ -27,6 +27,7 @@ def test_figures_are_means_and_ranges_reach_from_the_lowest_to_the_highest() -> 
     first = golden().runs[0]
     joined = together([first, shifted(first, 0.5), shifted(first, 1.0)], [7, 8, 9])
     assert joined.seeds == [7, 8, 9]
+    assert joined.command.splitlines() == 3 * [first.command]
     assert joined.validation_loss == pytest.approx((first.validation_loss or 0) + 0.5)
     assert joined.seconds == pytest.approx(first.seconds + 0.5)
     assert joined.spread is not None
@@ -81,7 +82,8 @@ def test_a_comparison_runs_every_seed_and_keeps_what_each_wrote(tmp_path: Path) 
     assert " +-0." in terminal
     found = results.read(out / "results.json")
     assert [(run.name, run.seeds) for run in found.runs] == [("sync fp32", [4, 5]), ("async fp32", [4, 5])]
-    assert "--seed=4" in found.runs[0].command
+    for of_seeds in found.runs:
+        assert [line.partition("--seed=")[2].split()[0] for line in of_seeds.command.splitlines()] == ["4", "5"]
     assert "--seeds=2" in json.loads((out / "results.json").read_text())["settings"]["command"]
     for run in ("sync-fp32", "async-fp32"):
         assert sorted(each.name for each in (out / run).iterdir()) == ["seed-4", "seed-5"]

@@ -25,6 +25,15 @@ def records(effects: Effects) -> list[Any]:
     return [effect.record for effect in effects if isinstance(effect, Apply)]
 
 
+def test_last_cut_counts_the_parts_of_shards_that_were_told_to_stop_before_the_lead() -> None:
+    plan = planner(every=10, num_shards=3)
+    assert plan.reported(1, 7, "old", 0.0) is None
+    assert plan.reported(2, 8, "two", 0.0) is None
+    plan.last(8)
+    assert plan.reported(0, 8, "zero", 1.0) is None  # that of shard 1 is of another version
+    assert plan.reported(1, 8, "one", 1.0) == ("zero", "one", "two")
+
+
 def test_next_cut_is_the_first_multiple_that_no_shard_can_have_passed() -> None:
     assert planner(every=10).due(0.0, 0, 2, stale=False) == 10
     assert planner(every=10).due(0.0, 8, 2, stale=False) == 10

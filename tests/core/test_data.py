@@ -100,6 +100,36 @@ def test_in_step_everyone_has_to_ask_before_the_first_is_served() -> None:
     assert closed.reason == "the data is dealt when the first workers are complete; a joined"
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_in_step_a_loop_over_epochs_gets_the_same_in_each_of_them_whoever_is_first(first: str) -> None:
+    """A worker that asks for one more epoch at a time waits for the others to have asked for it too."""
+    data, other = Data(Mode()), {"a": "b", "b": "a"}[first]
+    for epoch in range(3):
+        got: dict[str, list[int]] = {"a": [], "b": []}
+        assert isinstance(data.ask(ask(first, size=16, epochs=epoch + 1), SYNC, 0), Later)
+        for worker in (other, first, other):
+            while isinstance(answer := data.ask(ask(worker, size=16, epochs=epoch + 1), SYNC, 0), Portion):
+                got[worker] += positions(answer)
+        assert got == {"a": [0, 1, 2, 3, 8, 9, 10, 11], "b": [4, 5, 6, 7, 12, 13, 14, 15]}
+        for worker, session in (("a", 1), ("b", 2)):
+            data.claim(worker, session, epoch, ((0, 8 * (epoch + 1)),))
+            data.settle(worker, session, epoch, applied=True)
+        for worker in (first, other):
+            assert isinstance(data.ask(ask(worker, size=16, epochs=epoch + 1), SYNC, 0), Over)
+
+
+def test_in_step_an_epoch_does_not_wait_for_a_worker_that_broke_off() -> None:
+    data = registered(size=8)
+    positions(data.ask(ask("b", size=8), SYNC, 0))
+    data.give_back("b", 2, ask(size=8).data, 0)
+    for epoch in range(2):
+        while isinstance(data.ask(ask("a", size=8, epochs=2), SYNC, 0), Portion):
+            pass
+        data.claim("a", 1, epoch, ((0, 8 * (epoch + 1)),))
+        data.settle("a", 1, epoch, applied=True)
+    assert isinstance(data.ask(ask("a", size=8, epochs=2), SYNC, 0), Over)
+
+
 def test_newcomer_is_not_waited_for_before_its_first_step() -> None:
     data = registered()
     later = Roster(3, (*SYNC.members, member("c", 3, first_step=8)), True)

@@ -11,10 +11,15 @@ _PROMPT = re.compile(r"^(?:\w+)?\$ ")
 _SETS = re.compile(r"^\w+=\S*$")
 
 
+def blocks(page: Path) -> list[str]:
+    """The shell blocks of a page."""
+    return _BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
 def commands(page: Path) -> list[list[str]]:
     """Every simple command of the shell blocks of a page, as words; "..." stands for arguments of your own."""
     found = []
-    for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+    for block in blocks(page):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             words = shlex.split(_PROMPT.sub("", line.strip()).strip("()"), comments=True)
             for part in _parts(words):

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from tests.docs.commands import PAGES, ROOT, commands
+from tests.docs.run_by import RUN_BY
 
 #: Programs that this project does not bring; what they are given is tested in tests/places and tests/server.
 OTHERS = {
@@ -80,3 +81,26 @@ def test_scripts_exist_and_know_the_options_that_are_shown(shown: tuple[Path, li
     shared = (ROOT / "bench" / "pushpull.py").read_text(encoding="utf-8")  # its options() are those of many
     for option in [word for word in arguments if word.startswith("--")]:
         assert re.search(rf'add_argument\("{option}"', text + shared), option
+
+
+def test_every_command_is_run_by_a_test_or_its_page_says_what_was_lacking() -> None:
+    used = set()
+    for page, words in SHOWN:
+        name = str(page.relative_to(ROOT / "docs").with_suffix("")) if page.parent != ROOT else page.stem
+        found = max((each for each in RUN_BY if _fits(each, name, " ".join(words))), key=_length, default=None)
+        assert found is not None, f"{name}: who runs {' '.join(words)}?"
+        used.add(found)
+        where = RUN_BY[found]
+        assert (ROOT / where).is_file() or where in " ".join(page.read_text(encoding="utf-8").split()), (found, where)
+    assert set(RUN_BY) == used
+
+
+def _fits(beginning: str, name: str, command: str) -> bool:
+    page, _, start = beginning.partition(": ")
+    return page in ("", name) and command.startswith(start)
+
+
+def _length(beginning: str) -> tuple[int, bool]:
+    """Of two that are equally long the one of the page."""
+    page, _, start = beginning.partition(": ")
+    return len(start), bool(page)

@@ -1,10 +1,12 @@
 """Which device a worker takes, on hosts with and without GPUs."""
 
+import os
 from typing import NamedTuple
 
 import pytest
 import torch
 
+import torch_ps
 from torch_ps.common.device import choose
 from torch_ps.common.errors import ConfigError
 from torch_ps.worker import device
@@ -41,6 +43,47 @@ def test_a_worker_takes_the_gpu_of_its_local_rank_or_the_cpu(
     gpus: int, wanted: str, local_rank: int, found: str
 ) -> None:
     assert str(choose(wanted, local_rank)) == found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "found"),
+    [
+        (0, {"LOCAL_RANK": "1"}, "cpu"),
+        (4, {}, "cuda:0"),  # a worker that no launcher started
+        (4, {"LOCAL_RANK": "3"}, "cuda:3"),  # torchrun, ps-run
+        (1, {"LOCAL_RANK": "3"}, "cuda:0"),  # Slurm shows each task its own
+        (4, {"LOCAL_RANK": "3", "PS_DEVICE": "cuda:1"}, "cuda:1"),
+        (4, {"LOCAL_RANK": "3", "PS_DEVICE": "cpu"}, "cpu"),
+    ],
+    indirect=["gpus"],
+)
+def test_a_script_gets_the_device_that_a_ready_made_task_would_have(
+    gpus: int, variables: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(torch_ps.device()) == found
+    assert [str(each) for each in current] == [found] * (found != "cpu")  # and "cuda" means it
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "left"),
+    [(None, 4, "2"), ("4,5,6,7", 4, "6"), ("GPU-a,GPU-b", 2, "GPU-a"), ("3", 1, "3"), (None, 1, None), (None, 0, None)],
+    indirect=["gpus"],
+)
+def test_alone_leaves_the_gpu_of_the_local_rank_visible_and_what_a_launcher_said_to_us(
+    visible: str | None, gpus: int, left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "MASTER_ADDR": "host0"})
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    torch_ps.alone()
+    torch_ps.alone()
+    ours = {"PS_RANK": "6", "PS_WORLD": "8"}
+    assert os.environ == ours | ({} if left is None else {"CUDA_VISIBLE_DEVICES": left})
 
 
 @pytest.mark.parametrize(

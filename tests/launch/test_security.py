@@ -1,13 +1,11 @@
 """A whole job of ps-run that speaks TLS and asks for the token, looked at by ps-status while it runs."""
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.launch.test_jobs import PS_RUN, ROOT, ps_run
-from tests.support import commands
 from tests.support.certificates import Authority, options
 from torch_ps.compare.config import CompareConfig
 from torch_ps.compare.launch import Plan, arguments
@@ -73,15 +71,3 @@ def test_comparison_hands_the_files_to_its_runs(tmp_path: Path) -> None:
     config = CompareConfig(tls_ca="ca", tls_cert="cert", tls_key="key", token_file="token")
     given = arguments(Plan(Run("sync", {}), 0.0, tmp_path), config)
     assert {"--tls-ca=ca", "--tls-cert=cert", "--tls-key=key", "--token-file=token"} <= set(given)
-
-
-def test_worker_with_a_task_takes_certificates_and_token_from_its_flags(tmp_path: Path) -> None:
-    """ps-run hands them on as variables; who starts ps-worker by hand gives flags."""
-    given = flags(tmp_path)
-    with commands.serving("--listen", "127.0.0.1:0", *given) as (_, ready):
-        (server,) = json.loads(ready.read_text())["servers"]
-        worker = [sys.executable, "-m", "torch_ps.worker.cli", "--servers", server, *given]
-        found = subprocess.run(
-            [*worker, "--task", "digits", "--samples", "128"], capture_output=True, text=True, cwd=ROOT, timeout=100
-        )
-        assert found.returncode == 0, found.stderr

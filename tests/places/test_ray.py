@@ -29,7 +29,7 @@ cluster.shutdown()
 
 @needs_ray
 @pytest.mark.timeout(600)
-def test_killed_worker_comes_back_on_ray_and_the_job_learns(tmp_path: Path) -> None:
+def test_killed_worker_and_killed_lead_come_back_on_ray_and_the_job_learns_and_is_kept(tmp_path: Path) -> None:
     (command,) = documented("ray", "ps-run --on ray -n 2 --shards 2 --task digits")
     (tmp_path / "cluster.py").write_text(CLUSTER)
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
@@ -38,11 +38,18 @@ def test_killed_worker_comes_back_on_ray_and_the_job_learns(tmp_path: Path) -> N
         address = cluster.said.split("\nhere: ")[1].split()[0]
         # The other worker waits for the killed one, so that there is training left when it is back.
         variables = quiet | {"RAY_ADDRESS": address, "PS_LEASE": "60"}
+        variables |= {"PS_CHECKPOINT": str(tmp_path / "kept"), "PS_CHECKPOINT_EVERY": "50"}
         with started(tmp_path, job=(f"exec {command}", variables)) as (job,):
             until(lambda: job.ends_within(0.2) or "rank 1 of 2" in job.said, "training runs", 3 * SECONDS)
             os.kill(process_with("torch_ps.worker.cli", PS_SERVERS=servers_of(job.said), RANK="1"), signal.SIGKILL)
+            until(lambda: job.ends_within(0.2) or job.said.count("worker w1 joins") == 2, "w1 is back", 3 * SECONDS)
+            until(lambda: job.ends_within(0.2) or "is good" in job.said, "a checkpoint is there", 3 * SECONDS)
+            lead = servers_of(job.said).split(",")[0]
+            os.kill(process_with("torch_ps.ps.cli", PS_WORKERS="2", PS_LISTEN=lead), signal.SIGKILL)
             assert job.wait(3 * SECONDS) == 0
-            assert job.said.count("worker w1 joins") == 2
+            assert "shard 1 goes on from version" in job.said
+            assert "is not kept" not in job.said
+            assert "is good" in job.said[job.said.rindex("shard 0 stops") :]  # the last one, after all workers had left
             assert accuracies(job.said)[-1] >= LEARNED
             with pytest.raises(LookupError):  # the servers have ended too
                 process_with("torch_ps.ps.cli", PS_WORKERS="2", PS_LISTEN=servers_of(job.said).split(",")[0])

@@ -1,4 +1,4 @@
-"""The job of deploy/slurm on a real Slurm: two parts, a worker that is killed, a requeue, and what is left behind."""
+"""The job of deploy/slurm on a real Slurm: two parts, a killed worker, requeues, a killed server, what is left."""
 
 import os
 import shlex
@@ -62,6 +62,12 @@ def test_killed_worker_comes_back_and_a_requeued_job_goes_on_to_what_it_should_l
         cluster.until(lambda: cluster.state(job) == "PENDING", "the job is queued again")
         assert said("SIGTERM: worker w0 has finished its step")
         assert said("is good")
+        cluster.until(lambda: cluster.hurried(job), "the job runs again")
+        cluster.until(lambda: said("rank 1 of 2", times=3), "training goes on")
+        server = process_with("ps-serve", SLURM_PROCID="1", PS_TOKEN_FILE=f"{tmp_path}/torch-ps-{job}/token")
+        os.kill(server, signal.SIGKILL)
+        cluster.until(lambda: cluster.state(job) == "PENDING", "the job is queued again after the death of a server")
+        assert said("the servers have ended before the workers")
         cluster.until(lambda: cluster.hurried(job), "the job runs again")
         cluster.until(lambda: cluster.state(job) == "COMPLETED", "the job ends well")
         assert "goes on from version" in log.read_text()

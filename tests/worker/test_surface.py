@@ -124,6 +124,28 @@ def test_too_few_samples_for_the_workers_are_refused() -> None:
         torch_ps.shard(TensorDataset(torch.arange(5)), optimizer, batch_size=8, split="static")
 
 
+def test_leased_data_has_no_length_and_a_schedule_goes_by_the_samples_of_the_job() -> None:
+    """OneCycleLR and others that count steps ask for one; a wrong number would end an epoch early."""
+    model = seeded(mlp)
+    with (
+        job(mode="async") as servers,
+        torch_ps.ParameterServerOptimizer(
+            torch.optim.SGD(model.parameters(), lr=1.0), model, str(servers)
+        ) as optimizer,
+    ):
+        data = torch_ps.shard(TensorDataset(torch.arange(12)), optimizer, batch_size=5, epochs=2)
+        with pytest.raises(TypeError, match=r"no len\(\); a schedule can go by optimizer\.samples / 24, the part"):
+            len(data)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - optimizer.samples / 24)
+        rates = []
+        for step, _ in enumerate(data):
+            backward(model, step)
+            optimizer.step()
+            schedule.step()
+            rates.append(round(24 * float(schedule.get_last_lr()[0])))
+        assert (rates[-1], rates) == (0, sorted(rates, reverse=True))
+
+
 def test_close_is_idempotent_and_the_model_keeps_its_parameters() -> None:
     model = seeded(mlp)
     with job() as servers:
@@ -141,15 +163,17 @@ def test_close_is_idempotent_and_the_model_keeps_its_parameters() -> None:
 SCRIPT = """
 import torch, torch_ps
 model = torch.nn.Linear(4, 4)
-optimizer = torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters()), model, {servers!r}, name="script")
-model(torch.ones(1, 4)).sum().backward()
-optimizer.step()
+sgd = torch.optim.SGD(model.parameters())
+optimizer = torch_ps.ParameterServerOptimizer(sgd, model, {servers!r}, name="script", plane="network")
+for batch in torch.utils.data.DataLoader(torch.ones(8, 4), num_workers=2):  # forks, beside gRPC's threads
+    model(batch).sum().backward()
+    optimizer.step()
 {end}
 """
 
 
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("raise SystemExit(3)", 3)])
-def test_script_that_does_not_close_ends_promptly_and_leaves_the_job(end: str, code: int) -> None:
+def test_script_that_does_not_close_ends_promptly_without_a_word_and_leaves_the_job(end: str, code: int) -> None:
     with job(lease=300) as servers:
         found = subprocess.run(
             [sys.executable, "-W", "error", "-c", SCRIPT.format(servers=str(servers), end=end)],
