@@ -167,7 +167,7 @@ class Session:
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
-        return open_roster(self._links[0], self.job.quorum, self.timeout if seconds is None else seconds)
+        return open_roster(self._voters[0], self.job, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model) -> None:
         if self._exchange is not None:

@@ -10,12 +10,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.common.errors import Unreachable
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.voter import Voter
-
-#: Seconds in which a server has to answer, at most.
-ANSWER_SECONDS = 1.0
 
 
 def watch(exchange: Exchange, voters: Sequence[Voter], lease: float) -> None:
@@ -39,12 +36,8 @@ def _look(exchange: Exchange, shard: int, voter: Voter, heard: float, lease: flo
     if begin - heard < lease / 4:
         return heard
     try:
-        voter.link.look(min(ANSWER_SECONDS, lease / 3))
-    except PsError as error:
-        silent = time.monotonic() - heard
-        if silent > lease:
-            where = voter.link.address
-            exchange.give_up(shard, Unreachable(f"no sign of life of {where} for {silent:.1f} s: {error}"))
-            voter.link.interrupt()
+        return voter.link.sign(heard)
+    except Unreachable as error:
+        exchange.give_up(shard, error)
+        voter.link.interrupt()
         return heard
-    return begin

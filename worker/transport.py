@@ -8,6 +8,8 @@ Rules of this file
   2. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
   3. A connection that is made again is made with the certificates as they are then, and every call shows the token as
      it is then.
+  4. A server that is stopped keeps its connections: where another one may take its place, a call that may take long is
+     waited for only as long as the server shows a sign of life once in a lease.
 """
 
 import contextlib
@@ -36,6 +38,8 @@ Reply = TypeVar("Reply", bound=Message)
 
 #: Seconds in which a port has to show why a connection fails.
 PROBE_SECONDS = 3.0
+#: Seconds in which a server that is asked for a sign of life has to answer, at most.
+SIGN_SECONDS = 1.0
 
 OnMessage = Callable[[bytes], None]
 OnEnd = Callable[[PsError], None]
@@ -120,6 +124,9 @@ class Link:
         self.address, self._access, self._plane = address, access, plane
         self._socket = pb.SocketOffer()
         self._asks: set[Any] = set()  # calls
+        #: Another server may take this one's place.
+        self.replaceable = False
+        self._lease = 0.0
         self._connect()
 
     def _connect(self) -> None:
@@ -182,7 +189,7 @@ class Link:
 
     def _described(self, request: pb.DescribeRequest, seconds: float, *, wait: bool = False) -> pb.JobDescription:
         job = self._unary("Describe", request, pb.JobDescription, seconds, wait=wait)
-        self._socket = job.socket
+        self._socket, self._lease = job.socket, job.lease_seconds
         return job
 
     def _why(self) -> str:
@@ -194,36 +201,80 @@ class Link:
         return "it has just begun to answer"
 
     def join(self, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
-        return self._unary("Join", request, pb.JoinReply, seconds)
+        return self._asked("Join", request, pb.JoinReply, seconds, signs=True)
 
     def share(self, request: pb.ShareRequest, seconds: float) -> pb.ShareReply:
-        return self._unary("Share", request, pb.ShareReply, seconds)
+        return self._asked("Share", request, pb.ShareReply, seconds, signs=True)
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        """One ask, which ``interrupt`` ends with Unreachable; if it may wait, SIGTERM ends it with an error."""
-        method = self._channel.unary_unary(
-            channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
-        )
+        """One ask; if it may wait, SIGTERM ends it with an error."""
+        return self._asked("Data", request, pb.DataReply, seconds, drains=request.wait)
+
+    def _asked(
+        self,
+        name: str,
+        request: Message,
+        reply: type[Reply],
+        seconds: float,
+        *,
+        signs: bool = False,
+        drains: bool = False,
+    ) -> Reply:
+        """The answer to a call that may take long, which ``interrupt`` ends with Unreachable.
+
+        Args:
+            signs: ask for signs of life meanwhile; else somebody has to who calls ``interrupt``.
+            drains: SIGTERM ends it with ServerStopped.
+
+        Raises:
+            Unreachable: no sign of life for a lease, and another server may take the place of this one.
+        """
+        method = self._channel.unary_unary(channel.method(name), type(request).SerializeToString, reply.FromString)
         call = method.future(request, timeout=seconds, metadata=self._access.metadata)
         self._asks.add(call)
+        heard = time.monotonic()
         try:
-            with drain.waiting(call.cancel) if request.wait else contextlib.nullcontext():
-                reply: pb.DataReply = call.result()
+            with drain.waiting(call.cancel) if drains else contextlib.nullcontext():
+                while True:
+                    try:
+                        answer: Reply = call.result(self._lease / 3 if signs and self.replaceable else None)
+                        return answer
+                    except grpc.FutureTimeoutError:
+                        heard = self.sign(heard)
         except grpc.FutureCancelledError:
             if call not in self._asks:
-                raise Unreachable(f"server {self.address} does not answer; another one may") from None
+                raise self._interrupted() from None
             raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
         finally:
             self._asks.discard(call)
-        return reply
+            call.cancel()
+
+    def sign(self, heard: float) -> float:
+        """Ask for a sign of life; when there was one last, on ``time.monotonic()``, as ``heard`` is.
+
+        Raises:
+            Unreachable: none for a lease.
+        """
+        begin = time.monotonic()
+        try:
+            self.look(min(SIGN_SECONDS, self._lease / 3))
+        except PsError as error:
+            silent = time.monotonic() - heard
+            if silent > self._lease:
+                raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {error}") from None
+            return heard
+        return begin
 
     def interrupt(self) -> None:
         """End the asks that are under way: the server that they were sent to does not answer any more."""
         for call in tuple(self._asks):
             self._asks.discard(call)
             call.cancel()
+
+    def _interrupted(self) -> Unreachable:
+        return Unreachable(f"server {self.address} does not answer; another one may")
 
     def trace(self, request: pb.TraceRequest, seconds: float) -> pb.TraceReply:
         return self._unary("Trace", request, pb.TraceReply, seconds)
@@ -255,7 +306,7 @@ class Link:
             raise error_of(failure, str(self.address)) from None
 
     def rosters(self, seconds: float) -> Iterator[pb.RosterView]:
-        """Every roster of the lead, the current one first. SIGTERM ends it with an error.
+        """Every roster of the lead, the current one first. SIGTERM ends it with an error, ``interrupt`` too.
 
         Raises:
             WaitTimeout: ``seconds`` are over.
@@ -264,12 +315,16 @@ class Link:
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
         )
         call = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
+        self._asks.add(call)
         try:
             with drain.waiting(call.cancel):
                 yield from call
         except grpc.RpcError as failure:
+            if call not in self._asks:
+                raise self._interrupted() from None
             raise error_of(failure, str(self.address)) from None
         finally:
+            self._asks.discard(call)
             call.cancel()
 
     def close(self) -> None:
