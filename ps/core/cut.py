@@ -138,6 +138,11 @@ class Planner(Generic[R]):
         self._version = 0  # planned and not over
         self._reports: dict[int, R] = {}
 
+    @property
+    def planned(self) -> int:
+        """Version of the cut that is announced and not over; 0: none is."""
+        return self._version
+
     def due(self, now: float, open_step: int, num_sessions: int, *, stale: bool) -> int | None:
         """The version to announce now; None: nothing is to be announced.
 
