@@ -1,7 +1,7 @@
 """Servers that are started alone while others live on: refused or ended, and no update is lost, doubled or halved.
 
 Each element counts the pushes of one worker: with a learning rate of 2**-10 and gradients of 1, x = -pushes / 1024.
-``early`` is on the lead, ``late`` on shard 1.
+``early`` is on the first shard, ``late`` on the last one, and of three shards the middle of ``padding`` on the second.
 """
 
 import threading
@@ -26,6 +26,7 @@ from torch_ps.common.status import error_of
 
 LR = 2.0**-10
 MODEL = {"early": torch.zeros(2), "padding": torch.zeros(512), "late": torch.zeros(2)}
+MIDDLE = 256
 STEPS = 60
 
 
@@ -44,17 +45,22 @@ class Counted(torch_ps.Client):
         self.init(MODEL, torch_ps.OptimizerSpec("SGD", lr=LR))
 
     def count(self, params: dict[str, torch.Tensor]) -> list[float]:
-        return [params[name][self.place].item() / -LR for name in ("early", "late")]
+        """Of each bucket: as asynchronous checkpoints have it, one may lack the last push that another one has."""
+        return [element.item() / -LR for element in self._elements(params)]
 
     def once(self) -> list[float]:
         gradient = {name: torch.zeros_like(tensor) for name, tensor in MODEL.items()}
-        gradient["early"][self.place] = gradient["late"][self.place] = self.value
+        for element in self._elements(gradient):
+            element.fill_(self.value)
         return self.count(self.push(gradient).params)
+
+    def _elements(self, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [values["early"][self.place], values["padding"][MIDDLE + self.place], values["late"][self.place]]
 
 
 def train(client: Counted, at: threading.Event, go: threading.Event) -> int:
     """Push until ``STEPS`` pushes are in the parameters; at 20 of them wait. Gives how often it had to begin again."""
-    counts, restarts = [0.0, 0.0], 0
+    counts, restarts = [0.0], 0
     while min(counts) < STEPS:
         before = min(counts)
         try:
@@ -180,7 +186,7 @@ def test_servers_that_hold_nothing_of_the_job_are_not_seeded_by_workers_of_befor
     with shards(count, mode=mode, workers=1, lease=5.0) as servers:
         with Counted(servers) as client:
             client.begin()
-            assert client.once() == [1.0, 1.0]
+            assert client.once() == [1.0] * 3
             servers.kill(0)
             servers.start_alone(0)
             for shard in range(1, count):
@@ -192,7 +198,7 @@ def test_servers_that_hold_nothing_of_the_job_are_not_seeded_by_workers_of_befor
             assert not servers.status().initialised
         with Counted(servers) as anew:
             anew.begin()
-            assert anew.once() == [1.0, 1.0]
+            assert anew.once() == [1.0] * 3
 
 
 def test_worker_is_told_when_not_all_servers_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +230,9 @@ def test_shard_may_start_alone_until_a_worker_takes_part(tmp_path: Path) -> None
             servers.start_alone(1, resume=True)
             with pytest.raises(torch_ps.StepConflict):
                 client.once()
-            early, late = client.count(client.pull().params)
-            assert early == late == servers.status().checkpoint.version
-            assert client.once() == [early + 1, late + 1]
+            counts = client.count(client.pull().params)
+            assert counts == [servers.status().checkpoint.version] * 3
+            assert client.once() == [counts[0] + 1] * 3
 
 
 def test_shard_without_the_checkpoint_from_which_the_lead_goes_on_is_refused(tmp_path: Path) -> None:
