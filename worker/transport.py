@@ -9,7 +9,9 @@ Rules of this file
   3. A connection that is made again is made with the certificates as they are then, and every call shows the token as
      it is then.
   4. A server that is stopped keeps its connections: where another one may take its place, a call that may take long is
-     waited for only as long as the server shows a sign of life once in a lease.
+     waited for only as long as the server shows signs of life.
+  5. Signs of life go both ways over a connection of their own. On a slow link the other one is full for as long as a
+     bucket takes, megabytes of it in buffers where nothing overtakes.
 """
 
 import contextlib
@@ -26,7 +28,15 @@ from google.protobuf.message import Message
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.errors import NoSharedMemory, PsError, Refused, ServerStopped, Unreachable, WaitTimeout
+from torch_ps.common.errors import (
+    NoSharedMemory,
+    PsError,
+    Refused,
+    ServerStopped,
+    UnknownWorker,
+    Unreachable,
+    WaitTimeout,
+)
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
@@ -41,6 +51,7 @@ PROBE_SECONDS = 3.0
 #: Seconds in which a server that is asked for a sign of life has to answer, at most.
 SIGN_SECONDS = 1.0
 
+_Ways = tuple[grpc.Channel, ...]
 OnMessage = Callable[[bytes], None]
 OnEnd = Callable[[PsError], None]
 
@@ -132,6 +143,8 @@ class Link:
     def _connect(self) -> None:
         self._mark = self._access.mark
         self._channel = self._access.connect(self.address)
+        #: Of signs of life, the best first: a server that takes no more connections is still there.
+        self._ways: _Ways = (self._access.connect(self.address, channel.APART), self._channel)
 
     def to(self, address: Address) -> None:
         """Lead to another server of the shard; calls that are under way end where they began."""
@@ -201,46 +214,63 @@ class Link:
         return "it has just begun to answer"
 
     def join(self, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
-        return self._asked("Join", request, pb.JoinReply, seconds, signs=True)
+        return self._while_alive("Join", request, pb.JoinReply, seconds)
 
     def share(self, request: pb.ShareRequest, seconds: float) -> pb.ShareReply:
-        return self._asked("Share", request, pb.ShareReply, seconds, signs=True)
+        return self._while_alive("Share", request, pb.ShareReply, seconds)
 
-    def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        """One ask; if it may wait, SIGTERM ends it with an error."""
-        return self._asked("Data", request, pb.DataReply, seconds, drains=request.wait)
-
-    def _asked(
-        self,
-        name: str,
-        request: Message,
-        reply: type[Reply],
-        seconds: float,
-        *,
-        signs: bool = False,
-        drains: bool = False,
-    ) -> Reply:
-        """The answer to a call that may take long, which ``interrupt`` ends with Unreachable.
-
-        Args:
-            signs: ask for signs of life meanwhile; else somebody has to who calls ``interrupt``.
-            drains: SIGTERM ends it with ServerStopped.
+    def _while_alive(self, name: str, request: Message, reply: type[Reply], seconds: float) -> Reply:
+        """The answer to a call that may take long.
 
         Raises:
             Unreachable: no sign of life for a lease, and another server may take the place of this one.
         """
         method = self._channel.unary_unary(channel.method(name), type(request).SerializeToString, reply.FromString)
+        ways, heard = self._ways, time.monotonic()  # to this server, wherever the link leads meanwhile
+        call = method.future(request, timeout=seconds, metadata=self._access.metadata)
+        try:
+            while True:
+                try:
+                    answer: Reply = call.result(self._lease / 3 if self.replaceable else None)
+                    return answer
+                except grpc.FutureTimeoutError:
+                    heard = self.sign(pb.RenewRequest(), heard, self._lease, ways)
+        except grpc.RpcError as failure:
+            raise error_of(failure, str(self.address)) from None
+        finally:
+            call.cancel()
+
+    def sign(self, request: pb.RenewRequest, heard: float, seconds: float, over: _Ways | None = None) -> float:
+        """Give a sign of life and ask for one; when there was one last, on ``time.monotonic()``, as ``heard`` is.
+
+        Raises:
+            Unreachable: none for ``seconds``.
+        """
+        begin, patience, said = time.monotonic(), min(SIGN_SECONDS, seconds / 3), ""
+        for way in over or self._ways:
+            try:
+                self._unary("Renew", request, pb.RenewReply, patience, over=way)
+            except UnknownWorker:
+                return begin  # which its stream says too
+            except PsError as error:
+                said = said or str(error)
+            else:
+                return begin
+        silent = time.monotonic() - heard
+        if silent > seconds:
+            raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {said}")
+        return heard
+
+    def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
+        """One ask, which ``interrupt`` ends with Unreachable; if it may wait, SIGTERM ends it with an error."""
+        method = self._channel.unary_unary(
+            channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
+        )
         call = method.future(request, timeout=seconds, metadata=self._access.metadata)
         self._asks.add(call)
-        heard = time.monotonic()
         try:
-            with drain.waiting(call.cancel) if drains else contextlib.nullcontext():
-                while True:
-                    try:
-                        answer: Reply = call.result(self._lease / 3 if signs and self.replaceable else None)
-                        return answer
-                    except grpc.FutureTimeoutError:
-                        heard = self.sign(heard)
+            with drain.waiting(call.cancel) if request.wait else contextlib.nullcontext():
+                reply: pb.DataReply = call.result()
         except grpc.FutureCancelledError:
             if call not in self._asks:
                 raise self._interrupted() from None
@@ -249,23 +279,7 @@ class Link:
             raise error_of(failure, str(self.address)) from None
         finally:
             self._asks.discard(call)
-            call.cancel()
-
-    def sign(self, heard: float) -> float:
-        """Ask for a sign of life; when there was one last, on ``time.monotonic()``, as ``heard`` is.
-
-        Raises:
-            Unreachable: none for a lease.
-        """
-        begin = time.monotonic()
-        try:
-            self.look(min(SIGN_SECONDS, self._lease / 3))
-        except PsError as error:
-            silent = time.monotonic() - heard
-            if silent > self._lease:
-                raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {error}") from None
-            return heard
-        return begin
+        return reply
 
     def interrupt(self) -> None:
         """End the asks that are under way: the server that they were sent to does not answer any more."""
@@ -314,7 +328,7 @@ class Link:
         watch = self._channel.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
         )
-        call = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
+        call: Any = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
         self._asks.add(call)
         try:
             with drain.waiting(call.cancel):
@@ -322,16 +336,28 @@ class Link:
         except grpc.RpcError as failure:
             if call not in self._asks:
                 raise self._interrupted() from None
+            if call.cancelled():
+                raise ServerStopped(f"the wait for workers of server {self.address} was given up") from None
             raise error_of(failure, str(self.address)) from None
         finally:
             self._asks.discard(call)
             call.cancel()
 
     def close(self) -> None:
-        self._channel.close()
+        for way in self._ways:
+            way.close()
 
-    def _unary(self, name: str, request: Message, reply: type[Reply], seconds: float, *, wait: bool = False) -> Reply:
-        call: Callable[..., Reply] = self._channel.unary_unary(
+    def _unary(
+        self,
+        name: str,
+        request: Message,
+        reply: type[Reply],
+        seconds: float,
+        *,
+        wait: bool = False,
+        over: grpc.Channel | None = None,
+    ) -> Reply:
+        call: Callable[..., Reply] = (over or self._channel).unary_unary(
             channel.method(name), type(request).SerializeToString, reply.FromString
         )
         try:

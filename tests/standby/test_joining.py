@@ -1,7 +1,6 @@
 """A worker is just joining when the primary dies, stands still or is told to end: it joins where the standby serves."""
 
 import logging
-import re
 import signal
 import threading
 from collections.abc import Callable
@@ -60,7 +59,7 @@ def test_newcomer_joins_where_the_standby_serves(
                 joined = spawn(lambda: newcomer.init({"x": torch.zeros(8)}, torch_ps.OptimizerSpec("SGD", lr=1.0)))
                 joined.result(SECONDS)
                 if number == signal.SIGSTOP:  # by its silence for a lease, not when gRPC finds out
-                    assert re.search("asks again: (no sign of life|.* does not answer; another one may)", caplog.text)
+                    assert "asks again: no sign of life of" in caplog.text
                 stop.set()
                 others.result(SECONDS)
                 newcomer.push({"x": torch.ones(8)})
