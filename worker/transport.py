@@ -30,10 +30,10 @@ from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
 from torch_ps.common.errors import (
     NoSharedMemory,
+    NotServing,
     PsError,
     Refused,
     ServerStopped,
-    UnknownWorker,
     Unreachable,
     WaitTimeout,
 )
@@ -250,10 +250,10 @@ class Link:
         for way in over or self._ways:
             try:
                 self._unary("Renew", request, pb.RenewReply, patience, over=way)
-            except UnknownWorker:
-                return begin  # which its stream says too
-            except PsError as error:
+            except (Unreachable, WaitTimeout, NotServing) as error:
                 said = said or str(error)
+            except PsError:  # whoever refuses lives; what it means is for others to find out
+                return begin
             else:
                 return begin
         silent = time.monotonic() - heard
