@@ -10,6 +10,7 @@ Two workers and one server, one compute thread per process. What a round is and 
     gloo         torch.distributed: one all-reduce of the flat gradient, each worker makes the step itself; has no async
     rpc-tcp, rpc torch.distributed.rpc as in PyTorch's tutorials: over TCP, and with the shared memory that it prefers
     shm, tcp     ceilings: shared memory with copies, in lock step; the same bytes over TCP without any arithmetic
+    grpc         ceiling: the same bytes as messages of gRPC in Python, without any arithmetic
     ray, tensorflow   with --with
 
 Rows are interleaved, ``--repeat`` times. Seconds, rounds and CPU seconds are medians over the repetitions; "x gloo" and
@@ -40,7 +41,14 @@ Record = dict[str, float | str | None]
 #: This project's: codec and plane.
 OURS = {"network-fp32": ("none", "network"), "network-fp16": ("fp16", "network"), "memory": ("none", "memory")}
 #: Others: module of bench/peers and variant.
-PEERS = {"gloo": ("gloo", ""), "rpc-tcp": ("rpc", "tcp"), "rpc": ("rpc", ""), "shm": ("shm", ""), "tcp": ("tcp", "")}
+PEERS = {
+    "gloo": ("gloo", ""),
+    "rpc-tcp": ("rpc", "tcp"),
+    "rpc": ("rpc", ""),
+    "shm": ("shm", ""),
+    "tcp": ("tcp", ""),
+    "grpc": ("grpc", ""),
+}
 #: Peers that are asked for: their module here, which is not named as what it imports, and that.
 OPTIONAL = {"ray": "ray", "tensorflow": "tensorflow"}
 #: Why a known system cannot be asked for.

@@ -13,8 +13,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.plan import Bucket, Piece
+
+#: Elements of a bucket whose gradients are joined in one call and then copied: a fifth of the time that a look at each
+#: of them takes from here. Both copies stay in the cache.
+SMALL = 65536
 
 
 class Flat:
@@ -62,7 +67,7 @@ class Flat:
         views, home = self._views_of(bucket)
         if home == values.data_ptr():
             return
-        parts = list(torch.split(values, [len(view) for view in views]))
+        parts = list(torch.split(values, [piece.stop - piece.start for piece in bucket.pieces]))
         if self._lent:
             views, parts = self._away(bucket, views, parts)
         if all(view.is_floating_point() for view in views):
@@ -148,19 +153,40 @@ def gather(
     away = [piece for piece in bucket.pieces if not _in_place(piece, gradients[piece.tensor], home)]
     if not away:
         return into
+    if bucket.numel <= SMALL and (whole := _whole(bucket, gradients, into)):
+        return into.copy_(_flatten_dense_tensors(whole))  # type: ignore[no-untyped-call]
     parts = [_part(piece, gradients[piece.tensor], into) for piece in away]
     if len(away) == len(bucket.pieces) and all(p.dtype == into.dtype and p.device == into.device for p in parts):
         return torch.cat(parts, out=into)
     for piece, part in zip(away, parts, strict=True):
-        into[piece.offset : piece.offset + len(part)].copy_(part)
+        into[piece.offset : piece.offset + part.numel()].copy_(part)
     return into
+
+
+def _whole(
+    bucket: Bucket, gradients: Sequence[torch.Tensor | None] | Mapping[int, torch.Tensor | None], like: torch.Tensor
+) -> list[torch.Tensor]:
+    """The gradients of a bucket if it consists of them, each whole, dense and of the dtype and device of ``like``."""
+    found: list[torch.Tensor] = []
+    for piece in bucket.pieces:
+        gradient = gradients[piece.tensor]
+        if (
+            gradient is None
+            or gradient.layout is not torch.strided
+            or gradient.dtype is not like.dtype
+            or gradient.device != like.device
+            or gradient.numel() != piece.stop - piece.start
+        ):
+            return []
+        found.append(gradient.detach())
+    return found
 
 
 def _part(piece: Piece, gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     if gradient is None:
         return like.new_zeros(()).expand(piece.stop - piece.start)
     part = (gradient if gradient.layout is torch.strided else gradient.to_dense()).detach().reshape(-1)
-    return part if piece.stop - piece.start == len(part) else part[piece.start : piece.stop]
+    return part if piece.stop - piece.start == part.numel() else part[piece.start : piece.stop]
 
 
 def _in_place(piece: Piece, gradient: torch.Tensor | None, home: int) -> bool:
