@@ -1,14 +1,19 @@
 """What a standby costs and what it gives: one shard, AdamW, two workers in sync mode, all on one machine.
 
     python bench/standby.py
+    python bench/standby.py --size big --stop 10 --mode async --plane network
 
 Seconds per step without a standby and with one; then, several times, a primary is killed in a step, and the time from
 the kill to the end of that step is taken. Workers notice a killed process by its connection, so the lease does not
 matter for it; a server that is stopped or cut off is noticed by its silence, after a lease.
+
+With ``--stop`` the standby stands still for so many seconds instead, less than a lease: by how much the primary's own
+memory grows meanwhile, and how many steps the workers make.
 """
 
 import argparse
 import json
+import re
 import signal
 import statistics
 import subprocess
@@ -32,9 +37,9 @@ START_SECONDS, LEASE = 120.0, 15.0
 class Servers:
     """A primary, and a standby if one is wanted."""
 
-    def __init__(self, folder: Path, *, standby: bool) -> None:
+    def __init__(self, folder: Path, *, standby: bool, mode: str = "sync") -> None:
         self._folder, self.processes = folder, list[subprocess.Popen[bytes]]()
-        self.address = self._start("--workers", "2", "--lease", str(LEASE))
+        self.address = self._start("--workers", "2", "--lease", str(LEASE), "--mode", mode)
         self.standby = self._start("--standby-of", self.address) if standby else ""
 
     def _start(self, *options: str) -> str:
@@ -98,13 +103,69 @@ def run(size: str, steps: int, *, standby: bool, kill: bool) -> tuple[float, flo
         return statistics.median(spent), gone[0] if gone else 0.0
 
 
+def stop(size: str, seconds: float, mode: str, plane: str) -> str:
+    """The primary's own memory and the steps of a worker, while the standby keeps up, stands still, and goes on."""
+    with tempfile.TemporaryDirectory(prefix="bench-standby-") as folder:
+        servers, over = Servers(Path(folder), standby=True, mode=mode), threading.Event()
+        ready, steps = threading.Barrier(3, timeout=START_SECONDS), [0, 0]
+
+        def work(rank: int) -> None:
+            model = Model(size)
+            inner = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+            name = f"w{rank}"
+            with torch_ps.ParameterServerOptimizer(inner, model, servers.address, name=name, plane=plane) as optimizer:
+                optimizer.step()
+                if not rank:
+                    servers.wait()
+                ready.wait()
+                while not over.is_set():
+                    optimizer.step()
+                    steps[rank] += 1
+
+        def phase(name: str) -> str:
+            most, before, end = 0.0, steps[0], time.monotonic() + seconds
+            while time.monotonic() < end:
+                most = max(most, own(servers.processes[0].pid))
+                time.sleep(0.02)
+            return f"{name}: {most:.0f} MiB at most, {steps[0] - before} steps"
+
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                workers = [pool.submit(work, rank) for rank in range(2)]
+                ready.wait()
+                found = [phase("the standby keeps up")]
+                servers.processes[1].send_signal(signal.SIGSTOP)
+                found.append(phase(f"it stands still for {seconds:g} s"))
+                servers.processes[1].send_signal(signal.SIGCONT)
+                found.append(phase("it goes on"))
+                over.set()
+                for each in workers:
+                    each.result()
+        finally:
+            over.set()
+            servers.close()
+        return "\n".join(found)
+
+
+def own(pid: int) -> float:
+    """MiB of a process's memory that are its own, and not shared with workers."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", help="model of bench/model.py")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--stop", type=float, metavar="SECONDS", help="measure the primary's memory instead")
+    parser.add_argument("--mode", default="sync", help="with --stop: mode of the job")
+    parser.add_argument("--plane", default="auto", help="with --stop: plane of the workers")
     parser.add_argument("--quick", action="store_true", help="a few steps; the figures mean nothing")
     given = parser.parse_args()
+    if given.stop:
+        sys.stdout.write(f"{stop(given.size, given.stop, given.mode, given.plane)}\n")
+        return
     steps, kills = (6, 1) if given.quick else (given.steps, given.kills)
     without, _ = run(given.size, steps, standby=False, kill=False)
     with_one, _ = run(given.size, steps, standby=True, kill=False)

@@ -7,14 +7,17 @@ from torch_ps.common.frames import MAX_MESSAGE_BYTES
 
 SERVICE = "torch_ps.v1.ParameterServer"
 
-OPTIONS: tuple[tuple[str, int | str], ...] = (
+Options = tuple[tuple[str, int | str], ...]
+
+OPTIONS: Options = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Notices a peer that vanished without closing its connection, 20 s after it was last heard of. It is the timeout of
-    # pings that counts, whatever that of keepalive (gRPC 1.85), and by default it is a minute.
+    # Notices a peer that vanished without closing its connection, a minute after it was last heard of: whoever waits
+    # has ways of its own that are faster. On a slow link an answer to a ping waits behind a megabyte or two that gRPC
+    # and the kernel have taken already. It is the timeout of pings that counts, not that of keepalive (gRPC 1.85).
     ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 15_000),
-    ("grpc.http2.ping_timeout_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 60_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -31,11 +34,14 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+#: Of a second connection to the same server, which shares nothing with the first.
+APART: Options = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+
 #: Seconds in which a connection has to say what it is; a half-open one ends then.
 HANDSHAKE_SECONDS = 10
 
 
-def server_options(connections: int, *, anybody: bool) -> tuple[tuple[str, int | str], ...]:
+def server_options(connections: int, *, anybody: bool) -> Options:
     """``OPTIONS``, and what bounds the peers of a server.
 
     Args:

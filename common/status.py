@@ -57,7 +57,7 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
             return errors.Overloaded(f"server {address} has as many calls open as it takes; try again later")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.CorruptFrame(f"server {address} refused a message: {details}")
-        case grpc.StatusCode.CANCELLED:
-            return errors.ServerStopped(f"server {address} ended the call: {details}")
+        case grpc.StatusCode.CANCELLED:  # by a server that ends before it could say so; another one may go on
+            return errors.Unreachable(f"server {address} ended the call: {details}")
         case _:
             return errors.PsError(f"server {address} failed with {code.name}: {details}; its log says more")

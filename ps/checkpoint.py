@@ -4,7 +4,7 @@
 
 Rules of this file
   1. A checkpoint exists when its checkpoint.json does, which names what all shards have written by size and SHA-256. A
-     crash before that leaves the ones before as they are, and files that ``retain`` and ``clear`` remove.
+     crash before that leaves the ones before as they are, and files that ``retain``, ``discard`` and ``clear`` remove.
   2. What is read is checked: every size and digest, every tensor's shape and dtype, before anything is made of it.
 
 Source: the manifest as commit point is that of log-structured stores, such as LevelDB's CURRENT file.
@@ -77,6 +77,12 @@ class Checkpoints:
         for version in self._folders():
             if good and version < good[0] and version not in good[:keep]:
                 self._remove(version)
+
+    def discard(self, version: int) -> None:
+        """Remove what will never become a checkpoint, up to ``version``: on a full disk the next one needs the room."""
+        for each in self._folders():
+            if each <= version and not self.storage.exists(manifests.commit_name(each)):
+                self._remove(each)
 
     def clear(self, version: int) -> None:
         """Go on from ``version`` (0: anew): what is newer would mix with what is written now, so it goes.

@@ -55,19 +55,19 @@ class Connections:
         if self._job.streams.remove(stream) and self._job.engine is not None:
             self._job.engine.disconnected(stream)
 
-    def heard(self, stream: Stream) -> None:
-        """Traffic renews the lease.
+    def heard(self, worker: str | None, session: int) -> None:
+        """Traffic renews the lease; None: that of an observer, who has none.
 
         Raises:
             UnknownWorker: the lease has run out before, and the standby, if there is one, knows that too.
         """
-        if self._job.membership is None or stream.worker is None:
+        if self._job.membership is None or worker is None:
             return
         try:
-            self._job.membership.renew(stream.worker, stream.session, time.monotonic())
+            self._job.membership.renew(worker, session, time.monotonic())
         except UnknownWorker:
             # What waits for the standby is said to nobody; and whether to go on without that one is for workers to say.
-            if not self._job.is_member(stream.worker, stream.session):
+            if not self._job.is_member(worker, session):
                 raise
 
     async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:

@@ -5,7 +5,7 @@
 Rules of this file
   1. Training never waits for a file: one thread writes, the event loop only hears of it.
   2. Whatever the file system does, training goes on. A failure is logged with what to do, counted and shown; the next
-     checkpoint is tried as if nothing had happened.
+     checkpoint is tried as if nothing had happened. What some shards have written of it goes, as it takes room.
 """
 
 import asyncio
@@ -135,32 +135,43 @@ class Keeper:
                 self._note(kept.version, f"shard {kept.shard}: {kept.error[:MAX_ERROR]}")
                 self._settled.set()
                 self.plan()
-            return
-        name = shard_name(kept.version, kept.shard, job.num_shards, "json")
-        facts = planner.reported(kept.shard, kept.version, FileFact(name, kept.size, kept.sha256), now)
-        if facts is not None and job.model is not None and job.engine is not None:
-            version, sections = job.engine.core.cut.taken
-            manifest = Manifest(
-                version=version,
-                mode=str(job.mode),
-                bucket_bytes=job.bucket_bytes,
-                model=job.model,
-                shards=facts,
-                sections=sections,
-                created=time.time(),
-            )
-            self._spawn(self._commit(manifest))
+        else:
+            name = shard_name(kept.version, kept.shard, job.num_shards, "json")
+            facts = planner.reported(kept.shard, kept.version, FileFact(name, kept.size, kept.sha256), now)
+            if facts is not None and job.model is not None and job.engine is not None:
+                version, sections = job.engine.core.cut.taken
+                manifest = Manifest(
+                    version=version,
+                    mode=str(job.mode),
+                    bucket_bytes=job.bucket_bytes,
+                    model=job.model,
+                    shards=facts,
+                    sections=sections,
+                    created=time.time(),
+                )
+                self._spawn(self._commit(manifest))
+                return
+        if kept.version != planner.planned:  # another shard has failed, maybe before this one had written its part
+            self._spawn(self._discard(kept.version))
 
     async def _commit(self, manifest: Manifest) -> None:
         try:
             await self._loop.run_in_executor(self._thread, self._make_good, manifest)
         except Exception as failure:  # noqa: BLE001 - as in _write
             self._note(manifest.version, _said(failure))
+            await self._discard(manifest.version)
         else:
             self._note(manifest.version, "")
             log.info("checkpoint of version %d is good: %s", manifest.version, self.facts.url)
         self._settled.set()
         self.plan()
+
+    async def _discard(self, version: int) -> None:
+        """Remove what there is of a checkpoint that will never be one."""
+        try:
+            await self._loop.run_in_executor(self._thread, self._checkpoints.discard, version)
+        except Exception as failure:  # noqa: BLE001 - as in _write; the next good one removes it
+            log.info("what is left of version %d stays for now: %s", version, _said(failure))
 
     def _make_good(self, manifest: Manifest) -> None:
         """On the thread."""

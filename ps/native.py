@@ -31,6 +31,7 @@ _MEANINGS = (
     ("WRONG_VERSION_NUMBER", "the peer does not speak TLS: a client without tls_ca, or something that is no client"),
     ("HTTP_REQUEST", "the peer speaks HTTP without TLS"),
     ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "the client showed no certificate, and this server has tls_ca"),
+    ("BAD_PACKET_LENGTH", "the peer broke it off: a client that does not believe this server's certificate does"),
     ("certificate has expired", "the peer's certificate has expired"),
     ("certificate is not yet valid", "the peer's certificate is not valid yet; compare the clocks"),
     ("unable to get local issuer certificate", "the peer's certificate is not of an authority in tls_ca"),

@@ -273,7 +273,7 @@ def _bind(
 ) -> tuple[grpc.aio.Server, Address]:
     server = grpc.aio.server(
         interceptors=[Door(token, metrics)] if token is not None else [],
-        options=channel.server_options(2 * config.max_workers + 256, anybody=token is None),
+        options=channel.server_options(3 * config.max_workers + 256, anybody=token is None),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
     wanted = address.parse(config.listen, free_port=True)

@@ -91,6 +91,7 @@ class Servicer:
                 "Enter": unary(self.enter, pb.EnterRequest),
                 "Join": unary(self.join, pb.JoinRequest),
                 "Share": unary(self.share, pb.ShareRequest),
+                "Renew": unary(self.renew, pb.RenewRequest),
                 "Leave": unary(self.leave, pb.LeaveRequest),
                 "Data": unary(self.data, pb.DataRequest),
                 "Status": unary(self.status, pb.StatusRequest),
@@ -189,6 +190,10 @@ class Servicer:
         except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))
+
+    async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        self._connections.heard(request.worker or None, request.session)
+        return pb.RenewReply()
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         self._job.leave(request.worker, request.session)
@@ -319,7 +324,7 @@ class Servicer:
         return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
 
     def _message(self, stream: Stream, message: bytes) -> None:
-        self._connections.heard(stream)
+        self._connections.heard(stream.worker, stream.session)
         stream.outbox.most = self._most_waiting
         self._take(stream, unpack_all(message, pb.UpHeader))
 

@@ -123,21 +123,32 @@ def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinRepl
             time.sleep(AGAIN_SECONDS)
 
 
-def open_roster(lead: Link, quorum: int, seconds: float) -> pb.RosterView:
-    """The roster of the lead, once the first ``quorum`` of workers is complete.
+def open_roster(voter: Voter, job: pb.JobDescription, seconds: float) -> pb.RosterView:
+    """The roster of the lead, once the first quorum of workers is complete.
+
+    Args:
+        voter: of the lead.
 
     Raises:
         WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
+        Unreachable: nobody serves in the place of a lead that is gone.
     """
     here: list[str] = []
-    try:
-        for view in lead.rosters(seconds):
-            if view.open:
-                return view
-            here = [member.worker for member in view.member]
-    except WaitTimeout:
-        pass
+    deadline = time.monotonic() + seconds
+
+    def first() -> pb.RosterView | None:
+        try:
+            for view in voter.link.rosters(max(deadline - time.monotonic(), 0.1)):
+                if view.open:
+                    return view
+                here[:] = [member.worker for member in view.member]
+        except WaitTimeout:
+            pass
+        return None
+
+    if view := patiently(first, voter.patience(job.lease_seconds)):
+        return view
     raise WaitTimeout(
-        f"after {seconds:g} s {quorum - len(here)} of {quorum} workers have not joined the job; "
+        f"after {seconds:g} s {job.quorum - len(here)} of {job.quorum} workers have not joined the job; "
         f"{', '.join(here) or 'nobody'} did"
     )

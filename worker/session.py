@@ -12,7 +12,6 @@ Rules of this file
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -47,7 +46,7 @@ from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import check, prepare
 from torch_ps.worker.servers import admitted, check_arguments, describe_all, joined, open_roster
-from torch_ps.worker.silence import watch
+from torch_ps.worker.signs import exchange_signs
 from torch_ps.worker.tracing import report
 from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
@@ -150,8 +149,6 @@ class Session:
             voter.life = self.name, self.number
         self.covers.clear()
         self._start(model)
-        threading.Thread(target=self._renew, name="renew", daemon=True).start()
-        watch(self._streams, self._voters, self.job.lease_seconds)
         self.job_model = model
         if not reply.seed:
             self.job_model = schema.from_proto(self._voters[0].describe(CONNECT_SECONDS).model)
@@ -167,7 +164,7 @@ class Session:
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
-        return open_roster(self._links[0], self.job.quorum, self.timeout if seconds is None else seconds)
+        return open_roster(self._voters[0], self.job, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model) -> None:
         if self._exchange is not None:
@@ -190,6 +187,7 @@ class Session:
             self._back,
             self._voters,
         )
+        exchange_signs(self._exchange, self._voters, self.name, self.number, self.job.lease_seconds)
 
     @property
     def _identity(self) -> Identity:
@@ -365,14 +363,6 @@ class Session:
         request.worker, request.session = self.name, self.number
         lead, lease = self._voters[0], self.job.lease_seconds
         return patiently(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
-
-    # -------------------------------------------------------------- the lease
-
-    def _renew(self) -> None:
-        """Keep the lease while the training loop computes."""
-        frame, streams = pack(pb.UpHeader(renew=pb.Renew())), self._streams
-        while not streams.pause(self.job.lease_seconds / 3):
-            streams.send_unkept(0, frame)
 
     # -------------------------------------------------------------- the end
 

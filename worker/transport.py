@@ -8,6 +8,10 @@ Rules of this file
   2. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
   3. A connection that is made again is made with the certificates as they are then, and every call shows the token as
      it is then.
+  4. A server that is stopped keeps its connections: where another one may take its place, a call that may take long is
+     waited for only as long as the server shows signs of life.
+  5. Signs of life go both ways over a connection of their own. On a slow link the other one is full for as long as a
+     bucket takes, megabytes of it in buffers where nothing overtakes.
 """
 
 import contextlib
@@ -24,7 +28,15 @@ from google.protobuf.message import Message
 from torch_ps.common import channel, probe
 from torch_ps.common.address import Address
 from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.errors import NoSharedMemory, PsError, Refused, ServerStopped, Unreachable, WaitTimeout
+from torch_ps.common.errors import (
+    NoSharedMemory,
+    NotServing,
+    PsError,
+    Refused,
+    ServerStopped,
+    Unreachable,
+    WaitTimeout,
+)
 from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
@@ -36,7 +48,10 @@ Reply = TypeVar("Reply", bound=Message)
 
 #: Seconds in which a port has to show why a connection fails.
 PROBE_SECONDS = 3.0
+#: Seconds in which a server that is asked for a sign of life has to answer, at most.
+SIGN_SECONDS = 1.0
 
+_Ways = tuple[grpc.Channel, ...]
 OnMessage = Callable[[bytes], None]
 OnEnd = Callable[[PsError], None]
 
@@ -120,11 +135,16 @@ class Link:
         self.address, self._access, self._plane = address, access, plane
         self._socket = pb.SocketOffer()
         self._asks: set[Any] = set()  # calls
+        #: Another server may take this one's place.
+        self.replaceable = False
+        self._lease = 0.0
         self._connect()
 
     def _connect(self) -> None:
         self._mark = self._access.mark
         self._channel = self._access.connect(self.address)
+        #: Of signs of life, the best first: a server that takes no more connections is still there.
+        self._ways: _Ways = (self._access.connect(self.address, channel.APART), self._channel)
 
     def to(self, address: Address) -> None:
         """Lead to another server of the shard; calls that are under way end where they began."""
@@ -182,7 +202,7 @@ class Link:
 
     def _described(self, request: pb.DescribeRequest, seconds: float, *, wait: bool = False) -> pb.JobDescription:
         job = self._unary("Describe", request, pb.JobDescription, seconds, wait=wait)
-        self._socket = job.socket
+        self._socket, self._lease = job.socket, job.lease_seconds
         return job
 
     def _why(self) -> str:
@@ -194,10 +214,52 @@ class Link:
         return "it has just begun to answer"
 
     def join(self, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
-        return self._unary("Join", request, pb.JoinReply, seconds)
+        return self._while_alive("Join", request, pb.JoinReply, seconds)
 
     def share(self, request: pb.ShareRequest, seconds: float) -> pb.ShareReply:
-        return self._unary("Share", request, pb.ShareReply, seconds)
+        return self._while_alive("Share", request, pb.ShareReply, seconds)
+
+    def _while_alive(self, name: str, request: Message, reply: type[Reply], seconds: float) -> Reply:
+        """The answer to a call that may take long.
+
+        Raises:
+            Unreachable: no sign of life for a lease, and another server may take the place of this one.
+        """
+        method = self._channel.unary_unary(channel.method(name), type(request).SerializeToString, reply.FromString)
+        ways, heard = self._ways, time.monotonic()  # to this server, wherever the link leads meanwhile
+        call = method.future(request, timeout=seconds, metadata=self._access.metadata)
+        try:
+            while True:
+                try:
+                    answer: Reply = call.result(self._lease / 3 if self.replaceable else None)
+                    return answer
+                except grpc.FutureTimeoutError:
+                    heard = self.sign(pb.RenewRequest(), heard, self._lease, ways)
+        except grpc.RpcError as failure:
+            raise error_of(failure, str(self.address)) from None
+        finally:
+            call.cancel()
+
+    def sign(self, request: pb.RenewRequest, heard: float, seconds: float, over: _Ways | None = None) -> float:
+        """Give a sign of life and ask for one; when there was one last, on ``time.monotonic()``, as ``heard`` is.
+
+        Raises:
+            Unreachable: none for ``seconds``.
+        """
+        begin, patience, said = time.monotonic(), min(SIGN_SECONDS, seconds / 3), ""
+        for way in over or self._ways:
+            try:
+                self._unary("Renew", request, pb.RenewReply, patience, over=way)
+            except (Unreachable, WaitTimeout, NotServing) as error:
+                said = said or str(error)
+            except PsError:  # whoever refuses lives; what it means is for others to find out
+                return begin
+            else:
+                return begin
+        silent = time.monotonic() - heard
+        if silent > seconds:
+            raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {said}")
+        return heard
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
         """One ask, which ``interrupt`` ends with Unreachable; if it may wait, SIGTERM ends it with an error."""
@@ -211,7 +273,7 @@ class Link:
                 reply: pb.DataReply = call.result()
         except grpc.FutureCancelledError:
             if call not in self._asks:
-                raise Unreachable(f"server {self.address} does not answer; another one may") from None
+                raise self._interrupted() from None
             raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
@@ -224,6 +286,9 @@ class Link:
         for call in tuple(self._asks):
             self._asks.discard(call)
             call.cancel()
+
+    def _interrupted(self) -> Unreachable:
+        return Unreachable(f"server {self.address} does not answer; another one may")
 
     def trace(self, request: pb.TraceRequest, seconds: float) -> pb.TraceReply:
         return self._unary("Trace", request, pb.TraceReply, seconds)
@@ -255,7 +320,7 @@ class Link:
             raise error_of(failure, str(self.address)) from None
 
     def rosters(self, seconds: float) -> Iterator[pb.RosterView]:
-        """Every roster of the lead, the current one first. SIGTERM ends it with an error.
+        """Every roster of the lead, the current one first. SIGTERM ends it with an error, ``interrupt`` too.
 
         Raises:
             WaitTimeout: ``seconds`` are over.
@@ -263,20 +328,36 @@ class Link:
         watch = self._channel.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
         )
-        call = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
+        call: Any = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
+        self._asks.add(call)
         try:
             with drain.waiting(call.cancel):
                 yield from call
         except grpc.RpcError as failure:
+            if call not in self._asks:
+                raise self._interrupted() from None
+            if call.cancelled():
+                raise ServerStopped(f"the wait for workers of server {self.address} was given up") from None
             raise error_of(failure, str(self.address)) from None
         finally:
+            self._asks.discard(call)
             call.cancel()
 
     def close(self) -> None:
-        self._channel.close()
+        for way in self._ways:
+            way.close()
 
-    def _unary(self, name: str, request: Message, reply: type[Reply], seconds: float, *, wait: bool = False) -> Reply:
-        call: Callable[..., Reply] = self._channel.unary_unary(
+    def _unary(
+        self,
+        name: str,
+        request: Message,
+        reply: type[Reply],
+        seconds: float,
+        *,
+        wait: bool = False,
+        over: grpc.Channel | None = None,
+    ) -> Reply:
+        call: Callable[..., Reply] = (over or self._channel).unary_unary(
             channel.method(name), type(request).SerializeToString, reply.FromString
         )
         try:

@@ -47,6 +47,7 @@ class Voter:
 
     def __init__(self, link: Link, servers: Sequence[Address]) -> None:
         self.link, self.servers = link, list(servers)
+        link.replaceable = len(servers) > 1
         self.promises = Promises()
         self.life = "", 0  # of the worker in the job: its name and session
         self._lock = threading.Lock()
@@ -182,6 +183,7 @@ class Voter:
                 return may_speak
             if other not in self.servers:
                 self.servers.append(other)
+                self.link.replaceable = True
         return may_speak
 
     def _prefer(self, server: Address) -> None:

@@ -241,6 +241,18 @@ class ShareReply(_message.Message):
     reason: str
     def __init__(self, parameters: _Optional[_Union[ArenaOffer, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class RenewRequest(_message.Message):
+    __slots__ = ("worker", "session")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    session: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class LeaveRequest(_message.Message):
     __slots__ = ("worker", "session")
     WORKER_FIELD_NUMBER: _ClassVar[int]

@@ -139,6 +139,11 @@ class Planner(Generic[R]):
         self._reports: dict[int, R] = {}
         self._early: dict[int, tuple[int, R]] = {}  # per shard, the last report of a version that is not planned
 
+    @property
+    def planned(self) -> int:
+        """Version of the cut that is announced and not over; 0: none is."""
+        return self._version
+
     def due(self, now: float, open_step: int, num_sessions: int, *, stale: bool) -> int | None:
         """The version to announce now; None: nothing is to be announced.
 

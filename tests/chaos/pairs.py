@@ -9,14 +9,12 @@ Rules of this file
 
 import contextlib
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tests.support.processes import Child
-from tests.support.replicated import Replicated, Server
+from tests.support.replicated import Replicated, Server, running
 from torch_ps.common.pb import parameter_server_pb2 as pb
 
 #: Seconds in which a server has to say how it is; one that was stopped never does.
@@ -82,16 +80,7 @@ class Pairs(Replicated):
 @contextlib.contextmanager
 def pairs(count: int, **settings: Any) -> Iterator[Pairs]:
     """Running servers, ended with SIGTERM on leaving; ``settings`` are options of ``ServerConfig``."""
-    with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
-        servers = Pairs(Path(folder), count, settings, {})
-        try:
-            servers.start()
-            yield servers
-            servers.stop(*servers.standbys)
-            servers.stop(*servers.primaries)
-        except BaseException as error:
-            error.add_note(f"log of the servers:\n{servers.log}")
-            raise
-        finally:
-            for server in servers.all:
-                server.process.kill()
+    with running(lambda folder: Pairs(folder, count, settings, {})) as servers:
+        yield servers
+        servers.stop(*servers.standbys)
+        servers.stop(*servers.primaries)

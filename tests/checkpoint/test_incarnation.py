@@ -1,8 +1,4 @@
-"""Servers that are started alone while others live on: refused or ended, and no update is lost, doubled or halved.
-
-Each element counts the pushes of one worker: with a learning rate of 2**-10 and gradients of 1, x = -pushes / 1024.
-``early`` is on the lead, ``late`` on shard 1.
-"""
+"""Servers that are started alone while others live on: refused or ended, and no update is lost, doubled or halved."""
 
 import threading
 from collections.abc import Iterator
@@ -11,64 +7,22 @@ from typing import Any
 
 import grpc
 import pytest
-import torch
 from google.protobuf.message import Message
 
 import torch_ps
-from tests.support.jobs import SECONDS, job, until
+from tests.support.counted import Counted, disturbed
+from tests.support.jobs import SECONDS, job
 from tests.support.raw import Raw, raw
-from tests.support.restart import Shards, shards
+from tests.support.restart import shards
 from tests.support.threads import at_once, spawn
 from torch_ps.common import channel
 from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 
-LR = 2.0**-10
-MODEL = {"early": torch.zeros(2), "padding": torch.zeros(512), "late": torch.zeros(2)}
-STEPS = 60
-
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
     return {"workers": 2, "checkpoint": str(folder), "checkpoint_every": 4, "lease": 5.0, **more}
-
-
-class Counted(torch_ps.Client):
-    """One of ``of`` workers that pushes 1 in its own elements and sees how often."""
-
-    def __init__(self, servers: Shards, rank: int = 0, of: int = 1) -> None:
-        super().__init__(str(servers), name=f"w{rank}", timeout=40)
-        self.place, self.value = rank, float(of) if self.mode == "sync" else 1.0  # of which the mean is 1
-
-    def begin(self) -> None:
-        self.init(MODEL, torch_ps.OptimizerSpec("SGD", lr=LR))
-
-    def count(self, params: dict[str, torch.Tensor]) -> list[float]:
-        return [params[name][self.place].item() / -LR for name in ("early", "late")]
-
-    def once(self) -> list[float]:
-        gradient = {name: torch.zeros_like(tensor) for name, tensor in MODEL.items()}
-        gradient["early"][self.place] = gradient["late"][self.place] = self.value
-        return self.count(self.push(gradient).params)
-
-
-def train(client: Counted, at: threading.Event, go: threading.Event) -> int:
-    """Push until ``STEPS`` pushes are in the parameters; at 20 of them wait. Gives how often it had to begin again."""
-    counts, restarts = [0.0, 0.0], 0
-    while min(counts) < STEPS:
-        before = min(counts)
-        try:
-            counts = client.once()
-        except torch_ps.StepConflict:
-            counts, restarts = client.count(client.pull().params), restarts + 1
-            assert max(counts) <= STEPS
-        else:
-            assert min(counts) == before + 1, (before, counts)
-            assert max(counts) <= before + 2, (before, counts)
-        if min(counts) == 20 and not at.is_set():
-            at.set()
-            assert go.wait(60)
-    return restarts
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -78,11 +32,8 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 def test_shard_that_starts_alone_is_refused_and_all_together_go_on(mode: str, tmp_path: Path) -> None:
     with shards(2, **settings(tmp_path, mode=mode, lease=20.0)) as servers:
-        at, go = [threading.Event(), threading.Event()], threading.Event()
 
-        def fault() -> None:
-            assert all(event.wait(60) for event in at)
-            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+        def fault(go: threading.Event) -> None:
             servers.kill(1)
             go.set()
             version = servers.status().version
@@ -93,23 +44,13 @@ def test_shard_that_starts_alone_is_refused_and_all_together_go_on(mode: str, tm
             servers.kill(0)
             servers.start(resume=True)
 
-        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
-            for client in (one, two):
-                client.begin()
-            restarts = at_once(lambda: train(one, at[0], go), lambda: train(two, at[1], go), fault)[:2]
-            assert restarts == [1, 1]
-            with torch_ps.Client(str(servers)) as observer:
-                params = observer.pull().params
-            assert params["early"].tolist() == params["late"].tolist() == [-STEPS * LR] * 2
+        disturbed(servers, fault)
 
 
 def test_servers_that_restart_together_do_so_when_one_has_died(tmp_path: Path) -> None:
     with shards(3, **settings(tmp_path, lease=20.0, resume=True, restart_together=True)) as servers:
-        at, go = [threading.Event(), threading.Event()], threading.Event()
 
-        def fault() -> None:
-            assert all(event.wait(60) for event in at)
-            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+        def fault(go: threading.Event) -> None:
             servers.kill(1)
             go.set()
             again = spawn(lambda: servers.start_alone(1))  # waits for a lead that goes on
@@ -121,11 +62,7 @@ def test_servers_that_restart_together_do_so_when_one_has_died(tmp_path: Path) -
             servers.start_alone(2)
             again.result(SECONDS)
 
-        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
-            for client in (one, two):
-                client.begin()
-            restarts = at_once(lambda: train(one, at[0], go), lambda: train(two, at[1], go), fault)[:2]
-            assert restarts == [1, 1]
+        disturbed(servers, fault)
 
 
 def test_workers_of_a_shard_that_is_gone_are_told_which_after_their_lease(mode: str, tmp_path: Path) -> None:
@@ -149,11 +86,8 @@ def test_lead_that_starts_alone_ends_the_shards_of_before_and_all_go_on_from_its
     mode: str, tmp_path: Path
 ) -> None:
     with shards(3, **settings(tmp_path, mode=mode, lease=20.0)) as servers:
-        at, go = [threading.Event(), threading.Event()], threading.Event()
 
-        def fault() -> None:
-            assert all(event.wait(60) for event in at)
-            until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")
+        def fault(go: threading.Event) -> None:
             servers.kill(0)
             go.set()
             servers.start_alone(0, resume=True)
@@ -165,14 +99,7 @@ def test_lead_that_starts_alone_ends_the_shards_of_before_and_all_go_on_from_its
             for shard in (1, 2):
                 servers.start_alone(shard, resume=True)
 
-        with Counted(servers, 0, 2) as one, Counted(servers, 1, 2) as two:
-            for client in (one, two):
-                client.begin()
-            restarts = at_once(lambda: train(one, at[0], go), lambda: train(two, at[1], go), fault)[:2]
-            assert restarts == [1, 1]
-            with torch_ps.Client(str(servers)) as observer:
-                params = observer.pull().params
-            assert params["early"].tolist() == params["late"].tolist() == [-STEPS * LR] * 2
+        disturbed(servers, fault)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -180,7 +107,7 @@ def test_servers_that_hold_nothing_of_the_job_are_not_seeded_by_workers_of_befor
     with shards(count, mode=mode, workers=1, lease=5.0) as servers:
         with Counted(servers) as client:
             client.begin()
-            assert client.once() == [1.0, 1.0]
+            assert client.once() == [1.0] * 3
             servers.kill(0)
             servers.start_alone(0)
             for shard in range(1, count):
@@ -192,7 +119,7 @@ def test_servers_that_hold_nothing_of_the_job_are_not_seeded_by_workers_of_befor
             assert not servers.status().initialised
         with Counted(servers) as anew:
             anew.begin()
-            assert anew.once() == [1.0, 1.0]
+            assert anew.once() == [1.0] * 3
 
 
 def test_worker_is_told_when_not_all_servers_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +151,9 @@ def test_shard_may_start_alone_until_a_worker_takes_part(tmp_path: Path) -> None
             servers.start_alone(1, resume=True)
             with pytest.raises(torch_ps.StepConflict):
                 client.once()
-            early, late = client.count(client.pull().params)
-            assert early == late == servers.status().checkpoint.version
-            assert client.once() == [early + 1, late + 1]
+            counts = client.count(client.pull().params)
+            assert counts == [servers.status().checkpoint.version] * 3
+            assert client.once() == [counts[0] + 1] * 3
 
 
 def test_shard_without_the_checkpoint_from_which_the_lead_goes_on_is_refused(tmp_path: Path) -> None:

@@ -118,9 +118,27 @@ def test_worker_to_whom_no_answer_comes_through_is_told_so_before_its_wait_is_ov
     ):
         client.init({"x": torch.ones(1)}, torch_ps.OptimizerSpec("SGD", lr=0.25))
         proxy.hold()
-        with pytest.raises(torch_ps.Unreachable, match="ping timeout"):  # and not WaitTimeout
+        with pytest.raises(torch_ps.Unreachable, match="no sign of life of"):  # and not WaitTimeout
             client.push({"x": torch.ones(1)})
         proxy.release()
+
+
+def test_worker_whose_gradient_travels_for_longer_than_its_lease_keeps_its_place() -> None:
+    size, lease = 60_000, 1.0
+    with (
+        job(workers=2, lease=lease) as servers,
+        Proxy(str(servers)) as proxy,
+        torch_ps.Client(proxy.address, name="w0", plane="network") as far,
+        torch_ps.Client(str(servers), name="w1", plane="network") as near,
+    ):
+        for client in (far, near):
+            client.init({"x": torch.zeros(size)}, torch_ps.OptimizerSpec("SGD", lr=1.0))
+        proxy.slow(int(4 * size / (2 * lease)))
+        for version in (1, 2):
+            results = at_once(*(lambda c=client: c.push({"x": torch.ones(size)}) for client in (far, near)))
+            for result in results:
+                assert (result.version, result.contributors) == (version, ("w0", "w1"))
+        assert "is dropped" not in servers.log
 
 
 def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:

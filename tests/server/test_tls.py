@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -168,6 +169,20 @@ def test_client_without_the_token_is_told_which_and_the_job_goes_on(
     assert re.search(f"warning: refused /torch_ps.v1.ParameterServer/Describe of ipv4:127.0.0.1.*{message}", log)
     assert "b" * 30 not in log
     assert TOKEN not in log
+
+
+def test_server_that_refuses_a_sign_of_life_for_its_token_is_alive(tmp_path: Path) -> None:
+    """A worker whose token is out of date keeps the connection that it has."""
+    for name in ("right", "old"):
+        (tmp_path / name).write_text(f"a-secret-of-the-job-{name}-0123456789")
+    with job(token_file=str(tmp_path / "right")) as servers:
+        link = Link(parse(str(servers)), Access(None, TokenFile(str(tmp_path / "old"))))
+        long_ago = time.monotonic() - 60.0
+        assert link.sign(pb.RenewRequest(), long_ago, 1.0) > long_ago
+        servers.processes[0].end()
+        with pytest.raises(torch_ps.Unreachable, match="no sign of life of"):
+            link.sign(pb.RenewRequest(), long_ago, 1.0)
+        link.close()
 
 
 def test_tls_client_of_a_plain_server_is_told_why(authority: Authority) -> None:

@@ -4,12 +4,14 @@ worker --> Proxy --> server
 sever_after(n): passes n more bytes in either direction, then resets both ends
 sever(): resets all connections now
 hold(), release(): keeps back what the server sends, and lets it through again
+slow(n): passes n bytes a second of each worker's connection, in their order; connections do not wait for each other
 """
 
 import contextlib
 import selectors
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +33,8 @@ class Proxy:
         self._selector.register(woken, selectors.EVENT_READ)
         self._woken = woken
         self._far: set[socket.socket] = set()  # ends at the server
+        self._resting: dict[socket.socket, float] = {}  # ends of a slow proxy, until when
+        self._rate = 0
         self._held, self._done = False, threading.Event()
         self._lock = threading.Lock()
         self._left: int | None = None
@@ -52,6 +56,9 @@ class Proxy:
         self._wake.send(b"h")
         assert self._done.wait(10)
 
+    def slow(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+
     def release(self) -> None:
         with contextlib.suppress(OSError):  # closed
             self._wake.send(b"r")
@@ -71,7 +78,7 @@ class Proxy:
 
     def _run(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._rest()):
                 end = key.fileobj
                 if end is self._woken:
                     told = self._woken.recv(1)
@@ -90,6 +97,15 @@ class Proxy:
                     self._accept()
                 elif isinstance(end, socket.socket) and end in self._peer:
                     self._forward(end)
+
+    def _rest(self) -> float | None:
+        """Read again from ends that have rested; seconds until the next one has."""
+        now = time.monotonic()
+        for end in [end for end, until in self._resting.items() if until <= now]:
+            del self._resting[end]
+            if end in self._peer:
+                self._selector.register(end, selectors.EVENT_READ)
+        return max(min(self._resting.values()) - now, 0.0) if self._resting else None
 
     def _hold(self, held: bool) -> None:
         for end in self._far if held != self._held else ():
@@ -115,7 +131,7 @@ class Proxy:
 
     def _forward(self, end: socket.socket) -> None:
         try:
-            data = end.recv(1 << 16)
+            data = end.recv(max(self._rate // 10, 1) if self._rate else 1 << 16)
             with self._lock:
                 severed = self._left is not None and len(data) >= self._left
                 if severed:
@@ -125,6 +141,9 @@ class Proxy:
             if data:
                 self._peer[end].sendall(data)
                 self.num_bytes += len(data)
+                if self._rate and end not in self._far:
+                    self._selector.unregister(end)
+                    self._resting[end] = time.monotonic() + len(data) / self._rate
         except OSError:
             data, severed = b"", False
         if severed:

@@ -7,16 +7,15 @@ As text it is what workers start with: the addresses of the servers that serve. 
 """
 
 import contextlib
-import json
 import signal
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tests.support.jobs import SECONDS, start_server, until
+from tests.support.jobs import SECONDS, ready, start_server, until
 from tests.support.processes import Child
 from torch_ps.common import address
 from torch_ps.common.config import ServerConfig
@@ -27,6 +26,9 @@ from torch_ps.worker.transport import Link
 
 #: Options that files of a process are named by, for whoever asks it.
 ACCESS = ("tls_ca", "tls_cert", "tls_key", "token_file")
+
+
+Kind = TypeVar("Kind", bound="Replicated")
 
 
 @dataclass
@@ -69,15 +71,10 @@ class Replicated:
 
     def server(self, **options: Any) -> Server:
         number = len(self.all)
-        ready = Path(self._folder, f"ready{number}")
-        config = ServerConfig(**{"listen": "127.0.0.1:0", "ready_file": str(ready), **options})
+        file = Path(self._folder, f"ready{number}")
+        config = ServerConfig(**{"listen": "127.0.0.1:0", "ready_file": str(file), **options})
         process = start_server(config, Path(self._folder, f"log{number}"))
-        deadline = time.monotonic() + SECONDS
-        while not ready.exists():
-            code = process.wait(0.005)
-            assert code is None, f"a server ended with {code}:\n{process.output}"
-            assert time.monotonic() < deadline, f"a server is not ready after {SECONDS:g} s:\n{process.output}"
-        found = Server(process, json.loads(ready.read_text(encoding="utf-8"))["servers"][0])
+        found = Server(process, ready(process, file)["servers"][0])
         self.all.append(found)
         return found
 
@@ -121,14 +118,10 @@ class Replicated:
 
 
 @contextlib.contextmanager
-def replicated(count: int = 1, *, of_standbys: dict[str, Any] | None = None, **settings: Any) -> Iterator[Replicated]:
-    """Running servers, ended on leaving; whatever happened, no log may hold a traceback.
-
-    Args:
-        of_standbys: options of the standbys alone, as ``settings`` are of the primaries.
-    """
+def running(make: Callable[[Path], Kind]) -> Iterator[Kind]:
+    """Servers, made with a folder for their files; ended on leaving. Whatever happened, no log may hold a traceback."""
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
-        servers = Replicated(Path(folder), count, settings, of_standbys or {})
+        servers = make(Path(folder))
         try:
             servers.start()
             yield servers
@@ -140,3 +133,14 @@ def replicated(count: int = 1, *, of_standbys: dict[str, Any] | None = None, **s
         finally:
             for server in servers.all:
                 server.process.kill()
+
+
+def replicated(
+    count: int = 1, *, of_standbys: dict[str, Any] | None = None, **settings: Any
+) -> AbstractContextManager[Replicated]:
+    """Servers with standbys.
+
+    Args:
+        of_standbys: options of the standbys alone, as ``settings`` are of the primaries.
+    """
+    return running(lambda folder: Replicated(folder, count, settings, of_standbys or {}))
