@@ -10,12 +10,15 @@
 Rules of this file
   1. Nothing of ours is sent but a certificate; no token.
   2. Every look has a deadline. Whatever cannot be told is told by nobody: None.
+  3. A server that is about to end hangs up in the handshake, and refuses the next connection. One that speaks no TLS
+     hangs up each time.
 
 Source: https://www.openssl.org/docs/man3.0/man3/X509_STORE_CTX_get_error.html for the numbers.
 """
 
 import socket
 import ssl
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +28,12 @@ from torch_ps.common.tls import Tls, load, own_fault
 _EXPIRED, _NOT_YET = 10, 9
 _OTHER_AUTHORITY = {18, 19, 20, 21}
 _OTHER_NAME = {62, 64}
+#: Times that a server has to hang up in a row, and seconds between them.
+_TIMES, _PAUSE_SECONDS = 4, 0.25
+
+
+class _HungUp(Exception):
+    """In the handshake or right after it, without a word; says what it means if it is for good."""
 
 
 class _Connected(ssl.SSLSocket):
@@ -41,14 +50,23 @@ def why(address: Address, tls: Tls | None, seconds: float) -> str | None:
     """What TLS has to do with it, as a sentence; None if nothing that can be seen.
 
     Args:
-        seconds: for the whole look, of which TCP, the handshake and the first byte may each take a part.
+        seconds: for all, of which TCP, the handshake and the first byte may each take a third.
     """
-    try:
-        plain = socket.create_connection(address, seconds / 3)
-    except OSError:
-        return None
-    with plain:
-        plain.settimeout(seconds / 3)
+    deadline, said = time.monotonic() + seconds, None
+    for _ in range(_TIMES):
+        try:
+            return _look(address, tls, max(deadline - time.monotonic(), 0.1) / 3)
+        except OSError:
+            return None
+        except _HungUp as meaning:
+            said = str(meaning)
+            time.sleep(min(_PAUSE_SECONDS, seconds / (2 * _TIMES)))
+    return said
+
+
+def _look(address: Address, tls: Tls | None, seconds: float) -> str | None:
+    with socket.create_connection(address, seconds) as plain:
+        plain.settimeout(seconds)
         return _with_tls(plain, address, tls) if tls is not None else _without(plain, address)
 
 
@@ -73,15 +91,17 @@ def _with_tls(plain: socket.socket, address: Address, tls: Tls) -> str | None:
         load(context, tls.cert, tls.key)
     try:
         with context.wrap_socket(plain, server_hostname=address.host) as secured:
-            return None if secured.recv(1) else _refused(address, tls)
+            if secured.recv(1):
+                return None
+            raise _HungUp(_refused(address, tls))
     except ssl.SSLCertVerificationError as error:
         return _not_believed(address, tls, error)
+    except (ssl.SSLEOFError, ConnectionError):
+        raise _HungUp(f"server {address} does not speak TLS, or ends the handshake") from None
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
             return _refused(address, tls)
         return f"server {address} does not speak TLS; start it with tls_cert and tls_key, or leave TLS out here"
-    except ConnectionError:
-        return f"server {address} does not speak TLS, or ends the handshake"
     except OSError:
         return None
 

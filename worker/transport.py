@@ -135,6 +135,7 @@ class Link:
         self.address, self._access, self._plane = address, access, plane
         self._socket = pb.SocketOffer()
         self._asks: set[Any] = set()  # calls
+        self._interrupts = 0  # so far
         #: Another server may take this one's place.
         self.replaceable = False
         self._lease = 0.0
@@ -266,8 +267,9 @@ class Link:
         method = self._channel.unary_unary(
             channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
         )
+        before = self._interrupts
         call = method.future(request, timeout=seconds, metadata=self._access.metadata)
-        self._asks.add(call)
+        self._begin(call, before)
         try:
             with drain.waiting(call.cancel) if request.wait else contextlib.nullcontext():
                 reply: pb.DataReply = call.result()
@@ -281,8 +283,16 @@ class Link:
             self._asks.discard(call)
         return reply
 
+    def _begin(self, call: Any, before: int) -> None:
+        """Let ``interrupt`` end an ask that has just been sent, also one that came since there were ``before``."""
+        self._asks.add(call)
+        if self._interrupts != before:
+            self._asks.discard(call)
+            call.cancel()
+
     def interrupt(self) -> None:
         """End the asks that are under way: the server that they were sent to does not answer any more."""
+        self._interrupts += 1
         for call in tuple(self._asks):
             self._asks.discard(call)
             call.cancel()
@@ -328,8 +338,9 @@ class Link:
         watch = self._channel.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
         )
+        before = self._interrupts
         call: Any = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
-        self._asks.add(call)
+        self._begin(call, before)
         try:
             with drain.waiting(call.cancel):
                 yield from call

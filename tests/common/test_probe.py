@@ -3,6 +3,7 @@
 import gc
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -28,11 +29,33 @@ def test_connection_that_is_reset_says_nothing_and_is_closed(reset: socket.socke
     assert reset.fileno() == -1
 
 
-def test_connection_that_is_reset_says_nothing_of_tls_and_is_closed(
+def test_connection_that_is_reset_in_the_handshake_is_closed(
     reset: socket.socket, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
-    said = probe._with_tls(reset, Address("127.0.0.1", 1), tls)
-    assert said == "server 127.0.0.1:1 does not speak TLS, or ends the handshake"
+    with pytest.raises(probe._HungUp, match="does not speak TLS, or ends the handshake"):
+        probe._with_tls(reset, Address("127.0.0.1", 1), tls)
     gc.collect()
     assert reset.fileno() == -1
+
+
+@pytest.mark.parametrize("ending", [True, False])
+def test_server_that_is_about_to_end_is_told_from_one_that_speaks_no_tls(
+    ending: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
+    server = socket.create_server(("127.0.0.1", 0))
+    address = Address("127.0.0.1", server.getsockname()[1])
+
+    def hang_up() -> None:
+        with server:
+            for _ in range(1 if ending else probe._TIMES):
+                peer, _ = server.accept()
+                peer.recv(1)  # of the handshake
+                peer.close()
+
+    hanging = threading.Thread(target=hang_up)
+    hanging.start()
+    said = probe.why(address, tls, 30)
+    hanging.join()
+    assert said == (None if ending else f"server {address} does not speak TLS, or ends the handshake")
