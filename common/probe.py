@@ -33,7 +33,7 @@ _TIMES, _PAUSE_SECONDS = 4, 0.25
 
 
 class _HungUp(Exception):
-    """In the handshake or right after it, without a word; says what it means if it is for good."""
+    """In the handshake, without a word."""
 
 
 class _Connected(ssl.SSLSocket):
@@ -52,16 +52,15 @@ def why(address: Address, tls: Tls | None, seconds: float) -> str | None:
     Args:
         seconds: for all, of which TCP, the handshake and the first byte may each take a third.
     """
-    deadline, said = time.monotonic() + seconds, None
+    deadline = time.monotonic() + seconds
     for _ in range(_TIMES):
         try:
             return _look(address, tls, max(deadline - time.monotonic(), 0.1) / 3)
         except OSError:
             return None
-        except _HungUp as meaning:
-            said = str(meaning)
+        except _HungUp:
             time.sleep(min(_PAUSE_SECONDS, seconds / (2 * _TIMES)))
-    return said
+    return f"server {address} does not speak TLS, or ends the handshake"
 
 
 def _look(address: Address, tls: Tls | None, seconds: float) -> str | None:
@@ -91,13 +90,11 @@ def _with_tls(plain: socket.socket, address: Address, tls: Tls) -> str | None:
         load(context, tls.cert, tls.key)
     try:
         with context.wrap_socket(plain, server_hostname=address.host) as secured:
-            if secured.recv(1):
-                return None
-            raise _HungUp(_refused(address, tls))
+            return None if secured.recv(1) else _refused(address, tls)
     except ssl.SSLCertVerificationError as error:
         return _not_believed(address, tls, error)
     except (ssl.SSLEOFError, ConnectionError):
-        raise _HungUp(f"server {address} does not speak TLS, or ends the handshake") from None
+        raise _HungUp from None
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
             return _refused(address, tls)

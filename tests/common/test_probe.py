@@ -33,7 +33,7 @@ def test_connection_that_is_reset_in_the_handshake_is_closed(
     reset: socket.socket, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
-    with pytest.raises(probe._HungUp, match="does not speak TLS, or ends the handshake"):
+    with pytest.raises(probe._HungUp):
         probe._with_tls(reset, Address("127.0.0.1", 1), tls)
     gc.collect()
     assert reset.fileno() == -1
