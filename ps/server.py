@@ -271,9 +271,10 @@ def _apply_threads(config: ServerConfig) -> int:
 def _bind(
     config: ServerConfig, tls: Tls | None, token: TokenFile | None, metrics: Metrics
 ) -> tuple[grpc.aio.Server, Address]:
+    anybody = token is None and not (tls is not None and tls.ca) and not config.insecure
     server = grpc.aio.server(
         interceptors=[Door(token, metrics)] if token is not None else [],
-        options=channel.server_options(3 * config.max_workers + 256, anybody=token is None),
+        options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
     wanted = address.parse(config.listen, free_port=True)
