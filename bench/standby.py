@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--plane", default="auto", help="with --stop: plane of the workers")
     parser.add_argument("--quick", action="store_true", help="a few steps; the figures mean nothing")
     given = parser.parse_args()
+    if not given.stop and (given.mode, given.plane) != ("sync", "auto"):
+        parser.error("--mode and --plane are for --stop")
     if given.stop:
         sys.stdout.write(f"{stop(given.size, given.stop, given.mode, given.plane)}\n")
         return
