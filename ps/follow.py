@@ -22,6 +22,7 @@ from torch_ps.ps.clip import Ask
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
+from torch_ps.ps.describe import describe
 from torch_ps.ps.job import Job
 from torch_ps.ps.keeper import Tell
 from torch_ps.ps.lead import Lead
@@ -207,21 +208,11 @@ async def _watch(job: Job, lead: Lead, connection: grpc.aio.Channel, access: Acc
     return "it has ended the stream"
 
 
-async def _describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:
-    call = connection.unary_unary(
-        channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
-    )
-    reply: pb.JobDescription = await call(
-        pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=access.metadata
-    )
-    return reply
-
-
 async def _until_silent(connection: grpc.aio.Channel, access: Access, seconds: float) -> None:
     """Return when the lead has not answered within ``seconds``."""
     while True:
         try:
-            await _describe(connection, access, seconds)
+            await describe(connection, access, seconds)
         except grpc.aio.AioRpcError:
             return
         await asyncio.sleep(seconds)

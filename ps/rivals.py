@@ -6,15 +6,16 @@ SIGSTOP, a lost network: primary silent --> workers have the standby take over -
 
 import asyncio
 import logging
+import time
 
 import grpc
 
-from torch_ps.common import address, channel
+from torch_ps.common import address
 from torch_ps.common.ballots import address_of, configuration_from_proto
 from torch_ps.common.credentials import Access
 from torch_ps.common.errors import ConfigError, NotServing
-from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.succession import Role, StepDown
+from torch_ps.ps.describe import describe
 from torch_ps.ps.job import Job
 
 log = logging.getLogger("torch_ps.ps")
@@ -27,28 +28,25 @@ SAY_SECONDS = 10.0
 
 async def rivals(job: Job, access: Access) -> None:
     """While this primary waits for leave to go on alone, ask its former standby who serves; until cancelled."""
-    waited = 0.0
+    begin = said = time.monotonic()
     while True:
         await asyncio.sleep(EVERY_SECONDS)
         seat = job.succession.seat
         if seat.follows or not seat.partner or seat.role not in (Role.ASKING, Role.CONFIRMING):
-            waited = 0.0
+            begin = said = time.monotonic()
             continue
-        if waited % SAY_SECONDS < EVERY_SECONDS and waited >= EVERY_SECONDS:
+        if (now := time.monotonic()) > said + SAY_SECONDS:
+            said = now
             log.warning(
                 "shard %d has acknowledged nothing for %.0f s: its standby is lost, and it waits for %s to let it go "
                 "on alone",
                 job.index,
-                waited,
+                now - begin,
                 "etcd" if seat.lapses else f"a majority of the {len(seat.electorate)} workers",
             )
-        waited += EVERY_SECONDS
         try:
             async with access.connect_aio(address.parse(address_of(seat.partner))) as connection:
-                call = connection.unary_unary(
-                    channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
-                )
-                told = await call(pb.DescribeRequest(), timeout=ANSWER_SECONDS, metadata=access.metadata)
+                told = await describe(connection, access, ANSWER_SECONDS)
         except (grpc.aio.AioRpcError, ConfigError):
             continue
         if not told.closed:

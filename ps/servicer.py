@@ -153,7 +153,7 @@ class Servicer:
             closed=job.closed,
             incarnation=job.incarnation.number,
             trace=steps_to_proto(job.trace.steps),
-            model=schema.to_proto(job.model) if job.model is not None else None,
+            model=schema.to_proto(job.model) if request.model and job.model is not None else None,
             codec=codecs.names(),
             socket=self._near.offer(job.port),
         )

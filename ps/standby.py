@@ -38,6 +38,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.ps import records
 from torch_ps.ps.core.succession import Seat, Serve
+from torch_ps.ps.describe import describe
 from torch_ps.ps.job import Job
 from torch_ps.ps.replica import Replica
 
@@ -80,7 +81,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
     primary = address.parse(config.standby_of)
     async with access.connect_aio(primary) as connection:
         try:
-            told = await _describe(connection, access, PRIMARY_SECONDS)
+            told = await describe(connection, access, PRIMARY_SECONDS)
         except grpc.aio.AioRpcError as error:
             reason = await asyncio.to_thread(probe.why, primary, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error_of(error, str(primary))) from None
@@ -178,7 +179,7 @@ class Standby:
         """One connection to the primary, until it ends."""
         try:
             async with self._access.connect_aio(self._primary) as connection:
-                told = await _describe(connection, self._access, ANSWER_SECONDS)
+                told = await describe(connection, self._access, ANSWER_SECONDS)
                 if told.closed:
                     raise NotServing(told.closed)
                 self._begin(told)
@@ -274,13 +275,3 @@ class _Receipts:
 async def _messages(call: Any) -> AsyncIterator[bytes]:
     while (message := await call.read()) is not grpc.aio.EOF:
         yield message
-
-
-async def _describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:
-    call = connection.unary_unary(
-        channel.method("Describe"), pb.DescribeRequest.SerializeToString, pb.JobDescription.FromString
-    )
-    reply: pb.JobDescription = await call(
-        pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=access.metadata
-    )
-    return reply

@@ -122,7 +122,7 @@ class Session:
         if not self.job.initialised:
             at = self._links[0].address
             raise NotInitialised(f"the job at {at} has no parameters yet; a worker has to call init")
-        model = schema.from_proto(self.job.model)
+        model = schema.from_proto(self._links[0].model(self.timeout))
         self._start(model)
         return model
 
@@ -151,7 +151,7 @@ class Session:
         self._start(model)
         self.job_model = model
         if not reply.seed:
-            self.job_model = schema.from_proto(self._voters[0].describe(CONNECT_SECONDS).model)
+            self.job_model = schema.from_proto(self._links[0].model(self.timeout))
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
                 frames = self._identity.seeds(model, self.plan.of_shard(index), values)

@@ -155,7 +155,7 @@ class Link:
             self._connect()
 
     def look(self, seconds: float) -> pb.JobDescription:
-        """What the server is; one try, which does not wait for it to come up."""
+        """What the server is, without the model; one try, which does not wait for it to come up."""
         return self._described(pb.DescribeRequest(), seconds)
 
     def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
@@ -176,7 +176,7 @@ class Link:
         return call(frames, metadata=self._access.metadata)
 
     def describe(self, seconds: float) -> pb.JobDescription:
-        """What the shard is; waits until it answers. A link that broke is made again by it.
+        """What the shard is, without the model; waits until it answers. A link that broke is made again by it.
 
         Raises:
             Unreachable: it did not within ``seconds``; names the address and the reason.
@@ -213,6 +213,10 @@ class Link:
         except PsError as error:
             return str(error)
         return "it has just begun to answer"
+
+    def model(self, seconds: float) -> pb.Model:
+        """What the shard trains, as soon as it has parameters."""
+        return self._while_alive("Describe", pb.DescribeRequest(model=True), pb.JobDescription, seconds).model
 
     def join(self, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
         return self._while_alive("Join", request, pb.JoinReply, seconds)

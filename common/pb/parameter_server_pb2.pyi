@@ -74,8 +74,10 @@ class Model(_message.Message):
     def __init__(self, optimizer: _Optional[str] = ..., group: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., buffer: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: bool
+    def __init__(self, model: bool = ...) -> None: ...
 
 class JobDescription(_message.Message):
     __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation", "trace")

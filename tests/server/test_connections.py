@@ -4,6 +4,7 @@ The proxy between one worker and one shard cuts after a seeded number of bytes, 
 answers alike.
 """
 
+import contextlib
 import json
 import random
 import threading
@@ -19,7 +20,7 @@ from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
 from tests.support.threads import at_once, spawn
-from torch_ps.common import address
+from torch_ps.common import address, schema
 from torch_ps.worker.transport import Link
 
 LR = 2.0**-10
@@ -108,6 +109,18 @@ def test_connection_is_made_though_the_first_answer_of_the_server_takes_a_while(
             assert asked.result(SECONDS).mode == "sync"
         finally:
             link.close()
+
+
+def test_what_is_asked_at_every_reconnection_is_short_whatever_the_model() -> None:
+    names = [f"layer.{index}.weight" for index in range(2000)]
+    with (
+        job() as servers,
+        torch_ps.Client(str(servers), name="w0") as client,
+        contextlib.closing(Link(address.parse(str(servers)))) as link,
+    ):
+        client.init({name: torch.zeros(1) for name in names}, torch_ps.OptimizerSpec("SGD", lr=LR))
+        assert link.look(SECONDS).ByteSize() < 1000
+        assert [tensor.name for tensor in schema.from_proto(link.model(SECONDS)).tensors()] == names
 
 
 def test_worker_to_whom_no_answer_comes_through_is_told_so_before_its_wait_is_over() -> None:

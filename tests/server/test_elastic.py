@@ -15,6 +15,7 @@ from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.processes import Child
 
 SIZE = 1200
+BATCH_SIZE = 2
 LEASE = 1.0
 
 
@@ -23,7 +24,7 @@ class Worker:
 
     def __init__(self, servers: Servers, name: str, folder: Path, epochs: int = 1, **options: object) -> None:
         self.name, self._steps = name, folder / f"{name}.steps"
-        arguments = (str(servers), name, SIZE, {"batch_size": 2, "epochs": epochs} | options, str(self._steps))
+        arguments = (str(servers), name, SIZE, {"batch_size": BATCH_SIZE, "epochs": epochs} | options, str(self._steps))
         self.child = Child("tests.support.workers:train", arguments, folder / f"{name}.log")
 
     @property
@@ -69,7 +70,9 @@ def test_samples_of_a_killed_worker_go_to_the_others(mode: str, shards: int, tmp
         ends = [w0.ends(), w2.ends()]
         assert "worker w1 is dropped: no sign of life" in servers.log
     assert max(absorbed for absorbed, _ in ends) == SIZE
-    assert ends[0][1] == SIZE or mode == "async"
+    # It may have died between its two shards: then the lead has counted a batch whose effect is on the one only.
+    effects = range(SIZE - BATCH_SIZE, SIZE + 1) if shards > 1 else [SIZE]
+    assert ends[0][1] in effects or mode == "async"
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
