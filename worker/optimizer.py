@@ -355,6 +355,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         """Push one bucket; during backward this runs on the thread that computes it."""
         self.wait()
         if self._changed is None:  # the first bucket of this push
+            self._session.afresh()
             self._flat.follow()
             self._changed = self._served.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
