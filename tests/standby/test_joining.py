@@ -68,6 +68,22 @@ def test_newcomer_joins_where_the_standby_serves(
                 assert torch.equal(newcomer.pull().params["x"], torch.full((8,), -float(steps)))
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_who_waits_for_the_first_quorum_waits_on_where_the_standby_serves(number: signal.Signals) -> None:
+    with (
+        replicated(workers=2, mode="async", lease=LEASE) as servers,
+        torch_ps.Client(str(servers), name="w0", timeout=600.0) as first,
+    ):
+        first.init({"x": torch.zeros(8)}, torch_ps.OptimizerSpec("SGD", lr=1.0))
+        servers.wait()
+        waits = spawn(lambda: first.workers)
+        servers.primaries[0].process.send(number)
+        both = f"{servers.primaries[0].address}|{servers.standbys[0].address}"
+        with torch_ps.Client(both, name="w1") as second:
+            second.init({"x": torch.zeros(8)}, torch_ps.OptimizerSpec("SGD", lr=1.0))
+            assert waits.result(SECONDS) == ("w0", "w1")
+
+
 def both_take_part(servers: Replicated) -> bool:
     status = servers.status(servers.standbys[0])
     return status.standby.role == "alone" and {each.worker for each in status.worker} == {"w0", "w1"}
