@@ -43,6 +43,7 @@ WIRE = (
     "common/status.py",
     "common/channel.py",
     "common/credentials.py",
+    "ps/describe.py",
     "ps/door.py",
     "ps/enter.py",
     "ps/follow.py",
@@ -51,6 +52,7 @@ WIRE = (
     "ps/rivals.py",
     "ps/servicer.py",
     "ps/standby.py",
+    "worker/stream.py",
     "worker/transport.py",
 )
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

@@ -18,7 +18,8 @@ from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker
 from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.near import NearStream
-from torch_ps.worker.transport import Link, Stream
+from torch_ps.worker.stream import Stream
+from torch_ps.worker.transport import Link
 from torch_ps.worker.voter import Voter
 
 log = logging.getLogger("torch_ps.worker")

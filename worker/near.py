@@ -1,4 +1,4 @@
-"""A stream to a server on this host over a Unix socket: what ``transport.Stream`` is over gRPC.
+"""A stream to a server on this host over a Unix socket: what ``stream.py`` is over gRPC.
 
     send(frame) --> socket --> server
     on_message(frame) <-- reader thread <-- server
@@ -54,7 +54,7 @@ def connect(offer: pb.SocketOffer) -> socket.socket:
 
 
 class NearStream:
-    """One open Exchange on a connected socket; as ``transport.Stream``."""
+    """One open Exchange on a connected socket; as ``Stream``."""
 
     def __init__(
         self,

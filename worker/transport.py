@@ -1,10 +1,7 @@
-"""The worker's end of the wire: one ``Link`` per shard. The only module of this folder that knows gRPC.
-
-    send(frame) --> queue --> gRPC's thread --> server
-    on_message(frame) <-- reader thread <-- server
+"""The worker's end of the wire: one ``Link`` per shard, the calls that it can make, and which ``Stream`` it opens.
 
 Rules of this file
-  1. Frames are bytes; what they mean is the session's business. Several may travel as one message.
+  1. Nothing else of this folder knows gRPC, but for ``stream.py``.
   2. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
   3. A connection that is made again is made with the certificates as they are then, and every call shows the token as
      it is then.
@@ -16,8 +13,6 @@ Rules of this file
 
 import contextlib
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -37,11 +32,11 @@ from torch_ps.common.errors import (
     Unreachable,
     WaitTimeout,
 )
-from torch_ps.common.frames import messages
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.status import error_of
 from torch_ps.worker import drain
 from torch_ps.worker.near import NearStream, connect
+from torch_ps.worker.stream import OnEnd, OnMessage, Stream
 
 log = logging.getLogger("torch_ps.worker")
 Reply = TypeVar("Reply", bound=Message)
@@ -52,68 +47,6 @@ PROBE_SECONDS = 3.0
 SIGN_SECONDS = 1.0
 
 _Ways = tuple[grpc.Channel, ...]
-OnMessage = Callable[[bytes], None]
-OnEnd = Callable[[PsError], None]
-
-
-class Stream:
-    """One open Exchange. ``on_message`` and, once unless closed, ``on_end`` are called on the reader thread."""
-
-    def __init__(self, link: "Link", on_message: OnMessage, on_end: OnEnd) -> None:
-        self._link, self._on_message, self._on_end = link, on_message, on_end
-        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._closed = False
-        self._failure: PsError | None = None
-        self._call = link.exchange(self._messages())
-        self._reader = threading.Thread(target=self._read, name=f"read {link.address}", daemon=True)
-        self._reader.start()
-
-    def send(self, frame: bytes) -> None:
-        self._frames.put(frame)
-
-    def _messages(self) -> Iterator[bytes]:
-        """On gRPC's thread: what waits to be sent, together where it can be."""
-        frame = self._frames.get()
-        while frame is not None:
-            waiting = []
-            with contextlib.suppress(queue.Empty):
-                while frame is not None:
-                    waiting.append(frame)
-                    frame = self._frames.get_nowait()
-            yield from messages(waiting)
-            if frame is not None:
-                frame = self._frames.get()
-
-    def close(self) -> None:
-        """End the stream; frames that were sent are delivered first."""
-        self._closed = True
-        self._frames.put(None)
-        self._reader.join(1.0)
-        self._call.cancel()
-
-    def fail(self, error: PsError) -> None:
-        """End the stream as if the connection had broken, with ``error``."""
-        self._failure = error
-        self._call.cancel()
-
-    def _read(self) -> None:
-        try:
-            for message in self._call:
-                self._on_message(message)
-            end: PsError = Unreachable(f"server {self._link.address} closed the stream")
-        except grpc.RpcError as failure:
-            end = self._failure or error_of(failure, str(self._link.address))
-        except PsError as error:
-            self._call.cancel()
-            end = error
-        except Exception as error:  # noqa: BLE001 - a bug here must end the wait, not leave it to its deadline
-            self._call.cancel()
-            end = PsError(f"a frame of server {self._link.address} could not be taken: {error!r}")
-            end.__cause__ = error
-        finally:
-            self._frames.put(None)
-        if not self._closed:
-            self._on_end(end)
 
 
 class Link:
@@ -168,9 +101,9 @@ class Link:
                 return NearStream(connect(self._socket), self.address, on_message, on_end)
             except NoSharedMemory as error:
                 log.info("the network carries all to and from %s: %s", self.address, error)
-        return Stream(self, on_message, on_end)
+        return Stream(self._exchange, self.address, on_message, on_end)
 
-    def exchange(self, frames: Iterator[bytes]) -> Any:
+    def _exchange(self, frames: Iterator[bytes]) -> Any:
         """Open an Exchange, raw frames both ways."""
         call: Any = self._channel.stream_stream(channel.method("Exchange"), None, None)
         return call(frames, metadata=self._access.metadata)

@@ -1,39 +1,18 @@
 """Servers whose right to serve is a key in a real etcd: nobody has to vote, and never do two serve."""
 
-import signal
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from tests.standby.test_roles import Workers
+from tests.standby.conftest import ETCD_LEASE, Workers
 from tests.support.etcd import EtcdProcess, needs_etcd
 from tests.support.jobs import SECONDS, until
 from tests.support.replicated import Replicated, replicated
 
 pytestmark = needs_etcd
-LEASE = 4.0
 
 
 @pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
-    with EtcdProcess(tmp_path) as process:
-        yield process
-
-
-@pytest.fixture
-def servers(etcd: EtcdProcess) -> Iterator[Replicated]:
-    with replicated(workers=2, lease=LEASE, etcd=etcd.url, of_standbys={"etcd": etcd.url}) as found:
-        yield found
-
-
-@pytest.fixture
-def workers(servers: Replicated) -> Iterator[Workers]:
-    found = Workers(servers)
-    servers.wait()
-    found.train()
-    yield found
-    found.close()
+def decides() -> str:
+    return "etcd"
 
 
 def test_standby_takes_over_from_a_primary_that_is_killed(servers: Replicated, workers: Workers) -> None:
@@ -41,32 +20,6 @@ def test_standby_takes_over_from_a_primary_that_is_killed(servers: Replicated, w
     workers.train()
     assert servers.role(servers.standbys[0]) == "alone"
     assert "the lease of its primary has run out" in servers.standbys[0].process.output
-
-
-def test_primary_that_stood_still_is_deposed(servers: Replicated, workers: Workers) -> None:
-    primary, standby = servers.primaries[0], servers.standbys[0]
-    primary.process.send(signal.SIGSTOP)
-    workers.train()
-    assert servers.role(standby) == "alone"
-    primary.process.send(signal.SIGCONT)
-    assert primary.process.wait(SECONDS) == 1
-    assert f"shard 0 is served by {standby.address} now" in primary.process.output
-    workers.train()
-
-
-def test_primary_goes_on_alone_and_takes_a_new_standby(
-    servers: Replicated, workers: Workers, etcd: EtcdProcess
-) -> None:
-    primary, standby = servers.primaries[0], servers.standbys[0]
-    standby.process.send(signal.SIGKILL)
-    workers.train()
-    assert servers.role(primary) == "alone"
-    second = servers.standby(primary.address)
-    servers.wait()
-    workers.train()
-    servers.kill(0)
-    workers.train()
-    assert servers.role(second) == "alone"
 
 
 def test_job_waits_while_etcd_stands_still_for_longer_than_a_lease_and_then_goes_on(
@@ -82,7 +35,7 @@ def test_job_waits_while_etcd_stands_still_for_longer_than_a_lease_and_then_goes
 def test_second_primary_of_a_job_is_refused_and_says_who_serves(servers: Replicated, etcd: EtcdProcess) -> None:
     primary = servers.primaries[0]
     until(lambda: "term 1 of" in primary.process.output, "the primary has the seat")  # else the rival may be first
-    rival = servers.server(workers=2, lease=LEASE, etcd=etcd.url)
+    rival = servers.server(workers=2, lease=ETCD_LEASE, etcd=etcd.url)
     assert rival.process.wait(SECONDS) == 1, rival.process.output
     assert "--standby-of" in rival.process.output
     assert primary.address in rival.process.output

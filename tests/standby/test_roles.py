@@ -3,56 +3,21 @@
 import functools
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import torch_ps
+from tests.standby.conftest import LEASE, Workers
+from tests.support.etcd import needs_etcd
 from tests.support.jobs import SECONDS, until
-from tests.support.replicated import Replicated, replicated
-from tests.support.threads import at_once, spawn
+from tests.support.replicated import Replicated
+from tests.support.threads import spawn
 
-SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)
-LEASE = 2.0
-
-
-class Workers:
-    """Clients of a synchronous job that push ones: x falls by 1 a step."""
-
-    def __init__(self, servers: Replicated, count: int = 2) -> None:
-        self.clients = [torch_ps.Client(str(servers), name=f"w{n}", timeout=SECONDS) for n in range(count)]
-        for client in self.clients:
-            client.init({"x": torch.zeros(8)}, SPEC)
-        self.steps = 0
-
-    def train(self, steps: int = 3) -> None:
-        """All push; every step is applied exactly once."""
-        for _ in range(steps):
-            results = at_once(*(lambda c=client: c.push({"x": torch.ones(8)}) for client in self.clients))
-            self.steps += 1
-            for result in results:
-                assert result.params["x"].tolist() == [-self.steps] * 8
-
-    def close(self) -> None:
-        at_once(*(client.close for client in self.clients))
+WITH_ETCD = pytest.param("etcd", marks=needs_etcd)
 
 
-@pytest.fixture
-def servers() -> Iterator[Replicated]:
-    with replicated(workers=2, lease=LEASE) as found:
-        yield found
-
-
-@pytest.fixture
-def workers(servers: Replicated) -> Iterator[Workers]:
-    found = Workers(servers)
-    servers.wait()
-    found.train()
-    yield found
-    found.close()
-
-
+@pytest.mark.parametrize("decides", ["votes", WITH_ETCD], indirect=True)
 def test_primary_that_was_stopped_for_longer_than_the_lease_is_deposed(servers: Replicated, workers: Workers) -> None:
     primary, standby = servers.primaries[0], servers.standbys[0]
     primary.process.send(signal.SIGSTOP)
@@ -64,9 +29,8 @@ def test_primary_that_was_stopped_for_longer_than_the_lease_is_deposed(servers: 
     workers.train()
 
 
-def test_primary_goes_on_alone_with_the_leave_of_its_workers_and_takes_a_new_standby(
-    servers: Replicated, workers: Workers
-) -> None:
+@pytest.mark.parametrize("decides", ["votes", WITH_ETCD], indirect=True)
+def test_primary_goes_on_alone_with_leave_and_takes_a_new_standby(servers: Replicated, workers: Workers) -> None:
     primary, standby = servers.primaries[0], servers.standbys[0]
     standby.process.send(signal.SIGKILL)
     workers.train()

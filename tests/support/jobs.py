@@ -11,10 +11,10 @@ import json
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support.processes import Child
 from torch_ps.common import address
@@ -86,7 +86,7 @@ def job(
     of_lead = {name: settings.pop(name) for name in ("trace", "trace_steps") if name in settings}
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = Servers()
-        try:
+        with watched_over(servers):
             for shard in range(shards):
                 config = ServerConfig(
                     listen="127.0.0.1:0",
@@ -111,14 +111,30 @@ def job(
                 process.send(signal.SIGTERM)
             codes = [process.wait(SECONDS) for process in servers.processes]
             assert codes == [0] * shards, servers.log
-            assert "Traceback" not in servers.log, servers.log
-            assert " bug " not in servers.log, servers.log
-        except BaseException as error:
-            error.add_note(f"log of the servers:\n{servers.log}")
-            raise
-        finally:
-            for process in servers.processes:
-                process.kill()
+
+
+class Logged(Protocol):
+    """Processes, and what they have written."""
+
+    @property
+    def processes(self) -> Sequence[Child]: ...
+    @property
+    def log(self) -> str: ...
+
+
+@contextlib.contextmanager
+def watched_over(servers: Logged) -> Iterator[None]:
+    """An error carries the servers' log, none of which may hold a traceback; no process stays behind."""
+    try:
+        yield
+        assert "Traceback" not in servers.log, servers.log
+        assert " bug " not in servers.log, servers.log
+    except BaseException as error:
+        error.add_note(f"log of the servers:\n{servers.log}")
+        raise
+    finally:
+        for process in servers.processes:
+            process.kill()
 
 
 def start_server(config: ServerConfig, log: Path, program: str = PROGRAM) -> Child:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.support.jobs import SECONDS, ready, start_server, until
+from tests.support.jobs import SECONDS, ready, start_server, until, watched_over
 from tests.support.processes import Child
 from torch_ps.common import address
 from torch_ps.common.config import ServerConfig
@@ -55,6 +55,10 @@ class Replicated:
     @property
     def log(self) -> str:
         return "\n".join(f"--- {server.address}\n{server.process.output}" for server in self.all)
+
+    @property
+    def processes(self) -> list[Child]:
+        return [server.process for server in self.all]
 
     def start(self) -> None:
         for shard in range(self._count):
@@ -122,17 +126,9 @@ def running(make: Callable[[Path], Kind]) -> Iterator[Kind]:
     """Servers, made with a folder for their files; ended on leaving. Whatever happened, no log may hold a traceback."""
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = make(Path(folder))
-        try:
+        with watched_over(servers):
             servers.start()
             yield servers
-            assert "Traceback" not in servers.log, servers.log
-            assert " bug " not in servers.log, servers.log
-        except BaseException as error:
-            error.add_note(f"log of the servers:\n{servers.log}")
-            raise
-        finally:
-            for server in servers.all:
-                server.process.kill()
 
 
 def replicated(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.jobs import SECONDS, Addresses, ready, start_server
+from tests.support.jobs import SECONDS, Addresses, ready, start_server, watched_over
 from tests.support.processes import Child
 from torch_ps.common.config import ServerConfig
 from torch_ps.common.credentials import access_of
@@ -97,13 +97,7 @@ def shards(count: int = 1, **settings: Any) -> Iterator[Shards]:
     """Running servers, ended with SIGTERM on leaving; ``settings`` are options of ``ServerConfig``."""
     with tempfile.TemporaryDirectory(prefix="torch-ps-test-") as folder:
         servers = Shards(Path(folder), count, settings)
-        try:
+        with watched_over(servers):
             servers.start()
             yield servers
             servers.stop()
-        except BaseException as error:
-            error.add_note(f"log of the servers:\n{servers.log}")
-            raise
-        finally:
-            for process in servers.processes:
-                process.kill()

@@ -32,14 +32,19 @@ def served(model: nn.Module, servers: object, **options: object) -> torch_ps.Par
 # -------------------------------------------------------------- GradScaler
 
 
+def scaled_backward(step: int, model: nn.Module, scaler: torch.amp.GradScaler) -> None:
+    """Two of the steps overflow."""
+    inputs, labels = batch(step)
+    device = next(model.parameters()).device
+    loss = nn.functional.cross_entropy(model(inputs.to(device)), labels.to(device))
+    loss = loss * math.inf if step in (0, 5) else loss
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+
 def scaled(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """The loop of torch's documentation; two of its steps overflow."""
+    """The loop of torch's documentation."""
     for step in range(STEPS):
-        inputs, labels = batch(step)
-        device = next(model.parameters()).device
-        loss = nn.functional.cross_entropy(model(inputs.to(device)), labels.to(device))
-        loss = loss * math.inf if step in (0, 5) else loss
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaled_backward(step, model, scaler)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -47,11 +52,7 @@ def scaled(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp
 
 def clipped(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     for step in range(STEPS):
-        inputs, labels = batch(step)
-        device = next(model.parameters()).device
-        loss = nn.functional.cross_entropy(model(inputs.to(device)), labels.to(device))
-        loss = loss * math.inf if step in (0, 5) else loss
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaled_backward(step, model, scaler)
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         scaler.step(optimizer)
