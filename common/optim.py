@@ -82,6 +82,10 @@ def describe(optimizer: torch.optim.Optimizer) -> tuple[str, list[Hyper]]:
     if getattr(torch.optim, name, None) is not type(optimizer):
         raise ConfigError(f"{type(optimizer).__module__}.{name} is not a class of torch.optim; {_choices()}")
     known = arguments_of(name)
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"torch.optim.{name}: differentiable=True cannot be served: no graph goes through the servers"
+        )
     common = {key: value for key, value in optimizer.defaults.items() if key in _OF_ALL_GROUPS}
     return name, [hyper_of(name, {**group, **common}, known) for group in optimizer.param_groups]
 
@@ -200,7 +204,7 @@ def _number(value: object) -> bool:
 
 
 def _choices() -> str:
-    return f"these work: {', '.join(ELEMENTWISE)}"
+    return f"these work: {', '.join(ELEMENTWISE)}; any other does with local_steps, which run on the workers"
 
 
 def _plain(name: str, key: str, value: object) -> HyperValue:

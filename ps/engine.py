@@ -1,11 +1,10 @@
 """Carries out what the core decides: the core, the tensors and the streams of one shard meet here and nowhere else.
 
-    frame --> check --> core.push --> effects --+--> lane of the bucket --> executor: apply, encode --> streams
+    frame --> check --> core.push --> effects --+--> lane of the bucket --> work: apply, encode --> streams
                                                 +--> bookkeeping (payloads held, waits, rosters)
 
 Rules of this file
-  1. Everything runs on the event loop except ``_work``, which touches one bucket's tensors: on the executor, unless
-     the bucket is small (``torch_ps.ps.lanes``).
+  1. Everything runs on the event loop; tensors are touched in ``work.py``.
   2. Each bucket has one lane: its applies and answers run in the order in which the core decided them, one at a time.
   3. What a peer sent is checked before the core sees it, so a refused frame leaves no trace.
 """
@@ -13,22 +12,20 @@ Rules of this file
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from torch_ps.common import codecs, optim
-from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
 from torch_ps.common.optim import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.common.trace import Trace
-from torch_ps.ps.answers import Answer, Answers, Shared
+from torch_ps.ps.answers import Answer, Answers
 from torch_ps.ps.arenas import Arenas
 from torch_ps.ps.clip import Ask, Clip, Update
 from torch_ps.ps.compensate import Compensator
@@ -39,15 +36,11 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.doctor import Doctor
 from torch_ps.ps.lanes import SMALL, Lanes
 from torch_ps.ps.metrics import Metrics
-from torch_ps.ps.recorder import Recorder
-from torch_ps.ps.store import CPU, Gradient, NonFinite, Store
+from torch_ps.ps.store import CPU, Gradient, Store
 from torch_ps.ps.streams import Stream, Streams
+from torch_ps.ps.work import Done, Job, Step, Turn, Work, waits
 
 log = logging.getLogger("torch_ps.ps")
-
-
-#: Bytes of a frame that is not held up for others.
-LARGE_FRAME = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,42 +50,6 @@ class _Held:
     gradient: Gradient
     hyper: Hyper
     since: float  # on time.monotonic()
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """An ``Apply`` with the gradients it averages."""
-
-    apply: Apply
-    gradients: tuple[Gradient, ...]
-    hyper: Hyper
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Something else to do with one bucket in its lane's order: on the executor, then ``done`` on the event loop."""
-
-    run: Callable[[], Sequence[bytes]]  # gives frames for the standby
-    done: Callable[[], None] = lambda: None
-
-
-_Job = _Step | Update | Answer | Turn
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What one run of a lane has made: frames to send with their payload's size, gradients left out, steps."""
-
-    frames: list[tuple[Stream, bytes, int]]
-    left_out: list[NonFinite]
-    steps: int
-    seconds: float
-    records: list[bytes]  # for the standby
-    turns: list[Turn]
-
-    @property
-    def large(self) -> bool:
-        return any(len(frame) > LARGE_FRAME for _, frame, _ in self.frames)
 
 
 class Engine:
@@ -137,22 +94,19 @@ class Engine:
         self._arguments = optim.arguments_of(model.optimizer)
         self._approved = [group.hyper for group in model.groups]  # per group, the values that were checked last
         self._metrics = metrics
-        self.compensator, self._doctor = compensator, doctor
+        self.compensator = compensator
         first, core_epoch = self._first, lambda: core.roster.epoch
-        self._answers = Answers(self.store, self.arenas, compensator, first=first, epoch=core_epoch)
-        self._lanes = Lanes[_Job, _Done](
+        answers = Answers(self.store, self.arenas, compensator, first=first, epoch=core_epoch)
+        self.work = Work(self.store, self.arenas, answers, compensator, doctor, self._trace)
+        self._lanes = Lanes[Job, Done](
             buckets,
             executor,
-            self.store.beside(self._work),
+            self.store.beside(self.work.run),
             small=SMALL if in_place else 0,
-            waits=_waits,
+            waits=waits,
             on_done=self._done,
             on_failure=on_failure,
         )
-        #: Called on a bucket's lane when it has come to a cut, with its record.
-        self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
-        self.recorder: Recorder | None = None  # while answers wait for a standby
-        self.unsettled: dict[int, Sequence[Copies]] = {}  # of a standby that took over: copies to settle, by bucket
         self._clip: Clip | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -230,7 +184,7 @@ class Engine:
                     self._released(self._index[effect.bucket], effect)
                     touched[self._index[effect.bucket]] = None
                 case Discard():
-                    if self.recorder is not None and effect.bucket == 0:
+                    if self.work.recorder is not None and effect.bucket == 0:
                         self.tell_data()
                     del self._held[effect.worker, effect.session, effect.bucket, effect.step]
                     log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
@@ -248,10 +202,10 @@ class Engine:
 
     def tell_data(self, done: Callable[[], None] = lambda: None) -> None:
         """Lead: the standby hears which samples are whose; then ``done``."""
-        frames = self.recorder.data() if self.recorder is not None else []
+        frames = self.work.recorder.data() if self.work.recorder is not None else []
         self.turn(self._first, Turn(lambda: frames, done))
 
-    def _step(self, bucket: Bucket, apply: Apply) -> _Step | Update:
+    def _step(self, bucket: Bucket, apply: Apply) -> Step | Update:
         held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
         for contribution, each in zip(apply.contributions, held, strict=True):
             self._trace.held(contribution.worker, contribution.step, bucket.index, each.since)
@@ -263,7 +217,7 @@ class Engine:
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
         if self._clip is not None and bucket.rule == "optimizer":
             return self._clip.decided(bucket.index, apply, gradients, hyper)
-        return _Step(apply, gradients, hyper)
+        return Step(apply, gradients, hyper)
 
     def _released(self, bucket: int, release: Release) -> None:
         if not release.applied and release.step is not None:
@@ -278,73 +232,11 @@ class Engine:
         """Buckets that have work."""
         return self._lanes.queued
 
-    # -------------------------------------------------------------- work
-
-    def _work(self, bucket: Bucket, jobs: Iterable[_Job]) -> _Done:
-        """On the executor: apply and encode, in order. Workers with the same answer share one frame."""
-        frames: list[tuple[Stream, bytes, int]] = []
-        left_out: list[NonFinite] = []
-        shared: Shared = {}
-        records: list[bytes] = []
-        turns: list[Turn] = []
-        recorder = self.recorder
-        steps, begin = 0, time.perf_counter()
-        for job in jobs:
-            if isinstance(job, Turn):
-                records += job.run()
-                turns.append(job)
-                continue
-            if not isinstance(job, Answer):
-                for copies in self.unsettled.pop(bucket.index, ()) if self.unsettled else ():
-                    copies.settle(bucket.index, self.store.host(bucket.index))
-                worker, _, step = job.apply.group
-                span = self._trace.span("apply", step, bucket.index, worker)
-                with span, self.arenas.changing(bucket.index, job.apply.version):
-                    left_out += self._apply(bucket, job, recorder, records)
-                shared.clear()
-                steps += 1
-                if job.apply.record is not None and self.take is not None:
-                    self.take(bucket, job.apply.record)
-                continue
-            if recorder is not None:
-                records += recorder.answered(bucket, job)
-            step = -1 if job.release.step is None else job.release.step
-            with self._trace.span("encode", step, bucket.index, job.release.worker or ""):
-                frame, size = self._answers.frame(bucket, job, shared)
-            frames.append((job.stream, frame, size))
-        return _Done(frames, left_out, steps, time.perf_counter() - begin, records, turns)
-
-    def _apply(
-        self, bucket: Bucket, job: _Step | Update, recorder: Recorder | None, records: list[bytes]
-    ) -> list[NonFinite]:
-        index, coefficient, step = bucket.index, 1.0, job.apply.group[2]
-        if isinstance(job, _Step):
-            with self._trace.span("mean", step, index):
-                mean, left_out = self.store.mean(index, job.gradients)
-        else:
-            mean, left_out, coefficient = job.mean, job.left_out, job.coefficient or 0.0
-        if mean is None or not coefficient:
-            if recorder is not None:
-                records += recorder.step(bucket, job.apply, None, job.hyper)
-            return left_out
-        values = self.store.values(index)
-        if self._doctor is not None and (watch := self._doctor.watch(index, job.apply, job.hyper, coefficient)):
-            watch(mean.cpu(), values.cpu())
-        if coefficient != 1.0:
-            mean = mean * coefficient
-        if self.compensator is not None and bucket.rule == "optimizer":
-            mean = self.compensator.correct(index, job.apply, mean, values)
-        if recorder is not None:
-            records += recorder.step(bucket, job.apply, mean, job.hyper)
-        with self._trace.span("optimizer", step, index):
-            self.store.step(index, mean, job.hyper, lr_scale=job.apply.lr_scale)
-        return left_out
-
-    def _done(self, done: _Done) -> None:
-        if self.recorder is None:
+    def _done(self, done: Done) -> None:
+        if self.work.recorder is None:
             self._answer(done)
         else:
-            self.recorder.send(done.records, lambda: self._answer(done))
+            self.work.recorder.send(done.records, lambda: self._answer(done))
         self.busy_seconds += done.seconds
         self._metrics.step_seconds.observe(done.seconds)
         self._metrics.steps.inc(done.steps)
@@ -358,7 +250,7 @@ class Engine:
                 found.tensor,
             )
 
-    def _answer(self, done: _Done) -> None:
+    def _answer(self, done: Done) -> None:
         for turn in done.turns:
             turn.done()
         for stream, frame, size in done.frames:
@@ -393,8 +285,3 @@ class Engine:
                 raise ProtocolError(str(error)) from None
             self._approved[bucket.group] = hyper
         return hyper
-
-
-def _waits(job: _Job) -> bool:
-    """Whether it cannot run yet: the norm of its update is not known."""
-    return isinstance(job, Update) and job.coefficient is None

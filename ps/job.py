@@ -355,7 +355,7 @@ class Job:
 
     async def data_is_known(self) -> None:
         """Lead: wait until the standby, if there is one, knows which samples are whose now."""
-        if self.engine is not None and self.engine.recorder is not None:
+        if self.engine is not None and self.engine.work.recorder is not None:
             known = asyncio.Event()
             self.engine.tell_data(known.set)
             await known.wait()

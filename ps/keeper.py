@@ -71,7 +71,7 @@ class Keeper:
     def begun(self, engine: Engine) -> None:
         """The engine is there."""
         self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state)
-        engine.take = self._cutter.take
+        engine.work.take = self._cutter.take
 
     def plan(self) -> None:
         """Lead: announce the next cut when it is time for one."""

@@ -30,9 +30,10 @@ from torch_ps.ps import records
 from torch_ps.ps.clip import REMEMBERED
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.roster import roster_of
-from torch_ps.ps.engine import Engine, Turn
+from torch_ps.ps.engine import Engine
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import Tensors, restore_bucket
+from torch_ps.ps.work import Turn
 
 #: Frames that may wait for their lanes; with more the primary is not read from.
 MOST_WAITING = 64
@@ -229,7 +230,7 @@ class Replica:
         engine.core.restore([self._progress[bucket.index] for bucket in engine.buckets])
         for copies in self._copies.values():
             for index in copies.pending:
-                engine.unsettled[index] = [*engine.unsettled.get(index, ()), copies]
+                engine.work.unsettled[index] = [*engine.work.unsettled.get(index, ()), copies]
         if self._job.clipping.norms is not None:
             self._job.clipping.norms.answers.update(self._norms)
         self._job.take_over(self._copies, self.roster, self._data)

@@ -38,10 +38,11 @@ from torch_ps.ps.answers import Answer
 from torch_ps.ps.core.effects import Apply, Group
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.succession import Change, Role, Seat
-from torch_ps.ps.engine import Engine, Turn
+from torch_ps.ps.engine import Engine
 from torch_ps.ps.hearing import heard
 from torch_ps.ps.job import Job
 from torch_ps.ps.state import tensors_of
+from torch_ps.ps.work import Turn
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -152,7 +153,7 @@ class Replication:
         engine = job.engine
         if engine is None:
             return
-        engine.recorder, follower.begun = self, True
+        engine.work.recorder, follower.begun = self, True
         norms = job.clipping.norms.answers if job.clipping.norms is not None else {}
         frames = [
             pack(pb.ReplicaHeader(model=to_proto(engine.model))),
@@ -216,9 +217,9 @@ class Replication:
         if engine is None or seat.follows:
             return
         if seat.lapses:
-            engine.recorder = self  # who is alone may come to hold back, too
+            engine.work.recorder = self  # who is alone may come to hold back, too
         elif follower is None and seat.role is Role.ALONE and not self._waiting:
-            engine.recorder = None
+            engine.work.recorder = None
 
     def _anew(self) -> None:
         """The job begins again with other parameters: whoever follows has to begin again too."""
@@ -313,7 +314,7 @@ class Replication:
 
     @property
     def _recording(self) -> bool:
-        return self._seat.lapses or (self._job.engine is not None and self._job.engine.recorder is not None)
+        return self._seat.lapses or (self._job.engine is not None and self._job.engine.work.recorder is not None)
 
     def _handed(self, roster: Roster) -> dict[str, Any]:
         job = self._job

@@ -179,6 +179,7 @@ class Client(Shown):
         """
         if self._model is None:
             self._prepare(self._session.observe())
+        self._session.afresh()
         for bucket in self._session.plan.buckets:
             self._session.pull(bucket)
         version = self._session.wait().version
@@ -204,6 +205,7 @@ class Client(Shown):
             raise NotInitialised(f"worker {self.name!r} cannot push before it has called init")
         ordered = self._ordered(gradients)
         session = self._session
+        session.afresh()
         versions = session.versions
         step = session.next_step
         same = base is None or base == session.version

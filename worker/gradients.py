@@ -16,7 +16,7 @@ Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius e
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -33,6 +33,7 @@ class Gradients:
 
     Args:
         accumulate: backward passes whose sum ``.grad`` is; their mean is what counts.
+        decays: whether weight decay moves a parameter of this group whose gradient is zero.
 
     Attributes:
         passes: of the coming push, where they are fewer than ``accumulate``; else 0.
@@ -41,10 +42,17 @@ class Gradients:
         num_left_out: pushes of weight 0 so far; ``in_a_row`` of them since the last that was not.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str], accumulate: int = 1) -> None:
-        self.parameters, self.names, self._accumulate = parameters, names, accumulate
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        names: Sequence[str],
+        accumulate: int = 1,
+        decays: Callable[[int], bool] = lambda group: False,
+    ) -> None:
+        self.parameters, self.names, self._accumulate, self._decays = parameters, names, accumulate, decays
         self.finite = Finite(parameters, names)
-        self._warned = False
+        self._warned = self._warned_of_zeros = False
+        self._had: set[int] = set()  # parameters that have had a gradient, in buckets where some lack theirs
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 
@@ -98,7 +106,24 @@ class Gradients:
 
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of this bucket has a gradient."""
-        return all(self.parameters[piece.tensor].grad is None for piece in bucket.pieces)
+        found = [piece.tensor for piece in bucket.pieces if self.parameters[piece.tensor].grad is not None]
+        if len(found) not in (0, len(bucket.pieces)):
+            self._warn_of_zeros(bucket)
+        self._had.update(found)
+        return not found
+
+    def _warn_of_zeros(self, bucket: Bucket) -> None:
+        """Where a zero does what no gradient would not."""
+        for index in () if self._warned_of_zeros else {piece.tensor for piece in bucket.pieces}:
+            if self.parameters[index].grad is None and (index in self._had or self._decays(bucket.group)):
+                self._warned_of_zeros = True
+                log.warning(
+                    "parameter %r has no gradient, which counts as zero beside parameters of its group that have one: "
+                    "weight decay and momentum move it, where torch alone would not; give such parameters a group of "
+                    "their own",
+                    self.names[index],
+                )
+                return
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros when they are left out."""

@@ -42,13 +42,15 @@ from torch_ps.worker.local import LocalSteps, continued, outer_optimizer
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.served import Served
 from torch_ps.worker.session import Session
+from torch_ps.worker.shared import Shared
 from torch_ps.worker.tracing import Steps
 from torch_ps.worker.transfer import outbox_of
+from torch_ps.worker.unseen import Unseen
 
 log = logging.getLogger("torch_ps.worker")
 
 
-class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
+class ParameterServerOptimizer(Elastic, Shared):
     """Trains ``model`` with a parameter server in place of ``optimizer``.
 
     torch.amp.GradScaler works as ever: a step that it skips is pushed with weight 0, so that nobody waits.
@@ -148,7 +150,6 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         )
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.wrapped = optimizer
-        self._share()
         self.name = config.name or default_name(config.rank)
         self._accumulate = config.accumulate
         self.weight = 1.0
@@ -157,6 +158,7 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         self._local_steps, local = config.local_steps, config.local_steps > 1
         self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, buffers = self._served.tensors(model)
+        self._share()
         tensors = [*self._parameters, *buffers]
         self._flat = Flat(tensors)
         self._compressor = Compressor(
@@ -183,7 +185,8 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             buckets = self._session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
-            self._gradients = Gradients(self._parameters, names[: len(self._parameters)], self._accumulate)
+            own = names[: len(self._parameters)]
+            self._gradients = Gradients(self._parameters, own, self._accumulate, self._served.decays)
             overlap = "off" if local else config.overlap
             self._overlap = Overlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
@@ -198,6 +201,10 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         if overlap == "forward":
             self._forward = Forward(model, tensors, names, buckets, self._outbox, self._flat)
         self._lend()
+        always = not local and self._forward is None
+        self._unseen = Unseen(model, self._parameters, names, optimizer.param_groups, always=always)
+        if not local:
+            self._unused(optimizer.state)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | Nothing = self._local or self._gradients
@@ -229,12 +236,15 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.wrapped._opt_called = True  # type: ignore[attr-defined]  # for a schedule that was made with it
         try:
             self.wait()
         except (UnknownWorker, StepConflict) as error:
             self.recover(error)
             drain.finish(self.name, self.close)
             return loss
+        if self._local is not None:
+            self._unseen.check(self._session.version)  # before an inner step writes, which nobody has to send
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
@@ -282,11 +292,13 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
             self._outcome = self._outbox.wait()
         except BaseException:
             self._views.release()
+            self._unseen.lose_count()
             raise
         finally:
             self._flat.settle()
             self._forget()
         self._views.settle()
+        self._unseen.settle()
 
     def _forget(self) -> None:
         self._changed = None
@@ -310,12 +322,6 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
         """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""
         if not self._micro_step:
             super().zero_grad(set_to_none)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch. Only with local steps is there a state here: that of the wrapped optimizer."""
-        self.wait()
-        self.wrapped.load_state_dict(state_dict)
-        self._share()
 
     # -------------------------------------------------------------- the end
 
@@ -348,13 +354,12 @@ class ParameterServerOptimizer(Elastic, torch.optim.Optimizer):
 
     # -------------------------------------------------------------- inside
 
-    def _share(self) -> None:
-        self.param_groups, self.state = self.wrapped.param_groups, self.wrapped.state
-
     def _send(self, bucket: Bucket) -> None:
         """Push one bucket; during backward this runs on the thread that computes it."""
         self.wait()
         if self._changed is None:  # the first bucket of this push
+            self._unseen.check(self._session.version)
+            self._session.afresh()
             self._flat.follow()
             self._changed = self._served.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step

@@ -62,6 +62,10 @@ class Served:
         """Of one group, as it is now."""
         return optim.hyper_of(self.name, self._optimizer.param_groups[group], self._arguments)
 
+    def decays(self, group: int) -> bool:
+        """Whether the servers move the parameters of one group also where their gradient is zero."""
+        return bool(self._optimizer.param_groups[group].get("weight_decay"))
+
     def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: Flat) -> Hyper | None:
         """The hyperparameters of the momentum that a worker computes, None if the server does.
 

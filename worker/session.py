@@ -94,6 +94,7 @@ class Session:
         self.covers = Covers()  # the samples that pushes are of
         self._samples, self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0.0, 0, 0
         self._step = 0  # that was pushed last
+        self._given_up = False  # the last wait has not come to its end
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
@@ -268,6 +269,15 @@ class Session:
         """Ask for one bucket's parameters. The answer comes in ``wait``."""
         self._streams.send(bucket.index, pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
 
+    def afresh(self) -> None:
+        """Before a push or pull of all buckets: forget what a wait that failed or was interrupted has left.
+
+        An answer on its way would be taken for one to what is sent next, and every later step end one too early.
+        """
+        if self._given_up:
+            self._streams.reset(self._identity.hello(self._pull_codec.name))
+            self._given_up = False
+
     @property
     def next_step(self) -> int:
         """The step that this worker pushes next."""
@@ -291,7 +301,7 @@ class Session:
         Raises:
             WaitTimeout, PsError: as in ``wait``.
         """
-        begin = time.monotonic()
+        begin, self._given_up = time.monotonic(), True
         try:
             with self.trace.span("wait", self._step), self._streams.changed:
                 done = self._streams.wait(self.timeout, buckets)
@@ -300,11 +310,11 @@ class Session:
                 self.job = self._describe()
                 for shard in range(len(self._links)):
                     self._back(shard, self.job)
-            # An answer on its way would be taken for one to what is sent next.
-            self._streams.reset(self._identity.hello(self._pull_codec.name))
+            self.afresh()
             raise
         finally:
             self.wait_seconds += time.monotonic() - begin
+        self._given_up = not done
         if not done:
             raise WaitTimeout(
                 f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "

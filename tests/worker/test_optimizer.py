@@ -1,6 +1,8 @@
 """One synchronous worker over the server ends with the bits of the same loop without it, whatever the loop does."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +11,11 @@ import torch
 from torch import nn
 
 import torch_ps
-from tests.support.jobs import Servers, job
+from tests.support.jobs import Servers, job, until
+from tests.support.proxy import Proxy
+from tests.support.threads import spawn
 from tests.support.training import Make, MakeOptimizer, backward, conv, mlp, same, seeded
+from torch_ps.common.plan import Bucket
 
 STEPS = 20
 
@@ -174,6 +179,44 @@ def test_step_after_one_that_failed_pushes_again(local_steps: int) -> None:
                 optimizer.step()
             with pytest.raises(torch_ps.WaitTimeout, match="step 0"):
                 optimizer.step()
+
+
+def test_step_after_one_that_was_interrupted_takes_no_late_answer_for_its_own() -> None:
+    model, taken = seeded(mlp), list[int]()
+
+    def interrupt() -> None:
+        until(lambda: servers.status().version == 1 and optimizer._session._given_up, "its answer is waited for")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def release() -> None:
+        until(lambda: bool(servers.status()) and optimizer._session.waiting, "the step is sent again")
+        proxy.release()
+
+    def write(bucket: Bucket, values: torch.Tensor) -> None:
+        taken.append(bucket.index)
+        if len(taken) == 2:
+            until(lambda: bool(servers.status()) and optimizer._session.waiting, "the next step is sent")
+        optimizer._flat.write(bucket, values)
+
+    with (
+        job() as servers,
+        Proxy(str(servers)) as proxy,
+        torch_ps.ParameterServerOptimizer(OPTIMIZERS["SGD"](model), model, proxy.address) as optimizer,
+    ):
+        optimizer._session.on_values = write
+        backward(model, 0)
+        proxy.hold()
+        interrupted = spawn(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+        interrupted.result()
+        released = spawn(release)
+        versions = []
+        for _ in range(3):
+            optimizer.step()
+            versions.append(optimizer.version)
+        released.result()
+    assert versions == [1, 2, 3]
 
 
 def test_learning_rate_of_a_loaded_state_reaches_the_server() -> None:

@@ -29,6 +29,12 @@ def test_optimizer_that_is_not_elementwise_is_refused_with_those_that_work(name:
         wrap(getattr(torch.optim, name)(model.parameters()), model)
 
 
+def test_graph_through_the_optimizer_is_refused() -> None:
+    model = mlp()
+    with pytest.raises(torch_ps.ConfigError, match=r"torch\.optim\.SGD: differentiable=True cannot be served"):
+        wrap(torch.optim.SGD(model.parameters(), differentiable=True), model)
+
+
 def test_optimizer_of_ones_own_is_refused_by_name() -> None:
     class Mine(torch.optim.SGD):
         pass

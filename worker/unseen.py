@@ -1,0 +1,97 @@
+"""What a loop does to its parameters that the servers do not see: found, so that nothing is lost without a word.
+
+    written to in place     the next step brings the servers' values, which know nothing of it
+                            (load_state_dict or an initialisation after the optimizer was made, clipped weights,
+                            nn.Embedding(max_norm=...))
+    unfrozen                what was frozen when the optimizer was made is not on the servers
+
+Rules of this file
+  1. Before the job's first step a write is an error: a model that was loaded too late trains from the wrong values.
+     Later it is a warning, once: values may have been put back, as by who evaluates an average of the weights.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_ps.common.errors import PsError
+
+log = logging.getLogger("torch_ps.worker")
+
+
+class Unseen:
+    """Watches what torch counts: the writes to each tensor, not those past autograd such as ``p.data.clamp_()``.
+
+    Args:
+        model: has the names.
+        parameters: that the servers have, in the order of ``Model.tensors()``; ``names`` are theirs.
+        groups: of the optimizer; what else is in them was frozen.
+        always: whether to watch after the first step, too; not where values come while the loop goes on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[torch.Tensor],
+        names: Sequence[str],
+        groups: Sequence[Mapping[str, Any]],
+        *,
+        always: bool,
+    ) -> None:
+        self._parameters, self._names, self._always = parameters, names, always
+        served = {id(parameter) for parameter in parameters}
+        called = {id(parameter): name for name, parameter in model.named_parameters()}
+        left = [parameter for group in groups for parameter in group["params"] if id(parameter) not in served]
+        self._frozen = [(called.get(id(parameter), str(list(parameter.shape))), parameter) for parameter in left]
+        self._watches = True
+        self._writes: list[int] = []
+        self.settle()
+
+    def settle(self) -> None:
+        """The servers' values are in: what is written from now on is the loop's."""
+        if self._watches:
+            self._writes = [parameter._version for parameter in self._parameters]
+
+    def lose_count(self) -> None:
+        """Some of the servers' values may come late."""
+        self._writes = []
+
+    def check(self, version: int) -> None:
+        """Before anything of a step leaves.
+
+        Args:
+            version: of the parameters.
+
+        Raises:
+            PsError: something would be lost; says what, and what to do.
+        """
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise PsError(
+                    f"parameter {name!r} was frozen when the optimizer was made, so the servers do not have it, and is "
+                    "to be trained now; make the optimizer while all that will be trained requires a gradient, and "
+                    "freeze with requires_grad_(False) afterwards"
+                )
+        if not self._watches or not self._writes:
+            return
+        self._watches = self._always
+        for name, parameter, writes in zip(self._names, self._parameters, self._writes, strict=False):
+            if parameter._version == writes:
+                continue
+            if not version:
+                raise PsError(
+                    f"parameter {name!r} was written to after the optimizer was made, which the servers know nothing "
+                    "of: load or initialise the model first, for the first worker's values become the job's; and what "
+                    "changes weights beside the optimizer, such as nn.Embedding(max_norm=...), cannot be served"
+                )
+            self._watches = False
+            log.warning(
+                "parameter %r was written to between two steps, which the servers know nothing of: unless its values "
+                "were put back, this gradient is of other parameters than those that are stepped, and what was written "
+                "is lost",
+                name,
+            )
+            return
