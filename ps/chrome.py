@@ -99,15 +99,9 @@ def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
 
 def _done(process: Process, span: Span, pid: int, tid: int, zero: int) -> Iterator[dict[str, Any]]:
     """What a thread did, and the arrow that goes through it."""
-    place = {"pid": pid, "tid": tid, "ts": (span.start - zero) / 1e3}
-    yield {
-        "ph": "X",
-        "name": span.name,
-        "cat": "torch-ps",
-        **place,
-        "dur": (span.end - span.start) / 1e3,
-        "args": _about(span),
-    }
+    start, end = _microseconds(span, zero)
+    place = {"pid": pid, "tid": tid, "ts": start}
+    yield {"ph": "X", "name": span.name, "cat": "torch-ps", **place, "dur": end - start, "args": _about(span)}
     arrow = (_ON_WORKER if process.worker else _ON_SHARD).get(span.name)
     if arrow is not None and span.bucket >= 0:
         one = f"{process.worker or span.worker} {span.step} {span.bucket}"
@@ -116,8 +110,14 @@ def _done(process: Process, span: Span, pid: int, tid: int, zero: int) -> Iterat
 
 def _passed(span: Span, pid: int, number: int, zero: int) -> Iterator[dict[str, Any]]:
     one = {"name": f"{span.name}: {span.worker}", "cat": span.name, "id": number, "pid": pid, "tid": 0}
-    yield {"ph": "b", **one, "ts": (span.start - zero) / 1e3, "args": _about(span)}
-    yield {"ph": "e", **one, "ts": (span.end - zero) / 1e3}
+    start, end = _microseconds(span, zero)
+    yield {"ph": "b", **one, "ts": start, "args": _about(span)}
+    yield {"ph": "e", **one, "ts": end}
+
+
+def _microseconds(span: Span, zero: int) -> tuple[int, int]:
+    """Start and end in whole ones: fractions do not add up in every reader, and what touches would overlap."""
+    return round((span.start - zero) / 1e3), round((span.end - zero) / 1e3)
 
 
 def _about(span: Span) -> dict[str, Any]:

@@ -45,11 +45,10 @@ def train(servers: Servers, name: str, **options: Any) -> None:
 
 
 def load(path: Path) -> list[Event]:
-    """The events of a file, their times in whole nanoseconds."""
+    """The events of a file, whose times are whole microseconds: any reader can add them."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         events: list[Event] = json.load(file)["traceEvents"]
-    for event in events:
-        event.update({name: round(1000 * event[name]) for name in ("ts", "dur") if name in event})
+    assert all(type(event.get(name, 0)) is int for event in events for name in ("ts", "dur"))
     return events
 
 
@@ -76,7 +75,8 @@ def spans(events: Sequence[Event], process: str, name: str) -> list[Event]:
 
 
 def end(event: Event) -> int:
-    return int(event["ts"] + event["dur"])
+    found: int = event["ts"] + event["dur"]
+    return found
 
 
 def test_every_process_has_a_part(events: list[Event]) -> None:
@@ -175,15 +175,15 @@ def test_a_worker_whose_clock_is_another_is_on_the_same_time(tmp_path: Path) -> 
             [*elsewhere, sys.executable, str(program), str(servers)], timeout=SECONDS, env=os.environ, check=True
         )
     found = load(path)
-    error = 1000 * max(json.loads(path.read_text())["otherData"]["clock_error_us"].values())
-    assert 0 < error < 1e8  # half a round trip; no reading of another clock is exact
+    error = max(json.loads(path.read_text())["otherData"]["clock_error_us"].values())
+    assert 0 < error < 1e5  # half a round trip; no reading of another clock is exact
     for name in ("send", "receive"):
         assert [e["args"]["step"] for e in spans(found, "worker far", name)] == list(TRACED)
     pairs = zip(spans(found, "worker far", "send"), spans(found, "shard 0", "apply"), strict=True)
     for sent, applied in pairs:
-        assert -error <= applied["ts"] - sent["ts"] < 1e10
+        assert -error - 1 <= applied["ts"] - sent["ts"] < 1e7  # both are rounded
     for applied, back in zip(spans(found, "shard 0", "apply"), spans(found, "worker far", "receive"), strict=True):
-        assert back["ts"] - end(applied) >= -error
+        assert back["ts"] - end(applied) >= -error - 1
 
 
 def test_the_offset_of_a_clock_is_wrong_by_no_more_than_it_says() -> None:
