@@ -173,7 +173,7 @@ class Session:
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
-        self._staging = torch.empty(largest)
+        self._staging = torch.empty(largest, dtype=torch.float32, device="cpu")
         self._versions = [0] * len(buckets)
         self._next_steps = [0] * len(buckets)
         self.planes = Planes(self._plane)
