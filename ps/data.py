@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.ps.core.data import Answer, Ask, DataSet, Idle, Later, Over, Portion
+from torch_ps.ps.core.course import DataSet
+from torch_ps.ps.core.data import Answer, Ask, Idle, Later, Over, Portion
 from torch_ps.ps.core.shard import Shard
 
 

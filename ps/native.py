@@ -50,7 +50,9 @@ def meaning(line: bytes) -> str | None:
 
 
 def listen() -> None:
-    """Take over file descriptor 2 for the rest of this process. Call it before the log is set up."""
+    """Take over file descriptor 2 for the rest of this process. Call it before the log is set up and gRPC is loaded."""
+    if os.environ.get("GRPC_VERBOSITY") == "ERROR":  # by the launcher, for itself; then there is nothing to read
+        del os.environ["GRPC_VERBOSITY"]
     real = os.dup(2)
     reading, writing = os.pipe()
     os.dup2(writing, 2)

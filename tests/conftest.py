@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import torch_ps.worker  # noqa: F401  # as in a user's process, before gRPC is loaded
+
 # For child processes too: on two cores, two processes must not each start a thread per core.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -2,5 +2,8 @@
 
 import os
 
-# A DataLoader forks processes that never call gRPC. Its handlers for that would be skipped, with a line for each fork.
+# What gRPC reads when it is loaded; what a user has set stays. A DataLoader forks processes that never call gRPC: its
+# handlers for that would be skipped, with a line for each fork. Of a handshake that failed it has a line of its own,
+# which stands before our message and says less; a server reads those, see ps/native.py.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -42,7 +42,7 @@ from torch_ps.worker.covers import Covers
 from torch_ps.worker.exchange import Exchange
 from torch_ps.worker.fresh import Fresh, OnValues
 from torch_ps.worker.identity import Identity
-from torch_ps.worker.outcome import Outcome
+from torch_ps.worker.outcome import Answers, Outcome
 from torch_ps.worker.plane import Planes
 from torch_ps.worker.reopen import check, prepare
 from torch_ps.worker.servers import admitted, check_arguments, describe_all, joined, open_roster
@@ -90,9 +90,10 @@ class Session:
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
         self._exchange: Exchange | None = None
-        self.number = self._epoch = 0  # number names this life of the worker; 0: it is not in the job
+        self.number = 0  # names this life of the worker; 0: it is not in the job
+        self._answers = Answers(0, epoch=0)
         self.covers = Covers()  # the samples that pushes are of
-        self._samples, self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0.0, 0, 0
+        self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
         self._step = 0  # that was pushed last
         self._given_up = False  # the last wait has not come to its end
         self.on_values: OnValues = lambda bucket, values: None
@@ -145,11 +146,11 @@ class Session:
             self._exchange.close()  # of an earlier life, whose streams would have the name
         self.job = self._describe()
         reply = admitted(self._links[0], self._identity.join(model, rank), self.timeout)
-        self.number, self._epoch, self.first = reply.session, reply.epoch, reply.seed
+        self.number, self.first = reply.session, reply.seed
         for voter in self._voters:
             voter.life = self.name, self.number
         self.covers.clear()
-        self._start(model)
+        self._start(model, reply.epoch)
         self.job_model = model
         if not reply.seed:
             self.job_model = schema.from_proto(self._links[0].model(self.timeout))
@@ -167,18 +168,16 @@ class Session:
         """
         return open_roster(self._voters[0], self.job, self.timeout if seconds is None else seconds)
 
-    def _start(self, model: Model) -> None:
+    def _start(self, model: Model, epoch: int = 0) -> None:
         if self._exchange is not None:
             self._exchange.close()
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
         self._staging = torch.empty(largest, dtype=torch.float32, device="cpu")
-        self._versions = [0] * len(buckets)
-        self._next_steps = [0] * len(buckets)
+        self._answers = Answers(len(buckets), epoch)
         self.planes = Planes(self._plane)
         self._fresh = Fresh(buckets, len(self._links), self.planes, self._pull_codec)
-        self._clear()
         self._exchange = Exchange(
             self._links,
             self._identity.hello(self._pull_codec.name),
@@ -205,11 +204,11 @@ class Session:
     @property
     def version(self) -> int:
         """Optimizer steps that every bucket of this worker's copy has had."""
-        return min(self._versions, default=0)
+        return self._answers.version
 
     @property
     def versions(self) -> tuple[int, ...]:
-        return tuple(self._versions)
+        return tuple(self._answers.versions)
 
     def staging(self, bucket: Bucket) -> contextlib.AbstractContextManager[torch.Tensor]:
         """A tensor to build the gradient of one bucket in, shape (numel,), fp32, and to push it from.
@@ -251,7 +250,7 @@ class Session:
             base=base,
             weight=weight,
             codec=codec.name,
-            epoch=self._epoch,
+            epoch=self._answers.epoch,
             hyper=hyper_to_proto(hyper) if hyper else None,
             missing=missing,
             nonfinite=nonfinite,
@@ -281,7 +280,7 @@ class Session:
     @property
     def next_step(self) -> int:
         """The step that this worker pushes next."""
-        return min(self._next_steps, default=0)
+        return self._answers.next_step
 
     def wait(self) -> Outcome:
         """Wait until everything that was sent is answered.
@@ -291,9 +290,7 @@ class Session:
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
         self.wait_for(None)
-        outcome = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
-        self._clear()
-        return outcome
+        return self._answers.outcome()
 
     def wait_for(self, buckets: Collection[int] | None) -> None:
         """Wait until these buckets, None: all, are answered, if they were sent; ``wait`` says what the answers were.
@@ -326,10 +323,6 @@ class Session:
         """Whether an answer may still come; after an error that ended a stream none is waited for."""
         return self._streams.waiting
 
-    def _clear(self) -> None:
-        self._staleness, self._applied = 0, True
-        self._contributors: tuple[str, ...] = ()
-
     @property
     def _streams(self) -> Exchange:
         if self._exchange is None:
@@ -338,7 +331,7 @@ class Session:
 
     def _receive(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         """On the reader thread of one shard."""
-        if header.bucket >= len(self._versions):
+        if header.bucket >= len(self.plan.buckets):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
         bucket, step = self.plan.buckets[header.bucket], header.step if header.HasField("step") else -1
         with self.trace.span("receive", step, bucket.index):
@@ -346,15 +339,8 @@ class Session:
         if header.HasField("step") and not header.applied:
             self._put_back(bucket, header.step)
         with self._streams.changed:
-            self._versions[bucket.index] = version
-            self._next_steps[bucket.index] = header.next_step
-            self._epoch = max(self._epoch, header.epoch)
-            self._applied &= header.applied or not header.HasField("step")
+            self._answers.take(header, version)
             self.pulled_bytes += size
-            if bucket.index == 0:
-                self._staleness = header.staleness
-                self._samples = header.samples
-                self._contributors = tuple(header.contributor)
             if header.HasField("step"):
                 self.planes.answered(bucket, header.step)
             self._streams.answered(bucket.index)

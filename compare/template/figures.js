@@ -46,7 +46,7 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
   });
   const layout = {
     xaxis: { title: { text: axis.title }, rangemode: "tozero", unifiedhovertitle: { text: measure.title }, spikecolor: theme().muted, spikethickness: 1 },
-    yaxis: { title: { text: measure.title }, type: log ? "log" : "linear", tickformat: y === "accuracy" ? ".0%" : "" },
+    yaxis: { title: { text: measure.title }, type: log ? "log" : "linear", tickformat: y === "accuracy" ? "~%" : "" },
     hovermode: together ? "x unified" : "closest",
     hoverdistance: 60,
   };
@@ -152,7 +152,7 @@ function stalenessHistogram(shown) {
     layout: {
       barmode: "group",
       xaxis: { title: { text: "staleness (versions)" }, tickmode: "array", tickvals: ticks, ticktext, showgrid: false },
-      yaxis: { title: { text: "share of pushes" }, tickformat: ".0%" },
+      yaxis: { title: { text: "share of pushes" }, tickformat: "~%" },
       bargap: 0.25,
     },
   };

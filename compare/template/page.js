@@ -4,7 +4,7 @@ const state = {
   results: JSON.parse(document.getElementById("results").textContent),
   looks: new Map(),
   hidden: new Set(),
-  sort: { column: null, direction: 1 },
+  sorts: { "runs-table": { column: null, direction: 1 }, "workers-table": { column: null, direction: 1 } },
   explore: { x: "bytes", y: "loss", scale: "linear" },
   charts: [],
 };
@@ -22,7 +22,7 @@ function drawHeader() {
   byId("headline").textContent = sentences.headline;
   byId("second").textContent = sentences.bytes;
   byId("caption").textContent = sentences.caption;
-  byId("when").textContent = created.slice(0, 16).replace("T", " ");
+  byId("when").textContent = created.slice(0, 16).replace("T", " ") + (created.endsWith("+00:00") ? " UTC" : "");
   byId("when").dateTime = created;
 }
 
@@ -39,7 +39,7 @@ function drawTiles() {
   ];
   byId("tiles").replaceChildren(
     ...tiles.map(([label, measure, best, figure]) => {
-      const good = bestRuns(measure, best, runs);
+      const good = bestOf(measure, best, runs);
       good.sort((a, b) => best * (measure(b) - measure(a)));
       const tile = element("div", null, "tile");
       const value = element("div", null, "value");
@@ -60,6 +60,7 @@ function drawTiles() {
 }
 
 function drawToggles() {
+  const focused = byId("toggles").contains(document.activeElement) ? document.activeElement.dataset.run : null;
   byId("toggles").replaceChildren(
     ...state.results.runs.map((run) => {
       const button = element("button", null, "toggle");
@@ -71,6 +72,8 @@ function drawToggles() {
       return button;
     }),
   );
+  // Whoever switches runs by the keyboard stays where they are.
+  for (const button of byId("toggles").children) if (button.dataset.run === focused) button.focus();
   byId("show-all").hidden = state.hidden.size === 0;
 }
 
@@ -98,6 +101,7 @@ function drawFailures() {
     ...failures.map((failure) => {
       const box = element("div", null, "failure");
       box.append(element("strong", failure.name), element("pre", failure.reason), element("p", "Whole log: " + failure.log, "explain"));
+      box.append(commandOf(failure.command));
       return box;
     }),
   );
@@ -150,17 +154,36 @@ function drawSettings() {
         return pair;
       }),
   );
-  fillCommand(byId("command"), settings.command || "");
+  byId("command").replaceChildren(commandOf(settings.command || ""));
+}
+
+// Below the settings; `commandId` is where a run's name in the table leads.
+function drawCommands() {
   byId("commands").replaceChildren(
     ...state.results.runs.map((run) => {
-      const box = element("div", null, "command");
-      fillCommand(box, run.command);
+      const box = element("div", null, "of-run");
+      box.id = commandId(run);
+      box.append(nameOf(run), commandOf(run.command));
       return box;
     }),
   );
 }
 
-function fillCommand(box, command) {
+function commandId(run) {
+  return "command-" + state.results.runs.indexOf(run);
+}
+
+// What a link leads to may be folded away.
+function unfold() {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  const folded = target && target.closest("details");
+  if (!folded) return;
+  folded.open = true;
+  target.scrollIntoView();
+}
+
+function commandOf(command) {
+  const box = element("div", null, "command");
   const text = element("pre", command);
   const button = element("button", "Copy");
   button.type = "button";
@@ -173,13 +196,15 @@ function fillCommand(box, command) {
       button.textContent = "Selected";
     }
   });
-  box.replaceChildren(text, button);
+  box.append(text, button);
+  return box;
 }
 
 // Everything that carries a run's colour.
 function drawColoured() {
   drawTiles();
   drawTexts();
+  drawCommands();
   changed();
 }
 
@@ -209,7 +234,10 @@ function start() {
   byId("show-all").addEventListener("click", () => {
     state.hidden.clear();
     changed();
+    byId("toggles").firstElementChild.focus();
   });
+  byId("summary").addEventListener("click", unfold); // also for a link that has been followed before
+  window.addEventListener("hashchange", unfold);
   darkScheme.addEventListener("change", drawColoured);
   window.matchMedia("print").addEventListener("change", (event) => setPrinting(event.matches));
   window.addEventListener("resize", drawSized);
@@ -218,5 +246,6 @@ function start() {
 }
 
 start();
+unfold();
 // Whoever drives the page from outside need not guess.
 document.documentElement.dataset.drawn = "yes";

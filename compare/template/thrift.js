@@ -52,7 +52,7 @@ function thrift(shown, size) {
     layout: {
       margin: THRIFT.margin,
       xaxis: { title: { text: AXES.bytes.title }, type: "log", range: axes.x.map(Math.log10), ...thriftTicks(axes.x) },
-      yaxis: { title: { text: measure.title }, range: axes.y, tickformat: measure === MEASURES.accuracy ? ".0%" : "" },
+      yaxis: { title: { text: measure.title }, range: axes.y, tickformat: measure === MEASURES.accuracy ? "~%" : "" },
       hovermode: "closest",
       annotations: thriftNames(curves, x, measure, axes, size),
     },
@@ -73,13 +73,12 @@ function thriftAxes(curves, x, measure) {
   return { x: [left / room, right * beside], y: [low - margin, high + margin] };
 }
 
-// 1, 2, 5, 10, ... where they fit, powers of ten where there are many.
+// 1, 2, 5, 10, ... where they fit, or else fewer, down to powers of ten.
 function thriftTicks([left, right]) {
-  const steps = right / left > 3000 ? [1] : [1, 2, 5];
-  const values = [];
-  for (let power = Math.floor(Math.log10(left)); 10 ** power <= right; power += 1) values.push(...steps.map((step) => step * 10 ** power));
-  const tickvals = values.filter((value) => left <= value && value <= right);
-  return { tickmode: "array", tickvals, ticktext: tickvals.map((value) => String(+value.toPrecision(1))) };
+  const powers = Array.from({ length: 24 }, (_, i) => i - 9);
+  const inside = (steps) => powers.flatMap((power) => steps.map((step) => step * 10 ** power)).filter((value) => left <= value && value <= right);
+  const tickvals = [[1, 2, 5], [1, 3], [1]].map(inside).find((values) => values.length <= (isNarrow() ? 5 : 11)) || inside([1]);
+  return { tickmode: "array", tickvals, ticktext: tickvals.map((value) => String(+value.toPrecision(1))), tickangle: 0 };
 }
 
 function thriftNames(curves, x, measure, axes, size) {

@@ -12,47 +12,31 @@ Rules of this file
      gets what depends on the roster and on the seed, never on who asked first: an epoch begins when all that have not
      broken off have asked for it. Elsewhere whoever asks is served.
 
-    free --deal--> dealt --fetched--> given --covered by a push--> done
-      ^              +------ leaves, gives back, push dropped ----+
-      +--------------------------------------------------------------+
+    Ask --> Course of the data set --deal--> Portion        push: check, claim --> settle --> done, or free again
 
 How a push says what it covers: the number of samples that its worker has begun, ever, of each data set. A repeat covers
 nothing new, so it needs no rule of its own. In the same way an ask says how many samples its worker has received, ever:
 what was given beyond that was lost on its way, and is dealt to it still.
-
-Source: the last portions get smaller, as in guided self-scheduling, Polychronopoulos and Kuck, 1987.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ProtocolError, UnknownWorker
+from torch_ps.ps.core.course import Course, DataSet, Reader
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.policy import spoken
-from torch_ps.ps.core.ranges import Range, check, count, cut, heard, merged, take
-from torch_ps.ps.core.roster import MAX_NAME, Member, Roster
+from torch_ps.ps.core.ranges import Range, count, take
+from torch_ps.ps.core.roster import MAX_NAME, Life, Roster
 
 #: Data sets of one job; a script that names a new seed every epoch makes one each.
 MAX_SETS = 1024
-#: Batches of a worker in one portion, at most.
-MAX_ROUNDS = 16
 
 #: What a push covers: (number of a data set, samples of it that this worker has begun so far).
 Covers = tuple[tuple[int, int], ...]
-Life = tuple[str, int]  # worker, session
-
-
-@dataclass(frozen=True, slots=True)
-class DataSet:
-    """One data set in one order per epoch; workers that name the same one share its samples."""
-
-    name: str
-    size: int
-    seed: int
-    shuffled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,46 +92,6 @@ class Over:
 Answer = Portion | Later | Idle | Over
 
 
-@dataclass(slots=True)
-class _Reader:
-    """What one life of a worker has of one data set; ``fetched`` and ``settled`` count samples since it began."""
-
-    batch: int
-    epochs: int
-    broke_off: bool = False  # it gave back what it had, and has not asked again
-    dealt: list[Range] = field(default_factory=list)
-    given: list[Range] = field(default_factory=list)
-    fetched: int = 0
-    settled: int = 0
-
-    @property
-    def has(self) -> list[Range]:
-        return [*self.given, *self.dealt]
-
-    def unfetch(self, received: int) -> None:
-        """Only the first ``received`` samples ever given are with the worker; those after them are dealt, as before."""
-        known = take(self.given, count(self.given) - max(self.fetched - received, 0))
-        self.fetched -= count(self.given)
-        self.dealt, self.given = [*self.given, *self.dealt], known
-
-
-@dataclass(slots=True)
-class _Course:
-    """One data set on its way through its epochs."""
-
-    data: DataSet
-    epoch: int
-    free: list[Range]
-    readers: dict[Life, _Reader] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        return not self.free and not any(r.given or r.dealt for r in self.readers.values())
-
-    def put_back(self, ranges: Iterable[Range]) -> None:
-        self.free = merged([*self.free, *ranges])
-
-
 class Data:
     """The lead's machine: every data set of the job, and who has which samples of it.
 
@@ -157,7 +101,7 @@ class Data:
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._courses: list[_Course] = []
+        self._courses: list[Course] = []
         self._claims: dict[tuple[str, int, int], Covers] = {}  # worker, session, step of a push that is not decided
         self._before = 0  # newest session to which a lead of before has given samples
 
@@ -176,10 +120,10 @@ class Data:
         self._known(ask.worker, ask.session)
         number, course = self._course(ask)
         life = ask.worker, ask.session
-        reader = course.readers.setdefault(life, _Reader(ask.batch, ask.epochs))
+        reader = course.readers.setdefault(life, Reader(ask.batch, ask.epochs))
         reader.batch, reader.epochs, reader.broke_off = ask.batch, ask.epochs, False
         reader.unfetch(max(ask.received, self._covered(life, number, reader)))
-        what = _called(course.data)
+        what = course.data.called
         if not reader.dealt:
             if reader.epochs <= course.epoch + course.complete:
                 return Over(f"{_epochs(ask.epochs)} of {what} are over")
@@ -188,13 +132,13 @@ class Data:
                 return late
             if course.complete:
                 course.epoch, course.free = course.epoch + 1, [(0, course.data.size)]
-            self._deal(course, roster, reader)
+            course.deal(roster, reader, stale=self._mode.stale)
         if reader.dealt:
             ranges, reader.dealt = tuple(reader.dealt), []
             reader.given += ranges
             reader.fetched += count(ranges)
             return Portion(number, course.epoch, ranges)
-        with_them = [(m.name, course.readers.get((m.name, m.session))) for m in roster.members]
+        with_them = [(m.name, course.readers.get(m.life)) for m in roster.members]
         names = tuple([name for name, r in with_them if r is not None and r.has])
         rest = sum(count(r.has) for _, r in with_them if r is not None)
         reason = f"the last {rest} samples of epoch {course.epoch} of {what} are with {spoken(names)}"
@@ -258,19 +202,7 @@ class Data:
 
     def export(self) -> dict[str, Any]:
         """Plain JSON data: per data set, the epoch and which positions of it are not done."""
-        return {
-            "sets": [
-                {
-                    "name": c.data.name,
-                    "size": c.data.size,
-                    "seed": c.data.seed,
-                    "shuffled": c.data.shuffled,
-                    "epoch": c.epoch,
-                    "left": [list(r) for r in merged([*c.free, *(x for r in c.readers.values() for x in r.has)])],
-                }
-                for c in self._courses
-            ]
-        }
+        return {"sets": [course.export() for course in self._courses]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from ``export``: what was given and not done is free again. For a job without workers yet.
@@ -278,25 +210,11 @@ class Data:
         Raises:
             KeyError, TypeError, ValueError: this is not what ``export`` gives; nothing has changed.
         """
-        courses = [
-            _Course(
-                DataSet(str(c["name"]), int(c["size"]), int(c["seed"]), bool(c["shuffled"])),
-                int(c["epoch"]),
-                check([(int(start), int(stop)) for start, stop in c["left"]], int(c["size"])),
-            )
-            for c in state["sets"]
-        ]
-        self._courses, self._claims = courses, {}
+        self._courses, self._claims = [Course.of(each) for each in state["sets"]], {}
 
     def hand_over(self) -> dict[str, Any]:
         """Plain JSON data: all but the claims, which come again with the pushes that are not decided."""
-        return {
-            "before": self._before,
-            "sets": [
-                {**exported, "free": [list(r) for r in c.free], "readers": [_told(k, r) for k, r in c.readers.items()]}
-                for exported, c in zip(self.export()["sets"], self._courses, strict=True)
-            ],
-        }
+        return {"before": self._before, "sets": [course.hand_over() for course in self._courses]}
 
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Be what ``hand_over`` described: a lead whose workers keep the samples that they were given.
@@ -307,8 +225,7 @@ class Data:
         self.restore(state)
         self._before = int(state["before"])
         for course, told in zip(self._courses, state["sets"], strict=True):
-            course.free = heard(told["free"], course.data.size)
-            course.readers = dict(_heard(each, course.data.size) for each in told["readers"])
+            course.take_over(told)
 
     def begin_after(self, epoch: int) -> None:
         """Sessions of up to this roster epoch may live on with samples of a lead of before: have them join again."""
@@ -316,7 +233,7 @@ class Data:
 
     # ------------------------------------------------------------ inside
 
-    def _covered(self, life: Life, number: int, reader: _Reader) -> int:
+    def _covered(self, life: Life, number: int, reader: Reader) -> int:
         """Samples of a data set that pushes of this life cover, whether they are settled or not."""
         claims = (covers for claim, covers in self._claims.items() if claim[:2] == life)
         return max(reader.settled, *(samples for covers in claims for n, samples in covers if n == number), 0)
@@ -327,7 +244,7 @@ class Data:
                 f"session {session} of worker {worker!r} is older than this lead, which gave it no samples; join again"
             )
 
-    def _course(self, ask: Ask) -> tuple[int, _Course]:
+    def _course(self, ask: Ask) -> tuple[int, Course]:
         data = ask.data
         if not 1 <= data.size < 1 << 53 or not 0 <= data.seed < 1 << 63 or len(data.name) > MAX_NAME:
             raise ProtocolError(
@@ -343,10 +260,10 @@ class Data:
             raise ProtocolError(
                 f"worker {ask.worker!r} brings data set number {MAX_SETS + 1} ; use epochs=N, not a seed per epoch"
             )
-        self._courses.append(_Course(data, 0, [(0, data.size)]))
+        self._courses.append(Course(data, 0, [(0, data.size)]))
         return len(self._courses) - 1, self._courses[-1]
 
-    def _unready(self, course: _Course, roster: Roster, open_step: int) -> Later | None:
+    def _unready(self, course: Course, roster: Roster, open_step: int) -> Later | None:
         """In step, a deal is for everyone: whom it has to wait for."""
         if self._mode.stale:
             return None
@@ -354,46 +271,12 @@ class Data:
             here = spoken(tuple([m.name for m in roster.members]))
             return Later((), f"the data is dealt when the first workers are complete; {here} joined")
         epoch = course.epoch + course.complete
-        there = [(m.name, course.readers.get(_life(m))) for m in roster.members if m.first_step <= open_step]
+        there = [(m.name, course.readers.get(m.life)) for m in roster.members if m.first_step <= open_step]
         names = tuple([name for name, r in there if r is None or (r.epochs <= epoch and not r.broke_off)])
         if not names:
             return None
-        what = f"epoch {epoch} of {_called(course.data)}"
+        what = f"epoch {epoch} of {course.data.called}"
         return Later(names, f"{what} is dealt to all at once, and {spoken(names)} has not asked for it")
-
-    def _deal(self, course: _Course, roster: Roster, asking: _Reader) -> None:
-        readers = [r for m in roster.members if (r := course.readers.get(_life(m))) and not r.broke_off]
-        readers = [r for r in readers if r.epochs > course.epoch]
-        left = count(course.free)
-        if self._mode.stale:
-            rounds = min(max(left // (2 * asking.batch * len(readers)), 1), MAX_ROUNDS)
-            asking.dealt += take(course.free, min(rounds * asking.batch, left))
-            return
-        whole = sum(r.batch for r in readers)
-        for _ in range(min(max(left // (4 * whole), 1), MAX_ROUNDS)):
-            for reader, part in zip(readers, cut(count(course.free), [r.batch for r in readers]), strict=True):
-                reader.dealt += take(course.free, part)
-
-
-def _told(life: Life, reader: _Reader) -> list[Any]:
-    dealt, given = ([list(r) for r in ranges] for ranges in (reader.dealt, reader.given))
-    return [*life, reader.batch, reader.epochs, reader.broke_off, dealt, given, reader.fetched, reader.settled]
-
-
-def _heard(told: Any, size: int) -> tuple[Life, _Reader]:
-    """The inverse of ``_told``."""
-    worker, session, batch, epochs, broke_off, dealt, given, fetched, settled = told
-    reader = _Reader(int(batch), int(epochs), bool(broke_off), heard(dealt, size), heard(given, size))
-    reader.fetched, reader.settled = int(fetched), int(settled)
-    return (str(worker), int(session)), reader
-
-
-def _life(member: Member) -> Life:
-    return member.name, member.session
-
-
-def _called(data: DataSet) -> str:
-    return f"data set {data.name!r}" if data.name else f"the data set of {data.size} samples with seed {data.seed}"
 
 
 def _epochs(count: int) -> str:

@@ -44,6 +44,10 @@ def tick_seconds(lease: float) -> float:
     return min(lease / 8, 1.0)
 
 
+#: One life of one worker: its name and session.
+Life = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One life of one worker.
@@ -58,6 +62,10 @@ class Member:
     session: int
     rank: int | None
     first_step: int
+
+    @property
+    def life(self) -> Life:
+        return self.name, self.session
 
 
 @dataclass(frozen=True, slots=True)

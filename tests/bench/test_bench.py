@@ -51,7 +51,7 @@ def test_a_trace_agrees_with_the_loop_and_its_cost_is_shown() -> None:
 
 def test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_named(tmp_path: Path) -> None:
     options = ("--only", "shm async small,rpc async small", "--json", str(tmp_path / "found"))
-    done = start("versus.py", "--quick", "--with", "mxnet", *options)
+    done = start("versus.py", "--quick", "--repeat", "1", "--with", "mxnet", *options)
     assert done.returncode == 0, done.stderr
     assert "mxnet does not run: its last release needs numpy < 1.24" in done.stderr
     for system in ("shm", "rpc"):

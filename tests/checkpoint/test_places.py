@@ -156,7 +156,7 @@ def test_object_store_keeps_a_job_as_a_folder_does(tmp_path: Path, monkeypatch: 
     with s3(tmp_path, "bucket") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        arguments = ("--shards", "2", "--listen", "127.0.0.1:0", "--checkpoint", "s3://bucket/job")
+        arguments = ("--workers", "1", "--shards", "2", "--listen", "127.0.0.1:0", "--checkpoint", "s3://bucket/job")
         with shards() as servers:
             undisturbed = train(servers, mlp, 12)
         with serving(*arguments, "--checkpoint-every", "2", "--keep", "2") as (process, ready):

@@ -1,15 +1,14 @@
 """The page in a real browser: no error, no request, and every switch does what it says."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.compare.browser import CHROMIUM, DRIVER, Browser
 from tests.compare.golden import golden
 from tests.compare.test_page import HOSTILE
 from tests.compare.test_runs import EVERY_KIND
@@ -18,92 +17,9 @@ from torch_ps.compare.results import Failure, Results, RunResult, Staleness
 from torch_ps.compare.runs import parse_runs
 from torch_ps.compare.seeds import together
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.common.exceptions import TimeoutException  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-DRIVER = shutil.which("chromedriver")
-QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-FLAGS = (*QUIET, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage")
-#: Seconds that a busy machine gets for what takes a frame.
-PATIENCE = 60
 NAMES = ["sync fp32", "sync fp16", "async fp32", "async fp16"]
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
-
-
-class Browser:
-    """A headless Chromium and the few things these tests do with it."""
-
-    def __init__(self, profile: Path) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-
-    def open(self, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme_ = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme_)
-        self.driver.get("about:blank")
-        self.driver.get_log("performance")
-        self.driver.get_log("browser")
-        self.driver.get(page.as_uri())
-        self.becomes("document.documentElement.dataset.drawn", "yes")
-        self.becomes("[...document.querySelectorAll('.plot')].every((each) => each.querySelector('.main-svg'))", True)
-
-    def js(self, expression: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(f"return {expression}", *arguments)
-
-    def becomes(self, expression: str, value: object) -> None:
-        """Wait until an expression has a value: what follows a click or another medium is done in a later frame."""
-        self.until(lambda: self.js(expression), value, expression)
-
-    def until(self, look: Callable[[], object], value: object, what: str = "it") -> None:
-        """Wait until what ``look`` returns is ``value``; the last that it returned is in the error."""
-        seen: list[object] = []
-
-        def same(_: Any) -> bool:
-            seen[:] = [look()]
-            return bool(seen[0] == value)
-
-        try:
-            WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(same)
-        except TimeoutException:
-            raise AssertionError(f"{what} is {seen[0]!r} and never became {value!r}") from None
-
-    def click(self, selector: str) -> None:
-        self.driver.find_element("css selector", selector).click()
-
-    def texts(self, selector: str) -> list[str]:
-        found: list[str] = self.js("[...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
-        return found
-
-    def problems(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> set[str]:
-        """Addresses of all requests since ``open``, of any tab, except the browser's own pages."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-        return {address for address in sent if not address.startswith(("chrome:", "data:", "blob:"))}
-
-    def shows(self, selector: str, texts: list[str]) -> None:
-        """Wait until these are the texts of the elements."""
-        self.until(lambda: self.texts(selector), texts, selector)
-
-    def plots(self, plot: str, names: list[str]) -> None:
-        """Wait until a plot shows these runs."""
-        self.until(lambda: self.shown(plot), names, plot)
-
-    def shown(self, plot: str) -> list[str]:
-        """Names of the runs in a plot, each once, in order."""
-        names: list[str] = self.js(f"document.getElementById('plot-{plot}').data.map((trace) => trace.name)")
-        return list(dict.fromkeys(names))
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +66,10 @@ def test_one_click_hides_a_run_everywhere_and_another_brings_it_back(browser: Br
     browser.shows("#runs-table tr.hidden-run .run-name", ["sync fp16"])
     browser.becomes("document.querySelector(\"[data-run='sync fp16']\").getAttribute('aria-pressed')", "false")
     colours = browser.js("document.getElementById('plot-loss-seconds').data.map((trace) => trace.line?.color)")
+    browser.press("SPACE")  # a switch keeps the focus
+    browser.becomes("document.querySelectorAll('[aria-pressed=true][data-run]').length", len(NAMES))
+    browser.press("SPACE")
+    browser.plots("bytes", rest)
     browser.click("#show-all")
     browser.plots("bytes", NAMES)
     browser.plots("loss-seconds", NAMES)
@@ -180,6 +100,38 @@ def test_a_click_on_a_heading_sorts_best_first_then_last_then_as_run(browser: Br
     browser.shows("#runs-table tbody .run-name", fastest[::-1])
     browser.click(heading)
     browser.shows("#runs-table tbody .run-name", NAMES)
+
+
+def test_the_table_of_workers_sorts_in_the_same_way_and_by_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    heading, cells = "#workers-table th:nth-child(7)", "#workers-table td:nth-child(7)"
+    assert browser.texts(heading) == ["Waitingseconds"]
+    as_run = [worker.wait_seconds for run in golden().runs for worker in run.workers_detail]
+    browser.click(f"{heading} button")
+    for seconds, order in ((sorted(as_run), "ascending"), (sorted(as_run, reverse=True), "descending"), (as_run, None)):
+        browser.shows(cells, [f"{each:.1f}" for each in seconds])
+        browser.becomes(f"document.querySelector('{heading}').getAttribute('aria-sort')", order)
+        browser.press("ENTER")
+    browser.click("#workers-table th:nth-child(2) button")
+    browser.shows("#workers-table td:first-child", [*NAMES, *NAMES])  # the name of a run, wherever another stands above
+    assert browser.js("document.querySelector('#runs-table [aria-sort]')") is None, "each table has its own order"
+    assert browser.problems() == []
+
+
+def test_a_run_leads_to_the_command_that_repeats_it(browser: Browser, tmp_path: Path) -> None:
+    browser.open(page_of(golden(), tmp_path))
+    shown = (
+        "[...document.querySelectorAll('.of-run')].filter((each) => each.checkVisibility() && each.matches(':target'))"
+    )
+    for run in golden().runs[1:3]:
+        browser.js("scrollTo(0, 0)")  # a link that is behind the toolbar cannot be clicked
+        browser.driver.find_element("link text", run.name).click()
+        browser.becomes(f"{shown}.map((each) => each.querySelector('pre').textContent)", [run.command])
+    browser.click("details summary")
+    browser.js("scrollTo(0, 0)")
+    browser.driver.find_element("link text", run.name).click()
+    browser.becomes(f"{shown}.length", 1)
+    assert browser.problems() == []
 
 
 def test_the_best_value_of_a_column_is_bold_where_one_is_better(browser: Browser, tmp_path: Path) -> None:
@@ -248,7 +200,7 @@ def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
     assert browser.js("document.title").startswith(HOSTILE[:10])
     assert browser.js("document.images.length") == 0
     assert browser.texts("#text-list pre")[0] == HOSTILE
-    assert browser.texts("#failure-list pre") == [HOSTILE]
+    assert browser.texts("#failure-list pre") == [HOSTILE, HOSTILE]
     assert browser.problems() == []
     assert browser.requests() == {page.as_uri()}
 
@@ -272,7 +224,7 @@ def test_a_comparison_without_a_finished_run_still_says_why(browser: Browser, tm
     failure = Failure(name="sync fp32", reason="ps-run ended with exit code 3", log="log.txt", command="ps-run")
     browser.open(page_of(replace(golden(), runs=[], failures=[failure], target_loss=None), tmp_path))
     assert browser.texts("h1") == ["No run finished."]
-    assert browser.texts("#failure-list pre") == ["ps-run ended with exit code 3"]
+    assert browser.texts("#failure-list pre") == ["ps-run ended with exit code 3", "ps-run"]
     assert browser.problems() == []
 
 

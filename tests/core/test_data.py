@@ -11,8 +11,9 @@ import pytest
 
 from tests.core.job import covering, member, push, roster, trace
 from torch_ps.common.errors import ProtocolError, UnknownWorker
+from torch_ps.ps.core.course import DataSet
 from torch_ps.ps.core.cut import Sections
-from torch_ps.ps.core.data import Answer, Ask, Data, DataSet, Idle, Later, Over, Portion
+from torch_ps.ps.core.data import Answer, Ask, Data, Idle, Later, Over, Portion
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Member, Roster

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.core.job import covering, member, push, roster
-from torch_ps.ps.core.data import Ask, Data, DataSet, Later, Over, Portion
+from torch_ps.ps.core.course import DataSet
+from torch_ps.ps.core.data import Ask, Data, Later, Over, Portion
 from torch_ps.ps.core.mode import Mode
 from torch_ps.ps.core.ranges import count
 from torch_ps.ps.core.shard import Shard

@@ -1,49 +1,74 @@
-"""Who runs a command that the documentation shows: a test, or nobody, as the page says with the reason.
+"""Who runs a command that the documentation shows: a test, or nobody, and why.
 
-"page: beginning of a command" --> tests/...      runs it, on a free port, with fewer samples, or as a script of its own
-                               --> other text     stands on the page: this could not be run, and why
+"page: beginning of a command" --> test_... [FILE ...]  this test runs it, or one that is like it: see evidence.py
+                               --> page says: words     what it needs is not where the tests run, as the page says
+                               --> by hand: why         no test does, for a reason that no reader needs
 """
 
-#: The longest beginning that fits counts. A page is named as it lies below docs/, "" is any.
+COMPARED = "test_both_runs_learn_the_digits"
+TERMINALS = "test_three_terminals_of_the_readme_train"
+STOPPED = "test_job_of_the_readme_is_stopped_goes_on_and_gives_a_file_for_plain_torch"
+CERTIFICATES = "test_certificates_of_the_security_page_serve_a_job_that_is_started_and_watched_by_hand"
+TORCHRUN = "test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_learns"
+TOKEN = "by hand: the tests write a token of their own"
+LONG = "by hand: the figures beside it are of this run, minutes of training; tests/worker/test_local.py trains so"
+
+#: Of the beginnings that fit the longest of the page itself counts, else the longest of any page, "". A page is named
+#: as it lies below docs/.
 RUN_BY = {
-    ": .": "Makefile",
-    ": pip install": "tests/test_package.py",
-    ": make demo": "tests/compare/test_end_to_end.py",
-    ": make test": ".github/workflows/ci.yml",
-    ": make bench": "tests/bench/test_bench.py",
-    ": make chaos": "tests/chaos/test_chaos.py",
-    ": make fuzz": "tests/fuzz/test_corpus.py",
-    ": make soak": "tests/soak/test_soak.py",
-    ": python bench/": "tests/bench/test_bench.py",
-    ": curl http": "tests/server/test_monitoring.py",
-    ": ps-serve --mode sync": "tests/conformance/test_digits.py",
-    ": ps-serve --workers 4 --listen host0:50051 --insecure": "tests/server/test_commands.py",
-    ": ps-serve --workers 4 --checkpoint": "tests/checkpoint/test_places.py",
-    ": ps-worker --servers": "tests/docs/test_run.py",
-    ": ps-run -n 2 --task digits": "tests/launch/test_jobs.py",
-    ": ps-run -n 2 --task digits --checkpoint": "tests/docs/test_run.py",
-    ": ps-run -n 2 --task digits --samples 6400 --tensorboard": "tests/worker/test_board.py",
-    ": ps-run -n 2 --task gpt": "tests/tasks/test_gpt.py",
-    ": ps-run -n 2 --task gpt --samples 400 --trace": "tests/trace/test_trace.py",
-    ": ps-run -n 2 train.py": "tests/launch/test_jobs.py",
-    ": ps-compare": "tests/compare/test_end_to_end.py",
-    ": ps-compare --task digits --runs sync,async,async:compress=int8 --seeds": "tests/compare/test_seeds.py",
-    ": ps-export": "tests/docs/test_run.py",
-    ": ps-status": "tests/server/test_commands.py",
-    ": tensorboard": "tests/worker/test_board.py",
-    "gpu: ps-serve": "None of this was run on a GPU",
-    "machines/docker: docker": "There is no Docker where the tests run",
-    "machines/docker: umask": "tests/places/test_docker.py",
-    "machines/docker: echo": "tests/places/test_docker.py",
-    "machines/kubernetes: umask": "tests/places/test_kubernetes.py",
-    "machines/kubernetes: openssl": "tests/places/test_kubernetes.py",
-    "machines/kubernetes: kubectl": "need a cluster, which was not there",
-    "machines/ray: ps-run": "tests/places/test_ray.py",
-    "machines/ray: ray job submit": "`ray job submit` have not been tried",
-    "machines/slurm: sbatch": "tests/places/test_slurm.py",
-    "machines/torchrun: openssl": "tests/places/test_torchrun.py",
-    "machines/torchrun: ps-serve": "tests/places/test_torchrun.py",
-    "machines/torchrun: torchrun": "tests/places/test_torchrun.py",
-    "security: ": "tests/docs/test_run.py",
-    "standby: ps-serve": "tests/standby/test_options.py",
+    ": .": "by hand: a part of setting up",
+    ": pip install": "test_wheel_alone_runs_a_whole_job",
+    ": make demo": COMPARED,
+    ": make test": "by hand: it is what runs the tests; the workflow of CI calls it",
+    ": make bench": "test_each_system_has_a_row_and_the_right_answer",
+    ": make chaos": "test_a_minute_of_random_faults_loses_doubles_and_leaves_nothing",
+    ": make fuzz": "by hand: it needs minutes; tests/fuzz/test_corpus.py feeds its targets from the corpus",
+    ": make soak": "test_servers_of_workers_that_die_and_join_for_a_minute_hold_on_to_nothing",
+    ": python bench/allocations.py": "test_allocations",
+    ": python bench/codec.py": "test_codec",
+    ": python bench/idle.py": "test_idle_job_is_measured_on_both_sides",
+    ": python bench/links.py": "test_links_measure_and_leave_no_namespace",
+    ": python bench/overlap.py": "test_overlap_has_the_bits_of_training_alone",
+    ": python bench/pushpull.py": "test_pushpull",
+    ": python bench/training.py": "test_training_through_a_server_ends_with_the_bits_of_plain_training",
+    ": python bench/versus.py": "test_async_counts_the_pushes_of_all_workers_and_a_system_that_cannot_run_is_named",
+    ": curl http": "test_counters_agree_with_what_was_pushed",
+    ": ps-serve --mode sync": TERMINALS,
+    ": ps-serve --workers 4 --listen host0:50051": "test_listening_for_other_machines_needs_a_flag",
+    ": ps-serve --workers 4 --checkpoint": "test_object_store_keeps_a_job_as_a_folder_does",
+    ": ps-worker --servers": TERMINALS,
+    ": ps-run -n 2 --task digits": "test_a_task_trains_and_says_what_it_did",
+    ": ps-run -n 2 --task digits --checkpoint": STOPPED,
+    ": ps-run -n 2 --task gpt --mode async": "test_a_slow_worker_does_less_of_an_asynchronous_job",
+    ": ps-run -n 2 --task gpt --samples 400": "test_gpt_of_the_readme_learns_its_text_and_leaves_a_timeline",
+    ": ps-run -n 2 train.py": "test_the_example_trains_as_a_script",
+    ": ps-compare": COMPARED,
+    ": ps-export": STOPPED,
+    ": ps-status": "test_status_shows_workers_and_shards",
+    ": ps-status --servers 127.0.0.1:50051 --watch": (
+        "test_watch_shows_rates_that_agree_with_the_counters_and_ends_with_ctrl_c"
+    ),
+    ": tensorboard": "by hand: its own reader reads the files in tests/worker/test_board.py; the board was looked at",
+    "gpu: ps-serve": "page says: None of this was run on a GPU",
+    "machines/docker: docker": "page says: There is no Docker where the tests run",
+    "machines/docker: echo": TOKEN,
+    "machines/docker: umask": TOKEN,
+    "machines/kubernetes: kubectl": "page says: need a cluster, which was not there",
+    "machines/kubernetes: openssl": TOKEN,
+    "machines/kubernetes: umask": TOKEN,
+    "machines/ray: ps-run": "test_killed_worker_and_killed_lead_come_back_on_ray_and_the_job_learns_and_is_kept",
+    "machines/ray: ray job submit": "page says: `ray job submit` have not been tried",
+    "machines/slurm: sbatch": "test_killed_worker_comes_back_and_a_requeued_job_goes_on_to_what_it_should_learn",
+    "machines/torchrun: openssl": CERTIFICATES,
+    "machines/torchrun: ps-serve": TORCHRUN,
+    "machines/torchrun: torchrun": TORCHRUN,
+    "modes: ps-run": LONG,
+    "performance: ps-run": LONG,
+    "security: ": CERTIFICATES,
+    "seeing: ps-compare": "test_a_comparison_runs_every_seed_and_keeps_what_each_wrote",
+    "seeing: ps-run -n 2 --task digits": "test_a_job_writes_the_figures_of_its_events_for_every_worker",
+    "standby: ps-serve": (
+        "test_a_standby_shows_certificate_and_token_and_serves_with_them "
+        "tests/support/replicated.py tests/support/certificates.py"
+    ),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.compare.test_browser import CHROMIUM, DRIVER, Browser
+from tests.compare.browser import CHROMIUM, DRIVER, Browser
 from tests.docs.commands import ROOT
 
 pytest.importorskip("mkdocs", reason="mkdocs-material is not installed")

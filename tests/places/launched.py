@@ -94,15 +94,11 @@ def started(folder: Path, /, **commands: tuple[str | Sequence[str], dict[str, st
             process.kill()
 
 
-def documented(page: str, *starts: str) -> list[str]:
-    r"""Commands of ``docs/machines/PAGE.md``: for each beginning the first that has it, without its prompt.
-
-    Lines that a \ continues are one.
-    """
-    text = (ROOT / "docs/machines" / f"{page}.md").read_text(encoding="utf-8")
-    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M))
-    lines = re.sub(r"\\\n\s*", "", shell).splitlines()
-    return [re.sub(r"^\w*\$ ", "", next(line for line in lines if line.startswith(start))) for start in starts]
+def ends_well(folder: Path, command: str, **variables: str) -> str:
+    """What it said."""
+    with started(folder, command=(command, variables)) as (process,):
+        assert process.wait() == 0, process.said
+        return process.said
 
 
 def accuracies(output: str) -> list[float]:

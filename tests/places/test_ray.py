@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.places.launched import LEARNED, accuracies, documented, environment, process_with, started
+from tests.docs.commands import shown
+from tests.places.launched import LEARNED, accuracies, environment, process_with, started
 from tests.support import commands
 from tests.support.jobs import SECONDS, until
 
@@ -30,7 +31,7 @@ cluster.shutdown()
 @needs_ray
 @pytest.mark.timeout(600)
 def test_killed_worker_and_killed_lead_come_back_on_ray_and_the_job_learns_and_is_kept(tmp_path: Path) -> None:
-    (command,) = documented("ray", "ps-run --on ray -n 2 --shards 2 --task digits")
+    (command,) = shown("docs/machines/ray.md", "ps-run --on ray -n 2 --shards 2 --task digits")
     (tmp_path / "cluster.py").write_text(CLUSTER)
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
     with started(tmp_path, cluster=(f"exec {sys.executable} cluster.py", quiet)) as (cluster,):

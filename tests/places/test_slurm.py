@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.commands import shown
 from tests.places import slurm
-from tests.places.launched import LEARNED, ROOT, accuracies, documented, process_with
+from tests.places.launched import LEARNED, ROOT, accuracies, process_with
 
 SBATCH = ROOT / "deploy/slurm/train.sbatch"
 #: A node of the test has no more.
@@ -43,7 +44,7 @@ def test_script_says_what_is_missing(variables: dict[str, str], says: str) -> No
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
 def test_killed_worker_comes_back_and_a_requeued_job_goes_on_to_what_it_should_learn(tmp_path: Path) -> None:
-    (command,) = documented("slurm", "$ sbatch --partition")
+    (command,) = shown("docs/machines/slurm.md", "sbatch --partition")
     command = command.replace(" : ", f" {SMALL} : {SMALL} ").replace("deploy/slurm/train.sbatch", str(SBATCH))
     with slurm.cluster(tmp_path) as cluster:
         # The other worker waits for the killed one, so that there is training left when it is back.

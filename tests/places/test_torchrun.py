@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.places.launched import ROOT, accuracies, documented, environment, free_port, process_with, started
+from tests.docs.commands import shown
+from tests.places.launched import ROOT, accuracies, environment, free_port, process_with, started
 from tests.support import commands
 from tests.support.jobs import SECONDS, Addresses, until
 from torch_ps.common.credentials import access_of
@@ -25,7 +26,7 @@ def test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_lear
         .replace("--workers 8", "--workers 2")
         .replace("--nproc-per-node 4", "--nproc-per-node 1")
         .replace(" train.py", f" {ROOT}/examples/train.py")
-        for line in documented("torchrun", "host0$", "host1$")
+        for line in shown("docs/machines/torchrun.md", "ps-serve --workers 8", "torchrun --nnodes")
     )
     token, ready = tmp_path / "token", tmp_path / "ready"
     token.write_text("a-token-of-this-test\n")

@@ -48,7 +48,7 @@ def test_bad_option_is_a_usage_error_that_says_what_is_wrong(
 
 
 def test_listening_for_other_machines_needs_a_flag(tmp_path: Path) -> None:
-    config = ServerConfig(listen="0.0.0.0:0", insecure=True, ready_file=str(tmp_path / "ready"))
+    config = ServerConfig(listen="0.0.0.0:0", workers=4, insecure=True, ready_file=str(tmp_path / "ready"))
     child = start_server(config, tmp_path / "log")
     while not (tmp_path / "ready").exists():
         assert child.wait(0.01) is None, child.output

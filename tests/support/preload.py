@@ -1,5 +1,9 @@
 """What the fork server loads once for all children: the server, the client, and what torch loads at first use."""
 
+import os
+
+os.environ["GRPC_VERBOSITY"] = ""  # as a server has it, which reads gRPC's lines
+
 import torch
 
 import torch_ps.ps.server

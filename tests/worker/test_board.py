@@ -1,22 +1,20 @@
 """--tensorboard: event files that TensorBoard's own reader reads, with the figures of the events."""
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.docs.commands import shown
+from tests.places.launched import ends_well
 from torch_ps.common.config import WorkerConfig
 from torch_ps.common.errors import ConfigError
 from torch_ps.compare.config import CompareConfig
 from torch_ps.compare.launch import Plan, arguments
 from torch_ps.compare.runs import parse_runs
 from torch_ps.worker import board, cli
-
-ROOT = Path(__file__).parents[2]
 
 
 def scalars(folder: Path) -> dict[str, list[Any]]:
@@ -31,15 +29,14 @@ def scalars(folder: Path) -> dict[str, list[Any]]:
 
 def test_a_job_writes_the_figures_of_its_events_for_every_worker(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    command = [sys.executable, "-m", "torch_ps.worker.launch", "-n", "2", "--task", "digits", "--samples", "640"]
-    options = [f"--events={tmp_path / 'events'}", f"--tensorboard={tmp_path / 'board'}", "--evaluations=3"]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    (command,) = shown("docs/seeing.md", "ps-run -n 2 --task digits --samples 6400 --tensorboard runs/board")
+    said = ends_well(tmp_path, command.replace("6400", "640"), PS_EVENTS="events", PS_EVALUATIONS="3")
+    assert "validation: loss" in said
     for worker in ("w0", "w1"):
         lines = (tmp_path / "events" / f"{worker}.jsonl").read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines]
         steps = [event for event in events if event["event"] == "step"]
-        found = scalars(tmp_path / "board" / worker)
+        found = scalars(tmp_path / "runs/board" / worker)
         for name, fact in {
             "train/loss": "loss",
             "train/lr": "lr",
@@ -53,8 +50,8 @@ def test_a_job_writes_the_figures_of_its_events_for_every_worker(tmp_path: Path)
         assert [point.value for point in found["time/step_seconds"]] == pytest.approx(seconds, rel=1e-4)
         assert len(found["time/samples_per_second"]) == len(found["time/wait_share"]) == len(steps) - 1
         evaluations = [event["metrics"]["accuracy"] for event in events if event["event"] == "evaluation"]
-        shown = [point.value for point in found.get("validation/accuracy", [])]
-        assert shown == pytest.approx(evaluations)
+        drawn = [point.value for point in found.get("validation/accuracy", [])]
+        assert drawn == pytest.approx(evaluations)
         assert bool(evaluations) == (worker == "w0")
 
 
