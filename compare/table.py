@@ -51,7 +51,9 @@ COLUMNS = (
         spread=lambda run: _half(run, "validation_accuracy", 100, 1),
     ),
     Column("samples\nper s", lambda run: run.samples_per_second, lambda run: _rate(run.samples_per_second), "max"),
-    Column("s to\ntarget", lambda run: run.seconds_to_target, lambda run: f"{run.seconds_to_target:.1f}", "min"),
+    Column(
+        "s to\ntarget", lambda run: run.seconds_to_target, lambda run: _seconds(run.seconds_to_target or 0.0), "min"
+    ),
     Column(
         "stale\nmean/max",
         lambda run: run.staleness.mean,
@@ -141,6 +143,10 @@ def _half(run: RunResult, name: str, scale: float, digits: int) -> str:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:.1f}" if size >= 1e5 else f"{size / 1e6:.2g}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _rate(value: float) -> str:

@@ -45,8 +45,8 @@ def guarded(handler: Handler, metrics: Metrics) -> Handler:
                 more = f" ({kept} more {type(error).__name__} since the last line)" if kept else ""
                 log.warning("refused %s of %s: %s%s", handler.__name__, context.peer(), text, more)
             await context.abort(status_of(error), text, trailers_of(error))
-        except (grpc.RpcError, grpc.aio.InternalError, ConnectionError):
-            raise  # the peer is gone, before its call or while an answer was sent; nobody is left to answer
+        except (grpc.RpcError, grpc.aio.BaseError, ConnectionError):
+            raise  # the peer is gone, before its call or while an answer was sent, or this server ends: nobody hears it
         except Exception:  # the one place where a bug must not take the server down
             number = next(_numbers)
             log.exception("bug %d in %s", number, handler.__name__)

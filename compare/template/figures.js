@@ -33,7 +33,7 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
       name: plain(run.name),
       x: points.map(axis.value),
       y: points.map(measure.value),
-      customdata: points.map((point, i) => [point.seconds, point.samples, point.bytes / 1e6, ...spans[i]]),
+      customdata: points.map((point, i) => [seconds(point.seconds), point.samples, point.bytes / 1e6, ...spans[i]]),
       line: { color: colourOf(look), width: 2.2, dash: look.style.dash },
       marker: { color: colourOf(look), size: 5.5, symbol: look.style.symbol },
       hovertemplate:
@@ -41,7 +41,7 @@ function lines(shown, x, y, { target = null, log = false } = {}) {
         `<b>%{y:${measure.digits}}</b>` +
         (seeds ? `, seeds %{customdata[3]:${measure.digits}} to %{customdata[4]:${measure.digits}}` : "") +
         (together ? "  after " : "<br>") +
-        "%{customdata[0]:.1f} s, %{customdata[1]:,} samples, %{customdata[2]:,.1f} MB<extra></extra>",
+        "%{customdata[0]} s, %{customdata[1]:,} samples, %{customdata[2]:,.1f} MB<extra></extra>",
     };
   });
   const layout = {
@@ -112,7 +112,7 @@ function crossings(shown, target) {
       y: [target],
       marker: { symbol: "circle-open", size: 13, color: colourOf(look), line: { width: 2.5 } },
       hoverinfo: isNarrow() ? "all" : "skip", // not a row among those of the curves; the table has it too
-      hovertemplate: isNarrow() && `<b>${plain(run.name)}</b><br>reaches the target after <b>%{x:.1f} s</b><extra></extra>`,
+      hovertemplate: isNarrow() && `<b>${plain(run.name)}</b><br>reaches the target after <b>${seconds(run.seconds_to_target)} s</b><extra></extra>`,
     }));
 }
 
@@ -175,7 +175,7 @@ function throughput(shown) {
       x: [run.samples_per_second],
       cliponaxis: false,
       text: ["<b>" + rate(run.samples_per_second) + "</b>"],
-      hovertemplate: `<b>${plain(run.name)}</b><br><b>%{x:.1f}</b> samples/s<br>${number(run.samples, 0)} samples in ${number(run.seconds, 1)} s<extra></extra>`,
+      hovertemplate: `<b>${plain(run.name)}</b><br><b>%{x:.1f}</b> samples/s<br>${number(run.samples, 0)} samples in ${seconds(run.seconds)} s<extra></extra>`,
     }, "outside"),
   );
   return { data, layout: ranked("samples per second, whole job", runRows(shown), 34) };
@@ -206,9 +206,9 @@ function workerTime(shown) {
     const y = run.workers_detail.map((worker) => workerKey(run, worker));
     const computing = run.workers_detail.map((worker) => Math.max(0, worker.seconds - worker.wait_seconds));
     const waiting = run.workers_detail.map((worker) => Math.min(worker.wait_seconds, worker.seconds));
-    const share = (seconds, i) => seconds / (run.workers_detail[i].seconds || 1);
-    const template = (word) => `<b>${plain(run.name)}</b> %{customdata[0]}<br>${word} <b>%{x:.1f} s</b>, %{customdata[1]:.0%} of its time<extra></extra>`;
-    const facts = (values) => values.map((value, i) => [plain(run.workers_detail[i].name), share(value, i)]);
+    const share = (part, i) => part / (run.workers_detail[i].seconds || 1);
+    const template = (word) => `<b>${plain(run.name)}</b> %{customdata[0]}<br>${word} <b>%{customdata[2]} s</b>, %{customdata[1]:.0%} of its time<extra></extra>`;
+    const facts = (values) => values.map((value, i) => [plain(run.workers_detail[i].name), share(value, i), seconds(value)]);
     return [
       bar(look, { orientation: "h", name: plain(run.name), y, x: computing, customdata: facts(computing), hovertemplate: template("computing") }),
       pale(look, {

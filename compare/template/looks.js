@@ -126,6 +126,11 @@ function rate(value) {
   return number(value, value >= 1000 ? 0 : 1);
 }
 
+// Hundredths where they are more than noise.
+function seconds(value) {
+  return number(value, value < 10 ? 2 : 1);
+}
+
 function megabytes(bytes) {
   const size = bytes / 1e6;
   return number(size, size >= 1000 ? 0 : size >= 1 ? 1 : 3);

@@ -32,7 +32,7 @@ function drawTiles() {
   const runs = state.results.runs;
   const moved = (run) => run.bytes.pushed_per_worker + run.bytes.pulled_per_worker;
   const tiles = [
-    ["First at the target", (run) => run.seconds_to_target, -1, (run) => [number(run.seconds_to_target, 1), "s"]],
+    ["First at the target", (run) => run.seconds_to_target, -1, (run) => [seconds(run.seconds_to_target), "s"]],
     ["Lowest validation loss", (run) => run.validation_loss, -1, (run) => [number(run.validation_loss, 4), ""]],
     ["Most samples/s", (run) => run.samples_per_second, 1, (run) => [rate(run.samples_per_second), "/s"]],
     ["Fewest bytes per worker", moved, -1, (run) => [megabytes(moved(run)), "MB"]],

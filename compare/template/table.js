@@ -12,8 +12,8 @@ const RUN_COLUMNS = [
   { title: "Validation", unit: "loss", value: (run) => run.validation_loss, text: (run) => number(run.validation_loss, 4) + half(run, "validation_loss", 1, 4), best: -1 },
   { title: "Validation", unit: "accuracy", value: (run) => run.validation_accuracy, text: (run) => percent(run.validation_accuracy) + half(run, "validation_accuracy", 100, 1), best: 1, optional: true },
   { title: "Samples", unit: "per second", value: (run) => run.samples_per_second, text: (run) => rate(run.samples_per_second) + half(run, "samples_per_second", 1, run.samples_per_second >= 1000 ? 0 : 1), best: 1 },
-  { title: "To target", unit: "seconds", value: (run) => run.seconds_to_target, text: (run) => number(run.seconds_to_target, 1), best: -1 },
-  { title: "Training", unit: "seconds", value: (run) => run.seconds, text: (run) => number(run.seconds, 1), best: -1 },
+  { title: "To target", unit: "seconds", value: (run) => run.seconds_to_target, text: (run) => seconds(run.seconds_to_target), best: -1 },
+  { title: "Training", unit: "seconds", value: (run) => run.seconds, text: (run) => seconds(run.seconds), best: -1 },
   { title: "Staleness", unit: "mean", value: (run) => run.staleness.mean, text: (run) => number(run.staleness.mean, 2), best: 0 },
   { title: "Staleness", unit: "max", value: (run) => run.staleness.max, text: (run) => number(run.staleness.max, 0), best: 0 },
   { title: "Pushed", unit: "MB/worker", value: (run) => run.bytes.pushed_per_worker, text: (run) => megabytes(run.bytes.pushed_per_worker), best: -1 },
@@ -27,9 +27,9 @@ const WORKER_COLUMNS = [
   { title: "Worker", value: ({ worker }) => worker.name, cell: workerOf, best: 0 },
   { title: "Steps", value: ({ worker }) => worker.steps, text: ({ worker }) => number(worker.steps, 0), best: 0 },
   { title: "Samples", value: ({ worker }) => worker.samples, text: ({ worker }) => number(worker.samples, 0), best: 0 },
-  { title: "Training", unit: "seconds", value: ({ worker }) => worker.seconds, text: ({ worker }) => number(worker.seconds, 1), best: 0 },
-  { title: "Computing", unit: "seconds", value: computing, text: (row) => number(computing(row), 1), best: 0 },
-  { title: "Waiting", unit: "seconds", value: ({ worker }) => worker.wait_seconds, text: ({ worker }) => number(worker.wait_seconds, 1), best: 0 },
+  { title: "Training", unit: "seconds", value: ({ worker }) => worker.seconds, text: ({ worker }) => seconds(worker.seconds), best: 0 },
+  { title: "Computing", unit: "seconds", value: computing, text: (row) => seconds(computing(row)), best: 0 },
+  { title: "Waiting", unit: "seconds", value: ({ worker }) => worker.wait_seconds, text: ({ worker }) => seconds(worker.wait_seconds), best: 0 },
   { title: "Waiting", unit: "of its time", value: waitShare, cell: waitCell, best: 0 },
 ];
 

@@ -26,13 +26,13 @@ function thrift(shown, size) {
   const x = (point) => point.bytes / 1e6;
   const hover = (run) =>
     `<b>${plain(run.name)}</b><br>${measure.title} <b>%{y:${measure.digits}}</b> after <b>%{x:,.3~f} MB</b><br>` +
-    "%{customdata[0]:.1f} s, %{customdata[1]:,} samples<extra></extra>";
+    "%{customdata[0]} s, %{customdata[1]:,} samples<extra></extra>";
   const trace = (run, points, rest) => ({
     type: "scatter",
     name: plain(run.name),
     x: points.map(x),
     y: points.map(measure.value),
-    customdata: points.map((point) => [point.seconds, point.samples]),
+    customdata: points.map((point) => [seconds(point.seconds), point.samples]),
     hovertemplate: hover(run),
     ...rest,
   });

@@ -109,7 +109,7 @@ def test_the_table_of_workers_sorts_in_the_same_way_and_by_the_keyboard(browser:
     as_run = [worker.wait_seconds for run in golden().runs for worker in run.workers_detail]
     browser.click(f"{heading} button")
     for seconds, order in ((sorted(as_run), "ascending"), (sorted(as_run, reverse=True), "descending"), (as_run, None)):
-        browser.shows(cells, [f"{each:.1f}" for each in seconds])
+        browser.shows(cells, [f"{each:.{2 if each < 10 else 1}f}" for each in seconds])
         browser.becomes(f"document.querySelector('{heading}').getAttribute('aria-sort')", order)
         browser.press("ENTER")
     browser.click("#workers-table th:nth-child(2) button")

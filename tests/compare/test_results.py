@@ -117,7 +117,7 @@ def test_headline_does_not_call_a_small_difference_a_victory() -> None:
 def test_headline_with_nothing_to_compare() -> None:
     assert headline(with_times()) == "No run finished."
     assert headline(with_times(sync_fp32=None)) == "No run reached the target loss 2.1."
-    assert headline(with_times(sync_fp32=9.0)) == "sync fp32 reached loss 2.1 after 9.0 s."
+    assert headline(with_times(sync_fp32=9.0)) == "sync fp32 reached loss 2.1 after 9.00 s."
     assert headline(with_times(sync_fp32=9.0, async_fp32=None)).startswith("sync fp32 is the only run that reached")
     assert headline(replace(golden(), target_loss=None)).startswith("No run learned anything")
 

@@ -27,7 +27,7 @@ def test_ask_that_is_interrupted_is_asked_again(wait: bool) -> None:
         go_on.wait(SECONDS)
         return pb.DataReply(answer=pb.DataReply.OVER).SerializeToString()
 
-    server = grpc.server(ThreadPoolExecutor(2))
+    server = grpc.server(ThreadPoolExecutor(3))
     handler: Any = grpc.unary_unary_rpc_method_handler(data)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Data": handler}),))
     link = Link(Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0")))
@@ -42,9 +42,9 @@ def test_ask_that_is_interrupted_is_asked_again(wait: bool) -> None:
         again = spawn(lambda: patiently(ask, SECONDS))
         assert asked.acquire(timeout=SECONDS)
         link.interrupt()
+        assert asked.acquire(timeout=SECONDS)
         go_on.set()
         assert again.result(SECONDS).answer == pb.DataReply.OVER
-        assert asked.acquire(timeout=SECONDS)
     finally:
         go_on.set()
         link.close()
