@@ -65,7 +65,7 @@ class OptimizerSpec:
     def __init__(self, name: str, **hyper: HyperValue) -> None:
         self.name = name
         self.hyper: Hyper = {k: _plain(name, k, v) for k, v in hyper.items() if k not in _RUNTIME}
-        build(name, [torch.zeros(1)], self.hyper)
+        build(name, [torch.zeros(1, device="cpu")], self.hyper)
 
     def __repr__(self) -> str:
         arguments = "".join(f", {k}={v!r}" for k, v in self.hyper.items())
@@ -139,7 +139,7 @@ def check_change(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, H
             raise ConfigError(
                 f"torch.optim.{name}: {key} is {bool(job.get(key))} in this job and cannot change while it runs"
             )
-    build(name, [torch.zeros(1)], hyper)
+    build(name, [torch.zeros(1, device="cpu")], hyper)
     if name == "RMSprop" and bool(hyper.get("momentum")) != bool(job.get("momentum")):
         raise ConfigError(
             f"torch.optim.RMSprop: momentum cannot change from {job.get('momentum', 0)} to {hyper.get('momentum', 0)} "

@@ -228,7 +228,10 @@ class Store:
         return values if equal else torch.mul(values, gradient.weight, out=scratch)
 
     def _nonfinite(self, slot: _Slot, gradient: Gradient) -> NonFinite | None:
-        finite = torch.isfinite(self.decode(gradient.codec, gradient.payload, self._buffers(slot.bucket.numel)[0]))
+        values = self.decode(gradient.codec, gradient.payload, self._buffers(slot.bucket.numel)[0])
+        finite = torch.isfinite(values)
+        if slot.optimizer is None:
+            finite |= values == slot.values  # -inf in a buffer may be meant, as in a mask of attention
         if finite.all():
             return None
         first = int(finite.logical_not().nonzero()[0])

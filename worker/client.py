@@ -27,7 +27,7 @@ from torch_ps.common.tls import Tls
 from torch_ps.worker.access import access
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.facts import Shown
-from torch_ps.worker.flat import Flat, gather
+from torch_ps.worker.flat import Flat, floats, gather
 from torch_ps.worker.session import Session
 
 
@@ -166,7 +166,7 @@ class Client(Shown):
         schema.check(model)
         self._prepare(model)
         source = Flat([*params.values(), *(buffers or {}).values()])
-        self._session.join(model, self._rank, lambda bucket: source.read(bucket, torch.empty(bucket.numel)))
+        self._session.join(model, self._rank, lambda bucket: source.read(bucket, floats(bucket.numel)))
         self._changed = changed(optimizer.hyper, self._session.job_model.groups[0].hyper)
         self._joined = True
 
@@ -232,7 +232,7 @@ class Client(Shown):
         """
         if not self._joined:
             raise NotInitialised(f"worker {self.name!r} keeps nothing before it has called init")
-        found = [torch.zeros(spec.shape) for spec in self._specs]
+        found = [floats(*spec.shape).zero_() for spec in self._specs]
         flat = Flat(found)
         for bucket in self._session.plan.buckets:
             flat.write(bucket, self._compressor.residual(bucket))
@@ -257,7 +257,7 @@ class Client(Shown):
     def _prepare(self, model: Model) -> None:
         self._model = model
         self._specs = list(model.tensors())
-        self._copy = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self._specs]
+        self._copy = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu") for spec in self._specs]
         self._flat = Flat(self._copy)
 
     def _write(self, bucket: Bucket, values: torch.Tensor) -> None:

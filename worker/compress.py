@@ -27,6 +27,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker import dgc
 from torch_ps.worker.dgc import Momentum
 from torch_ps.worker.feedback import Residuals
+from torch_ps.worker.flat import floats
 
 
 class Compressor:
@@ -113,14 +114,14 @@ class Compressor:
     def dropped(self, bucket: Bucket, codec: Codec, payload: memoryview) -> None:
         """A push was answered but not applied."""
         if self._feedback and bucket.rule == "optimizer":
-            decoded = codec.decode(payload, torch.empty(bucket.numel))
+            decoded = codec.decode(payload, floats(bucket.numel))
             if _is_finite(decoded):
                 self._residuals.put_back(bucket.index, decoded)
 
     def residual(self, bucket: Bucket) -> torch.Tensor:
         """What has been left out of one bucket so far, shape (numel,)."""
         kept = self._residuals.get(bucket.index)
-        return torch.zeros(bucket.numel) if kept is None else kept
+        return floats(bucket.numel).zero_() if kept is None else kept
 
     def _seed(self, step: int, bucket: int) -> int:
         text = f"{self._worker} {step} {bucket}".encode()

@@ -25,7 +25,7 @@ from torch_ps.common.schema import Model
 from torch_ps.worker import drain
 from torch_ps.worker.compress import Compressor
 from torch_ps.worker.facts import Facts
-from torch_ps.worker.flat import Flat
+from torch_ps.worker.flat import Flat, floats
 from torch_ps.worker.forward import Forward
 from torch_ps.worker.gradients import Gradients, Nothing
 from torch_ps.worker.outcome import Outcome
@@ -208,4 +208,4 @@ class Elastic(Facts):
 
     def _values(self, bucket: Bucket) -> torch.Tensor:
         """The parameters of one bucket as the model has them, shape (numel,), fp32."""
-        return self._flat.read(bucket, torch.empty(bucket.numel))
+        return self._flat.read(bucket, floats(bucket.numel))

@@ -22,6 +22,11 @@ from torch_ps.common.plan import Bucket, Piece
 SMALL = 65536
 
 
+def floats(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Room for fp32 values, whatever dtype and device are the script's defaults."""
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
 class Flat:
     """The tensors of a model, in the order of ``Model.tensors()``, seen as flat slices.
 
@@ -118,7 +123,8 @@ class Flat:
             for index in self._lent & set(self._lent if indices is None else indices):
                 owner = self._owners[index]
                 if _same(owner, self._tensors[index]):  # else its own already
-                    owner.data = torch.empty_strided(owner.shape, owner.stride()).copy_(owner.detach())
+                    room = torch.empty_strided(owner.shape, owner.stride(), dtype=owner.dtype, device=owner.device)
+                    owner.data = room.copy_(owner.detach())
                 self._lent.discard(index)
                 self._bind(index)
 

@@ -14,6 +14,7 @@ from torch_ps.common.codecs.copies import Copies
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.trace import Trace
+from torch_ps.worker.flat import floats
 from torch_ps.worker.plane import Planes
 
 #: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
@@ -30,7 +31,7 @@ class Fresh:
     def __init__(self, buckets: Sequence[Bucket], num_shards: int, planes: Planes, codec: Codec) -> None:
         self._buckets, self._planes, self._codec = buckets, planes, codec
         largest = max((bucket.numel for bucket in buckets), default=0)
-        self._scratch = [torch.empty(largest) for _ in range(num_shards)]
+        self._scratch = [floats(largest) for _ in range(num_shards)]
         self._copies = Copies()
 
     def take(

@@ -34,8 +34,8 @@ _begun: "weakref.WeakKeyDictionary[ParameterServerOptimizer, Counter[bytes]]" = 
 def order_of(size: int, *, shuffle: bool, seed: int) -> torch.Tensor:
     """The order of one epoch, the same on every worker; shape (size,), int64."""
     if not shuffle:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        return torch.arange(size, device="cpu")
+    return torch.randperm(size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
 
 
 class LeasedShard:
@@ -66,7 +66,7 @@ class LeasedShard:
         self._set = pb.DataSet(name=name, size=self._size, seed=seed, shuffled=shuffle)
         self._batch, self.weighs = batch_size or 1, batch_size is not None
         self._until = 0  # epochs that are over when the current iteration ends
-        self._order, self._order_epoch = torch.empty(0, dtype=torch.int64), -1
+        self._order, self._order_epoch = torch.empty(0, dtype=torch.int64, device="cpu"), -1
         self._portion = pb.DataReply()
         self._key = self._set.SerializeToString(deterministic=True)
         self._pending: deque[tuple[int, int]] = deque()  # per batch that is read ahead: life, samples

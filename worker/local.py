@@ -26,7 +26,7 @@ import torch
 
 from torch_ps.common.config import DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM, WorkerConfig
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.flat import Flat
+from torch_ps.worker.flat import Flat, floats
 from torch_ps.worker.gradients import Gradients
 
 log = logging.getLogger("torch_ps.worker")
@@ -80,7 +80,7 @@ class LocalSteps:
     ) -> None:
         self._steps, self._inner, self._gradients = steps, inner, gradients
         self._parameters, self._flat, self._buckets = gradients.parameters, flat, buckets
-        self._start = {bucket.index: torch.empty(bucket.numel, device=flat.device) for bucket in buckets}
+        self._start = {bucket.index: floats(bucket.numel, device=flat.device) for bucket in buckets}
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 

@@ -10,6 +10,7 @@ Rules of this file
 from collections.abc import Sequence
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from torch_ps.common import optim, schema
 from torch_ps.common.errors import ConfigError
@@ -18,6 +19,9 @@ from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.worker.dgc import Momentum
 from torch_ps.worker.flat import Flat
+
+#: The largest integer up to which fp32 holds all, and the dtypes that hold larger ones.
+LARGEST_INTEGER, _WIDE = 1 << 24, (torch.int64, torch.int32)
 
 
 class Served:
@@ -49,10 +53,21 @@ class Served:
                         f"group {number} of the optimizer has a parameter of shape {list(parameter.shape)} that is not "
                         "in the model; pass the module that holds all of them"
                     )
+                if is_lazy(parameter):
+                    raise ConfigError(
+                        f"parameter {names[id(parameter)]!r} has no shape yet; run the model once before "
+                        "the optimizer is made"
+                    )
             groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), self._hyper[number]))
             parameters += trained
         kept = model.state_dict(keep_vars=True)
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        for name, buffer in buffers.items():
+            if buffer.dtype in _WIDE and buffer.numel() and int(buffer.abs().max()) > LARGEST_INTEGER:
+                raise ConfigError(
+                    f"buffer {name!r} has integers beyond 2**24, which the servers' fp32 copy would round; with "
+                    "persistent=False it stays out of it"
+                )
         specs = tuple(TensorSpec.of(key, buffer) for key, buffer in buffers.items())
         described = Model(self.name, tuple(groups), specs)
         schema.check(described)

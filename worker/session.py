@@ -174,7 +174,7 @@ class Session:
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
-        self._staging = torch.empty(largest)
+        self._staging = torch.empty(largest, dtype=torch.float32, device="cpu")
         self._answers = Answers(len(buckets), epoch)
         self.planes = Planes(self._plane)
         self._fresh = Fresh(buckets, len(self._links), self.planes, self._pull_codec)

@@ -33,7 +33,7 @@ from torch_ps.common.device import Pinned, Side
 from torch_ps.common.errors import WaitTimeout
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.compress import Compressor
-from torch_ps.worker.flat import Flat
+from torch_ps.worker.flat import Flat, floats
 from torch_ps.worker.outcome import Outcome
 from torch_ps.worker.overlap import Overlap
 from torch_ps.worker.session import Session
@@ -49,7 +49,7 @@ class _Slot:
 
     def __init__(self, side: Side, numel: int) -> None:
         self.pinned = Pinned(side, numel)
-        self.values = torch.empty(numel, device=side.device)
+        self.values = floats(numel, device=side.device)
         self.sent: futures.Future[None] | None = None
 
 

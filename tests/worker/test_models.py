@@ -7,7 +7,7 @@ from torch import nn
 import torch_ps
 from tests.support.jobs import job
 from tests.support.threads import at_once
-from tests.support.training import Make, backward, conv, mlp, same, seeded
+from tests.support.training import Make, backward, batch, conv, mlp, same, seeded
 
 
 class Tied(nn.Module):
@@ -35,6 +35,21 @@ class Unused(nn.Module):
         return y
 
 
+class Masked(nn.Module):
+    """A mask of infinities, as attention has it, beside the statistics of BatchNorm."""
+
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(12, 7), nn.BatchNorm1d(7)
+        self.register_buffer("mask", torch.full((7, 7), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.layer(x)) @ self.mask.softmax(1)
+        return y
+
+
 def frozen() -> nn.Module:
     model = mlp()
     next(iter(model.parameters())).requires_grad_(False)
@@ -57,7 +72,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("overlap", ["auto", "on"])
-@pytest.mark.parametrize("make", [Tied, Unused, frozen, channels_last])
+@pytest.mark.parametrize("make", [Tied, Unused, Masked, frozen, channels_last])
 def test_model_ends_with_the_bits_of_local_training(make: Make, overlap: str) -> None:
     local, remote = seeded(make), seeded(make)
     train(local, sgd(local))
@@ -69,6 +84,26 @@ def test_model_ends_with_the_bits_of_local_training(make: Make, overlap: str) ->
     assert same(remote, local)
     for a, b in zip(remote.parameters(), local.parameters(), strict=True):
         assert a.stride() == b.stride()
+
+
+def test_defaults_of_the_script_for_dtype_and_device_change_nothing() -> None:
+    local, remote = seeded(mlp), seeded(mlp)
+    train(local, sgd(local))
+    batches = [batch(step) for step in range(10)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            torch.device("meta"),
+            job() as servers,
+            torch_ps.ParameterServerOptimizer(sgd(remote), remote, str(servers)) as optimizer,
+        ):
+            for inputs, labels in batches:
+                torch.autograd.backward(nn.functional.cross_entropy(remote(inputs), labels))
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(local, remote)
 
 
 def test_bf16_model_trains_on_an_fp32_master_copy() -> None:

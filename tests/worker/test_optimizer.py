@@ -189,7 +189,7 @@ def test_step_after_one_that_was_interrupted_takes_no_late_answer_for_its_own() 
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def release() -> None:
-        until(lambda: bool(servers.status()) and optimizer._session.waiting, "the step is sent again")
+        until(lambda: bool(servers.status()) and optimizer.pushed_bytes > pushed, "the step is sent again")
         proxy.release()
 
     def write(bucket: Bucket, values: torch.Tensor) -> None:
@@ -210,6 +210,7 @@ def test_step_after_one_that_was_interrupted_takes_no_late_answer_for_its_own() 
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
         interrupted.result()
+        pushed = optimizer.pushed_bytes
         released = spawn(release)
         versions = []
         for _ in range(3):
