@@ -151,7 +151,7 @@ class Keeper:
                 )
                 self._spawn(self._commit(manifest))
                 return
-        if kept.version != planner.planned:  # another shard has failed, maybe before this one had written its part
+        if planner.gave_up(kept.version):  # another shard has failed, maybe before this one had written its part
             self._spawn(self._discard(kept.version))
 
     async def _commit(self, manifest: Manifest) -> None:

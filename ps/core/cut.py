@@ -136,13 +136,9 @@ class Planner(Generic[R]):
         self._every, self._seconds, self._num_shards = every, seconds, num_shards
         self._last, self._first_report = now, now
         self._version = 0  # planned and not over
+        self._given_up = 0  # newest that was planned and will not be whole
         self._reports: dict[int, R] = {}
         self._early: dict[int, tuple[int, R]] = {}  # per shard, the last report of a version that is not planned
-
-    @property
-    def planned(self) -> int:
-        """Version of the cut that is announced and not over; 0: none is."""
-        return self._version
 
     def due(self, now: float, open_step: int, num_sessions: int, *, stale: bool) -> int | None:
         """The version to announce now; None: nothing is to be announced.
@@ -153,7 +149,7 @@ class Planner(Generic[R]):
             stale: whether pushes are applied one by one (``Mode.stale``).
         """
         if self._version and self._reports and now - self._first_report > REPORT_SECONDS:
-            self._over(now)
+            self._give_up(now)
         if self._version or now - self._last < self._seconds:
             return None
         first = open_step + max(num_sessions + 1 if stale else 2, 2)
@@ -168,7 +164,7 @@ class Planner(Generic[R]):
         """
         self._check(shard)
         if version != self._version:
-            self._early[shard] = version, report  # given up meanwhile, or the shard was told to stop before the lead
+            self._early[shard] = version, report  # the shard was told to stop before the lead, or it is given up
             return None
         self._first_report = self._first_report if self._reports else now
         self._reports[shard] = report
@@ -187,14 +183,22 @@ class Planner(Generic[R]):
         self._check(shard)
         if version != self._version or shard in self._reports:
             return False
-        self._over(now)
+        self._give_up(now)
         return True
+
+    def gave_up(self, version: int) -> bool:
+        """Whether parts of ``version`` are of no use any more; those of a later one may be of the last cut."""
+        return version <= self._given_up
 
     def last(self, version: int) -> None:
         """Expect the reports of ``version``, at which the job stands still, whatever was planned."""
         if version != self._version:
             early = {shard: report for shard, (told, report) in self._early.items() if told == version}
             self._version, self._reports = version, early
+
+    def _give_up(self, now: float) -> None:
+        self._given_up = self._version
+        self._over(now)
 
     def _over(self, now: float) -> None:
         self._version, self._reports, self._last = 0, {}, now

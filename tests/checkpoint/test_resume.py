@@ -84,11 +84,14 @@ def test_job_that_was_killed_goes_on_with_the_bits_and_losses_of_one_that_was_no
     assert all(same(model, undisturbed[0]) for model in models)
 
 
-def test_job_that_was_stopped_loses_no_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lead_last", [False, True])
+def test_job_that_was_stopped_loses_no_step(lead_last: bool, tmp_path: Path) -> None:
     with shards(2, workers=2) as servers:
         undisturbed, losses = train(servers, "adamw", 9)
     with shards(2, workers=2, checkpoint=str(tmp_path)) as servers:
         _, first = train(servers, "adamw", 5)
+        if lead_last:  # its part is there then, before the lead knows of the last checkpoint
+            assert servers.processes[1].end() == 0
         servers.stop()
         assert versions(tmp_path) == [5]
         servers.start(resume=True)

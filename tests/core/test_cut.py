@@ -29,6 +29,7 @@ def test_last_cut_counts_the_parts_of_shards_that_were_told_to_stop_before_the_l
     plan = planner(every=10, num_shards=3)
     assert plan.reported(1, 7, "old", 0.0) is None
     assert plan.reported(2, 8, "two", 0.0) is None
+    assert not plan.gave_up(8)
     plan.last(8)
     assert plan.reported(0, 8, "zero", 1.0) is None  # that of shard 1 is of another version
     assert plan.reported(1, 8, "one", 1.0) == ("zero", "one", "two")
@@ -81,6 +82,7 @@ def test_failure_of_one_shard_ends_the_cut_and_the_next_one_is_planned() -> None
     assert p.failed(1, 10, 1.0)
     assert not p.failed(1, 10, 1.0)
     assert p.reported(0, 10, "a", 1.0) is None
+    assert p.gave_up(10)
     assert p.due(1.0, 11, 2, stale=False) == 20
 
 
