@@ -26,6 +26,7 @@ import torch_ps
 from bench.model import Model
 
 START_SECONDS = 60.0
+WRITE = "ps_checkpoint_write_seconds"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Cost:
     write: float
     num_written: int
     size: int
+
+
+def metrics(address: str) -> dict[str, float]:
+    """What the server counts, by name."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] != "#"}
 
 
 def measure(folder: Path, steps: int, size: str, options: list[str]) -> Cost:
@@ -58,12 +66,13 @@ def measure(folder: Path, steps: int, size: str, options: list[str]) -> Cost:
                 begin = time.perf_counter()
                 optimizer.step()
                 spent.append(time.perf_counter() - begin)
-        with urllib.request.urlopen(f"http://{told['metrics'][0]}/metrics", timeout=10) as answer:
-            page = answer.read().decode()
+        found = metrics(told["metrics"][0])
+        while options and not found[f"{WRITE}_count"] and time.monotonic() < deadline:  # a few small steps are quicker
+            time.sleep(0.05)
+            found = metrics(told["metrics"][0])
     finally:
         server.terminate()
         server.wait(START_SECONDS)
-    found = {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[:1] != "#"}
 
     def mean(name: str) -> float:
         return found[f"{name}_sum"] / max(found[f"{name}_count"], 1)
@@ -72,8 +81,8 @@ def measure(folder: Path, steps: int, size: str, options: list[str]) -> Cost:
     return Cost(
         statistics.median(spent[1:]),
         mean("ps_checkpoint_copy_seconds"),
-        mean("ps_checkpoint_write_seconds"),
-        int(found["ps_checkpoint_write_seconds_count"]),
+        mean(WRITE),
+        int(found[f"{WRITE}_count"]),
         max(files, default=0),
     )
 
