@@ -49,7 +49,16 @@ def metrics(address: str) -> dict[str, float]:
 
 def measure(folder: Path, steps: int, size: str, options: list[str]) -> Cost:
     ready = folder / "ready"
-    command = [sys.executable, "-m", "torch_ps.ps.cli", "--listen", "127.0.0.1:0", "--ready-file", str(ready), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "torch_ps.ps.server.cli",
+        "--listen",
+        "127.0.0.1:0",
+        "--ready-file",
+        str(ready),
+        *options,
+    ]
     server = subprocess.Popen([*command, "--log-level", "warning"])
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -58,7 +58,7 @@ def cases(name: str) -> "tuple[int, dict[str, Callable[[], float]]]":
 
     from torch_ps.common import codecs
     from torch_ps.common.plan import Bucket
-    from torch_ps.worker.compress import Compressor
+    from torch_ps.worker.gradients.compressor import Compressor
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

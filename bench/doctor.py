@@ -15,13 +15,13 @@ import click
 import torch
 
 from torch_ps.common import codecs
-from torch_ps.common.optim import Hyper
+from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.ps import doctor as doctors
 from torch_ps.ps.core.effects import Apply, Contribution
-from torch_ps.ps.doctor import Doctor
-from torch_ps.ps.store import Gradient, Store
+from torch_ps.ps.engine import divergence_monitor as doctors
+from torch_ps.ps.engine.divergence_monitor import Doctor
+from torch_ps.ps.engine.parameter_store import Gradient, Store
 
 WORKERS = 8
 BUCKET = (1 << 20) - 64

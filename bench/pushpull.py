@@ -117,7 +117,7 @@ def serving(commands: Sequence[Sequence[str]], folder: str) -> Iterator[tuple[li
 
 
 def serve_command(case: Case, workers: int, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "torch_ps.ps.cli", "--mode", case.mode, "--workers", str(workers)]
+    command = [sys.executable, "-m", "torch_ps.ps.server.cli", "--mode", case.mode, "--workers", str(workers)]
     return [*command, "--log-level", "warning", "--metrics", "off", *case.server, *options]
 
 

@@ -44,7 +44,15 @@ class Servers:
 
     def _start(self, *options: str) -> str:
         ready = self._folder / f"ready{len(self.processes)}"
-        command = [sys.executable, "-m", "torch_ps.ps.cli", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch_ps.ps.server.cli",
+            "--listen",
+            "127.0.0.1:0",
+            "--ready-file",
+            str(ready),
+        ]
         server = subprocess.Popen([*command, "--log-level", "error", *options])
         self.processes.append(server)
         deadline = time.monotonic() + START_SECONDS
@@ -56,8 +64,8 @@ class Servers:
 
     def wait(self) -> None:
         """Until the standby has all."""
-        from torch_ps.common import address
-        from torch_ps.worker.transport import Link
+        from torch_ps.common.wire import address
+        from torch_ps.worker.transport.link import Link
 
         link = Link(address.parse(self.address))
         while link.status(START_SECONDS).standby.role != "paired":

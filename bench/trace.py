@@ -57,7 +57,7 @@ def run(size: str, warm: int, steps: int, *, traced: bool) -> tuple[list[float],
         trace = Path(folder, "trace.json")
         options = [f"--trace={trace}", f"--trace-steps={warm}:{warm + steps}"] if traced else []
         script = [str(Path(__file__)), "--worker", size, folder, str(warm + steps)]
-        command = [sys.executable, "-m", "torch_ps.worker.launch", "-n", str(WORKERS), *options, *script]
+        command = [sys.executable, "-m", "torch_ps.worker.commands.launch", "-n", str(WORKERS), *options, *script]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -70,7 +70,7 @@ def run(size: str, warm: int, steps: int, *, traced: bool) -> tuple[list[float],
 
 def of_trace(path: Path) -> list[float]:
     """Seconds of each step of each worker: the sum of its parts."""
-    from torch_ps.ps.chrome import PARTS
+    from torch_ps.ps.observability.perfetto import PARTS
 
     found: dict[tuple[int, int], float] = {}
     for event in json.loads(path.read_text(encoding="utf-8"))["traceEvents"]:

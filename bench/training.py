@@ -90,7 +90,15 @@ def main() -> None:
         plain = run([arguments.task, "", arguments.plane, str(warm), str(steps)])
         with tempfile.TemporaryDirectory(prefix="ps-bench-") as folder:
             command = pinned(
-                SERVER, "-m", "torch_ps.ps.cli", "--listen", "127.0.0.1:0", "--metrics", "off", "--log-level", "warning"
+                SERVER,
+                "-m",
+                "torch_ps.ps.server.cli",
+                "--listen",
+                "127.0.0.1:0",
+                "--metrics",
+                "off",
+                "--log-level",
+                "warning",
             )
             with pushpull.serving([command], folder) as (_, servers):
                 through = run([arguments.task, servers, arguments.plane, str(warm), str(steps)])

@@ -22,8 +22,8 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.frames import MAX_BUCKET_BYTES
 from torch_ps.common.schema import Model, TensorSpec
+from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 
 #: Elements; a multiple of every CPU vector length (AVX-512 holds 16 floats).
 ALIGN = 16

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 
 from torch_ps.common.errors import ConfigError, ModelMismatch, ProtocolError
-from torch_ps.common.optim import Hyper, check_change, hyper_from_proto, hyper_to_proto
+from torch_ps.common.optimizer_spec import Hyper, check_change, hyper_from_proto, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 
 MAX_TENSORS = 100_000

@@ -24,21 +24,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.fields import arguments_of
-from torch_ps.common.options import Command, options_of
-from torch_ps.compare import batch_size, defaults, report
+from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.fields import arguments_of
+from torch_ps.compare import defaults, report
 from torch_ps.compare import results as format_
-from torch_ps.compare.config import CompareConfig, settings_of
+from torch_ps.compare import shared_batch_size as batch_size
 from torch_ps.compare.events import Journal
 from torch_ps.compare.execute import Executed, execute, leave_nothing
 from torch_ps.compare.headline import bytes_sentence, headline
-from torch_ps.compare.launch import PS_RUN, Plan, command_line
 from torch_ps.compare.measure import Facts, common_target, measure, with_target
-from torch_ps.compare.progress import reporter
+from torch_ps.compare.options import CompareConfig, settings_of
 from torch_ps.compare.results import Results, RunResult
+from torch_ps.compare.run_process import PS_RUN, Plan, command_line
+from torch_ps.compare.run_progress import reporter
 from torch_ps.compare.runs import Run, gradients_averaged, learning_rate, lr_rule, parse_runs
 from torch_ps.compare.seeds import together
-from torch_ps.compare.table import table
+from torch_ps.compare.terminal_table import table
 
 
 @click.command(cls=Command)

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch_ps.common.errors import ConfigError, PsError
-from torch_ps.compare.config import CompareConfig
 from torch_ps.compare.events import End, Evaluation, Event, Journal, Start, Step, Tail, read_journals
-from torch_ps.compare.launch import (
+from torch_ps.compare.options import CompareConfig
+from torch_ps.compare.results import Failure
+from torch_ps.compare.run_process import (
     PS_RUN,
     USAGE_ERROR,
     Child,
@@ -32,8 +33,7 @@ from torch_ps.compare.launch import (
     describe_exit,
     refusal,
 )
-from torch_ps.compare.progress import Live, Reporter
-from torch_ps.compare.results import Failure
+from torch_ps.compare.run_progress import Live, Reporter
 
 #: Seconds between two looks at the events of a run.
 LOOK_EVERY = 0.25

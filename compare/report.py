@@ -27,7 +27,7 @@ from pathlib import Path
 from torch_ps.common.errors import ConfigError
 from torch_ps.compare.headline import bytes_sentence, headline
 from torch_ps.compare.results import Results, to_json
-from torch_ps.compare.table import caption
+from torch_ps.compare.terminal_table import caption
 
 SCRIPTS = ("looks.js", "figures.js", "thrift.js", "charts.js", "table.js", "page.js")
 MISSING = "report.html needs plotly; install it with: pip install torch-ps[compare]"

@@ -29,9 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_ps.common.config import MODES, ServerConfig, WorkerConfig
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.fields import Field, declared
+from torch_ps.common.options.config import MODES, ServerConfig, WorkerConfig
+from torch_ps.common.options.fields import Field, declared
 
 #: The same for all runs (an option of ps-compare), or the launcher's own business.
 _OF_THE_JOB = {"task", "data", "samples", "seed", "slow", "workers", "mode"}

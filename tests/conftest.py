@@ -19,7 +19,7 @@ for _name in [name for name in os.environ if name.startswith("PS_")]:
     del os.environ[_name]
 
 #: Folders whose tests take longest. They come first, so that no long one is left when all others are done.
-LONGEST = ("soak", "chaos", "places", "integrations", "trace", "fuzz", "standby", "bench")
+LONGEST = ("soak", "chaos", "deploy", "integrations", "observability", "fuzz", "failover", "bench")
 
 
 def pytest_configure() -> None:

@@ -35,25 +35,25 @@ PURE = (
     "re",
     "typing",
     "torch_ps.common.errors",
-    "torch_ps.common.terms",
+    "torch_ps.common.wire.terms",
     "torch_ps.ps.core",
 )
 #: Modules that speak gRPC.
 WIRE = (
-    "common/status.py",
-    "common/channel.py",
-    "common/credentials.py",
-    "ps/describe.py",
-    "ps/door.py",
-    "ps/enter.py",
-    "ps/follow.py",
-    "ps/guard.py",
-    "ps/server.py",
-    "ps/rivals.py",
-    "ps/servicer.py",
-    "ps/standby.py",
-    "worker/stream.py",
-    "worker/transport.py",
+    "common/wire/status.py",
+    "common/wire/channel.py",
+    "common/security/credentials.py",
+    "ps/cluster/describe.py",
+    "ps/transport/auth.py",
+    "ps/cluster/registration.py",
+    "ps/cluster/lead_client.py",
+    "ps/transport/error_mapping.py",
+    "ps/server/server.py",
+    "ps/failover/fencing.py",
+    "ps/server/servicer.py",
+    "ps/failover/standby.py",
+    "worker/transport/grpc_stream.py",
+    "worker/transport/link.py",
 )
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 MAX_LINES = 400
@@ -156,7 +156,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
         ("ps", "from torch_ps import Client", "torch_ps.Client"),
         ("worker", "if True:\n    import torch_ps.ps.core as core", "torch_ps.ps.core"),
         ("worker", "from ..ps import core", "..ps.core"),
-        ("compare", "from torch_ps.worker.launch import main", "torch_ps.worker.launch.main"),
+        ("compare", "from torch_ps.worker.commands.launch import main", "torch_ps.worker.commands.launch.main"),
     ],
 )
 def test_planted_import_across_folders_is_seen(folder: str, line: str, seen: str) -> None:

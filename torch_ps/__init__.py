@@ -34,13 +34,13 @@ if TYPE_CHECKING:
         Unreachable,
         WaitTimeout,
     )
-    from torch_ps.common.optim import OptimizerSpec
-    from torch_ps.common.tls import Tls
-    from torch_ps.worker.alone import alone
+    from torch_ps.common.optimizer_spec import OptimizerSpec
+    from torch_ps.common.security.tls import Tls
     from torch_ps.worker.client import Client, PushResult, Snapshot
     from torch_ps.worker.data import shard
-    from torch_ps.worker.device import device
-    from torch_ps.worker.optimizer import ParameterServerOptimizer
+    from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
+    from torch_ps.worker.runtime.device import device
+    from torch_ps.worker.runtime.standalone_env import alone
     from torch_ps.worker.tasks import Task
 
 __version__ = "0.1.0"
@@ -81,14 +81,14 @@ __all__ = [
 _MODULES = {
     "Client": "worker.client",
     "Codec": "common.codecs",
-    "OptimizerSpec": "common.optim",
-    "ParameterServerOptimizer": "worker.optimizer",
+    "OptimizerSpec": "common.optimizer_spec",
+    "ParameterServerOptimizer": "worker.optim.optimizer",
     "PushResult": "worker.client",
     "Snapshot": "worker.client",
     "Task": "worker.tasks",
-    "Tls": "common.tls",
-    "alone": "worker.alone",
-    "device": "worker.device",
+    "Tls": "common.security.tls",
+    "alone": "worker.runtime.standalone_env",
+    "device": "worker.runtime.device",
     "register_codec": "common.codecs",
     "shard": "worker.data",
 }

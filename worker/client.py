@@ -18,17 +18,18 @@ from typing import Self
 
 import torch
 
-from torch_ps.common import address, schema
+from torch_ps.common import schema
 from torch_ps.common.errors import ConfigError, ModelMismatch, NotInitialised
-from torch_ps.common.optim import OptimizerSpec, changed
+from torch_ps.common.optimizer_spec import OptimizerSpec, changed
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.common.tls import Tls
-from torch_ps.worker.access import access
-from torch_ps.worker.compress import Compressor
-from torch_ps.worker.facts import Shown
-from torch_ps.worker.flat import Flat, floats, gather
-from torch_ps.worker.session import Session
+from torch_ps.common.security.tls import Tls
+from torch_ps.common.wire import address
+from torch_ps.worker.gradients.compressor import Compressor
+from torch_ps.worker.gradients.flat_tensors import Flat, floats, gather
+from torch_ps.worker.optim.introspection import Shown
+from torch_ps.worker.runtime.access import access
+from torch_ps.worker.session.session import Session
 
 
 @dataclass(frozen=True, slots=True)

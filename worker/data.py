@@ -12,8 +12,8 @@ from typing import Any, Literal, overload
 from torch.utils.data import DataLoader, Dataset
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.worker.leased import LeasedShard, order_of
-from torch_ps.worker.optimizer import ParameterServerOptimizer
+from torch_ps.worker.leased_data import LeasedShard, order_of
+from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
 
 SPLITS = ("leased", "static")
 

@@ -17,9 +17,9 @@ import grpc
 import torch
 
 from bench.rounds import Job, flat, measure
-from torch_ps.common import channel
-from torch_ps.common.frames import MAX_BUCKET_BYTES
-from torch_ps.common.memory import keep_freed_memory
+from torch_ps.common.allocator import keep_freed_memory
+from torch_ps.common.wire import channel
+from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 
 METHOD = "/bench.Ceiling/Round"
 

@@ -14,7 +14,7 @@ Rules of this folder
 Source: see the module of each codec.
 """
 
-from torch_ps.common.codecs.table import (
+from torch_ps.common.codecs.registry import (
     Codec,
     check_argument,
     check_name,

@@ -15,7 +15,7 @@ import warnings
 import torch
 
 from torch_ps.common.errors import CorruptFrame
-from torch_ps.common.frames import Buffer
+from torch_ps.common.wire.frames import Buffer
 
 # Payloads are read-only views of what gRPC received, and nothing here writes to one. torch warns about the first such
 # view of a process; take that one here, so that no filter of the caller's can turn it into an error later.

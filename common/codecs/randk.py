@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from torch_ps.common.codecs.plain import check_size
-from torch_ps.common.codecs.table import count, density_of
+from torch_ps.common.codecs.registry import count, density_of
 from torch_ps.common.codecs.topk import check_finite
-from torch_ps.common.frames import Buffer
+from torch_ps.common.wire.frames import Buffer
 
 _SEED = struct.Struct("<Q")
 _GOLDEN = 0x9E3779B97F4A7C15

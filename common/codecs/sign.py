@@ -13,7 +13,7 @@ import torch
 
 from torch_ps.common.codecs.int8 import blocks_of, check_scales
 from torch_ps.common.codecs.plain import bytes_of, check_size
-from torch_ps.common.frames import Buffer
+from torch_ps.common.wire.frames import Buffer
 
 #: Values that share a scale.
 BLOCK = 4096

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from torch_ps.common.codecs.plain import check_size
-from torch_ps.common.codecs.table import count, density_of
+from torch_ps.common.codecs.registry import count, density_of
 from torch_ps.common.errors import CorruptFrame
-from torch_ps.common.frames import Buffer
+from torch_ps.common.wire.frames import Buffer
 
 #: One value in this many is looked at to guess the threshold; a prime, so that no period of the data meets it.
 _STRIDE = 61

@@ -21,7 +21,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from torch_ps.ps.core.stability import Reading
+from torch_ps.ps.core.lr_stability import Reading
 
 FAST_GROWTH, SUDDEN_GROWTH, SLOW_GROWTH = 4.0, 10.0, 1000.0
 #: Warnings of one job: said again only when the settings have changed, and not for ever.

@@ -16,7 +16,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch_ps.ps.core.cut import Cut
+from torch_ps.ps.core.consistent_cut import Cut
 from torch_ps.ps.core.effects import Apply, Contribution, Group, Release
 
 

@@ -27,7 +27,7 @@ class Push:
         base: version that the gradient was computed from.
         weight: finite, >= 0; usually the number of samples.
         epoch: newest roster epoch that the worker has seen.
-        covers: on the lead's first bucket, the samples that the gradient is of; see ``torch_ps.ps.core.data``.
+        covers: on the lead's first bucket, the samples that the gradient is of; see ``sample_assigner.py``.
     """
 
     worker: str

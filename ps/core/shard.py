@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
-from torch_ps.ps.core.course import DataSet
-from torch_ps.ps.core.cut import Cut, Sections
-from torch_ps.ps.core.data import Answer, Ask, Data
+from torch_ps.ps.core.consistent_cut import Cut, Sections
+from torch_ps.ps.core.dataset_progress import DataSet
 from torch_ps.ps.core.effects import Apply, Discard, Effect, Effects, Evict, Wait
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
 from torch_ps.ps.core.roster import Member, Roster
+from torch_ps.ps.core.sample_assigner import Answer, Ask, Data
 
 
 @dataclass(frozen=True, slots=True)

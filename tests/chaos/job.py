@@ -32,7 +32,7 @@ from tests.support.jobs import SECONDS, until
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.restart import Shards, shards
-from torch_ps.ps.checkpoint import Checkpoints
+from torch_ps.ps.checkpoint.repository import Checkpoints
 
 #: Bytes that a server may write into one file while its disk is full; its part of a checkpoint is larger.
 FULL = 100_000

@@ -21,7 +21,7 @@ from tests.support.restart import shards
 from tests.support.threads import at_once
 from tests.support.training import MakeOptimizer, same
 from torch_ps.common.errors import ServerStopped
-from torch_ps.ps import manifest as manifests
+from torch_ps.ps.checkpoint import manifest as manifests
 
 NEVER = 10**6
 CASES: dict[str, tuple[MakeOptimizer, dict[str, Any]]] = {

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tests.support.kept import SIZES, copy_of, die_while_writing, write_checkpoints
 from tests.support.processes import Child
 from torch_ps.common.errors import CheckpointError, ConfigError
-from torch_ps.ps import manifest as manifests
-from torch_ps.ps.checkpoint import Checkpoints
-from torch_ps.ps.resume import choose
+from torch_ps.ps.checkpoint import manifest as manifests
+from torch_ps.ps.checkpoint.repository import Checkpoints
+from torch_ps.ps.checkpoint.resume import choose
 
 
 @pytest.fixture(scope="module")

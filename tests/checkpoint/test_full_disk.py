@@ -10,7 +10,7 @@ import torch
 import torch_ps
 from tests.support.jobs import until
 from tests.support.restart import Shards, shards
-from torch_ps.ps.checkpoint import Checkpoints
+from torch_ps.ps.checkpoint.repository import Checkpoints
 
 #: Elements, of which each shard has half, and bytes of the disk: three checkpoints fit, and half of another one.
 SIZE, DISK = 60_000, 900_000

@@ -15,10 +15,10 @@ from tests.support.jobs import SECONDS, job
 from tests.support.raw import Raw, raw
 from tests.support.restart import shards
 from tests.support.threads import at_once, spawn
-from torch_ps.common import channel
-from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.status import error_of
+from torch_ps.common.wire import channel
+from torch_ps.common.wire.frames import pack
+from torch_ps.common.wire.status import error_of
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_servers_that_hold_nothing_of_the_job_are_not_seeded_by_workers_of_befor
 
 
 def test_worker_is_told_when_not_all_servers_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_ps.worker.session.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("torch_ps.worker.session.session.CONNECT_SECONDS", 1.0)
     with shards(2, **settings(tmp_path, workers=1, lease=1.0)) as servers:
         with Counted(servers) as client:
             client.begin()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from torch_ps.common.errors import CheckpointError
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.ps import manifest as manifests
+from torch_ps.ps.checkpoint import manifest as manifests
+from torch_ps.ps.checkpoint.manifest import Manifest, ShardManifest
+from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.ledger import Progress
-from torch_ps.ps.manifest import Manifest, ShardManifest
-from torch_ps.ps.storage import FileFact
 
 DIGEST = hashlib.sha256(b"").hexdigest()
 RECORD = {**Progress(0).as_dict(), "version": 12, "ledger": {"w0": [3, 11, 0, True]}}

@@ -17,9 +17,9 @@ from tests.support.restart import Shards, shards
 from tests.support.s3 import s3
 from tests.support.training import Make, backward, conv, mlp, same, seeded
 from torch_ps.common.errors import CheckpointError
-from torch_ps.ps import manifest as manifests
-from torch_ps.ps.checkpoint import Checkpoints
-from torch_ps.ps.resume import choose
+from torch_ps.ps.checkpoint import manifest as manifests
+from torch_ps.ps.checkpoint.repository import Checkpoints
+from torch_ps.ps.checkpoint.resume import choose
 
 
 def adam(model: torch.nn.Module) -> torch.optim.Optimizer:

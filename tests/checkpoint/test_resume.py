@@ -12,7 +12,7 @@ from tests.support.jobs import until
 from tests.support.restart import Shards, shards
 from tests.support.threads import at_once
 from tests.support.training import backward, conv, mlp, same, seeded
-from torch_ps.ps.checkpoint import Checkpoints
+from torch_ps.ps.checkpoint.repository import Checkpoints
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.frames import MAX_BUCKET_BYTES
 from torch_ps.common.plan import ALIGN, WORTH_SPLITTING, Plan, plan
 from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 
 SIZES = st.lists(st.integers(0, 3000), min_size=1, max_size=12)
 

@@ -5,7 +5,7 @@ import torch
 
 from torch_ps.common import schema
 from torch_ps.common.errors import ConfigError, ModelMismatch, ProtocolError
-from torch_ps.common.optim import HyperValue
+from torch_ps.common.optimizer_spec import HyperValue
 from torch_ps.common.schema import Group, Model, TensorSpec
 
 W, B, E = TensorSpec("w", (3, 4)), TensorSpec("b", (4,)), TensorSpec("e", ())

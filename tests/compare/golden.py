@@ -10,11 +10,11 @@ from pathlib import Path
 from tests.compare.synthetic import Job, write
 from torch_ps.compare import results
 from torch_ps.compare.cli import summarise
-from torch_ps.compare.config import CompareConfig
 from torch_ps.compare.events import read_journals
 from torch_ps.compare.execute import Executed
-from torch_ps.compare.launch import Plan
+from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.results import Results
+from torch_ps.compare.run_process import Plan
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs
 
 FILE = Path(__file__).with_name("results.json")

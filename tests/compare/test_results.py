@@ -11,7 +11,7 @@ from tests.compare.golden import golden
 from torch_ps.common.errors import ConfigError
 from torch_ps.compare.headline import bytes_sentence, headline
 from torch_ps.compare.results import Bytes, Range, Results, RunResult, Spread, from_json, to_json
-from torch_ps.compare.table import COLUMNS, best_runs, table
+from torch_ps.compare.terminal_table import COLUMNS, best_runs, table
 
 
 def test_what_is_written_is_read_back_equal() -> None:

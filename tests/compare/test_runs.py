@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.slow import parse_slow
-from torch_ps.compare.config import DEFAULT_RUNS, CompareConfig
-from torch_ps.compare.launch import Plan, arguments
+from torch_ps.common.options.slow_workers import parse_slow
+from torch_ps.compare.options import DEFAULT_RUNS, CompareConfig
+from torch_ps.compare.run_process import Plan, arguments
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs, run_options
 
 
@@ -101,7 +101,7 @@ def test_local_steps_are_an_option_of_ps_run_and_a_mode_of_the_report() -> None:
 
 
 def test_ps_run_reads_the_command_line_of_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = pytest.importorskip("torch_ps.worker.launch")
+    launch = pytest.importorskip("torch_ps.worker.commands.launch")
     told: list[Any] = []
 
     def note(job: Any) -> int:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import torch_ps
 from tests.support.jobs import job
 from tests.support.threads import at_once
-from torch_ps.worker.tasks import stream
+from torch_ps.worker.tasks import sampler as stream
 from torch_ps.worker.tasks.digits import mlp, read
 
 GRADIENTS, BATCH = 3000, 32

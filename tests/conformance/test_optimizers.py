@@ -14,10 +14,11 @@ import torch
 
 import torch_ps
 from tests.support.jobs import job
-from torch_ps.common import codecs, optim
+from torch_ps.common import codecs
+from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.plan import Bucket, plan
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.ps.store import Gradient, Store
+from torch_ps.ps.engine.parameter_store import Gradient, Store
 
 Tensors = dict[str, torch.Tensor]
 Hyper = dict[str, Any]

@@ -20,12 +20,12 @@ from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
 from tests.support.threads import at_once
-from torch_ps.common import address
 from torch_ps.common.arena import host_id
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.worker.transport import Link
+from torch_ps.common.wire import address
+from torch_ps.common.wire.frames import pack
+from torch_ps.worker.transport.link import Link
 
 PLANES = ("memory", "network")
 STEPS = 5

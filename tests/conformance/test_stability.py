@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 import torch_ps
 from tests.conformance.test_digits import GRADIENTS, Learner, split
-from tests.server.test_monitoring import metrics
+from tests.observability.test_monitoring import metrics
 from tests.support.jobs import Servers, job
 from tests.support.quadratic import Quadratic
-from torch_ps.ps.core.stability import limit
-from torch_ps.worker import status
+from torch_ps.ps.core.lr_stability import limit
+from torch_ps.worker.commands import status
 from torch_ps.worker.tasks.digits import mlp
 
 CURVATURE = 3.0

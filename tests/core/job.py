@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from torch_ps.ps.core.effects import Apply, Discard, Effects, Evict, Release, Wait
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Member, Roster, rank_order
 from torch_ps.ps.core.shard import Shard

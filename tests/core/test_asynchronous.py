@@ -9,7 +9,7 @@ import pytest
 from tests.core.job import member, push, roster, shard, told
 from torch_ps.common.errors import ConfigError, StepConflict
 from torch_ps.ps.core.effects import Apply, Contribution, Release
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.shard import Shard
 
 

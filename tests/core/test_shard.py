@@ -10,7 +10,7 @@ import pytest
 from tests.core.job import member, push, roster, shard, told, trace
 from torch_ps.common.errors import ConfigError, ProtocolError, StepConflict, UnknownWorker
 from torch_ps.ps.core.effects import Release, Wait
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
 

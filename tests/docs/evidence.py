@@ -19,10 +19,10 @@ from tests.docs.commands import PAGES, ROOT, blocks, commands_of
 
 #: What is found in a test that starts a program without its name.
 ALSO = {
-    "ps-serve": ("torch_ps.ps.cli", "ServerConfig"),
-    "ps-worker": ("torch_ps.worker.cli",),
-    "ps-run": ("torch_ps.worker.launch",),
-    "ps-status": ("torch_ps.worker.status",),
+    "ps-serve": ("torch_ps.ps.server.cli", "ServerConfig"),
+    "ps-worker": ("torch_ps.worker.commands.worker",),
+    "ps-run": ("torch_ps.worker.commands.launch",),
+    "ps-status": ("torch_ps.worker.commands.status",),
     "ps-compare": ("torch_ps.compare.cli", "CompareConfig"),
     "curl": ("urllib.request",),
 }

@@ -11,7 +11,7 @@ STOPPED = "test_job_of_the_readme_is_stopped_goes_on_and_gives_a_file_for_plain_
 CERTIFICATES = "test_certificates_of_the_security_page_serve_a_job_that_is_started_and_watched_by_hand"
 TORCHRUN = "test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_learns"
 TOKEN = "by hand: the tests write a token of their own"
-LONG = "by hand: the figures beside it are of this run, minutes of training; tests/worker/test_local.py trains so"
+LONG = "by hand: the figures beside it are of minutes of training; tests/worker/gradients/test_local_steps.py trains so"
 
 #: Of the beginnings that fit the longest of the page itself counts, else the longest of any page, "". A page is named
 #: as it lies below docs/.
@@ -48,7 +48,7 @@ RUN_BY = {
     ": ps-status --servers 127.0.0.1:50051 --watch": (
         "test_watch_shows_rates_that_agree_with_the_counters_and_ends_with_ctrl_c"
     ),
-    ": tensorboard": "by hand: its own reader reads the files in tests/worker/test_board.py; the board was looked at",
+    ": tensorboard": "by hand: tests/worker/training/test_tensorboard.py reads the files; the board was looked at",
     "gpu: ps-serve": "page says: None of this was run on a GPU",
     "machines/docker: docker": "page says: There is no Docker where the tests run",
     "machines/docker: echo": TOKEN,

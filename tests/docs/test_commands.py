@@ -14,7 +14,7 @@ from tests.docs.commands import PAGES, ROOT, commands
 from tests.docs.evidence import lacking
 from tests.docs.run_by import RUN_BY
 
-#: Programs that this project does not bring; what they are given is tested in tests/places and tests/server.
+#: Programs that this project does not bring; what they are given is tested in tests/deploy and tests/server.
 OTHERS = {
     *(
         ".",

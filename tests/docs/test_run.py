@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 import torch_ps
+from tests.deploy.launched import ends_well, free_port, started
 from tests.docs.commands import ROOT, blocks, shown
-from tests.places.launched import ends_well, free_port, started
 from tests.support.jobs import SECONDS, until
 from tests.support.processes import Child
 
@@ -20,9 +20,10 @@ def test_three_terminals_of_the_readme_train(tmp_path: Path) -> None:
     here = f"127.0.0.1:{free_port()}"
     serving = [*shlex.split(serve, comments=True)[1:], "--listen", here, "--metrics", "off"]
     working = [*shlex.split(work.replace("127.0.0.1:50051", here), comments=True)[1:], "--samples", "640"]
-    server = Child("torch_ps.ps.cli:main", (serving,), tmp_path / "server")
+    server = Child("torch_ps.ps.server.cli:main", (serving,), tmp_path / "server")
     workers = [
-        Child("torch_ps.worker.cli:main", ([*working, "--name", name],), tmp_path / name) for name in ("one", "other")
+        Child("torch_ps.worker.commands.worker:main", ([*working, "--name", name],), tmp_path / name)
+        for name in ("one", "other")
     ]
     try:
         assert [worker.wait(SECONDS) for worker in workers] == [0, 0], [worker.output for worker in workers]

@@ -5,7 +5,12 @@ import sys
 import atheris
 
 with atheris.instrument_imports(
-    include=["torch_ps.common", "torch_ps.ps.core", "torch_ps.ps.manifest", "torch_ps.ps.tensorfile"]
+    include=[
+        "torch_ps.common",
+        "torch_ps.ps.core",
+        "torch_ps.ps.checkpoint.manifest",
+        "torch_ps.ps.checkpoint.tensor_file",
+    ]
 ):
     from tests.fuzz.targets import TARGETS
 

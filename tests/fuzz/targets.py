@@ -14,14 +14,14 @@ import torch
 
 from torch_ps.common import codecs
 from torch_ps.common.errors import CheckpointError, CorruptFrame
-from torch_ps.common.frames import pack, unpack, unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.ps import manifest as manifests
-from torch_ps.ps.core.data import Data
+from torch_ps.common.wire.frames import pack, unpack, unpack_all
+from torch_ps.ps.checkpoint import manifest as manifests
+from torch_ps.ps.checkpoint.tensor_file import TensorFile
 from torch_ps.ps.core.ledger import Progress
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Membership
-from torch_ps.ps.tensorfile import TensorFile
+from torch_ps.ps.core.sample_assigner import Data
 
 Target = Callable[[bytes], None]
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, seeds
 from torch_ps.common.errors import CheckpointError
-from torch_ps.common.frames import unpack_all
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.ps import manifest as manifests
+from torch_ps.common.wire.frames import unpack_all
+from torch_ps.ps.checkpoint import manifest as manifests
 
 CORPUS = Path(__file__).parent / "corpus"
 FILES = sorted(path for path in CORPUS.rglob("*") if path.is_file())

@@ -17,7 +17,7 @@ EXAMPLES = ROOT / "examples"
 TRANSFORMERS = """
 import torch, torch_ps
 from examples.transformers_gpt2 import OnServers, Trainer, model_of, pieces, train
-from torch_ps.worker.leased import order_of
+from torch_ps.worker.leased_data import order_of
 
 class Alone(Trainer):
     def get_train_dataloader(self):
@@ -39,7 +39,7 @@ print("same" if same else "not the same")
 LIGHTNING = """
 import torch, torch_ps
 from examples.lightning_digits import Network, digits, train
-from torch_ps.worker.leased import order_of
+from torch_ps.worker.leased_data import order_of
 
 class Alone(Network):
     epochs = 0
@@ -72,7 +72,7 @@ def installed(name: str) -> pytest.MarkDecorator:
 
 
 def ps_run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "torch_ps.worker.launch", *arguments]
+    command = [sys.executable, "-m", "torch_ps.worker.commands.launch", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250, check=False
     )

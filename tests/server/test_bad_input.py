@@ -18,10 +18,10 @@ import torch_ps
 from tests.support.pair import SIZE, SPEC, Pair, model, pair
 from tests.support.raw import Raw, described, raw
 from tests.support.threads import at_once
-from torch_ps.common import address
 from torch_ps.common.errors import PsError
-from torch_ps.common.frames import MAX_MESSAGE_BYTES, pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire import address
+from torch_ps.common.wire.frames import MAX_MESSAGE_BYTES, pack
 
 X = torch.zeros(SIZE)
 NEGATIVE = pb.TensorSpec(name="x", shape=[-4], dtype="float32")

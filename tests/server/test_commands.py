@@ -14,7 +14,7 @@ from tests.support import commands
 from tests.support.jobs import start_server
 from tests.support.pair import SPEC, Pair, model, pair
 from tests.support.processes import Child, children_of, watched
-from torch_ps.common.config import ServerConfig
+from torch_ps.common.options.config import ServerConfig
 
 SECONDS = 30.0
 
@@ -42,7 +42,7 @@ def running() -> Iterator[Pair]:
 def test_bad_option_is_a_usage_error_that_says_what_is_wrong(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    child = Child("torch_ps.ps.cli:main", (arguments,), tmp_path / "log")
+    child = Child("torch_ps.ps.server.cli:main", (arguments,), tmp_path / "log")
     assert child.wait(SECONDS) == 2
     assert message in " ".join(child.output.split())
 
@@ -60,7 +60,7 @@ def test_port_in_use_is_a_usage_error(option: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         arguments = ["--listen", "127.0.0.1:0", f"--{option}", f"127.0.0.1:{port}"]
-        child = Child("torch_ps.ps.cli:main", (arguments,), tmp_path / "log")
+        child = Child("torch_ps.ps.server.cli:main", (arguments,), tmp_path / "log")
         assert child.wait(SECONDS) == 2
     assert f"127.0.0.1:{port}" in child.output
     assert f"choose another with --{option}" in " ".join(child.output.split())
@@ -109,7 +109,7 @@ def test_status_shows_workers_and_shards(running: Pair) -> None:
 def test_status_without_a_server_says_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         server = f"127.0.0.1:{gone.getsockname()[1]}"
-    child = Child("torch_ps.worker.status:main", (["--servers", server],), tmp_path / "log")
+    child = Child("torch_ps.worker.commands.status:main", (["--servers", server],), tmp_path / "log")
     assert child.wait(SECONDS) == 1
     assert f"Error: server {server} does not answer" in child.output
     assert "Traceback" not in child.output

@@ -16,12 +16,12 @@ from tests.sim.world import Parts
 from torch_ps.ps.core.asynchronous import AsyncPolicy, Verdict
 from torch_ps.ps.core.effects import Apply, Contribution, Discard, Effects, Release
 from torch_ps.ps.core.ledger import Entry, Progress
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Policy, Push
 from torch_ps.ps.core.roster import Member, Membership, Roster
 from torch_ps.ps.core.shard import Shard
-from torch_ps.ps.core.ssp import SspPolicy
-from torch_ps.ps.core.sync import SyncPolicy
+from torch_ps.ps.core.stale_synchronous import SspPolicy
+from torch_ps.ps.core.synchronous import SyncPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

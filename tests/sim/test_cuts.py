@@ -8,9 +8,9 @@ import pytest
 
 from tests.sim.watch import Violation, claim
 from tests.sim.world import Event, Parts, World
-from torch_ps.ps.core.cut import Planner
+from torch_ps.ps.core.consistent_cut import Planner
 from torch_ps.ps.core.effects import Apply, Effects
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 
 MODES = [
     Mode(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.world import Parts, World
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 
 NUM_SCHEDULES = 600
 

@@ -25,7 +25,7 @@ import re
 from dataclasses import dataclass, field
 
 from torch_ps.ps.core.effects import Apply, Contribution, Discard, Release, Wait
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Member, Roster
 
 Key = tuple[str, int, int, int]  # (worker, session, bucket, step), names one push to one shard

@@ -23,7 +23,7 @@ from functools import partial
 from tests.sim.watch import Payload, Violation, Watch, claim
 from torch_ps.common.errors import UnknownWorker
 from torch_ps.ps.core.effects import Announce, Apply, Discard, Effects, Evict, Release, Wait
-from torch_ps.ps.core.mode import Mode
+from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Membership, Roster
 from torch_ps.ps.core.shard import Shard

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from tests.support.explore import bits
 from tests.support.seats import Server
 from tests.support.shard import NAMES, State, World
-from torch_ps.ps.core.succession import Role
+from torch_ps.ps.core.failover.seat import Role
 
 
 class Calm(World):

@@ -14,10 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
 MODULES = {
-    "ps-serve": "torch_ps.ps.cli",
-    "ps-run": "torch_ps.worker.launch",
-    "ps-status": "torch_ps.worker.status",
-    "ps-export": "torch_ps.ps.export",
+    "ps-serve": "torch_ps.ps.server.cli",
+    "ps-run": "torch_ps.worker.commands.launch",
+    "ps-status": "torch_ps.worker.commands.status",
+    "ps-export": "torch_ps.ps.checkpoint.export",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import pytest
 
-from torch_ps.common.tls import Tls
+from torch_ps.common.security.tls import Tls
 
 BINARY = shutil.which("etcd") or ""
 needs_etcd = pytest.mark.skipif(not BINARY, reason="there is no etcd here; Debian's package etcd-server has it")

@@ -16,7 +16,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
 def serve(arguments: Sequence[str]) -> None:
     """``ps-serve`` that takes its CPU for a device of its own: parameters are staged as those of a GPU are."""
-    from torch_ps.ps import cli, server
+    from torch_ps.ps.server import cli, server
 
     server.choose_device = lambda wanted, local_rank=0: torch.device("cpu", 0)  # type: ignore[attr-defined]
     cli.main(list(arguments))

@@ -15,9 +15,9 @@ from typing import Any
 
 import grpc
 
-from torch_ps.common import address, channel
-from torch_ps.common.frames import pack
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire import address, channel
+from torch_ps.common.wire.frames import pack
 
 #: One connection for each channel: gRPC would share one between all of a process.
 ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]

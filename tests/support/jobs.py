@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.support.processes import Child
-from torch_ps.common import address
-from torch_ps.common.config import ServerConfig
-from torch_ps.common.credentials import OPEN, Access
-from torch_ps.common.options import arguments_of
+from torch_ps.common.options.command_line import arguments_of
+from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.worker.transport import Link
+from torch_ps.common.security.credentials import OPEN, Access
+from torch_ps.common.wire import address
+from torch_ps.worker.transport.link import Link
 
 #: Seconds in which anything that a test waits for has to happen.
 SECONDS = 60.0
-PROGRAM = "torch_ps.ps.cli:main"
+PROGRAM = "torch_ps.ps.server.cli:main"
 
 
 @dataclass

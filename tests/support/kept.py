@@ -10,8 +10,8 @@ import torch_ps
 from tests.support.jobs import until
 from tests.support.restart import shards
 from tests.support.threads import at_once
-from torch_ps.ps.checkpoint import Checkpoints
-from torch_ps.ps.manifest import Manifest
+from torch_ps.ps.checkpoint.manifest import Manifest
+from torch_ps.ps.checkpoint.repository import Checkpoints
 
 #: fp32 elements of the two tensors of the model.
 SIZES = {"first": 700, "second": 300}

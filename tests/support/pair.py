@@ -13,7 +13,7 @@ import torch
 import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
-from torch_ps.worker.access import access
+from torch_ps.worker.runtime.access import access
 
 SIZE = 8
 SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)

@@ -6,9 +6,9 @@ os.environ["GRPC_VERBOSITY"] = ""  # as a server has it, which reads gRPC's line
 
 import torch
 
-import torch_ps.ps.server
-import torch_ps.worker.optimizer
-from torch_ps.common import optim
+import torch_ps.ps.server.server
+import torch_ps.worker.optim.optimizer
+from torch_ps.common import optimizer_spec as optim
 
 torch.set_num_threads(1)
 optim.build("SGD", [torch.zeros(1)], {"lr": 0.1})

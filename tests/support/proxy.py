@@ -15,8 +15,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from torch_ps.common import address
-from torch_ps.common.address import Address
+from torch_ps.common.wire import address
+from torch_ps.common.wire.address import Address
 
 
 class Proxy:

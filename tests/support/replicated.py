@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 from tests.support.jobs import SECONDS, ready, start_server, until, watched_over
 from tests.support.processes import Child
-from torch_ps.common import address
-from torch_ps.common.config import ServerConfig
-from torch_ps.common.credentials import access_of
 from torch_ps.common.errors import PsError
+from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.worker.transport import Link
+from torch_ps.common.security.credentials import access_of
+from torch_ps.common.wire import address
+from torch_ps.worker.transport.link import Link
 
 #: Options that files of a process are named by, for whoever asks it.
 ACCESS = ("tls_ca", "tls_cert", "tls_key", "token_file")

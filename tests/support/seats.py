@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch_ps.common.terms import Configuration, Term, Vote
-from torch_ps.ps.core.election import ElectedSeat
-from torch_ps.ps.core.succession import (
+from torch_ps.common.wire.terms import Configuration, Term, Vote
+from torch_ps.ps.core.failover.elected import ElectedSeat
+from torch_ps.ps.core.failover.seat import (
     Acknowledge,
     Ask,
     Change,
@@ -25,7 +25,7 @@ from torch_ps.ps.core.succession import (
     Serve,
     Take,
 )
-from torch_ps.worker.promises import Promises
+from torch_ps.worker.transport.acceptor import Promises
 
 PATIENCE = 10.0
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from tests.support.explore import Machines, Numbered, bits
 from tests.support.seats import PATIENCE, Server, Worker
-from torch_ps.common.terms import Term
-from torch_ps.ps.core.election import ElectedSeat
-from torch_ps.ps.core.succession import Role
-from torch_ps.worker.promises import Promises
+from torch_ps.common.wire.terms import Term
+from torch_ps.ps.core.failover.elected import ElectedSeat
+from torch_ps.ps.core.failover.seat import Role
+from torch_ps.worker.transport.acceptor import Promises
 
 #: When every ask of time 0 has lapsed.
 LATE = 100.0

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from tests.support.explore import Machines, Numbered, bits
 from tests.support.seats import Server
-from torch_ps.common.terms import Configuration, Term
-from torch_ps.ps.core.succession import Decisions, Role, Transact
-from torch_ps.ps.core.tenure import LeasedSeat
+from torch_ps.common.wire.terms import Configuration, Term
+from torch_ps.ps.core.failover.leased import LeasedSeat
+from torch_ps.ps.core.failover.seat import Decisions, Role, Transact
 
 #: Of a lease, in units of the clock.
 TTL = 1

@@ -6,7 +6,7 @@ import torch
 
 import torch_ps
 from tests.support.counting import Trainer
-from torch_ps.ps import cli, servicer
+from torch_ps.ps.server import cli, servicer
 
 
 def push_for_ever(servers: str, name: str, size: int) -> None:

@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.worker.tasks import stream
-from torch_ps.worker.tasks.task import Task
+from torch_ps.worker.tasks import sampler as stream
+from torch_ps.worker.tasks.registry import Task
 
 VALIDATION = 297
 CLASSES = 10

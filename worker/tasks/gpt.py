@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_ps.worker.tasks import stream, text
-from torch_ps.worker.tasks.task import Task
+from torch_ps.worker.tasks import sampler as stream
+from torch_ps.worker.tasks import text
+from torch_ps.worker.tasks.registry import Task
 
 VOCABULARY = 256  # one token is one byte
 

@@ -1,0 +1,1 @@
+"""Options: each declared once, read from flags, the environment and TOML files."""

@@ -1,0 +1,293 @@
+"""Options on the command line: one decorator per config class.
+
+    @click.command(cls=Command)
+    @options_of(ServerConfig)
+    def main(server: ServerConfig) -> None: ...
+
+Rules of this file
+  1. Flag beats environment variable beats TOML file (``--config``) beats default, for each option by itself.
+  2. Every value is checked before the command's own code runs; a refused one is a usage error, exit code 2, and the
+     sentence says where the value came from unless that was a flag.
+  3. Several config classes on one command share the fields that they declare identically.
+
+In a TOML file an option stands at the top level or in the table of its config class (``[server]``, ``[worker]``);
+the table wins. Tables of other commands are left alone, so that one file can describe a whole job.
+
+Source: none; click does the parsing of argv and the layout of the help.
+"""
+
+import difflib
+import functools
+import os
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options.fields import (
+    Check,
+    Field,
+    arguments_of,
+    at_least,
+    check_all,
+    declared,
+    environment_of,
+    more_than,
+    option,
+    table_of,
+    within,
+)
+
+__all__ = [
+    "Check",
+    "Command",
+    "arguments_of",
+    "at_least",
+    "check_all",
+    "environment_of",
+    "more_than",
+    "option",
+    "options_of",
+    "within",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Tables that a TOML file may hold; each command reads its own and leaves the others alone.
+TABLES = ("server", "worker", "run", "compare", "status")
+
+_FILE = "torch_ps.config_file"
+
+
+def options_of(
+    config: type[Any], *, prefix: str = "PS", only: Collection[str] | None = None, exclude: Collection[str] = ()
+) -> Callable[[F], F]:
+    """Give a click command the options of ``config``.
+
+    It receives the frozen object as an argument named after the class: ``server`` for ``ServerConfig``.
+
+    Args:
+        config: a frozen dataclass whose fields were made by ``option``.
+        prefix: environment variables are named ``PREFIX_FIELD``.
+        only: names of the fields to offer; all if None.
+        exclude: names of the fields not to offer. Fields that are not offered keep their default.
+
+    Raises:
+        TypeError: a name in ``only`` or ``exclude`` is unknown, or two stacked classes declare one name differently.
+    """
+    known = declared(config)
+    if unknown := {*(only or ()), *exclude} - set(known):
+        raise TypeError(f"{config.__name__} has no option {', '.join(sorted(unknown))}")
+    chosen = {n: f for n, f in known.items() if (only is None or n in only) and n not in exclude}
+    table = table_of(config)
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def command(*args: Any, **kwargs: Any) -> Any:
+            context = click.get_current_context()
+            for name in (*chosen, "config"):
+                kwargs.pop(name, None)
+            try:
+                kwargs[table] = _build(config, chosen, context, prefix, table)
+            except ConfigError as error:
+                raise click.UsageError(str(error), context) from None
+            return function(*args, **kwargs)
+
+        _add(command, chosen, table, prefix)
+        return command  # type: ignore[return-value]
+
+    return decorate
+
+
+class FieldOption(click.Option):
+    """A click option for one field. It carries text only: reading and checking it is the field's work."""
+
+    def __init__(self, field: Field, prefix: str, tables: set[str]) -> None:
+        names = [field.name, field.flag + ("/--no-" + field.flag[2:] if field.kind is bool else "")]
+        super().__init__(
+            [*names, field.short] if field.short else names,
+            type=bool if field.kind is bool else str,
+            multiple=field.kind is tuple,
+            default=None,
+            metavar=metavar_of(field),
+        )
+        self.field, self.prefix, self.tables = field, prefix, tables
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return help_of(self.field)
+
+
+class Command(click.Command):
+    """A click command of this project: help that fits a screen, errors as one sentence.
+
+    ``--help`` lists the options declared as common, ``--help-all`` every one. ``ConfigError`` ends in exit code 2,
+    any other ``PsError`` in 1; both print the sentence and no traceback.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["context_settings"] = {"max_content_width": 100} | (kwargs.get("context_settings") or {})
+        super().__init__(*args, **kwargs)
+        # click's mark for "leave these lines as they are" is a backspace, which a raw docstring cannot hold.
+        self.help = self.help and self.help.replace("\\b\n", "\b\n")
+        if any(not shown_first(each) for each in self.params):
+            self.params.append(
+                click.Option(
+                    ["--help-all"],
+                    is_flag=True,
+                    is_eager=True,
+                    expose_value=False,
+                    callback=_help_all,
+                    help="show every option",
+                )
+            )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error), ctx) from None
+        except PsError as error:
+            raise click.ClickException(str(error)) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        everything = bool(ctx.meta.get("torch_ps.help_all"))
+        params = [each for each in self.get_params(ctx) if not isinstance(each, click.Argument)]
+        rows = [each.get_help_record(ctx) for each in params if shown_first(each)]
+        more = [each.get_help_record(ctx) for each in params if not shown_first(each)]
+        for title, part in (("Options", rows), ("More options", more if everything else [])):
+            if records := [row for row in part if row is not None]:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        prefixes = {each.prefix for each in params if isinstance(each, FieldOption)}
+        if prefixes:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"--some-option is also ${prefixes.pop()}_SOME_OPTION and some_option in the TOML file of --config; "
+                "a flag beats a variable, a variable the file."
+            )
+
+
+def shown_first(param: click.Parameter) -> bool:
+    return not isinstance(param, FieldOption) or param.field.common
+
+
+def metavar_of(field: Field) -> str:
+    if field.metavar or field.choices is not None:
+        return field.metavar or "|".join(field.allowed())
+    if field.unit and " " not in field.unit:
+        return field.unit.upper()
+    return "|".join([{int: "N", float: "NUMBER"}.get(field.kind, "TEXT"), *field.words])
+
+
+def help_of(field: Field) -> tuple[str, str]:
+    """The flag column and the text column of one line of help."""
+    flags = ", ".join(each for each in (field.short, field.flag) if each)
+    if field.kind is not bool:
+        flags += " " + metavar_of(field)
+    facts = [field.help]
+    if field.kind in (int, float) and (limits := [check.says for check in field.checks]):
+        facts.append("; " + ", ".join(limits))
+    if field.default not in (None, "", False, ()):
+        facts.append(f"  [{field.default:g}]" if field.kind is float else f"  [{field.default}]")
+    if field.env:
+        facts.append("  (or " + ", ".join(f"${name}" for name in field.env) + ")")
+    return flags, "".join(facts)
+
+
+def _add(command: Callable[..., Any], chosen: dict[str, Field], table: str, prefix: str) -> None:
+    params: list[click.Parameter] = command.__dict__.setdefault("__click_params__", [])
+    present = {each.name: each for each in params}
+    # click reverses this list when it makes the command, because decorators are applied from the last to the first.
+    for name, field in reversed(chosen.items()):
+        other = present.get(name)
+        if other is None:
+            params.append(FieldOption(field, prefix, {table}))
+        elif isinstance(other, FieldOption) and other.field == field:
+            other.tables.add(table)
+        else:
+            raise TypeError(f"option {name} is declared twice and differently; leave one out with exclude")
+    if "config" not in present:
+        help_text = f"TOML file with options  (or ${prefix}_CONFIG)"
+        file = click.Path(exists=True, dir_okay=False)
+        params.insert(
+            0, click.Option(["--config"], type=file, metavar="FILE", envvar=f"{prefix}_CONFIG", help=help_text)
+        )
+
+
+def _build(config: type[Any], chosen: Mapping[str, Field], context: click.Context, prefix: str, table: str) -> Any:
+    file = _read_file(context)
+    values: dict[str, Any] = {}
+    for name, field in chosen.items():
+        flag = context.params.get(name)
+        variable = next((each for each in field.variables(prefix) if os.environ.get(each)), None)
+        if flag is not None and flag != ():
+            values[name] = field.convert(flag)
+        elif variable is not None:
+            values[name] = _convert(field, os.environ[variable], f"${variable}")
+        else:
+            for part in (file.get(table, {}), file):
+                if name in part:
+                    values[name] = _convert(field, part[name], context.params["config"])
+                    break
+    return config(**values)
+
+
+def _convert(field: Field, given: Any, source: str) -> Any:
+    try:
+        return field.convert(given)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (from {source})") from None
+
+
+def _read_file(context: click.Context) -> dict[str, Any]:
+    """The TOML file of this call, {} if there is none. Every key in it that concerns this command is known."""
+    if _FILE not in context.meta:
+        path = context.params.get("config")
+        try:
+            context.meta[_FILE] = {} if path is None else _parse_file(path)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path} is not a readable TOML file: {error}") from None
+        _check_keys(context.meta[_FILE], context)
+    file: dict[str, Any] = context.meta[_FILE]
+    return file
+
+
+def _parse_file(path: str) -> dict[str, Any]:
+    with open(path, "rb") as stream:
+        return tomllib.load(stream)
+
+
+def _check_keys(file: Mapping[str, Any], context: click.Context) -> None:
+    fields = [each for each in context.command.params if isinstance(each, FieldOption)]
+    own: dict[str, list[str]] = {}
+    for each in fields:
+        for table in each.tables:
+            own.setdefault(table, []).append(each.field.name)
+    names = [each.field.name for each in fields]
+    path, program = context.params["config"], context.info_name
+    for key, value in file.items():
+        if not isinstance(value, dict):
+            if key not in names:
+                raise ConfigError(f"{key} in {path} is not an option of {program}{_near(key, names)}")
+        elif key not in TABLES:
+            raise ConfigError(f"[{key}] in {path} must be one of {', '.join(f'[{each}]' for each in TABLES)}")
+        elif key in own:
+            for name in value:
+                if name not in own[key]:
+                    raise ConfigError(
+                        f"{name} of [{key}] in {path} is not an option of {program}{_near(name, own[key])}"
+                    )
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _help_all(context: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta["torch_ps.help_all"] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()

@@ -1,0 +1,1 @@
+"""TLS files, tokens and gRPC credentials."""

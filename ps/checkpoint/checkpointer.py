@@ -1,0 +1,248 @@
+"""Keeps a shard's checkpoints while it trains: when, on which thread, who has to know, and what if it fails.
+
+    Planner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, retain, plan next
+
+Rules of this file
+  1. Training never waits for a file: one thread writes, the event loop only hears of it.
+  2. Whatever the file system does, training goes on. A failure is logged with what to do, counted and shown; the next
+     checkpoint is tried as if nothing had happened. What some shards have written of it goes, as it takes room.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
+from torch_ps.ps.checkpoint.repository import Checkpoints
+from torch_ps.ps.checkpoint.storage import FileFact
+from torch_ps.ps.core.consistent_cut import Planner
+from torch_ps.ps.engine.engine import Engine
+from torch_ps.ps.engine.state import Cutter, Kept, KeptFacts, ShardState
+from torch_ps.ps.job.job import Job
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds that a stopping shard takes at most to write what it has come to.
+FINISH_SECONDS = 60.0
+#: Seconds in which a report reaches the lead; when stopping, too, and that the lead then waits for one.
+REPORT_SECONDS, LAST_REPORT_SECONDS = 300.0, 5.0
+
+#: Characters of an error that are passed on.
+MAX_ERROR = 500
+
+#: Tells the lead what has become of this shard's part, for so many seconds at most; False: it could not.
+Tell = Callable[[Kept, float], Awaitable[bool]]
+
+
+class Keeper:
+    """One shard's. All methods but ``_on_state`` run on the event loop.
+
+    Args:
+        every, seconds: between two checkpoints, one of them 0.
+        keep: how many stay.
+        tell: how another shard than the lead reports to it.
+    """
+
+    def __init__(
+        self, job: Job, checkpoints: Checkpoints, *, every: int, seconds: float, keep: int, tell: Tell | None
+    ) -> None:
+        self._job, self._checkpoints, self._keep, self._tell = job, checkpoints, keep, tell
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cutter: Cutter | None = None
+        self._planner: Planner[FileFact] | None = None
+        if job.membership is not None:
+            self._planner = Planner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
+        self._part: Kept | None = None  # this shard's last
+        self._settled = asyncio.Event()  # its checkpoint is good, or never will be
+        self.facts = job.kept = KeptFacts(checkpoints.storage.url, job.resumed_version)
+        job.on_begun, job.on_initialised = self.begun, self.plan
+        job.on_missed = self._missed
+        if self._planner is not None:
+            job.on_kept = self.kept
+
+    # -------------------------------------------------------------- when
+
+    def begun(self, engine: Engine) -> None:
+        """The engine is there."""
+        self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state)
+        engine.work.take = self._cutter.take
+
+    def plan(self) -> None:
+        """Lead: announce the next cut when it is time for one."""
+        job = self._job
+        if self._planner is None or job.engine is None or not job.initialised:
+            return
+        version = self._planner.due(
+            time.monotonic(), job.engine.core.open_step, job.lead.num_sessions, stale=job.mode.stale
+        )
+        if version is not None:
+            job.plan_cut(version)
+
+    # -------------------------------------------------------------- writing
+
+    def _missed(self, version: int) -> None:
+        """Without a word the lead would wait for this part, if it has not come yet, and keep no other version."""
+        if self._tell is not None:
+            error = "the server that was to write it is gone; its standby goes on"
+            self._spawn(self._say(self._tell, Kept(self._job.index, version, 0, "", error)))
+
+    async def _say(self, tell: Tell, kept: Kept) -> None:
+        await tell(kept, LAST_REPORT_SECONDS)  # a lead that is gone too plans anew
+
+    def _on_state(self, state: ShardState) -> None:
+        """On the executor: all buckets have been copied."""
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._write(state)))
+
+    async def _write(self, state: ShardState, seconds: float = REPORT_SECONDS) -> None:
+        job, begin = self._job, time.monotonic()
+        fact, error = FileFact("", 0, ""), ""
+        try:
+            fact = await self._loop.run_in_executor(
+                self._thread, self._checkpoints.write, state, job.index, job.num_shards
+            )
+        except Exception as failure:  # noqa: BLE001 - whatever a file system raises, training goes on
+            error = _said(failure)
+        else:
+            job.metrics.checkpoint_seconds.observe(time.monotonic() - begin)
+        self._part = Kept(job.index, state.version, fact.size, fact.sha256, error)
+        await self._report(self._part, seconds)
+
+    async def _report(self, kept: Kept, seconds: float) -> None:
+        if self._tell is None:
+            self.kept(kept)
+        else:
+            self._note(kept.version, kept.error)
+            if not await self._tell(kept, seconds):
+                log.warning("the lead does not hear of this shard's part of version %d", kept.version)
+
+    def kept(self, kept: Kept) -> None:
+        """Lead: a shard has written its part, or could not.
+
+        Raises:
+            ProtocolError: there is no such shard.
+        """
+        planner, now, job = self._planner, time.monotonic(), self._job
+        if planner is None:
+            return
+        if kept.error:
+            if planner.failed(kept.shard, kept.version, now):
+                self._note(kept.version, f"shard {kept.shard}: {kept.error[:MAX_ERROR]}")
+                self._settled.set()
+                self.plan()
+        else:
+            name = shard_name(kept.version, kept.shard, job.num_shards, "json")
+            facts = planner.reported(kept.shard, kept.version, FileFact(name, kept.size, kept.sha256), now)
+            if facts is not None and job.model is not None and job.engine is not None:
+                version, sections = job.engine.core.cut.taken
+                manifest = Manifest(
+                    version=version,
+                    mode=str(job.mode),
+                    bucket_bytes=job.bucket_bytes,
+                    model=job.model,
+                    shards=facts,
+                    sections=sections,
+                    created=time.time(),
+                )
+                self._spawn(self._commit(manifest))
+                return
+        if planner.gave_up(kept.version):  # another shard has failed, maybe before this one had written its part
+            self._spawn(self._discard(kept.version))
+
+    async def _commit(self, manifest: Manifest) -> None:
+        try:
+            await self._loop.run_in_executor(self._thread, self._make_good, manifest)
+        except Exception as failure:  # noqa: BLE001 - as in _write
+            self._note(manifest.version, _said(failure))
+            await self._discard(manifest.version)
+        else:
+            self._note(manifest.version, "")
+            log.info("checkpoint of version %d is good: %s", manifest.version, self.facts.url)
+        self._settled.set()
+        self.plan()
+
+    async def _discard(self, version: int) -> None:
+        """Remove what there is of a checkpoint that will never be one."""
+        try:
+            await self._loop.run_in_executor(self._thread, self._checkpoints.discard, version)
+        except Exception as failure:  # noqa: BLE001 - as in _write; the next good one removes it
+            log.info("what is left of version %d stays for now: %s", version, _said(failure))
+
+    def _make_good(self, manifest: Manifest) -> None:
+        """On the thread."""
+        self._checkpoints.commit(manifest)
+        self._checkpoints.retain(self._keep)
+
+    def _note(self, version: int, error: str) -> None:
+        facts, metrics = self.facts, self._job.metrics
+        facts.error = error
+        if not error:
+            facts.version, facts.written = version, time.monotonic()
+            metrics.checkpoint_version.set(version)
+            return
+        facts.failures += 1
+        metrics.checkpoint_failures.inc()
+        log.error(
+            "no checkpoint of version %d: %s; training goes on and the next one is tried as planned, so make room or "
+            "see to %s (the last good one is of version %d)",
+            version,
+            error,
+            facts.url,
+            facts.version,
+        )
+
+    # -------------------------------------------------------------- the end
+
+    async def finish(self) -> None:
+        """Keep what the job has come to, if it is at rest, and end the thread. Takes ``FINISH_SECONDS`` at most."""
+        try:
+            async with asyncio.timeout(FINISH_SECONDS):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+                await self._keep_last()
+        except TimeoutError:
+            log.warning("the last checkpoint is not written after %g s; the one before stays", FINISH_SECONDS)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep_last(self) -> None:
+        engine, begin = self._job.engine, time.monotonic()
+        if engine is None or self._cutter is None or engine.core.open_step in (0, self._job.resumed_version):
+            return
+        version = engine.core.open_step
+        if self._planner is not None and version == self.facts.version:
+            return
+        if self._part is not None and self._part.version == version and not self._part.error and self._tell is not None:
+            await self._report(self._part, LAST_REPORT_SECONDS)
+            return
+        state = self._cutter.at_rest()
+        if state is None:
+            log.info("version %d is not kept: its step was under way when the shard stopped", version)
+            if self._tell is not None:
+                await self._report(Kept(self._job.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS)
+            return
+        if self._planner is not None:
+            self._planner.last(version)
+            engine.core.cut.rest(version)
+            self._settled.clear()
+        await self._write(state, LAST_REPORT_SECONDS)
+        if self._planner is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), LAST_REPORT_SECONDS + 2 * (time.monotonic() - begin))
+                return
+            log.warning("version %d is not kept: not all shards have written their part", version)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _said(failure: BaseException) -> str:
+    """One line about an error of a file system."""
+    return " ".join(f"{type(failure).__name__}: {failure}".split())[:MAX_ERROR]

@@ -1,0 +1,210 @@
+"""Checkpoints of one job in one place: written by all shards, made good by the lead, read by whoever has the place.
+
+    every shard: write() --> its tensors, then its manifest --report--> lead: commit() --> checkpoint.json, retain()
+
+Rules of this file
+  1. A checkpoint exists when its checkpoint.json does, which names what all shards have written by size and SHA-256. A
+     crash before that leaves the ones before as they are, and files that ``retain``, ``discard`` and ``clear`` remove.
+  2. What is read is checked: every size and digest, every tensor's shape and dtype, before anything is made of it.
+
+Source: the manifest as commit point is that of log-structured stores, such as LevelDB's CURRENT file.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from torch_ps.common.errors import CheckpointError
+from torch_ps.common.plan import Bucket, Plan, plan
+from torch_ps.ps.checkpoint import manifest as manifests
+from torch_ps.ps.checkpoint.manifest import MAX_DOCUMENT, Manifest, ShardManifest
+from torch_ps.ps.checkpoint.storage import FileFact, Storage
+from torch_ps.ps.checkpoint.tensor_file import TensorFile, chunks, in_order
+from torch_ps.ps.engine.state import BucketState, ShardState
+
+log = logging.getLogger("torch_ps.ps")
+
+
+class Checkpoints:
+    """All checkpoints below ``url``. Everything blocks."""
+
+    def __init__(self, url: str) -> None:
+        self.storage = Storage(url)
+
+    # -------------------------------------------------------------- writing
+
+    def write(self, state: ShardState, shard: int, num_shards: int) -> FileFact:
+        """Write one shard's part; gives its manifest.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+
+        def name(suffix: str) -> str:
+            return manifests.shard_name(state.version, shard, num_shards, suffix)
+
+        tensors = [(f"{index}/{key}", t) for index, part in state.buckets.items() for key, t in part.tensors.items()]
+        written = self.storage.write(name("safetensors"), chunks(in_order(tensors)))
+        document = ShardManifest(
+            version=state.version,
+            shard=shard,
+            num_shards=num_shards,
+            tensors=written,
+            records=tuple(part.record for _, part in sorted(state.buckets.items())),
+            counters=state.counters,
+        )
+        return self.storage.write(name("json"), [manifests.dump_shard(document)])
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a checkpoint of what all shards have written.
+
+        Raises:
+            CheckpointError: a part is not where the lead can see it.
+            OSError: the file system refuses.
+        """
+        try:
+            self.parts(manifest)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; all shards need the same --checkpoint, in a place that all of them see"
+            ) from None
+        self.storage.write(manifests.commit_name(manifest.version), [manifests.dump(manifest)])
+
+    def retain(self, keep: int) -> None:
+        """Remove all but the last ``keep`` checkpoints, and what older ones that never became any have left."""
+        good = self.versions()
+        for version in self._folders():
+            if good and version < good[0] and version not in good[:keep]:
+                self._remove(version)
+
+    def discard(self, version: int) -> None:
+        """Remove what will never become a checkpoint, up to ``version``: on a full disk the next one needs the room."""
+        for each in self._folders():
+            if each <= version and not self.storage.exists(manifests.commit_name(each)):
+                self._remove(each)
+
+    def clear(self, version: int) -> None:
+        """Go on from ``version`` (0: anew): what is newer would mix with what is written now, so it goes.
+
+        A checkpoint among it, one that was refused, is put aside under another name.
+        """
+        for each in self._folders():
+            if each <= version:
+                continue
+            if self.storage.exists(manifests.commit_name(each)):
+                folder = manifests.folder_of(each)
+                log.warning("%s is put aside as %s.refused", self.storage.place(folder), folder)
+                self.storage.rename(folder, f"{folder}.refused")
+            else:
+                self._remove(each)
+
+    def _remove(self, version: int) -> None:
+        self.storage.remove(manifests.commit_name(version))  # first: from now on it is none
+        self.storage.remove(manifests.folder_of(version))
+
+    def _folders(self) -> list[int]:
+        """Versions of which there is something, newest first."""
+        found = (manifests.version_of(folder) for folder in self.storage.folders())
+        return sorted((version for version in found if version is not None), reverse=True)
+
+    # -------------------------------------------------------------- reading
+
+    def versions(self) -> list[int]:
+        """Of all checkpoints, newest first."""
+        return [each for each in self._folders() if self.storage.exists(manifests.commit_name(each))]
+
+    def read(self, version: int) -> Manifest:
+        """The manifest of a checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        name = manifests.commit_name(version)
+        data, place = self.storage.read(name, MAX_DOCUMENT), self.storage.place(name)
+        manifest = manifests.parse(manifests.body_of(data, "checkpoint", place), place)
+        if manifest.version != version:
+            raise CheckpointError(f"{place} is of version {manifest.version}; somebody has moved it")
+        return manifest
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read everything once.
+
+        Raises:
+            CheckpointError: says which file is wrong, and how.
+        """
+        for part in self.parts(manifest):
+            self.storage.check(part.tensors, whole=True)
+
+    def parts(self, manifest: Manifest) -> list[ShardManifest]:
+        """The manifests of all shards.
+
+        Raises:
+            CheckpointError: one is damaged, or the tensors cannot hold the model.
+        """
+        found = []
+        for shard, fact in enumerate(manifest.shards):
+            self.storage.check(fact, whole=True)
+            place = self.storage.place(fact.name)
+            body = manifests.body_of(self.storage.read(fact.name, MAX_DOCUMENT), "shard", place)
+            part = manifests.parse_shard(body, place)
+            if (part.version, part.shard, part.num_shards) != (manifest.version, shard, manifest.num_shards):
+                raise CheckpointError(f"{place} is of shard {part.shard} of {part.num_shards}, version {part.version}")
+            self.storage.check(part.tensors, whole=False)
+            found.append(part)
+        elements = sum(tensor.numel for tensor in manifest.model.tensors())
+        if sum(part.tensors.size for part in found) < 4 * elements:
+            place = self.storage.place(manifests.commit_name(manifest.version))
+            raise CheckpointError(f"{place} names a model of {elements} elements, for which its files are too small")
+        return found
+
+    def load(self, manifest: Manifest, part: ShardManifest) -> ShardState:
+        """The state of one shard, as it was written.
+
+        Raises:
+            CheckpointError: a file is damaged, or a tensor is not what the model has.
+        """
+        buckets = plan_of(manifest).of_shard(part.shard)
+        place = self.storage.place(part.tensors.name)
+        if len(part.records) != len(buckets):
+            raise CheckpointError(f"{place} has {len(part.records)} buckets; its shard of the model has {len(buckets)}")
+        with self.storage.local(part.tensors) as path, TensorFile(path, place) as file:
+            found: dict[int, dict[str, torch.Tensor]] = {bucket.index: {} for bucket in buckets}
+            for bucket, key, name in _keys(file.keys, buckets, place):
+                found[bucket.index][key] = _checked(file.get(name), bucket, key, place).clone()
+        for bucket in buckets:
+            if "values" not in found[bucket.index]:
+                raise CheckpointError(f"{place} lacks the values of bucket {bucket.index}")
+        pairs = zip(buckets, part.records, strict=True)
+        return ShardState(
+            manifest.version, {b.index: BucketState(record, found[b.index]) for b, record in pairs}, dict(part.counters)
+        )
+
+
+def plan_of(manifest: Manifest) -> Plan:
+    """How the model was cut when the checkpoint was written."""
+    return plan(manifest.model, manifest.bucket_bytes, manifest.num_shards)
+
+
+def _keys(names: Iterable[str], buckets: Sequence[Bucket], place: str) -> Iterator[tuple[Bucket, str, str]]:
+    by_index = {str(bucket.index): bucket for bucket in buckets}
+    for name in sorted(names):
+        index, _, key = name.partition("/")
+        if index not in by_index:
+            raise CheckpointError(f"{place} has a tensor {name[:80]!r}, which is of no bucket of its shard")
+        yield by_index[index], key, name
+
+
+def _checked(tensor: torch.Tensor, bucket: Bucket, key: str, place: str) -> torch.Tensor:
+    """Refuse what is not a tensor that ``torch_ps.ps.engine.state`` writes."""
+    kind, _, name = key.partition("/")
+    shape = tuple(tensor.shape)
+    right = {"values": not name, "squares": not name, "state": bool(name), "copy": bool(name)}.get(kind, False)
+    if not right or (bucket.rule == "mean" and kind != "values"):
+        raise CheckpointError(f"{place} has a tensor {key[:80]!r} for bucket {bucket.index}, which knows none")
+    if tensor.dtype != torch.float32 or not (shape == (bucket.numel,) or (kind == "state" and shape == ())):
+        raise CheckpointError(
+            f"{place}: tensor {key!r} of bucket {bucket.index} is {tensor.dtype} {list(shape)}; "
+            f"torch.float32 [{bucket.numel}] is needed"
+        )
+    return tensor

@@ -1,0 +1,120 @@
+"""A seat that workers give: a server goes on alone when a majority of the electorate has voted for it, and knows so.
+
+    asked / lost --> Ask(term) --> votes: a majority? --> Declare(not in force yet) --> accepted: a majority? --> alone
+
+Rules of this file
+  1. Two rounds, each a majority of the same electorate. The first ends what an older term could still do: its voters
+     accept nothing older. The second makes sure that whoever asks later hears of it. With one round the job would be
+     unsafe, or locked for good when the votes are split.
+  2. What a server asks for grows: a vote that is refused because a higher term was promised is asked for again, higher.
+  3. A server that has been given the votes has the newest configuration there can be: from then on it asks with that as
+     its base, also where it has to ask again.
+  4. A worker does not speak to a server of a lower term than it has promised. A server that hears of such a promise
+     takes a higher term; with a standby, through it, so that they agree.
+
+Source: Paxos over the configuration; the electorate changes by one at a time (Ongaro's thesis, section 4.1).
+"""
+
+from __future__ import annotations
+
+from torch_ps.common.wire.terms import Configuration, Term, Vote
+from torch_ps.ps.core.failover.seat import Ask, Change, Decisions, Declare, Elector, Role, Seat
+
+
+class ElectedSeat(Seat):
+    """A right to serve that is given by workers.
+
+    Args:
+        patience: seconds for which it counts that a worker has asked a standby to take over, > 0.
+    """
+
+    def __init__(self, me: str, primary: str = "", *, patience: float) -> None:
+        super().__init__(me, primary)
+        self._patience = patience
+        self._asks: dict[Elector, float] = {}  # who has asked this standby to take over, and when last
+        self._asked = Term()  # that votes are asked for
+        self._votes: frozenset[Elector] = frozenset()
+        self._accepts: frozenset[Elector] = frozenset()
+
+    def asked(self, elector: Elector, now: float) -> Decisions:
+        if not self._follows:
+            return ()
+        self._asks = {**self._asks, elector: now}
+        return self._stand() if self.role is Role.STANDBY else ()
+
+    def received(self, primary: str, number: int, change: Change | None = None) -> Decisions:
+        decisions = super().received(primary, number, change)
+        if self.role is Role.ASKING and self.configuration.term > self._asked and not self._claimed:
+            self.role = Role.STANDBY  # the primary lives, and has taken a higher term
+        return decisions
+
+    def voted(self, elector: Elector, vote: Vote) -> Decisions:
+        self._hear(vote.promised)
+        stopped = self.refused(vote.served, serving=True)
+        if stopped or self.role is not Role.ASKING or vote.term != self._asked or not vote.granted:
+            return stopped
+        self._votes |= {elector}
+        if not self._majority(self._votes):
+            return ()
+        self.role, self._claimed, self._votes, self._accepts = Role.CONFIRMING, True, frozenset(), frozenset()
+        self.configuration = Configuration(self._asked)
+        return (Declare(self.configuration, False),)
+
+    def accepted(self, elector: Elector, term: Term) -> Decisions:
+        if self.role is not Role.CONFIRMING or term != self.configuration.term:
+            return ()
+        self._accepts |= {elector}
+        if not self._majority(self._accepts):
+            return ()
+        reason = f"{len(self._accepts)} of {len(self.electorate)} workers have given it the seat"
+        self._asks, self._accepts = {}, frozenset()
+        return self._won(reason)
+
+    def promised(self, term: Term) -> None:
+        """A worker cannot speak to this server, because it has promised ``term``."""
+        self._hear(term)
+
+    def tick(self, now: float) -> Decisions:
+        """Ask again what has not been answered; take a higher term where workers have promised one."""
+        self._asks = {elector: at for elector, at in self._asks.items() if now - at <= self._patience}
+        behind = self._heard > self.configuration.term
+        match self.role:
+            case Role.STANDBY:
+                return self._stand()
+            case Role.ASKING if self._follows and not self._claimed and not self._wanted():
+                self.role = Role.STANDBY
+            case Role.ASKING:
+                return self._claim() if self._heard > self._asked else (self._ask(),)
+            case Role.CONFIRMING if behind:
+                self.role = Role.ASKING
+                return self._claim()
+            case Role.CONFIRMING:
+                return (Declare(self.configuration, False),)
+            case Role.PAIRED if behind and not self._change:
+                return self._reconfigure()
+            case Role.ALONE if behind and self.configuration.term.number:
+                self.configuration = Configuration(self._next_term())
+                return (Declare(self.configuration, True),)
+        return ()
+
+    def _stand(self) -> Decisions:
+        if self.configuration.standby != self.me or not self._wanted():
+            return ()  # it may not have all records yet; or too few workers want it
+        self.role = Role.ASKING
+        return self._claim()
+
+    def _claim(self) -> Decisions:
+        self._asked, self._votes = self._next_term(), frozenset()
+        return (self._ask(),)
+
+    def _ask(self) -> Ask:
+        return Ask(self._asked, self.configuration.term, self.electorate)
+
+    def _wanted(self) -> bool:
+        return self._majority(frozenset(self._asks))
+
+    def _ready(self) -> bool:
+        return bool(self.electorate)
+
+    def _majority(self, electors: frozenset[Elector]) -> bool:
+        return 2 * len(electors & self.electorate) > len(self.electorate)

@@ -1,0 +1,156 @@
+"""A seat that is a key in etcd, held under a lease: workers have no say.
+
+    etcd:  configuration   written by transactions only, each of which names the revision that it replaces
+           holder          the primary's name; goes away with its lease
+
+    look --> observed(holder gone, this standby is the configuration's) --> Transact --> decided(True) --> alone
+    lost --> Transact(alone) --> decided(True) --> alone
+
+Rules of this file
+  1. Of two servers that want to replace the same configuration one does: its transaction changes the revision.
+  2. A standby takes over only from a configuration that it belongs to and has the record of, and only when the holder's
+     lease has run out. A server that starts anew takes a seat only when nobody holds it and nobody stands by for it.
+  3. Nothing is acknowledged that would go out when this server's lease could have run out, by its own clock and counted
+     from before the renewal was sent. So not even a job that was started again elsewhere has a rival.
+  4. What became of a transaction whose answer was lost is seen at the next look.
+
+Source: leases, Gray and Cheriton, SOSP 1989; etcd's transactions and revisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Self
+
+from torch_ps.common.errors import NameTaken
+from torch_ps.common.wire.terms import Configuration
+from torch_ps.ps.core.failover.seat import Decisions, Elector, Role, Seat, Transact
+
+
+class LeasedSeat(Seat):
+    """A right to serve that is a key in etcd.
+
+    A primary begins as ASKING: nothing is acknowledged before the seat is its own.
+    """
+
+    lapses = True
+
+    def __init__(self, me: str, primary: str = "") -> None:
+        super().__init__(me, primary)
+        if not primary:
+            self.role = Role.ASKING
+        self._now = -math.inf
+        self._until = -math.inf  # this server's lease holds until then at least
+        self._due = 0  # may be acknowledged once it is known to hold
+        self._revision = 0  # of the configuration, when it was last looked at
+
+    def at(self, now: float) -> Self:
+        self._now = now
+        return self
+
+    def observed(self, revision: int, configuration: Configuration | None, holder: str, until: float) -> Decisions:
+        """What etcd has, which is looked at several times within a lease.
+
+        Args:
+            revision: that the configuration was last written at.
+            configuration: None: it was never written.
+            holder: "" is nobody.
+            until: this server's lease holds until then at least, seconds of its own clock.
+
+        Raises:
+            NameTaken: this server was started anew and may not serve; says who does, or may.
+        """
+        self._until, self._revision = until if holder == self.me else -math.inf, revision
+        if self.role is Role.DEPOSED:
+            return ()
+        if configuration is not None:
+            self._hear(configuration.term)
+        if self._starts and (configuration is None or configuration.primary != self.me):
+            return self._start(configuration, holder)
+        if configuration is None or (self._follows and not self.configuration.term.number):
+            return ()  # the key has been deleted by hand; or this standby has not been taken in yet
+        if stopped := self.refused(configuration, serving=True):
+            return stopped
+        if self._is_done(configuration) and holder == self.me:
+            return self._done(configuration)
+        if self._follows:
+            self.role = Role.STANDBY
+            return self._claim() if configuration == self.configuration and not holder else ()
+        if holder not in ("", self.me):
+            return ()
+        if self.role is Role.ASKING:
+            return self._claim()
+        if self.role is Role.PAIRED and not self._change and self._proposed.term > configuration.term:
+            return self._write(holder, self._proposed)
+        if not holder:  # our lease had run out, and nobody has come meanwhile
+            return self._write("", configuration)
+        return self._settle(self._due)
+
+    def decided(self, transact: Transact, revision: int, until: float) -> Decisions:
+        """A transaction was done. One that was not, or of which nothing is known, is seen to at the next look.
+
+        Args:
+            revision: that it has written.
+            until: as for ``observed``.
+        """
+        self._until, self._revision = until, revision
+        return self._done(transact.configuration) if self._is_done(transact.configuration) else ()
+
+    def set_roster(self, electors: Iterable[Elector]) -> Decisions:
+        return ()
+
+    def tick(self, now: float) -> Decisions:
+        return ()
+
+    # -------------------------------------------------------------- inside
+
+    @property
+    def _starts(self) -> bool:
+        return self.role is Role.ASKING and not self._follows and not self.configuration.term.number
+
+    def _start(self, configuration: Configuration | None, holder: str) -> Decisions:
+        if configuration is not None and holder:
+            raise NameTaken(f"{holder} serves in {configuration.term}; start this server with --standby-of its address")
+        if configuration is not None and configuration.standby:
+            raise NameTaken(
+                f"{configuration.standby} has all that {configuration.primary} has acknowledged and may take over; "
+                "start this server with --standby-of its address, or delete the key in etcd if both are lost"
+            )
+        return self._write("", Configuration(self._next_term()))
+
+    def _claim(self) -> Decisions:
+        self.role = Role.ASKING
+        return self._write("" if self._follows else self._held_by, Configuration(self._next_term()))
+
+    @property
+    def _held_by(self) -> str:
+        return self.me if self._until > -math.inf else ""
+
+    def _write(self, holder: str, configuration: Configuration) -> Decisions:
+        return (Transact(self._revision, holder, configuration),)
+
+    def _is_done(self, configuration: Configuration) -> bool:
+        """Whether etcd has what this server wants, and it has not done its part yet."""
+        if configuration.primary != self.me or configuration.term <= self.configuration.term:
+            return False
+        return not configuration.standby or (self.role is Role.PAIRED and not self._change)
+
+    def _done(self, configuration: Configuration) -> Decisions:
+        if configuration.standby:
+            self._proposed = configuration
+            return (self._send_change(),)
+        self.configuration = configuration
+        return self._won("the lease of its primary has run out" if self._follows else "the seat is its own")
+
+    def _reconfigure(self) -> Decisions:
+        self.role = Role.PAIRED
+        self._proposed = Configuration(self._next_term(), self.partner)
+        return self._write(self._held_by, self._proposed)
+
+    def _ready(self) -> bool:
+        return True
+
+    def _settle(self, number: int) -> Decisions:
+        self._due = max(self._due, number)
+        return super()._settle(self._due) if self._now < self._until else ()

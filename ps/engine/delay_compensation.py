@@ -1,0 +1,91 @@
+"""--delay-compensation: a stale gradient is moved to where the parameters are now, along its Taylor series.
+
+    gradient + strength * gradient * gradient * (parameters now - parameters that the worker had pulled)
+
+The square of a gradient stands for the diagonal of the Hessian. The adaptive form divides the strength, element by
+element, by the root of a running mean of squares, so that it fits the scale of each gradient.
+
+Rules of this file
+  1. What a worker had pulled is kept as it was decoded there, together with its version. A gradient that was computed
+     from another version (a caller of the low-level client may hold an older one) is applied as it came.
+  2. ``pulled`` and ``correct`` run on executor threads; calls for one bucket never overlap. ``keep`` runs on the event
+     loop, which may drop a copy while a GPU still reads it on some side: hence ``used_here``.
+
+Memory: one fp32 copy of the shard's parameters per worker; one more in the adaptive form.
+
+Source: Zheng et al., ICML 2017, arXiv:1609.08326 (DC-ASGD-c and DC-ASGD-a).
+"""
+
+from typing import Self
+
+import torch
+
+from torch_ps.common.devices import used_here
+from torch_ps.ps.core.effects import Apply
+from torch_ps.ps.core.modes import Mode
+from torch_ps.ps.core.roster import Roster
+
+#: Of the running mean of squares: how much of it stays at each push, and what keeps its root from being 0.
+_DECAY, _EPSILON = 0.95, 1e-7
+
+_Session = tuple[str, int]
+
+
+class Compensator:
+    """One shard's compensation of delays.
+
+    Args:
+        strength: lambda of the paper, > 0.
+        adaptive: divide it by the root of the running mean of squares.
+    """
+
+    def __init__(self, strength: float, *, adaptive: bool) -> None:
+        self._strength, self._adaptive = strength, adaptive
+        self._members: frozenset[_Session] = frozenset()
+        self._pulled: dict[int, dict[_Session, tuple[int, torch.Tensor]]] = {}
+        self._squares: dict[int, torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, mode: Mode) -> Self | None:
+        """What ``mode`` asks for; None: nothing is corrected."""
+        if not mode.compensates:
+            return None
+        return cls(mode.compensation_strength, adaptive=mode.delay_compensation == "adaptive")
+
+    def keep(self, roster: Roster) -> None:
+        """Forget what sessions have pulled that are gone."""
+        self._members = frozenset((m.name, m.session) for m in roster.members)
+        for of_bucket in tuple(self._pulled.values()):
+            for session in [s for s in tuple(of_bucket) if s not in self._members]:
+                of_bucket.pop(session, None)
+
+    def squares(self, bucket: int) -> torch.Tensor | None:
+        """The running mean of squares of one bucket, to look at during a call for it; None: there is none."""
+        return self._squares.get(bucket)
+
+    def restore(self, bucket: int, squares: torch.Tensor) -> None:
+        """The inverse of ``squares``, before the first step."""
+        if self._adaptive:
+            self._squares[bucket] = squares.clone()
+
+    def pulled(self, bucket: int, worker: str, session: int, version: int, values: torch.Tensor) -> None:
+        """Note that a worker gets ``values``, shape (numel,), fp32, of one bucket; they are copied."""
+        if (worker, session) not in self._members:
+            return
+        of_bucket = self._pulled.setdefault(bucket, {})
+        _, copy = of_bucket.get((worker, session), (0, None))
+        of_bucket[worker, session] = version, values.clone() if copy is None else used_here(copy).copy_(values)
+
+    def correct(self, bucket: int, apply: Apply, gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The gradient to apply in the place of ``gradient``, which is left alone; all have the shape (numel,)."""
+        pushed = apply.contributions[0]
+        version, before = self._pulled.get(bucket, {}).get((pushed.worker, pushed.session), (-1, None))
+        if self._adaptive:
+            squares = self._squares.setdefault(bucket, torch.zeros_like(values))
+            squares.mul_(_DECAY).addcmul_(gradient, gradient, value=1 - _DECAY)
+        if before is None or version != apply.version - 1 - pushed.staleness:
+            return gradient
+        change = torch.sub(values, used_here(before)).mul_(gradient)
+        if self._adaptive:
+            change.div_((squares + _EPSILON).sqrt_())
+        return torch.addcmul(gradient, change, gradient, value=self._strength)

@@ -1,0 +1,288 @@
+"""Carries out what the core decides: the core, the tensors and the streams of one shard meet here and nowhere else.
+
+    frame --> check --> core.push --> effects --+--> lane of the bucket --> work: apply, encode --> streams
+                                                +--> bookkeeping (payloads held, waits, rosters)
+
+Rules of this file
+  1. Everything runs on the event loop; tensors are touched in ``work.py``.
+  2. Each bucket has one lane: its applies and answers run in the order in which the core decided them, one at a time.
+  3. What a peer sent is checked before the core sees it, so a refused frame leaves no trace.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+
+from torch_ps.common import codecs
+from torch_ps.common import optimizer_spec as optim
+from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
+from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Model
+from torch_ps.common.trace import Trace
+from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Release, Wait
+from torch_ps.ps.core.policy import Push
+from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.shard import Shard
+from torch_ps.ps.engine.bucket_jobs import Done, Job, Step, Turn, Work, waits
+from torch_ps.ps.engine.delay_compensation import Compensator
+from torch_ps.ps.engine.divergence_monitor import Doctor
+from torch_ps.ps.engine.grad_clip import Ask, Clip, Update
+from torch_ps.ps.engine.lanes import SMALL, Lanes
+from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
+from torch_ps.ps.engine.responses import Answer, Answers
+from torch_ps.ps.engine.shared_memory import Arenas
+from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.transport.streams import Stream, Streams
+
+log = logging.getLogger("torch_ps.ps")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A push whose bucket has not closed yet."""
+
+    gradient: Gradient
+    hyper: Hyper
+    since: float  # on time.monotonic()
+
+
+class Engine:
+    """One shard at work, from the moment its model is known."""
+
+    def __init__(
+        self,
+        model: Model,
+        buckets: Iterable[Bucket],
+        core: Shard,
+        executor: Executor,
+        metrics: Metrics,
+        streams: Streams,
+        *,
+        clip_norm: float,
+        compensator: Compensator | None,
+        ask: Ask,
+        on_failure: Callable[[BaseException], None],
+        doctor: Doctor | None = None,
+        device: torch.device = CPU,
+        trace: Trace | None = None,
+    ) -> None:
+        self._trace = trace or Trace()
+        self.buckets = buckets = tuple(buckets)
+        self.model = model
+        self.core = core
+        in_place = device == CPU
+        self.arenas = Arenas(buckets, in_place=in_place)
+        self.store = Store(model, buckets, self.arenas.parameters if in_place else None, device)
+        self._streams = streams
+        self.staleness: Counter[int] = Counter()
+        self.late = 0
+        self.nonfinite = 0
+        self.bytes_pushed = self.bytes_pulled = 0
+        self.busy_seconds = 0.0  # that lanes have worked
+        self.num_parameters = sum(bucket.numel for bucket in buckets if bucket.rule == "optimizer")
+        self._buckets = {bucket.index: bucket for bucket in buckets}
+        self._first = buckets[0].index if buckets else -1
+        self._local = {bucket.index: number for number, bucket in enumerate(buckets)}
+        self._index = [bucket.index for bucket in buckets]
+        self._held: dict[tuple[str, int, int, int], _Held] = {}  # worker, session, bucket, step
+        self._arguments = optim.arguments_of(model.optimizer)
+        self._approved = [group.hyper for group in model.groups]  # per group, the values that were checked last
+        self._metrics = metrics
+        self.compensator = compensator
+        first, core_epoch = self._first, lambda: core.roster.epoch
+        answers = Answers(self.store, self.arenas, compensator, first=first, epoch=core_epoch)
+        self.work = Work(self.store, self.arenas, answers, compensator, doctor, self._trace)
+        self._lanes = Lanes[Job, Done](
+            buckets,
+            executor,
+            self.store.beside(self.work.run),
+            small=SMALL if in_place else 0,
+            waits=waits,
+            on_done=self._done,
+            on_failure=on_failure,
+        )
+        self._clip: Clip | None = None
+        if clip_norm:
+            count = sum(bucket.rule == "optimizer" for bucket in buckets)
+            self._clip = Clip(
+                clip_norm, count, self.store, executor, ask, on_ready=self._lanes.start, on_failure=on_failure
+            )
+
+    def disconnected(self, stream: Stream) -> None:
+        """The stream ended: what it waits for cannot be delivered any more; what it pushed stays valid."""
+        if stream.worker is not None:
+            self.run(self.core.disconnected(stream.worker, stream.session))
+
+    # -------------------------------------------------------------- what peers ask
+
+    def push(self, stream: Stream, push: pb.Push, payload: memoryview) -> None:
+        """Take one bucket of one worker's gradient.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused. Nothing has changed.
+        """
+        bucket = self._bucket(push.bucket)
+        codec = codecs.codec(push.codec)
+        worker, session = stream.worker or "", stream.session
+        if push.HasField("arena_bytes"):
+            in_place = codec.name == "none"
+            payload = self.arenas.payload(worker, session, push.bucket, push.arena_bytes, in_place=in_place)
+        codec.check(payload, bucket.numel)
+        hyper = self._hyper(bucket, push)
+        local = self._local[push.bucket]
+        covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
+        effects = self.core.push(
+            Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), now
+        )
+        stream.bytes_pushed += len(payload)
+        self.bytes_pushed += len(payload)
+        if push.bucket == self._first:
+            stream.samples += push.weight
+        self._metrics.pushed.inc(len(payload))
+        gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
+            self._count_nonfinite()
+            log.info("gradient of worker %s, step %d is not finite: the worker left it out", worker, push.step)
+        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper, now))
+        self.run(effects)
+
+    def pull(self, stream: Stream, bucket: int) -> None:
+        """Ask for the parameters of one bucket.
+
+        Raises:
+            ProtocolError: the bucket is not one of this shard's, or the core refuses.
+        """
+        local = self._local[self._bucket(bucket).index]
+        self.run(self.core.pull(stream.worker, stream.session, local, time.monotonic()))
+
+    def set_roster(self, roster: Roster) -> None:
+        self.arenas.keep(roster)
+        if self.compensator is not None:
+            self.compensator.keep(roster)
+        self.run(self.core.set_roster(roster))
+        if self._clip is not None:
+            self._clip.set_roster(roster)
+
+    # -------------------------------------------------------------- effects
+
+    def run(self, effects: Iterable[Effect]) -> None:
+        """Carry out effects in the order in which the core returned them."""
+        touched: dict[int, None] = {}  # in this order
+        for effect in effects:
+            match effect:
+                case Apply():
+                    bucket = self._buckets[self._index[effect.bucket]]
+                    self._lanes.add(bucket.index, self._step(bucket, effect))
+                    touched[bucket.index] = None
+                case Release():
+                    self._released(self._index[effect.bucket], effect)
+                    touched[self._index[effect.bucket]] = None
+                case Discard():
+                    if self.work.recorder is not None and effect.bucket == 0:
+                        self.tell_data()
+                    del self._held[effect.worker, effect.session, effect.bucket, effect.step]
+                    log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
+                case Evict():
+                    self._streams.evict(effect)
+                case Wait() | Announce():  # the core remembers who waits; the lead's membership announces
+                    pass
+        for index in touched:
+            self._lanes.start(index)
+
+    def turn(self, bucket: int, turn: Turn) -> None:
+        """Have something done behind what bucket ``bucket`` (over all shards) has to do now."""
+        self._lanes.add(bucket, turn)
+        self._lanes.start(bucket)
+
+    def tell_data(self, done: Callable[[], None] = lambda: None) -> None:
+        """Lead: the standby hears which samples are whose; then ``done``."""
+        frames = self.work.recorder.data() if self.work.recorder is not None else []
+        self.turn(self._first, Turn(lambda: frames, done))
+
+    def _step(self, bucket: Bucket, apply: Apply) -> Step | Update:
+        held = [self._held.pop((c.worker, c.session, apply.bucket, c.step)) for c in apply.contributions]
+        for contribution, each in zip(apply.contributions, held, strict=True):
+            self._trace.held(contribution.worker, contribution.step, bucket.index, each.since)
+            self.staleness[contribution.staleness] += 1
+            self._metrics.staleness.observe(contribution.staleness)
+            stream = self._streams.get(contribution.worker, contribution.session) if apply.bucket == 0 else None
+            if stream is not None:
+                stream.staleness = contribution.staleness
+        gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
+        if self._clip is not None and bucket.rule == "optimizer":
+            return self._clip.decided(bucket.index, apply, gradients, hyper)
+        return Step(apply, gradients, hyper)
+
+    def _released(self, bucket: int, release: Release) -> None:
+        if not release.applied and release.step is not None:
+            self.late += 1
+            self._metrics.late.inc()
+        stream = self._streams.get(release.worker, release.session)
+        if stream is not None:
+            self._lanes.add(bucket, Answer(release, stream))
+
+    @property
+    def queued(self) -> int:
+        """Buckets that have work."""
+        return self._lanes.queued
+
+    def _done(self, done: Done) -> None:
+        if self.work.recorder is None:
+            self._answer(done)
+        else:
+            self.work.recorder.send(done.records, lambda: self._answer(done))
+        self.busy_seconds += done.seconds
+        self._metrics.step_seconds.observe(done.seconds)
+        self._metrics.steps.inc(done.steps)
+        self._metrics.version.set(self.core.open_step)
+        for found in done.left_out:
+            self._count_nonfinite()
+            log.warning(
+                "gradient of worker %s, step %d is not finite in tensor %r: left out of the mean",
+                found.worker,
+                found.step,
+                found.tensor,
+            )
+
+    def _answer(self, done: Done) -> None:
+        for turn in done.turns:
+            turn.done()
+        for stream, frame, size in done.frames:
+            stream.bytes_pulled += size
+            self.bytes_pulled += size
+            self._metrics.pulled.inc(size)
+            stream.outbox.put_nowait(frame)
+
+    def _count_nonfinite(self) -> None:
+        self.nonfinite += 1
+        self._metrics.nonfinite.inc()
+
+    # -------------------------------------------------------------- checks
+
+    def _bucket(self, index: int) -> Bucket:
+        if index not in self._buckets:
+            raise CorruptFrame(f"bucket {index} is not one of this shard's {len(self._buckets)}")
+        return self._buckets[index]
+
+    def _hyper(self, bucket: Bucket, push: pb.Push) -> Hyper:
+        if bucket.rule == "mean":
+            return {}
+        unknown = set(push.hyper) - self._arguments
+        if unknown:
+            raise ProtocolError(f"torch.optim.{self.model.optimizer} has no hyperparameter {min(unknown)!r}")
+        job = self.model.groups[bucket.group].hyper
+        hyper = job | hyper_from_proto(push.hyper)
+        if hyper != self._approved[bucket.group]:
+            try:
+                optim.check_change(self.model.optimizer, job, hyper)
+            except ConfigError as error:
+                raise ProtocolError(str(error)) from None
+            self._approved[bucket.group] = hyper
+        return hyper

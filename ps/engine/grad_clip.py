@@ -1,0 +1,258 @@
+"""--clip-norm: the mean gradient of one update is clipped by its norm over all buckets of all shards.
+
+The core names for each ``Apply`` the *group* of Applies that form one update. A shard computes mean and squared norm of
+each bucket when its Apply is decided, not when its lane gets there: two asynchronous pushes may stand in different
+orders on different lanes, and lanes that waited for each other's norms in their order would never go on.
+
+    Apply --> mean, |mean|^2 (executor) --> all buckets of the group here? --> the lead --> all shards? --+
+    lane, in its order: optimizer step with mean x coefficient <-- coefficient <-- |all means|^2 ---------+
+
+Rules of this file
+  1. The lead decides what becomes of a group, once, and every shard obeys; a question that is repeated gets the answer
+     that was given before.
+  2. A group of a worker that has left the roster half-way can never be complete. It is dropped: its buckets keep their
+     values and only their versions advance, which nobody sees, for the worker that would be answered is gone. Any other
+     group becomes complete by itself: a synchronous step closes on all buckets, if need be without those who left.
+  3. Squares are summed in float64 and the coefficient is rounded to fp32 once, so its bits do not depend on the number
+     of shards (short of a tie in the last of 53 bits, one in some ten million steps).
+
+Memory: the means of the updates that wait for their norm, one copy of the model for each.
+
+Source: Pascanu et al., ICML 2013, arXiv:1211.5063; ``torch.nn.utils.clip_grad_norm_`` for the coefficient.
+"""
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import torch
+
+from torch_ps.common.errors import Overloaded, ProtocolError
+from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.plan import Plan
+from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.roster import MAX_NAME, Roster
+from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
+
+#: Added to the norm, as torch does.
+EPSILON = 1e-6
+#: Answers that the lead remembers for shards that ask again.
+REMEMBERED = 4096
+#: Groups that may be incomplete at a time; a job has few, one for each step that workers are apart.
+MAX_OPEN = 4096
+
+#: Reports a shard's squared norm of a group to the lead; answers with that of all shards, None: the group is dropped.
+Ask = Callable[[Group, float], Awaitable[float | None]]
+
+
+#: Called with what the lead has decided about a group, and with what makes it known.
+BeforeAnswer = Callable[[Group, float | None, Callable[[], None]], None]
+
+
+@dataclass(eq=False, slots=True)
+class Update:
+    """One bucket's part of a group, in its lane.
+
+    ``mean`` is None where no gradient counts; ``coefficient`` is None until it is known, 0 drops the update.
+    """
+
+    bucket: int
+    apply: Apply
+    hyper: Hyper
+    mean: torch.Tensor | None = None
+    left_out: list[NonFinite] = field(default_factory=list)
+    coefficient: float | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    updates: list[Update] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+
+
+class Clip:
+    """One shard's part. Everything but ``_measure`` runs on the event loop.
+
+    Args:
+        norm: the largest that an update may have.
+        num_buckets: buckets of this shard that are optimized.
+        on_ready: called with a bucket whose oldest update may have got its coefficient.
+    """
+
+    def __init__(
+        self,
+        norm: float,
+        num_buckets: int,
+        store: Store,
+        executor: Executor,
+        ask: Ask,
+        *,
+        on_ready: Callable[[int], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._norm, self._num_buckets, self._store, self._executor, self._ask = norm, num_buckets, store, executor, ask
+        self._measured = store.beside(self._measure)
+        self._on_ready, self._on_failure = on_ready, on_failure
+        self._groups: dict[Group, _Group] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def decided(self, bucket: int, apply: Apply, gradients: Sequence[Gradient], hyper: Hyper) -> Update:
+        """Take up one bucket's ``Apply`` of a group; gives what has to wait in the lane."""
+        update = Update(bucket, apply, hyper)
+        self._groups.setdefault(apply.group, _Group()).updates.append(update)
+        self._spawn(self._take(update, gradients))
+        return update
+
+    def set_roster(self, roster: Roster) -> None:
+        """Drop the groups that can never be complete here. The lead cannot have all of such a group either."""
+        for key, group in list(self._groups.items()):
+            if _gone(key, roster) and len(group.updates) < self._num_buckets:
+                del self._groups[key]
+                self._settle(group, None)
+
+    async def _take(self, update: Update, gradients: Sequence[Gradient]) -> None:
+        loop, key = asyncio.get_running_loop(), update.apply.group
+        square = await loop.run_in_executor(self._executor, self._measured, update, gradients)
+        group = self._groups.get(key)
+        if group is None:
+            return  # dropped meanwhile
+        group.squares.append(square)
+        if len(group.squares) == self._num_buckets:
+            del self._groups[key]
+            self._settle(group, await self._ask(key, math.fsum(group.squares)))
+
+    def _measure(self, update: Update, gradients: Sequence[Gradient]) -> float:
+        mean, update.left_out = self._store.mean(update.bucket, gradients)
+        if mean is None:
+            return 0.0
+        update.mean = mean.clone()
+        return float(torch.linalg.vector_norm(mean, dtype=torch.float64)) ** 2
+
+    def _settle(self, group: _Group, square: float | None) -> None:
+        coefficient = 0.0 if square is None else min(1.0, self._norm / (math.sqrt(square) + EPSILON))
+        for update in group.updates:
+            update.coefficient = coefficient
+            self._on_ready(update.bucket)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)
+
+
+class Norms:
+    """The lead's part: collects the squared norms of a group from all shards and decides.
+
+    Args:
+        shards: those that hold buckets which are optimized.
+        before_answer: called with what was decided and with what makes it known.
+    """
+
+    def __init__(self, shards: Sequence[int], before_answer: BeforeAnswer) -> None:
+        self._before_answer = before_answer
+        self._shards = frozenset(shards)
+        self._roster = Roster()
+        self._reported: dict[Group, dict[int, float]] = {}
+        self._waiting: dict[Group, asyncio.Future[float | None]] = {}
+        self.answers: OrderedDict[Group, float | None] = OrderedDict()
+        self._deciding: set[Group] = set()
+
+    async def report(self, group: Group, shard: int, square: float) -> float | None:
+        """The squared norm over all shards, once all have reported; None: the group is dropped.
+
+        Raises:
+            ProtocolError: a shard that has no part in it, or no squared norm.
+            Overloaded: too many updates wait already.
+        """
+        if shard not in self._shards or not (math.isfinite(square) and square >= 0):
+            raise ProtocolError(f"shard {shard} cannot report a squared norm of {square}")
+        if len(group[0]) > MAX_NAME:
+            raise ProtocolError(f"the norm of a worker whose name has {len(group[0])} characters; no worker has")
+        if group in self.answers:
+            return self.answers[group]
+        if group in self._deciding:
+            return await asyncio.shield(self._waiting[group])
+        if group not in self._reported and len(self._reported) >= MAX_OPEN:
+            raise Overloaded(f"{MAX_OPEN} updates wait for their norm already")
+        reported = self._reported.setdefault(group, {})
+        reported[shard] = square
+        waiting = self._waiting.setdefault(group, asyncio.get_running_loop().create_future())
+        if len(reported) == len(self._shards):
+            self._decide(group, math.fsum(reported.values()))
+        elif _gone(group, self._roster):
+            self._decide(group, None)
+        return await asyncio.shield(waiting)
+
+    def set_roster(self, roster: Roster) -> None:
+        self._roster = roster
+        for group in [group for group in self._reported if _gone(group, roster)]:
+            self._decide(group, None)
+
+    def _decide(self, group: Group, square: float | None) -> None:
+        del self._reported[group]
+        self._deciding.add(group)
+        self._before_answer(group, square, lambda: self._answer(group, square))
+
+    def _answer(self, group: Group, square: float | None) -> None:
+        self._deciding.discard(group)
+        self.answers[group] = square
+        while len(self.answers) > REMEMBERED:
+            self.answers.popitem(last=False)
+        self._waiting.pop(group).set_result(square)
+
+
+class Clipping:
+    """What one shard does about --clip-norm: how it asks for the norm of an update, and on the lead, who answers.
+
+    Args:
+        norm: the largest that an update may have; 0 clips none.
+        index: of the shard; 0 is the lead.
+        ask: how another shard than the lead asks it.
+    """
+
+    def __init__(self, norm: float, index: int, ask: Ask | None) -> None:
+        self.norm, self._index = norm, index
+        self.ask: Ask = ask or self._report
+        self.before_answer: BeforeAnswer = lambda group, square, then: then()
+        self.norms: Norms | None = None  # on the lead of a job that clips
+
+    def begin(self, plan: Plan, roster: Roster) -> None:
+        """The model is known."""
+        if self._index == 0 and self.norm:
+            shards = [bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"]
+            self.norms = Norms(shards, self.before_answer)
+            self.norms.set_roster(roster)
+
+    def set_roster(self, roster: Roster) -> None:
+        if self.norms is not None:
+            self.norms.set_roster(roster)
+
+    async def report(self, group: Group, shard: int, square: float) -> float | None:
+        """Lead: the squared norm of one update over all shards, once they have reported; None: it is dropped.
+
+        Raises:
+            ProtocolError: this job does not clip, or the report cannot be right.
+        """
+        if self.norms is None:
+            raise ProtocolError(
+                f"shard {self._index} collects no norms; give all shards the same --clip-norm, the lead too"
+            )
+        return await self.norms.report(group, shard, square)
+
+    async def _report(self, group: Group, square: float) -> float | None:
+        return await self.report(group, self._index, square)
+
+
+def _gone(group: Group, roster: Roster) -> bool:
+    """Whether the group is one worker's, and that session has left the roster."""
+    worker, session, _ = group
+    member = roster.member(worker) if worker else None
+    return bool(worker) and (member is None or member.session != session)

@@ -1,0 +1,338 @@
+"""A primary and its standby: what is decided here is known there before anybody hears of it.
+
+    standby: Replicate --> model --> state of each bucket, in its lane's order --> complete
+    lane:    step, answer ---+
+    core:    roster, data ---+--> frames, numbered --> standby --received n--> answers, rosters up to n go out
+    norms:   decided --------+
+
+Rules of this file
+  1. What is sent first is received first. Whatever discloses a change (an answer, a roster that takes effect, a norm)
+     waits until the standby has said that it has all frames up to it.
+  2. Nothing is sent, copied or kept while there is no standby.
+  3. What waits here is bounded by what workers have under way, for they wait too: a slow standby slows the job down and
+     does not fill the memory of its primary. A state is copied ``AT_A_TIME`` buckets at a time.
+
+Source: primary-backup replication, Alsberg and Day, ICSE 1976; as records of a log, VMware FT, Scales et al., 2010.
+"""
+
+import asyncio
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torch_ps.common.errors import ProtocolError, PsError, Refused, WaitTimeout
+from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import to_proto
+from torch_ps.common.wire.ballots import address_of
+from torch_ps.common.wire.frames import pack
+from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.failover.seat import Change, Role, Seat
+from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.engine.bucket_jobs import Turn
+from torch_ps.ps.engine.engine import Engine
+from torch_ps.ps.engine.responses import Answer
+from torch_ps.ps.engine.state import tensors_of
+from torch_ps.ps.failover import records
+from torch_ps.ps.failover.liveness import heard
+from torch_ps.ps.job.job import Job
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Buckets whose state is copied and not yet with the standby.
+AT_A_TIME = 4
+#: Characters of a server's name.
+MAX_SERVER = 300
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What is to be done when the standby has ``number`` frames; ``since`` is ``time.monotonic()``."""
+
+    number: int
+    since: float
+    then: Callable[[], None]
+
+
+class Follower:
+    """One standby that is attached: frames to it, and how many of them it has.
+
+    Args:
+        server: its name.
+        base: number of the last record before its first frame.
+    """
+
+    def __init__(self, server: str, base: int) -> None:
+        self.server, self._base = server, base
+        self.outbox: asyncio.Queue[bytes | PsError] = asyncio.Queue()
+        self.received = base  # number of the last record that it has
+        self.begun = False  # it has been sent a model
+        #: Buckets whose state has been copied; lanes read it.
+        self.copied: set[int] = set()
+        #: It has all, and the seat relies on it.
+        self.complete = False
+
+    def number(self, frames: int) -> int:
+        """Of the record that is the last of so many frames."""
+        return self._base + frames
+
+    @property
+    def address(self) -> str:
+        return address_of(self.server)
+
+
+class Replication:
+    """One shard's, as a primary. All methods but ``step`` and ``answered`` run on the event loop."""
+
+    def __init__(self, job: Job) -> None:
+        succession = job.succession
+        self._job, self._succession = job, succession
+        self._waiting: deque[_Waiting] = deque()
+        self.follower: Follower | None = None
+        job.before_roster, job.lag = self._roster, self.lag
+        job.clipping.before_answer = self._norm
+        job.on_anew, job.on_stop = self._anew, self._stop
+        succession.on_acknowledge = self._release
+        succession.on_change = self._change
+
+    @property
+    def _seat(self) -> Seat:
+        return self._succession.seat
+
+    # -------------------------------------------------------------- the standby
+
+    async def serve(self, messages: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]) -> None:
+        """One standby, from its hello to the end of its stream.
+
+        Raises:
+            Refused: there is another one, or the last one is lost and that is not settled yet.
+        """
+        hello = pb.ReplicaUp.FromString(await anext(messages, b""))
+        follower = self._attach(hello.hello.server)
+        work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]
+        tasks = [asyncio.create_task(each) for each in work]
+        reason = "it has ended its stream"
+        try:
+            while not any(task.done() for task in tasks[1:]):
+                await asyncio.wait([t for t in tasks if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+        except PsError as error:
+            reason = str(error)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._detach(follower, reason)
+            await asyncio.gather(*tasks, return_exceptions=True)  # so that nobody reads from the stream any more
+
+    def _attach(self, server: str) -> Follower:
+        index = self._job.index
+        if not 1 <= len(server) <= MAX_SERVER or not server.isprintable():
+            raise ProtocolError(f"a standby has a name of 1 to {MAX_SERVER} printable characters")
+        if self.follower is not None:
+            raise Refused(f"shard {index} has a standby at {self.follower.address} already")
+        if self._seat.role is not Role.ALONE:
+            raise Refused(f"shard {index} has lost its standby, and whether it goes on alone is not settled; try again")
+        self.follower = follower = Follower(server, self._seat.recorded)
+        log.info("a standby at %s follows", follower.address)
+        return follower
+
+    async def _fill(self, follower: Follower) -> None:
+        """Send all that this shard is, and from then on what changes."""
+        job = self._job
+        await job.until_initialised()
+        engine = job.engine
+        if engine is None:
+            return
+        engine.work.recorder, follower.begun = self, True
+        norms = job.clipping.norms.answers if job.clipping.norms is not None else {}
+        frames = [
+            pack(pb.ReplicaHeader(model=to_proto(engine.model))),
+            records.of_roster(self._handed(job.roster)),
+            *self.data(),
+            *(records.of_norm(group, square) for group, square in norms.items()),
+        ]
+        self.send(frames, lambda: None)
+        places, begin = asyncio.Semaphore(AT_A_TIME), time.monotonic()
+        for number, bucket in enumerate(engine.buckets):
+            await places.acquire()
+            progress = engine.core.replicate(number)
+            copy = functools.partial(self._copy, engine, follower, bucket, progress)
+            engine.turn(bucket.index, Turn(copy, places.release))
+        has_all = asyncio.Event()
+        for _ in range(AT_A_TIME):
+            await places.acquire()
+        end = pb.ReplicaComplete(number=self._seat.recorded + 1)
+        self.send([pack(pb.ReplicaHeader(complete=end))], has_all.set)
+        await has_all.wait()
+        follower.complete = True
+        log.info("the standby at %s has all, after %.1f s", follower.address, time.monotonic() - begin)
+        self._succession.obey(self._seat.attach(follower.server))
+
+    async def _read(self, follower: Follower, messages: AsyncIterator[bytes]) -> None:
+        while message := await self._next(follower, messages):
+            follower.received = max(follower.received, follower.number(pb.ReplicaUp.FromString(message).received))
+            if follower.received > self._seat.recorded:
+                raise ProtocolError(f"the standby says to have record {follower.received}; there is none yet")
+            self._succession.obey(self._seat.receipt(follower.server, follower.received))
+            self._release()
+
+    async def _next(self, follower: Follower, messages: AsyncIterator[bytes]) -> bytes:
+        try:
+            return await heard(anext(messages, b""), self._job.lease)
+        except TimeoutError:
+            raise WaitTimeout(
+                f"no sign of life of the standby at {follower.address} for {self._job.lease:g} s (the lease)"
+            ) from None
+
+    def _detach(self, follower: Follower, reason: str) -> None:
+        """Its stream has ended."""
+        self.follower = None
+        if self._job.engine is not None:
+            self._job.engine.core.replicate_none()
+        if self._seat.role is Role.ALONE:
+            log.info("the standby at %s has left before it had all: %s", follower.address, reason)
+        else:
+            log.warning("the standby at %s is lost: %s; asking the workers to go on alone", follower.address, reason)
+        self._succession.obey(self._seat.lost(follower.server))
+        self._release()
+
+    def _release(self) -> None:
+        """Let go what does not have to wait any more."""
+        follower, safe = self.follower, self._seat.safe
+        if follower is not None and not follower.complete:
+            safe = min(safe, follower.received)  # nobody relies on it, but a slow one must not fill the memory
+        while self._waiting and self._waiting[0].number <= safe:
+            self._waiting.popleft().then()
+        engine, seat = self._job.engine, self._seat
+        if engine is None or seat.follows:
+            return
+        if seat.lapses:
+            engine.work.recorder = self  # who is alone may come to hold back, too
+        elif follower is None and seat.role is Role.ALONE and not self._waiting:
+            engine.work.recorder = None
+
+    def _anew(self) -> None:
+        """The job begins again with other parameters: whoever follows has to begin again too."""
+        self._release()
+        if self.follower is not None and self.follower.begun:
+            self.follower.outbox.put_nowait(Refused("the parameters are sent anew; attach again"))
+
+    def _stop(self, error: PsError) -> None:
+        if self.follower is not None:
+            self.follower.outbox.put_nowait(error)
+
+    def lag(self) -> tuple[int, float]:
+        """Records that the standby has not said to have, and seconds that the oldest answer waits."""
+        follower = self.follower
+        behind = self._seat.recorded - follower.received if follower is not None else 0
+        return behind, time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+
+    # -------------------------------------------------------------- what it hears
+
+    def _copy(self, engine: Engine, follower: Follower, bucket: Bucket, progress: Mapping[str, Any]) -> list[bytes]:
+        """On the bucket's lane."""
+        follower.copied.add(bucket.index)
+        return records.of_state(bucket.index, tensors_of(engine, bucket, self._job.streams), progress)
+
+    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
+        """On the bucket's lane: one optimizer step."""
+        engine = self._job.engine
+        if apply.progress is None or engine is None or self.follower is None:
+            return []
+        frames = []
+        if engine.compensator is not None and (squares := engine.compensator.squares(bucket.index)) is not None:
+            frames.append(records.of_tensor(bucket.index, "squares", squares))
+        job: Hyper = engine.model.groups[bucket.group].hyper if bucket.rule == "optimizer" else {}
+        late, nonfinite = engine.late, engine.nonfinite
+        step = records.of_step(bucket.index, apply, mean, hyper, job, late=late, nonfinite=nonfinite)
+        return [*frames, step]
+
+    def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
+        """On the bucket's lane: a worker is about to be answered, and what it has then will matter."""
+        follower, stream, engine = self.follower, answer.stream, self._job.engine
+        matters = stream.codec.coarse or (engine is not None and engine.compensator is not None)
+        if not matters or bucket.rule == "mean" or stream.worker is None:
+            return []
+        if follower is None or bucket.index not in follower.copied:
+            return []
+        whole = stream.codec.coarse and stream.copies.get(bucket.index) is None
+        return [records.of_answer(bucket.index, stream.worker, stream.codec.name, whole=whole)]
+
+    def data(self) -> list[bytes]:
+        """Lead: which samples are whose."""
+        engine = self._job.engine
+        data = engine.core.data() if engine is not None else None
+        return [] if data is None else [records.of_data(data)]
+
+    def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
+        """Send frames; ``then`` is called when all up to them may be known to others."""
+        follower, now = self.follower, time.monotonic()
+        if self._seat.follows:
+            return  # another one serves: nobody hears anything from here any more
+        if follower is not None:
+            for frame in frames:
+                follower.outbox.put_nowait(frame)
+                self._record()
+        elif self._seat.role is not Role.ALONE or self._seat.lapses:
+            self._record()  # something may have changed of which there is no frame
+        self._waiting.append(_Waiting(self._seat.recorded, now, then))
+        self._release()
+
+    def _record(self) -> None:
+        self._succession.obey(self._seat.record()[1])
+
+    def _change(self, change: Change) -> None:
+        """The seat has made a record."""
+        if self.follower is not None:
+            self.follower.outbox.put_nowait(records.of_change(change))
+
+    def _roster(self, roster: Roster, then: Callable[[], None]) -> None:
+        def known() -> None:
+            then()
+            self._succession.obey(self._seat.set_roster((m.name, m.session) for m in roster.members))
+
+        if self._recording:
+            self.send([records.of_roster(self._handed(roster))], known)
+        else:
+            known()
+
+    def _norm(self, group: Group, square: float | None, then: Callable[[], None]) -> None:
+        if self._recording:
+            self.send([records.of_norm(group, square)], then)
+        else:
+            then()
+
+    @property
+    def _recording(self) -> bool:
+        return self._seat.lapses or (self._job.engine is not None and self._job.engine.work.recorder is not None)
+
+    def _handed(self, roster: Roster) -> dict[str, Any]:
+        job = self._job
+        if job.membership is not None:
+            return job.membership.hand_over()
+        members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
+        lead = list(job.lead_at or ())
+        return {"epoch": roster.epoch, "members": members, "open": roster.open, "cut": roster.cut, "lead": lead}
+
+
+async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:
+    """Send what is in the outbox, until an error is next.
+
+    Raises:
+        PsError: that one.
+    """
+    while True:
+        item = await follower.outbox.get()
+        if isinstance(item, PsError):
+            raise item
+        await send(item)

@@ -1,0 +1,260 @@
+"""What a standby has of its primary: the state of one shard, frame by frame one step further.
+
+    frame --take()--> checked --> lane of its bucket: the same optimizer step on the same bits
+                              '-> ledger, roster, samples, norms: the newest is kept
+    take_over() --> job: serves from here
+
+Rules of this file
+  1. The frames of one connection are taken in order; what has been taken is never lost while this process lives.
+  2. At any moment this is a state in which the primary's core has been, but for pushes that were not applied: their
+     workers send them again.
+  3. What a worker with lossy pulls has is followed one answer behind; see ``torch_ps.common.codecs.pulled_copies``.
+"""
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_ps.common import codecs, schema
+from torch_ps.common.codecs import Codec
+from torch_ps.common.codecs.pulled_copies import Copies
+from torch_ps.common.errors import CorruptFrame
+from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket
+from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.roster import roster_of
+from torch_ps.ps.engine.bucket_jobs import Turn
+from torch_ps.ps.engine.engine import Engine
+from torch_ps.ps.engine.grad_clip import REMEMBERED
+from torch_ps.ps.engine.state import Tensors, restore_bucket
+from torch_ps.ps.failover import records
+from torch_ps.ps.job.job import Job
+
+#: Frames that may wait for their lanes; with more the primary is not read from.
+MOST_WAITING = 64
+
+
+class Replica:
+    """The state of ``job``'s shard as its primary has it. All methods run on the event loop."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.complete = False  # every bucket has come
+        self.roster: dict[str, Any] = {}
+        self._sessions: dict[str, int] = {}
+        self._data: dict[str, Any] = {}
+        self._progress: dict[int, dict[str, Any]] = {}  # by bucket
+        self._tensors: dict[int, Tensors] = {}  # of a bucket that is not whole yet
+        self._copies: dict[str, Copies] = {}  # by worker
+        self._norms: OrderedDict[Group, float | None] = OrderedDict()
+        self._engine: Engine | None = None
+        self._buckets: dict[int, Bucket] = {}
+        self._waiting = 0
+        self._changed = asyncio.Event()
+
+    # -------------------------------------------------------------- frames
+
+    def take(self, header: pb.ReplicaHeader, payload: memoryview) -> None:
+        """Take one frame.
+
+        Raises:
+            CorruptFrame: it is not what a primary sends here. It has changed nothing.
+        """
+        kind = header.WhichOneof("kind")
+        try:
+            match kind:
+                case "model":
+                    self._model(header.model)
+                case "tensor":
+                    self._tensor(header.tensor, payload)
+                case "bucket":
+                    self._bucket(header.bucket)
+                case "step":
+                    self._step(header.step, payload)
+                case "answer":
+                    self._answer(header.answer)
+                case "roster":
+                    self._roster(header.roster)
+                case "data":
+                    self._data = records.data_of(header.data.data, "data")
+                case "norm":
+                    self._norm(header.norm)
+                case "complete":
+                    self._complete()
+                case _:
+                    raise ValueError("it is of no kind that is known here")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFrame(f"a frame ({kind}) of the primary cannot be taken: {error!r}") from None
+
+    def _model(self, message: pb.Model) -> None:
+        engine = self._job.begin(schema.from_proto(message))
+        self._engine, self._buckets = engine, {bucket.index: bucket for bucket in engine.buckets}
+
+    def _tensor(self, header: pb.ReplicaTensor, payload: memoryview) -> None:
+        bucket, tensor = self._of(header.bucket), records.tensor_of(payload, scalar=header.scalar)
+        if not header.scalar and tensor.numel() != bucket.numel:
+            raise ValueError(
+                f"tensor {header.name!r} has {tensor.numel()} values, bucket {bucket.index} {bucket.numel}"
+            )
+        self._tensors.setdefault(bucket.index, {})[header.name] = tensor
+
+    def _bucket(self, header: pb.ReplicaBucket) -> None:
+        bucket, engine = self._of(header.bucket), self._working()
+        progress, tensors = records.data_of(header.progress, "progress"), self._tensors[bucket.index]
+        version = int(progress["version"])
+        if "values" not in tensors:
+            raise ValueError(f"the values of bucket {bucket.index} are missing")
+        del self._tensors[bucket.index]
+        self._advance(bucket.index, progress)
+        for name in [name for name in tensors if name.startswith("copy/")]:
+            self._copies.setdefault(name.partition("/")[2], Copies()).lose(bucket.index, tensors.pop(name))
+        self._turn(bucket, lambda: restore_bucket(engine, bucket, version, tensors))
+
+    def _step(self, header: pb.ReplicaStep, payload: memoryview) -> None:
+        bucket, engine = self._of(header.bucket), self._working()
+        progress, before = records.data_of(header.progress, "progress"), self._progress[bucket.index]
+        if int(progress["version"]) != int(before["version"]) + 1:
+            raise ValueError(f"version {progress['version']} of bucket {bucket.index} follows {before['version']}")
+        mean = None if header.idle else records.tensor_of(payload, scalar=False)
+        if mean is not None and mean.numel() != bucket.numel:
+            raise ValueError(f"a gradient of {mean.numel()} values for bucket {bucket.index} of {bucket.numel}")
+        job: Hyper = engine.model.groups[bucket.group].hyper if bucket.rule == "optimizer" else {}
+        hyper = job | hyper_from_proto(header.hyper)
+        squares = self._tensors.pop(bucket.index, {}).get("squares")
+        self._advance(bucket.index, progress)
+        engine.late, engine.nonfinite = header.late, header.nonfinite
+        engine.staleness.update(header.staleness)
+        work = functools.partial(
+            self._apply, engine, bucket, int(progress["version"]), mean, hyper, header.lr_scale, squares
+        )
+        self._turn(bucket, work)
+
+    def _apply(
+        self,
+        engine: Engine,
+        bucket: Bucket,
+        version: int,
+        mean: torch.Tensor | None,
+        hyper: Hyper,
+        lr_scale: float,
+        squares: torch.Tensor | None,
+    ) -> None:
+        """On the bucket's lane: the step that the primary has made."""
+        store = engine.store
+        for copies in tuple(self._copies.values()):
+            copies.settle(bucket.index, store.host(bucket.index))
+        if squares is not None and engine.compensator is not None:
+            engine.compensator.restore(bucket.index, squares.to(store.device))
+        with engine.arenas.changing(bucket.index, version):
+            if mean is not None:
+                store.step(bucket.index, mean.to(store.device), hyper, lr_scale=lr_scale)
+
+    def _answer(self, header: pb.ReplicaAnswer) -> None:
+        bucket, codec = self._of(header.bucket), codecs.codec(header.codec)
+        version = int(self._progress[bucket.index]["version"])
+        if not codec.coarse:
+            self._turn(bucket, functools.partial(self._note_pulled, bucket, header.worker, codec, version))
+            return
+        copies = self._copies.setdefault(header.worker, Copies())
+        self._turn(bucket, functools.partial(_pend, copies, bucket.index, codec, version, header.whole))
+
+    def _note_pulled(self, bucket: Bucket, worker: str, codec: Codec, version: int) -> None:
+        """On the bucket's lane: what this worker decodes, as the primary has noted it."""
+        engine = self._working()
+        if engine.compensator is None or worker not in self._sessions:
+            return
+        store = engine.store
+        values = store.values(bucket.index)
+        if codec.name != "none":
+            payload = memoryview(b"".join(store.encode(bucket.index, codec)))
+            values = codec.decode(payload, torch.empty(bucket.numel)).to(store.device)
+        engine.compensator.pulled(bucket.index, worker, self._sessions[worker], version, values)
+
+    def _roster(self, header: pb.ReplicaRoster) -> None:
+        told = records.data_of(header.membership, "roster")
+        members = {str(member[0]) for member in told["members"]}
+        self.roster = told
+        self._sessions = {str(member[0]): int(member[1]) for member in told["members"]}
+        if self._engine is not None and self._engine.compensator is not None:
+            self._engine.compensator.keep(roster_of(told))
+        if self._job.lead_at is not None:
+            self._job.lead_at.told(str(each) for each in told["lead"])
+        self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
+
+    def _norm(self, header: pb.ReplicaNorm) -> None:
+        group = header.worker, header.session, header.step
+        self._norms[group] = header.square if header.HasField("square") else None
+        while len(self._norms) > REMEMBERED:
+            self._norms.popitem(last=False)
+
+    def _complete(self) -> None:
+        if missing := set(self._buckets) - set(self._progress):
+            raise ValueError(f"{len(missing)} buckets have not come")
+        self.complete = True
+
+    # -------------------------------------------------------------- lanes
+
+    def _turn(self, bucket: Bucket, work: Callable[[], object]) -> None:
+        def run() -> list[bytes]:
+            work()
+            return []
+
+        self._waiting += 1
+        self._working().turn(bucket.index, Turn(run, self._turned))
+
+    def _turned(self) -> None:
+        self._waiting -= 1
+        self._changed.set()
+
+    async def room(self, most: int = MOST_WAITING) -> None:
+        """Wait until at most so many frames wait for their lanes."""
+        while self._waiting > most:
+            self._changed.clear()
+            await self._changed.wait()
+
+    # -------------------------------------------------------------- the end of it
+
+    async def take_over(self) -> None:
+        """Have the job serve from the state that is here.
+
+        Raises:
+            ValueError: there is none, or the primary has sent what it cannot have had.
+        """
+        engine = self._working()
+        await self.room(0)
+        engine.core.restore([self._progress[bucket.index] for bucket in engine.buckets])
+        for copies in self._copies.values():
+            for index in copies.pending:
+                engine.work.unsettled[index] = [*engine.work.unsettled.get(index, ()), copies]
+        if self._job.clipping.norms is not None:
+            self._job.clipping.norms.answers.update(self._norms)
+        self._job.take_over(self._copies, self.roster, self._data)
+
+    @property
+    def version(self) -> int:
+        """Steps that every bucket here has had."""
+        return min((int(each["version"]) for each in self._progress.values()), default=0)
+
+    def _advance(self, bucket: int, progress: dict[str, Any]) -> None:
+        self._progress[bucket] = progress
+        self._data = progress.pop("data", self._data)
+
+    def _of(self, index: int) -> Bucket:
+        if index not in self._buckets:
+            raise ValueError(f"bucket {index} is not one of this shard's {len(self._buckets)}")
+        return self._buckets[index]
+
+    def _working(self) -> Engine:
+        if self._engine is None:
+            raise ValueError("no model has come yet")
+        return self._engine
+
+
+def _pend(copies: Copies, bucket: int, codec: Codec, version: int, whole: bool) -> None:
+    """On the bucket's lane. The seed is that of ``Store.encode_lacking``."""
+    copies.pend(bucket, codec, (version << 32) + bucket, whole=whole)

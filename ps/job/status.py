@@ -1,0 +1,93 @@
+"""One look at a shard, as ``ps-status``, the text of a worker's timeout and ``/metrics`` show it."""
+
+import os
+import time
+from pathlib import Path
+
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire.ballots import configuration_to_proto
+from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.job.job import Job
+
+
+def status_of_job(job: Job, now: float) -> pb.StatusReply:
+    """Plain numbers of this moment. ``now``: ``time.monotonic()``. Cost: O(workers x buckets), no tensor is read."""
+    reply = pb.StatusReply(
+        shard=job.index,
+        num_shards=job.num_shards,
+        mode=job.mode.name,
+        mode_details=str(job.mode),
+        initialised=job.initialised,
+        epoch=job.roster.epoch,
+        open=job.roster.open,
+        uptime_seconds=now - job.started,
+        advice=job.advice.sentences,
+    )
+    if job.kept is not None:
+        kept = job.kept
+        reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
+        reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0
+        reply.checkpoint.failures, reply.checkpoint.error = kept.failures, kept.error
+    seat = job.succession.seat
+    if seat.configuration.term.number or job.closed:
+        standby = reply.standby
+        standby.role = seat.role.value
+        standby.configuration.CopyFrom(configuration_to_proto(seat.configuration))
+        standby.version, standby.complete = job.replicated()
+        standby.lag_records, standby.lag_seconds = job.lag()
+    engine = job.engine
+    if engine is not None:
+        reply.version = engine.core.open_step
+        reply.num_buckets = len(engine.core.versions)
+        reply.num_parameters = engine.num_parameters
+        reply.staleness.update(engine.staleness)
+        reply.late, reply.nonfinite = engine.late, engine.nonfinite
+        reply.samples = engine.core.samples
+        reply.load.queued, reply.load.apply_seconds = engine.queued, engine.busy_seconds
+        reply.load.bytes_pushed, reply.load.bytes_pulled = engine.bytes_pushed, engine.bytes_pulled
+    reply.load.apply_threads, reply.load.cpu_seconds = job.apply_threads, time.process_time()
+    reply.load.memory_bytes = resident_bytes()
+    views = {view.worker: view for view in engine.core.status().workers} if engine is not None else {}
+    for rank, member in enumerate(job.roster.members):
+        worker = reply.worker.add(worker=member.name, session=member.session, rank=rank)
+        stream = job.streams.get(member.name, member.session)
+        if stream is not None:
+            worker.connected = True
+            worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
+            worker.samples = stream.samples
+            if stream.staleness is not None:
+                worker.staleness = stream.staleness
+        worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
+        if job.membership is not None and job.membership.roster.member(member.name):
+            worker.silent_seconds = job.membership.silent_for(member.name, now)
+        view = views.get(member.name)
+        if view is not None:
+            worker.clock = view.clock
+            wait = view.hold or job.asks.waiting(member.name, member.session)
+            if wait is not None:
+                worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
+                worker.waiting_for.extend(wait.waiting_for)
+                worker.reason = wait.reason
+    return reply
+
+
+def roster_view(roster: Roster) -> pb.RosterView:
+    """Who takes part, as workers and other shards hear of it."""
+    return pb.RosterView(
+        epoch=roster.epoch,
+        open=roster.open,
+        member=[
+            pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
+            for m in roster.members
+        ],
+        cut=roster.cut,
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,74 @@
+"""What gRPC's C++ core writes to stderr becomes lines of our log: TLS handshakes that failed, in words, not too many.
+
+    C++ core --fd 2--> pipe --> thread --handshake failed--> log, at most some lines in a while
+                                       --anything else-----> the real stderr, as it is
+
+gRPC tells nobody in Python why a handshake failed; it only prints it, once for every connection, so that a stranger
+who knocks for long enough fills the disk. That line does not say who knocked either; a firewall's log does.
+
+Rules of this file
+  1. Nothing is lost but what is counted: every other line goes on unchanged, and Python's own stderr is untouched.
+  2. A crash of the process is told past the pipe, by ``faulthandler``.
+
+Source: dup2(2).
+"""
+
+import faulthandler
+import logging
+import os
+import re
+import sys
+import threading
+import time
+
+from torch_ps.ps.transport.limits import Seldom
+
+log = logging.getLogger("torch_ps.ps")
+
+_FAILED = re.compile(rb"ssl_transport_security\S* Handshake failed with .*?: (?:error:[0-9a-f]+:)?(.*)")
+#: What is in gRPC's line, and what it means at a server's port.
+_MEANINGS = (
+    ("WRONG_VERSION_NUMBER", "the peer does not speak TLS: a client without tls_ca, or something that is no client"),
+    ("HTTP_REQUEST", "the peer speaks HTTP without TLS"),
+    ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "the client showed no certificate, and this server has tls_ca"),
+    ("BAD_PACKET_LENGTH", "the peer broke it off: a client that does not believe this server's certificate does"),
+    ("certificate has expired", "the peer's certificate has expired"),
+    ("certificate is not yet valid", "the peer's certificate is not valid yet; compare the clocks"),
+    ("unable to get local issuer certificate", "the peer's certificate is not of an authority in tls_ca"),
+    ("self signed certificate", "the peer's certificate is not of an authority in tls_ca"),
+    ("self-signed certificate", "the peer's certificate is not of an authority in tls_ca"),
+)
+
+
+def meaning(line: bytes) -> str | None:
+    """The reason in a line about a failed handshake, in words; None if it is another line."""
+    found = _FAILED.search(line)
+    if found is None:
+        return None
+    text = found[1].decode("ascii", "replace").strip()
+    return next((words for mark, words in _MEANINGS if mark in text), text)
+
+
+def listen() -> None:
+    """Take over file descriptor 2 for the rest of this process. Call it before the log is set up and gRPC is loaded."""
+    if os.environ.get("GRPC_VERBOSITY") == "ERROR":  # by the launcher, for itself; then there is nothing to read
+        del os.environ["GRPC_VERBOSITY"]
+    real = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    sys.stderr = os.fdopen(os.dup(real), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    faulthandler.enable(real)
+    threading.Thread(target=_pass_on, args=(reading, real), name="native log", daemon=True).start()
+
+
+def _pass_on(reading: int, real: int) -> None:
+    seldom = Seldom()
+    with os.fdopen(reading, "rb") as lines:
+        for line in lines:
+            reason = meaning(line)
+            if reason is None:
+                os.write(real, line)
+            elif (kept := seldom.ask(time.monotonic())) is not None:
+                more = f" ({kept} more have failed since the last line)" if kept else ""
+                log.warning("a TLS handshake failed: %s%s", reason, more)

@@ -1,0 +1,129 @@
+"""The trace of one shard; on the lead also where the parts of all other processes come together and become a file.
+
+    worker, other shard --TracePart--> the lead: take() --quiet for a moment--> FILE, again whenever more has come
+
+Rules of this file
+  1. Nobody waits for a trace: a process sends its part when its traced steps are over, and the file is always whole,
+     with what has come so far.
+  2. What all parts together may be is bounded.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+from torch_ps.common.errors import CorruptFrame, Overloaded, ProtocolError
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.trace import Span, Trace, spans_of
+from torch_ps.ps.observability.perfetto import Process, summary, write
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds between two looks; what has not changed from one to the next is sent or written.
+LOOK_SECONDS = 0.25
+#: Seconds that the lead, when it stops, gives other shards to send theirs.
+LAST_SECONDS = 1.0
+#: Spans of all processes together.
+MOST_TOGETHER = 1_000_000
+
+#: Sends all spans of this shard to the lead; False: it could not be reached.
+Send = Callable[[Trace], Awaitable[bool]]
+
+
+class ShardTrace(Trace):
+    """The trace of one shard.
+
+    Args:
+        steps: that are traced.
+        path: on the lead, the file; "" elsewhere.
+        shards: other shards of the job, whose parts the lead gets.
+        send: how another shard sends its part to the lead.
+    """
+
+    def __init__(self, steps: range = range(0), path: str = "", shards: int = 0, send: Send | None = None) -> None:
+        super().__init__(steps)
+        self._path, self._send = path, send
+        self._others = {f"shard {index}" for index in range(1, shards + 1)}
+        self._processes: dict[str, Process] = {}  # that have sent their part
+        self._taken, self._done = 0, (0, 0)  # parts so far, and what was given last
+        self._changed = asyncio.Event()
+
+    def take(self, request: pb.TraceRequest) -> None:
+        """Lead: keep the part of one process in the place of what it sent before.
+
+        Raises:
+            ProtocolError: nothing is traced, or a span is of another step.
+            CorruptFrame: the part cannot be read.
+            Overloaded: there are too many spans already.
+        """
+        if not self._path:
+            raise ProtocolError("this shard collects no trace; ps-serve --trace FILE does")
+        key = f"worker {request.worker}" if request.worker else f"shard {request.shard}"
+        part = request.part
+        others = sum(len(each.spans) for name, each in self._processes.items() if name != key)
+        if others + len(part.span) > MOST_TOGETHER:
+            raise Overloaded(f"{others} spans are here already and {MOST_TOGETHER} are the most; trace fewer steps")
+        spans = tuple(spans_of(part))
+        if strange := {span.step for span in spans}.difference(self.steps):
+            raise CorruptFrame(f"{key} has sent a span of step {min(strange)}, which is not traced")
+        name = f"{key} ({part.host}, pid {part.pid})"
+        self._processes[key] = Process(name, request.worker, spans, part.error, part.dropped)
+        self._taken += 1
+        self._changed.set()
+
+    async def keep(self) -> None:
+        """Send or write what there is whenever nothing more has come for a moment, until cancelled."""
+        seen = self._now
+        while self.steps:
+            await asyncio.sleep(LOOK_SECONDS)
+            before, seen = seen, self._now
+            if seen == before != self._done and await self._give():
+                self._done = seen
+
+    @property
+    def _now(self) -> tuple[int, int]:
+        """What there is to give."""
+        return len(self.spans), self._taken
+
+    async def finish(self) -> None:
+        """The shard stops: give what is left."""
+        if self._path:
+            try:
+                async with asyncio.timeout(LAST_SECONDS if self.spans else 0.0):
+                    while not self._others <= set(self._processes):
+                        self._changed.clear()
+                        await self._changed.wait()
+            except TimeoutError:
+                pass
+        if self._now != self._done or (self._send is not None and self.steps):  # the lead may wait for it
+            await self._give()
+        elif self._path and not self._taken:
+            log.warning("no worker has come to step %d, so there is no trace in %s", self.steps.start, self._path)
+
+    async def _give(self) -> bool:
+        if self._send is not None:
+            return await self._send(self)
+        spans: tuple[Span, ...] = tuple(self.spans)
+        own = Process(f"shard 0 ({socket.gethostname()}, pid {os.getpid()})", "", spans, dropped=self.dropped)
+        processes = [own, *self._processes.values()]
+        try:
+            await asyncio.to_thread(write, self._path, processes)
+        except OSError as error:
+            log.error("the trace cannot be written to %s: %s", self._path, error.strerror or error)
+            return True  # the next try would not do better
+        log.info(
+            "trace of steps %d to %d in %s, of %d workers and %d shards; https://ui.perfetto.dev opens it",
+            self.steps.start,
+            self.steps.stop - 1,
+            self._path,
+            sum(bool(each.worker) for each in processes),
+            sum(not each.worker for each in processes),
+        )
+        for each in processes:
+            if told := each.worker and summary(each):
+                log.info("trace of worker %s: %s", each.worker, told)
+        if dropped := sum(each.dropped for each in processes):
+            log.warning("%d spans were too many for the trace; trace fewer steps", dropped)
+        return True

@@ -1,0 +1,1 @@
+"""The server's shell: commands, gRPC methods and the composition root of one process."""

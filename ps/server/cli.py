@@ -1,0 +1,69 @@
+"""ps-serve: one shard, with --shards N the parent of N, with a command behind the options the parent of both."""
+
+import asyncio
+import json
+import os
+import sys
+
+import click
+
+from torch_ps.common import log
+from torch_ps.common import parent_death as lifeline
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.config import ServerConfig
+
+
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@options_of(ServerConfig)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND [ARGS]...]")
+def main(server: ServerConfig, command: tuple[str, ...]) -> None:
+    r"""Serve the parameters of one training job, with a command for as long as that runs.
+
+    \b
+    ps-serve --mode sync --workers 2
+    ps-serve --mode async --shards 4
+    ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
+    """
+    lifeline.hold()
+    if command:
+        log.setup("ps-serve", level=server.log_level)
+        from torch_ps.ps.server.with_command import serve_during
+
+        sys.exit(serve_during(server, command))
+    if server.tls_cert and server.shards == 1:
+        from torch_ps.ps.observability import grpc_log as native
+
+        native.listen()
+    log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
+    if server.shards > 1:
+        if server.device != "cpu":  # a GPU that is not there is refused before the shards start
+            from torch_ps.common.devices import choose
+
+            choose(server.device)
+        from torch_ps.ps.server.multi_shard import serve_all
+
+        sys.exit(serve_all(server))
+    from torch_ps.ps.server.server import Ready, serve  # torch is loaded only when the options are sound
+
+    def on_ready(ready: Ready) -> None:
+        if server.ready_file:
+            write_ready(server.ready_file, [str(ready.server)], [str(ready.metrics)] if ready.metrics else [])
+
+    try:
+        asyncio.run(serve(server, on_ready))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    except PsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def write_ready(path: str, servers: list[str], metrics: list[str]) -> None:
+    """Tell whoever started this process where it listens; the file appears whole or not at all."""
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        json.dump({"servers": servers, "metrics": metrics}, file)
+    os.replace(f"{path}.part", path)
+
+
+if __name__ == "__main__":
+    main()

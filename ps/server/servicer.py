@@ -1,0 +1,354 @@
+"""The methods of the contract: decode, ask the job, encode. No decision is made here.
+
+Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.wire.frames``.
+"""
+
+import functools
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from torch_ps.common import codecs, schema
+from torch_ps.common.allocator import give_back_freed_memory
+from torch_ps.common.arena import offer_from_proto, offer_to_proto
+from torch_ps.common.errors import (
+    CorruptFrame,
+    NoSharedMemory,
+    NotServing,
+    Overloaded,
+    ProtocolError,
+    UnknownWorker,
+)
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.trace import clock, clock_name, steps_to_proto
+from torch_ps.common.wire import ballots
+from torch_ps.common.wire.channel import SERVICE
+from torch_ps.common.wire.frames import unpack, unpack_all
+from torch_ps.ps.cluster.registration import let_in
+from torch_ps.ps.engine.state import Kept
+from torch_ps.ps.failover.primary import Replication
+from torch_ps.ps.job.connections import Connections
+from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.sample_requests import data_set
+from torch_ps.ps.job.seeding import Seeding
+from torch_ps.ps.job.status import roster_view, status_of_job
+from torch_ps.ps.transport import limits
+from torch_ps.ps.transport.admission import Readers, host_of
+from torch_ps.ps.transport.error_mapping import guarded
+from torch_ps.ps.transport.grpc_carrier import Carrier, GrpcCarrier, messages_of
+from torch_ps.ps.transport.limits import Rate
+from torch_ps.ps.transport.streams import Stream, Watch
+from torch_ps.ps.transport.unix_carrier import Connection, NearWorkers
+
+#: Seconds that a call without a deadline of its own may wait.
+DEFAULT_DEADLINE = 300.0
+#: Seconds that a stream may take to say who it is.
+HELLO_DEADLINE = 10.0
+#: Seconds that the one request of a call may take to arrive.
+REQUEST_DEADLINE = 20.0
+
+#: What a server answers that does not serve.
+OPEN_TO_ALL = ("DescribeRequest", "StatusRequest", "BallotRequest")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Frames = Iterator[tuple[pb.UpHeader, memoryview]]
+
+
+class Servicer:
+    """The methods of one shard.
+
+    Args:
+        max_workers: most workers of the job.
+        max_model: bytes that parameters and optimizer state of this shard may take.
+        options: of this server, JSON, for a standby.
+    """
+
+    def __init__(self, job: Job, *, max_workers: int, max_model: int, options: str = "{}") -> None:
+        self._options, self._replication = options, Replication(job)
+        self._job, self._max_workers, self._max_model = job, max_workers, max_model
+        self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
+        self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
+        self._joining = self._observing = 0
+        self._seeding, self._connections = Seeding(job), Connections(job)
+        self._near = NearWorkers(guarded(self.exchange, job.metrics), 4 * max_workers)
+        self.listen, self.close = self._near.listen, self._near.close
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Every method under its name in the contract."""
+
+        def unary(method: Any, request: Any) -> Any:
+            return grpc.stream_unary_rpc_method_handler(
+                guarded(self._asked(method, request), self._job.metrics), None, lambda reply: reply.SerializeToString()
+            )
+
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Describe": unary(self.describe, pb.DescribeRequest),
+                "Enter": unary(self.enter, pb.EnterRequest),
+                "Join": unary(self.join, pb.JoinRequest),
+                "Share": unary(self.share, pb.ShareRequest),
+                "Renew": unary(self.renew, pb.RenewRequest),
+                "Leave": unary(self.leave, pb.LeaveRequest),
+                "Data": unary(self.data, pb.DataRequest),
+                "Status": unary(self.status, pb.StatusRequest),
+                "Norm": unary(self.norm, pb.NormRequest),
+                "Kept": unary(self.kept, pb.KeptRequest),
+                "Ballot": unary(self.ballot, pb.BallotRequest),
+                "Trace": unary(self.trace, pb.TraceRequest),
+                "Replicate": grpc.stream_stream_rpc_method_handler(
+                    guarded(self.replicate, self._job.metrics), None, None
+                ),
+                "Seed": grpc.stream_unary_rpc_method_handler(
+                    guarded(self.seed, self._job.metrics), None, lambda reply: reply.SerializeToString()
+                ),
+                "Exchange": grpc.stream_stream_rpc_method_handler(
+                    guarded(self.exchange, self._job.metrics), None, None
+                ),
+                "WatchRoster": grpc.stream_stream_rpc_method_handler(
+                    guarded(self._asked(self.watch_roster, pb.WatchRequest), self._job.metrics),
+                    None,
+                    lambda view: view.SerializeToString(),
+                ),
+            },
+        )
+
+    def _asked(self, method: Any, request: Any) -> Any:
+        """``method`` behind the reading of its one request."""
+
+        @functools.wraps(method)
+        async def call(frames: AsyncIterable[bytes], context: Context) -> Any:
+            name = request.DESCRIPTOR.name
+            async with aclosing(messages_of(frames)) as incoming:  # which would keep the message otherwise
+                message = await self._requests.first(incoming, host_of(context), REQUEST_DEADLINE, name)
+            try:
+                asked = request.FromString(message)
+            except DecodeError:
+                raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
+            del message
+            if name not in OPEN_TO_ALL:
+                self._check_serving()
+            return await method(asked, context)
+
+        return call
+
+    async def describe(self, request: pb.DescribeRequest, context: Context) -> pb.JobDescription:
+        job = self._job
+        return pb.JobDescription(
+            mode=job.mode.name,
+            mode_details=str(job.mode),
+            shard=job.index,
+            num_shards=job.num_shards,
+            bucket_bytes=job.bucket_bytes,
+            lease_seconds=job.lease,
+            quorum=job.quorum,
+            clip_norm=job.clipping.norm,
+            initialised=job.initialised,
+            resumed_version=job.resumed_version,
+            options=self._options,
+            configuration=ballots.configuration_to_proto(job.succession.seat.configuration),
+            closed=job.closed,
+            incarnation=job.incarnation.number,
+            trace=steps_to_proto(job.trace.steps),
+            model=schema.to_proto(job.model) if request.model and job.model is not None else None,
+            codec=codecs.names(),
+            socket=self._near.offer(job.port),
+        )
+
+    async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
+        job = self._job
+        let_in(job, request.shard, request.num_shards, request.process)
+        steps = steps_to_proto(job.trace.steps)
+        return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
+
+    async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
+        self._joins.take(host_of(context), time.monotonic())
+        if self._joining >= self._max_workers:
+            raise Overloaded(f"{self._joining} workers wait for the first parameters, as many as --max-workers allows")
+        seconds = _seconds(context)
+        self._job.incarnation.check(request.incarnation, f"worker {request.worker!r}")
+        model = self._model(request.model)
+        request.ClearField("model")
+        self._joining += 1
+        try:
+            rank = request.rank if request.HasField("rank") else None
+            session, seed = await self._job.join(request.worker, rank, model, seconds)
+            self._job.incarnation.close()
+        finally:
+            self._joining -= 1
+        return pb.JoinReply(session=session, seed=seed, epoch=self._job.roster.epoch)
+
+    async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
+        try:
+            offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
+            parameters = await self._connections.share(
+                request.worker, request.session, *offers, dialled=request.dialled_port
+            )
+        except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
+            return pb.ShareReply(reason=str(error))
+        return pb.ShareReply(parameters=offer_to_proto(parameters))
+
+    async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        self._connections.heard(request.worker or None, request.session)
+        return pb.RenewReply()
+
+    async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
+        self._job.leave(request.worker, request.session)
+        return pb.LeaveReply()
+
+    async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
+        core = self._job.working().core
+        if request.give_back:
+            core.give_back(request.worker, request.session, data_set(request.data), request.received)
+            self._job.asks.wake()
+            await self._job.data_is_known()
+            return pb.DataReply()
+        reply = await self._job.asks.ask(core, request, _seconds(context))
+        await self._job.data_is_known()
+        return reply
+
+    async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
+        return status_of_job(self._job, time.monotonic())
+
+    async def norm(self, request: pb.NormRequest, context: Context) -> pb.NormReply:
+        self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
+        group = (request.worker, request.session, request.step)
+        square = await self._job.clipping.report(group, request.shard, request.square)
+        return pb.NormReply(dropped=square is None, square=square)
+
+    async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
+        self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
+        self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
+        return pb.KeptReply()
+
+    async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
+        succession = self._job.succession
+        return pb.BallotReply(
+            ballot=succession.ballot(request),
+            closed=self._job.closed,
+            configuration=ballots.configuration_to_proto(succession.seat.configuration),
+        )
+
+    async def trace(self, request: pb.TraceRequest, context: Context) -> pb.TraceReply:
+        job, who = self._job, f"worker {request.worker!r}" if request.worker else f"shard {request.shard}"
+        job.incarnation.check(request.incarnation, who)
+        if request.HasField("part"):
+            if request.worker and not job.is_member(request.worker, request.session):
+                raise UnknownWorker(f"{who} (session {request.session}) is not in the roster")
+            job.trace.take(request)
+        return pb.TraceReply(clock=clock_name(), now=clock())
+
+    async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        self._check_serving()
+        async with aclosing(messages_of(frames)) as messages:
+            await self._replication.serve(messages, context.write)
+
+    def _check_serving(self) -> None:
+        if self._job.closed:
+            raise NotServing(self._job.closed)
+
+    async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
+        worker = ""
+        self._check_serving()
+        async for frame in frames:
+            header, payload = unpack(frame, pb.SeedHeader)
+            if not worker:
+                worker = header.worker
+                self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
+                await self._seeding.begin(worker, header.session, self._model(header.model))
+            else:
+                self._seeding.take(header.bucket, payload)
+        self._seeding.end(worker)
+        give_back_freed_memory()  # the frames that brought the parameters
+        return pb.SeedReply()
+
+    async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
+        self._check_serving()
+        carrier: Carrier = frames if isinstance(frames, Connection) else GrpcCarrier(frames, context)
+        async with aclosing(carrier) as incoming:
+            stream, rest = await self._hello(incoming, context)
+            self._observing += stream.worker is None
+            try:
+                self._take(stream, rest)
+                await incoming.carry(stream, functools.partial(self._message, stream))
+            finally:
+                self._observing -= stream.worker is None
+                self._connections.close(stream)
+
+    async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
+        """The stream, and the frames that travelled with its Hello."""
+        message = await self._hellos.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
+        frames = unpack_all(message, pb.UpHeader)
+        header, _ = next(frames)
+        if header.WhichOneof("kind") != "hello":
+            raise CorruptFrame("the first frame of an Exchange has to be Hello")
+        worker = header.hello.worker
+        self._job.incarnation.check(header.hello.incarnation, f"worker {worker!r}" if worker else "an observer")
+        if not worker and self._observing >= limits.MAX_OBSERVERS:
+            raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
+        stream = await self._connections.open(header.hello)
+        if worker:
+            self._job.incarnation.close()
+        return stream, frames
+
+    async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
+        if request.incarnation:
+            self._job.incarnation.check(request.incarnation, "a shard")
+        if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
+            raise Overloaded(f"{len(self._job.watchers)} callers watch the roster already; try again later")
+        queue = Watch()
+        queue.put_nowait(self._job.roster)
+        self._job.watchers.add(queue)
+        try:
+            while (roster := await queue.get()) is not None:
+                view = roster_view(roster)
+                view.lead.extend(self._job.succession.addresses)
+                await context.write(view)
+        finally:
+            self._job.watchers.discard(queue)
+
+    def _model(self, message: pb.Model) -> schema.Model:
+        """A model that came over the wire, if this shard has room for it."""
+        model, job = schema.from_proto(message), self._job
+        limits.check_model(model, num_shards=job.num_shards, bucket_bytes=job.bucket_bytes, most_bytes=self._max_model)
+        return model
+
+    @property
+    def _most_waiting(self) -> int:
+        """Bytes of answers that may wait for one worker: each bucket twice, for it may ask again after a timeout."""
+        engine = self._job.engine
+        buckets = len(engine.core.versions) if engine is not None else 0
+        return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
+
+    def _message(self, stream: Stream, message: bytes) -> None:
+        self._connections.heard(stream.worker, stream.session)
+        stream.outbox.most = self._most_waiting
+        self._take(stream, unpack_all(message, pb.UpHeader))
+
+    def _take(self, stream: Stream, frames: Frames) -> None:
+        for header, payload in frames:
+            match header.WhichOneof("kind"):
+                case "push" if stream.worker is not None:
+                    with self._job.trace.span("receive", header.push.step, header.push.bucket, stream.worker):
+                        self._job.working().push(stream, header.push, payload)
+                    self._job.asks.wake()
+                case "pull":
+                    stream.pulled()
+                    self._job.working().pull(stream, header.pull.bucket)
+                case "renew":
+                    pass
+                case "ballot" if stream.worker is not None:
+                    self._job.succession.paper((stream.worker, stream.session), header.ballot)
+                case kind:
+                    who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
+                    raise ProtocolError(f"{who} cannot send {kind} here")
+
+
+def _seconds(context: Context) -> float:
+    """How long a call may wait, so that our reason arrives before its deadline: some time less, at most a second."""
+    left = context.time_remaining()
+    return DEFAULT_DEADLINE if left is None else left - min(left / 4, 1.0)

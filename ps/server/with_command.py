@@ -1,0 +1,122 @@
+"""ps-serve OPTIONS -- COMMAND: the servers of a job live as long as a command, such as torchrun, that runs the workers.
+
+    ps-serve --> servers (a ps-serve of its own) --ready--> COMMAND with $PS_SERVERS
+                                                   SIGTERM, SIGINT, SIGHUP --> COMMAND
+                 servers end well <-- COMMAND ends; its exit code is that of ps-serve
+
+Rules of this file
+  1. The command is told where the servers are and which token they ask for; all else it has from the caller.
+  2. Servers that end before it end it too: nothing it computes would reach them.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.command_line import arguments_of
+from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.parent_death import Lifeline
+from torch_ps.common.wire import address
+from torch_ps.common.wire.address import Address
+from torch_ps.ps.server.multi_shard import CHECKPOINT_SECONDS, START_SECONDS, STOP_SECONDS
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds that a command gets to end whose servers are gone: a worker has to give up its step.
+COMMAND_SECONDS = 40.0
+#: Seconds between two looks at both.
+LOOK_EVERY = 0.1
+#: Addresses to listen on that mean "every one of this machine".
+EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
+    """Serve while ``command`` runs. Returns its exit code, or 128 + the signal that ended it.
+
+    Raises:
+        ConfigError: there is no such command.
+    """
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"there is no command {command[0]!r}")
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note)
+    lifeline = Lifeline()
+    with tempfile.TemporaryDirectory(prefix="ps-serve-") as folder:
+        ready = Path(config.ready_file or Path(folder, "ready")).absolute()
+        ready.unlink(missing_ok=True)
+        servers = subprocess.Popen(
+            [sys.executable, "-m", "torch_ps.ps.server.cli", *arguments_of(replace(config, ready_file=str(ready)))],
+            # What the environment said is in ``config``; read again it would come on top.
+            env={k: v for k, v in os.environ.items() if not k.startswith("PS_")} | lifeline.environment,
+            pass_fds=lifeline.fds,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the command; the servers end after it
+        )
+        try:
+            told = _wait_for(ready, servers, config.shards, signals)
+            return 128 + signals[0] if told is None else _run(command, _environment(config, told), servers, signals)
+        finally:
+            _end(servers, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS)
+
+
+def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, signals: list[int]) -> list[str] | None:
+    """Addresses of the servers once they accept work; None if a signal came first."""
+    deadline = time.monotonic() + START_SECONDS * shards
+    while not ready.exists():
+        if signals:
+            return None
+        if servers.poll() is not None or time.monotonic() > deadline:
+            sys.exit(servers.returncode or 1)  # its own lines say why
+        time.sleep(LOOK_EVERY / 5)
+    told: list[str] = json.loads(ready.read_text(encoding="utf-8"))["servers"]
+    return told
+
+
+def _environment(config: ServerConfig, told: Sequence[str]) -> dict[str, str]:
+    """The caller's, with the servers of this job and the token that they ask for."""
+    here = [address.parse(each) for each in told]
+    servers = address.format_list(tuple(Address(EVERY.get(each.host, each.host), each.port) for each in here))
+    token = {"PS_TOKEN_FILE": str(Path(config.token_file).absolute())} if config.token_file else {}
+    return {**os.environ, "PS_SERVERS": servers, **token}
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], servers: "subprocess.Popen[bytes]", signals: list[int]
+) -> int:
+    child, passed_on = subprocess.Popen(command, env=environment), 0
+    while child.poll() is None:
+        if servers.poll() is not None:
+            log.error("the servers have ended, so %s ends; their own lines above say why", command[0])
+            _end(child, COMMAND_SECONDS)
+            return servers.returncode or 1
+        for number in signals[passed_on:]:
+            passed_on += 1
+            if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to all of its processes
+                child.send_signal(number)
+        time.sleep(LOOK_EVERY)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

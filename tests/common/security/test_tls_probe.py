@@ -1,0 +1,61 @@
+"""A look at a port whose server dies while it is looked at."""
+
+import gc
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.certificates import Authority
+from torch_ps.common.security import tls_probe as probe
+from torch_ps.common.wire.address import Address
+
+
+@pytest.fixture
+def reset() -> Iterator[socket.socket]:
+    """A connection that its server has reset."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as plain:
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        yield plain
+
+
+def test_connection_that_is_reset_says_nothing_and_is_closed(reset: socket.socket) -> None:
+    assert probe._without(reset, Address("127.0.0.1", 1)) is None
+    gc.collect()  # what was not closed warns now, and a warning fails the test
+    assert reset.fileno() == -1
+
+
+def test_connection_that_is_reset_in_the_handshake_is_closed(
+    reset: socket.socket, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
+    with pytest.raises(probe._HungUp):
+        probe._with_tls(reset, Address("127.0.0.1", 1), tls)
+    gc.collect()
+    assert reset.fileno() == -1
+
+
+@pytest.mark.parametrize("ending", [True, False])
+def test_server_that_is_about_to_end_is_told_from_one_that_speaks_no_tls(
+    ending: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
+    server = socket.create_server(("127.0.0.1", 0))
+    address = Address("127.0.0.1", server.getsockname()[1])
+
+    def hang_up() -> None:
+        with server:
+            for _ in range(1 if ending else probe._TIMES):
+                peer, _ = server.accept()
+                peer.recv(1)  # of the handshake
+                peer.close()
+
+    hanging = threading.Thread(target=hang_up)
+    hanging.start()
+    said = probe.why(address, tls, 30)
+    hanging.join()
+    assert said == (None if ending else f"server {address} does not speak TLS, or ends the handshake")

@@ -1,0 +1,115 @@
+"""What a shard tells about itself: gRPC health, /metrics, Status. All of it agrees with what was pushed."""
+
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+import torch_ps
+from tests.support.jobs import Servers, job
+from tests.support.quadratic import quadratics, round_robin
+from torch_ps.common.wire import channel
+from torch_ps.common.wire.address import Address, parse
+from torch_ps.ps.observability.http import VISITORS, Pages
+from torch_ps.ps.server.server import Beat
+
+STEPS, SIZE = 11, 3
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """A job of two asynchronous workers in turn, after ``STEPS`` pushes; on two shards, of which one has the model."""
+    with job(mode="async", workers=2, shards=2) as servers, quadratics(servers, 2, [0.1] * SIZE) as workers:
+        round_robin(workers, STEPS)
+        with torch_ps.Client(str(servers), name="w0") as again, pytest.raises(torch_ps.NameTaken):
+            again.init({"x": torch.zeros(SIZE)}, torch_ps.OptimizerSpec("SGD"))
+        yield servers
+
+
+def metrics(servers: Servers, shard: int) -> dict[str, float]:
+    """Sample name (with the labels' values) -> value."""
+    with urllib.request.urlopen(f"http://{servers.metrics[shard]}/metrics", timeout=30) as page:
+        text = page.read().decode()
+    return {
+        " ".join((sample.name, *sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize("service", ["", channel.SERVICE])
+def test_health_service_of_every_shard_says_serving(servers: Servers, shard: int, service: str) -> None:
+    with grpc.insecure_channel(servers.addresses[shard]) as connection:
+        request = health_pb2.HealthCheckRequest(service=service)
+        reply = health_pb2_grpc.HealthStub(connection).Check(request, timeout=30)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_health_page_of_every_shard_says_serving(servers: Servers, shard: int) -> None:
+    with urllib.request.urlopen(f"http://{servers.metrics[shard]}/health", timeout=30) as page:
+        assert (page.status, page.read()) == (200, b"serving\n")
+
+
+def test_health_page_says_why_a_shard_does_not_work() -> None:
+    beat = Beat()
+    assert beat.missing(time.monotonic()) == ""
+    pages = Pages(Address("127.0.0.1", 0), CollectorRegistry(), lambda: beat.missing(time.monotonic() + 60))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://{pages.address}/health", timeout=30)
+    assert caught.value.code == 503
+    assert b"the event loop has not run for 60 s" in caught.value.read()
+    caught.value.close()
+    pages.shutdown()
+    pages.server_close()
+
+
+def test_silent_visitors_of_the_pages_do_not_keep_others_out(servers: Servers) -> None:
+    where = parse(servers.metrics[0])
+    silent = [socket.create_connection(where, 10) for _ in range(VISITORS)]
+    with urllib.request.urlopen(f"http://{where}/health", timeout=30) as page:  # when their time is over
+        assert page.read() == b"serving\n"
+    for visitor in silent:
+        visitor.close()
+
+
+def test_counters_agree_with_what_was_pushed(servers: Servers) -> None:
+    found = metrics(servers, 0)
+    assert found["ps_bucket_steps_total"] == STEPS
+    assert found["ps_version"] == STEPS
+    assert found["ps_pushed_bytes_total"] == STEPS * SIZE * 4
+    assert (
+        found["ps_pulled_bytes_total"] == (STEPS + 2) * SIZE * 4
+    )  # each push is answered; both workers began by a pull
+    assert found["ps_staleness_versions_count"] == STEPS
+    assert found["ps_staleness_versions_sum"] == STEPS - 1  # the first push alone is fresh
+    assert found["ps_roster_workers"] == found["ps_connected_workers"] == 2
+    assert found["ps_refused_calls_total NameTaken"] == 1
+    assert found["ps_nonfinite_gradients_total"] == found["ps_late_pushes_total"] == 0
+
+
+def test_shard_without_a_part_of_the_model_counts_nothing(servers: Servers) -> None:
+    found = metrics(servers, 1)
+    assert found["ps_bucket_steps_total"] == found["ps_pushed_bytes_total"] == 0
+    assert found["ps_roster_workers"] == 2
+
+
+def test_status_agrees_with_what_was_pushed(servers: Servers) -> None:
+    status = servers.status()
+    assert (status.mode, status.initialised, status.open) == ("async", True, True)
+    assert (status.version, status.num_buckets, status.num_parameters) == (STEPS, 1, SIZE)
+    assert dict(status.staleness) == {0: 1, 1: STEPS - 1}
+    assert [(w.worker, w.rank, w.clock, w.connected) for w in status.worker] == [
+        ("w0", 0, (STEPS + 1) // 2, True),
+        ("w1", 1, STEPS // 2, True),
+    ]
+    assert sum(w.bytes_pushed for w in status.worker) == STEPS * SIZE * 4

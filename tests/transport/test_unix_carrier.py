@@ -1,0 +1,179 @@
+"""The Unix socket of a shard: who is let in, what goes over it, and how a stream on it ends."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import torch_ps
+from tests.support.jobs import SECONDS, Servers, job, until
+from torch_ps.common.errors import NoSharedMemory, PsError
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire import address
+from torch_ps.common.wire.frames import pack, unpack
+from torch_ps.common.wire.socket_frames import LENGTH, TOKEN_BYTES, length_of, put
+from torch_ps.worker.transport.link import Link
+from torch_ps.worker.transport.unix_stream import NearStream, connect
+
+SGD = torch_ps.OptimizerSpec("SGD", lr=1.0)
+
+
+def described(servers: Servers) -> pb.JobDescription:
+    link = Link(address.parse(servers.addresses[0]))
+    try:
+        return link.describe(SECONDS)
+    finally:
+        link.close()
+
+
+def offer_of(servers: Servers) -> pb.SocketOffer:
+    return described(servers).socket
+
+
+def hello(servers: Servers, worker: str = "", session: int = 0) -> bytes:
+    """First frame of a stream; without a worker, of an observer."""
+    incarnation = described(servers).incarnation
+    return pack(pb.UpHeader(hello=pb.Hello(worker=worker, session=session, incarnation=incarnation)))
+
+
+@contextlib.contextmanager
+def opened(offer: pb.SocketOffer) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(SECONDS)
+        connection.connect("\0" + offer.name)
+        yield connection
+
+
+def end_of(connection: socket.socket) -> pb.StreamEnd:
+    """The message that ends a stream; everything before it is skipped."""
+    with connection.makefile("rb") as incoming:
+        while True:
+            length, end = length_of(incoming.read(LENGTH.size))
+            message = incoming.read(length)
+            if end:
+                return pb.StreamEnd.FromString(message)
+
+
+def test_exchange_of_workers_on_this_host_goes_over_the_socket_and_not_over_grpc() -> None:
+    with job() as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.ones(2)}, SGD)
+        client.push({"x": torch.ones(2)})
+        listening = offer_of(servers).name
+        with open("/proc/net/unix", encoding="ascii") as sockets:
+            connected = [line for line in sockets if line.rstrip().endswith(f"@{listening}") and " 0001 03 " in line]
+        assert len(connected) == 1
+        assert torch.equal(client.pull().params["x"], torch.zeros(2))
+
+
+def test_network_plane_keeps_off_the_socket() -> None:
+    with job() as servers, torch_ps.Client(str(servers), name="w0", plane="network") as client:
+        client.init({"x": torch.ones(2)}, SGD)
+        listening = offer_of(servers).name
+        with open("/proc/net/unix", encoding="ascii") as sockets:
+            assert not [line for line in sockets if line.rstrip().endswith(f"@{listening}") and " 0001 03 " in line]
+
+
+def test_wrong_token_is_let_go_and_costs_nobody_anything() -> None:
+    with job() as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.ones(2)}, SGD)
+        with opened(offer_of(servers)) as stranger:
+            stranger.sendall(bytes(TOKEN_BYTES) + put(b"anything"))
+            with contextlib.suppress(ConnectionError):
+                assert not stranger.recv(1)
+        assert client.push({"x": torch.ones(2)}).version == 1
+
+
+@pytest.mark.parametrize(
+    ("bytes_sent", "error", "text"),
+    [
+        (put(b"\xff\xff"), "CorruptFrame", "expected field tag"),
+        (LENGTH.pack(1 << 30), "CorruptFrame", "a message of 1073741824 bytes; 5242880 are the most"),
+        (put(pack(pb.UpHeader(renew=pb.Renew()))), "CorruptFrame", "the first frame of an Exchange has to be Hello"),
+        (put(pack(pb.UpHeader(hello=pb.Hello(worker="w9", session=9, incarnation=9)))), "Restarted", "w9"),
+    ],
+)
+def test_stream_that_is_refused_says_why_and_costs_nobody_anything(bytes_sent: bytes, error: str, text: str) -> None:
+    with job() as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.ones(2)}, SGD)
+        offer = offer_of(servers)
+        with opened(offer) as stranger:
+            stranger.sendall(offer.token + bytes_sent)
+            end = end_of(stranger)
+        assert end.error == error
+        assert text in end.text
+        assert client.push({"x": torch.ones(2)}).version == 1
+
+
+def test_error_of_a_stream_comes_out_as_its_class() -> None:
+    ends: list[PsError] = []
+    with job() as servers:
+        offer = offer_of(servers)
+        where = address.parse(servers.addresses[0])
+        stream = NearStream(connect(offer), where, lambda message: None, ends.append)
+        stream.send(hello(servers, "w9", 9))
+        until(lambda: bool(ends), "the stream ends")
+        stream.close()
+    assert isinstance(ends[0], torch_ps.UnknownWorker)
+    assert "w9" in str(ends[0])
+
+
+def test_large_frames_come_over_the_socket_whole() -> None:
+    """Payloads travel over it while a bucket's place in shared memory is taken, and to observers always."""
+    size = 700_000
+    with job(bucket_size=2.0) as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.arange(float(size))}, SGD)
+        received: list[torch.Tensor] = []
+        ends: list[PsError] = []
+
+        def take(message: bytes) -> None:
+            header, payload = unpack(message, pb.DownHeader)
+            assert header.codec == "none"
+            received.append(torch.frombuffer(bytearray(payload), dtype=torch.float32))
+
+        stream = NearStream(connect(offer_of(servers)), address.parse(servers.addresses[0]), take, ends.append)
+        stream.send(hello(servers))
+        for bucket in range(2):
+            stream.send(pack(pb.UpHeader(pull=pb.Pull(bucket=bucket))))
+        until(lambda: len(received) == 2 or bool(ends), "both buckets are here")
+        assert not ends
+        stream.close()
+    assert torch.equal(torch.cat(received), torch.arange(float(size)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": ""}, {"host": "another"}, {"name": "torch-ps-that-is-not-there"}], ids=lambda wrong: str(wrong)
+)
+def test_socket_that_cannot_be_reached_is_no_error_but_a_reason(wrong: dict[str, Any]) -> None:
+    with job() as servers:
+        offer = offer_of(servers)
+        for field, value in wrong.items():
+            setattr(offer, field, value)
+        with pytest.raises(NoSharedMemory, match=r"another host|cannot be reached"):
+            connect(offer)
+
+
+def test_worker_goes_on_over_grpc_where_the_socket_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(offer: pb.SocketOffer) -> socket.socket:
+        raise NoSharedMemory("its socket cannot be reached: gone")
+
+    monkeypatch.setattr("torch_ps.worker.transport.link.connect", gone)
+    with job() as servers, torch_ps.Client(str(servers), name="w0") as client:
+        client.init({"x": torch.ones(2)}, SGD)
+        assert client.push({"x": torch.ones(2)}).version == 1
+
+
+def test_killed_server_ends_the_stream_at_once() -> None:
+    ends: list[PsError] = []
+    with contextlib.suppress(AssertionError), job() as servers:
+        stream = NearStream(
+            connect(offer_of(servers)), address.parse(servers.addresses[0]), lambda message: None, ends.append
+        )
+        os.kill(servers.processes[0].pid, signal.SIGKILL)
+        until(lambda: bool(ends), "the stream ends")
+        stream.close()
+    assert isinstance(ends[0], torch_ps.Unreachable)

@@ -1,0 +1,110 @@
+"""What ps-run and ps-worker accept, and what each child of a job is told."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.config import ServerConfig, WorkerConfig
+from torch_ps.common.options.slow_workers import parse_slow
+from torch_ps.worker.commands import launch
+from torch_ps.worker.commands import worker as cli
+from torch_ps.worker.commands.launch import Job, RunConfig
+
+
+def job(
+    count: int = 2,
+    *,
+    run: RunConfig = RunConfig(),  # noqa: B008  # frozen
+    worker: WorkerConfig = WorkerConfig(),  # noqa: B008
+    script: tuple[str, ...] = (),
+) -> Job:
+    return Job(run, ServerConfig(), worker, script, count)
+
+
+def test_slow_workers_are_read_from_one_text_or_several() -> None:
+    assert parse_slow(("w1:3x", "w2:2")) == parse_slow(("w1:3x, w2:2.0x",)) == {1: 3.0, 2: 2.0}
+    assert parse_slow(()) == {}
+
+
+@pytest.mark.parametrize("text", ["w1", "1:3x", "w1:0.5x", "w1:x", "w1:3y", "w-1:3x"])
+def test_a_slow_worker_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"such as w1:3x; got '{text}'"):
+        RunConfig(slow=(text,))
+
+
+def test_a_slow_worker_is_named_once_and_exists() -> None:
+    with pytest.raises(ConfigError, match="slow names w1 twice"):
+        parse_slow(("w1:3x", "w1:2x"))
+    with pytest.raises(ConfigError, match="slow names w2; the workers of this job are w0 to w1"):
+        job(run=RunConfig(slow=("w2:3x",)))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_workers_is_one_or_more_or_auto(text: str) -> None:
+    with pytest.raises(ConfigError, match="workers must be a whole number >= 1, or auto"):
+        RunConfig(workers=text)
+
+
+def test_a_worker_is_told_its_place_and_its_options() -> None:
+    run, worker = RunConfig(slow=("w1:3x",), events="out"), WorkerConfig(task="gpt", lr=0.5)
+    told = job(3, run=run, worker=worker).worker_environment(1, "127.0.0.1:1", {})
+    assert told == {
+        "PS_SERVERS": "127.0.0.1:1",
+        "PS_NAME": "w1",
+        "PS_RANK": "1",
+        "PS_WORLD": "3",
+        "PS_TASK": "gpt",
+        "PS_LR": "0.5",
+        "PS_SLOW": "3.0",
+        "PS_EVENTS": str(Path("out", "w1.jsonl")),
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "3",
+    }
+
+
+def test_what_the_launcher_inherits_does_not_reach_its_children() -> None:
+    inherited = {"PS_SLOW": "w1:3x", "PS_EVENTS": "out", "PS_CONFIG": "job.toml", "PS_LISTEN": "0.0.0.0:1", "RANK": "7"}
+    told = job().worker_environment(0, "127.0.0.1:1", {**inherited, "HOME": "/home"})
+    assert (told["RANK"], told["HOME"]) == ("0", "/home")
+    assert not {"PS_SLOW", "PS_EVENTS", "PS_CONFIG"} & set(told)
+    told = job(2).server_environment(Path("ready"), {**inherited, "PS_WORKERS": "auto"})
+    assert (told["PS_LISTEN"], told["PS_WORKERS"], told["PS_READY_FILE"]) == ("127.0.0.1:0", "2", "ready")
+
+
+def test_a_script_and_its_arguments_are_handed_on() -> None:
+    assert job(script=("train.py", "--lr", "1")).worker_command()[-3:] == ["train.py", "--lr", "1"]
+
+
+@pytest.mark.parametrize("command", [launch.main, cli.main])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "nothing to train: give --task gpt"),
+        (["--task=digits", "train.py"], "task 'digits' and script 'train.py' are given; give one of them"),
+        (["gone.py", "--epochs", "1"], "script 'gone.py' does not exist"),
+        (["--task=gtp"], "there is no task 'gtp'; known are gpt, digits, digits:cnn, and module:function"),
+        (["--task=gpt", "--data=gone"], "data 'gone' does not exist"),
+        (["--task=digits", "--batch-size=-1"], "batch_size must be >= 0; got -1"),
+        (["--task=digits", "--compress=zip"], "compress: codec 'zip' does not exist; choose one of none, fp16, bf16"),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(command: object, arguments: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(command, arguments)  # type: ignore[arg-type]
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", [launch.main, cli.main])
+def test_help_fits_a_screen(command: object) -> None:
+    result = CliRunner().invoke(command, ["--help"], terminal_width=100)  # type: ignore[arg-type]
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) <= 40
+
+
+def test_a_ready_made_task_needs_servers() -> None:
+    result = CliRunner().invoke(cli.main, ["--task", "digits"])
+    assert result.exit_code == 2
+    assert "no servers: give --servers HOST:PORT" in " ".join(result.output.split())

@@ -1,0 +1,1 @@
+"""The commands ps-worker, ps-run and ps-status."""

@@ -1,0 +1,202 @@
+"""One look at a live job, and by the one before it, how fast things go; as plain facts for a table or for JSON.
+
+    StatusReply of all shards --Look--> Facts(job, workers, shards)
+
+Rules of this file
+  1. Rates are differences by the servers' own clocks; None where there is no look before, or a counter began anew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire import ballots
+from torch_ps.worker.transport.wait_reasons import sentence, spoken_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Seconds, bytes and samples are plain numbers; rates are per second."""
+
+    name: str
+    rank: int
+    connected: bool
+    clock: int
+    steps_per_second: float | None
+    samples_per_second: float | None
+    staleness: int | None
+    pushed_bytes: int
+    pulled_bytes: int
+    pushed_bytes_per_second: float | None
+    pulled_bytes_per_second: float | None
+    plane: str
+    silent_seconds: float
+    waiting_seconds: float
+    waits: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """``cores`` are CPU seconds a second; ``busy`` is the part of the time that the apply threads work, 0 to 1."""
+
+    shard: int
+    shards: int
+    address: str
+    standby: str
+    parameters: int
+    buckets: int
+    version: int
+    versions_per_second: float | None
+    staleness_mean: float
+    staleness_max: int
+    late: int
+    not_finite: int
+    queued: int
+    cores: float | None
+    busy: float | None
+    memory_bytes: int
+    pushed_bytes_per_second: float | None
+    pulled_bytes_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Of the whole job."""
+
+    mode: str
+    initialised: bool
+    open: bool
+    epoch: int
+    uptime_seconds: float
+    samples: float
+    samples_per_second: float | None
+    advice: tuple[str, ...]
+    checkpoint: str
+    workers: tuple[Worker, ...]
+    shards: tuple[Shard, ...]
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Look:
+    """What all shards said at one moment.
+
+    Args:
+        addresses: of the servers that said it.
+        before: an earlier look at the same job.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], replies: Sequence[pb.StatusReply], before: "Look | None" = None
+    ) -> None:
+        self._addresses, self._replies = addresses, replies
+        self._before = before._replies if before is not None and len(before._replies) == len(replies) else None
+
+    def facts(self) -> Facts:
+        lead = self._replies[0]
+        return Facts(
+            mode=lead.mode_details or lead.mode,
+            initialised=lead.initialised,
+            open=lead.open,
+            epoch=lead.epoch,
+            uptime_seconds=lead.uptime_seconds,
+            samples=lead.samples,
+            samples_per_second=self._rate(0, lambda reply: reply.samples),
+            advice=tuple(advice for reply in self._replies for advice in reply.advice),
+            checkpoint=_checkpoint(lead.checkpoint) if lead.HasField("checkpoint") else "",
+            workers=tuple(self._worker(worker) for worker in lead.worker),
+            shards=tuple(self._shard(index) for index in range(len(self._replies))),
+        )
+
+    def _worker(self, worker: pb.WorkerStatus) -> Worker:
+        views = [w for reply in self._replies for w in reply.worker if w.worker == worker.worker]
+        shards = range(len(self._replies))
+
+        def total(count: Any) -> float | None:
+            rates = [self._rate(shard, lambda reply: count(_view(reply, worker))) for shard in shards]
+            return None if None in rates else sum(rate for rate in rates if rate is not None)
+
+        return Worker(
+            name=worker.worker,
+            rank=worker.rank,
+            connected=worker.connected,
+            clock=worker.clock,
+            steps_per_second=self._rate(0, lambda reply: _view(reply, worker).clock),
+            samples_per_second=self._rate(0, lambda reply: _view(reply, worker).samples),
+            staleness=worker.staleness if worker.HasField("staleness") else None,
+            pushed_bytes=sum(view.bytes_pushed for view in views),
+            pulled_bytes=sum(view.bytes_pulled for view in views),
+            pushed_bytes_per_second=total(lambda view: view.bytes_pushed),
+            pulled_bytes_per_second=total(lambda view: view.bytes_pulled),
+            plane=_plane(views),
+            silent_seconds=worker.silent_seconds,
+            waiting_seconds=max((view.waiting_seconds for view in views), default=0.0),
+            waits=sentence(worker.worker, self._replies),
+        )
+
+    def _shard(self, index: int) -> Shard:
+        reply, load = self._replies[index], self._replies[index].load
+        count = sum(reply.staleness.values())
+        busy = self._rate(index, lambda reply: reply.load.apply_seconds)
+        return Shard(
+            shard=reply.shard,
+            shards=reply.num_shards,
+            address=self._addresses[index],
+            standby=_standby(reply.standby),
+            parameters=reply.num_parameters,
+            buckets=reply.num_buckets,
+            version=reply.version,
+            versions_per_second=self._rate(index, lambda reply: reply.version),
+            staleness_mean=sum(k * n for k, n in reply.staleness.items()) / count if count else 0.0,
+            staleness_max=max(reply.staleness, default=0),
+            late=reply.late,
+            not_finite=reply.nonfinite,
+            queued=load.queued,
+            cores=self._rate(index, lambda reply: reply.load.cpu_seconds),
+            busy=None if busy is None else busy / max(load.apply_threads, 1),
+            memory_bytes=load.memory_bytes,
+            pushed_bytes_per_second=self._rate(index, lambda reply: reply.load.bytes_pushed),
+            pulled_bytes_per_second=self._rate(index, lambda reply: reply.load.bytes_pulled),
+        )
+
+    def _rate(self, shard: int, count: Any) -> float | None:
+        """By how much ``count`` of a shard's reply has grown in a second."""
+        if self._before is None:
+            return None
+        now, then = self._replies[shard], self._before[shard]
+        seconds, grown = now.uptime_seconds - then.uptime_seconds, count(now) - count(then)
+        return float(grown / seconds) if seconds > 0 and grown >= 0 else None
+
+
+def _view(reply: pb.StatusReply, worker: pb.WorkerStatus) -> pb.WorkerStatus:
+    """What a shard says of one life of a worker."""
+    found = (each for each in reply.worker if (each.worker, each.session) == (worker.worker, worker.session))
+    return next(found, pb.WorkerStatus())
+
+
+def _checkpoint(kept: pb.CheckpointStatus) -> str:
+
+    age = f", {spoken_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
+    good = f"version {kept.version}{age}" if kept.version else "none yet"
+    failed = f"; {kept.failures} failed, the last: {kept.error}" if kept.error else ""
+    return f"last good checkpoint: {good}, in {kept.folder}{failed}"
+
+
+def _standby(standby: pb.StandbyStatus) -> str:
+    """The server that would take over, how far it is behind, and the term."""
+    configuration = standby.configuration
+    if not configuration.term.number:
+        return ""
+    if not configuration.standby:
+        return f"none ({standby.role}, term {configuration.term.number})"
+    where = ballots.address_of(configuration.standby)
+    behind = f"{standby.lag_records} records, {standby.lag_seconds:.1f} s behind" if standby.lag_records else "has all"
+    return f"{where} {behind} ({standby.role}, term {configuration.term.number})"
+
+
+def _plane(views: Sequence[pb.WorkerStatus]) -> str:
+    """What carries this worker's buckets."""
+    shares = {view.shares_memory for view in views}
+    return "both" if len(shares) > 1 else "memory" if True in shares else "network"

@@ -1,0 +1,150 @@
+"""A look at a job as people read it: a line about the job, what is to be known, workers, shards."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from torch_ps.worker.commands.job_view import Facts, Shard, Worker
+from torch_ps.worker.transport.wait_reasons import spoken_seconds
+
+#: Columns whose text is read from the left; of these, those whose text may go on in the next line, in so much room.
+_WORDS, _WRAPPED, _ROOM = ("worker", "plane", "waits", "address", "standby"), ("waits", "standby"), 24
+#: What is left out first where the terminal is narrow.
+_DISPENSABLE = (
+    *("plane", "memory", "buckets", "versions/s", "steps/s", "not finite", "max", "late", "parameters", "silent"),
+    *("rank", "staleness mean", "pulled", "pull", "out", "CPU", "staleness", "clock"),
+)
+
+Columns = dict[str, Callable[[Any], str]]
+
+
+def tables(facts: Facts, width: int, *, live: bool = False) -> RenderableType:
+    """All that fits.
+
+    Args:
+        width: characters of a line.
+        live: with rates, and without what never changes.
+    """
+    parts: list[RenderableType] = [Text(_headline(facts))]
+    parts += [Text.from_markup(f"[bold]warning[/bold]: {escape(advice)}") for advice in facts.advice]
+    if facts.checkpoint:
+        parts.append(Text(facts.checkpoint))
+    workers, shards = (_LIVE_WORKERS, _LIVE_SHARDS) if live else (_WORKERS, _SHARDS)
+    if not any(shard.standby for shard in facts.shards):
+        shards = {title: text for title, text in shards.items() if title != "standby"}
+    return Group(
+        *parts, _table("workers", workers, facts.workers, width), _table("shards", shards, facts.shards, width)
+    )
+
+
+def _headline(facts: Facts) -> str:
+    words = [
+        f"mode {facts.mode}",
+        "initialised" if facts.initialised else "no parameters yet",
+        f"up {spoken_seconds(facts.uptime_seconds)}",
+        f"roster epoch {facts.epoch}",
+    ]
+    if facts.samples:
+        words.append(f"{facts.samples:,.0f} samples")
+    if facts.samples_per_second is not None:
+        words.append(f"{_number(facts.samples_per_second)} samples/s")
+    return ", ".join(words) + ("" if facts.open else "; the first workers have not all joined")
+
+
+def _table(title: str, columns: Columns, rows: Sequence[Worker] | Sequence[Shard], width: int) -> Table:
+    cells = {name: [text(row) for row in rows] for name, text in columns.items()}
+
+    def needed() -> int:
+        longest = {name: max(map(len, [name, *texts])) for name, texts in cells.items()}
+        return sum(2 + (min(size, _ROOM) if name in _WRAPPED else size) for name, size in longest.items())
+
+    for name in _DISPENSABLE:
+        if needed() > width:
+            cells.pop(name, None)
+    look = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(title=title, title_justify="left", title_style="bold", **look)  # type: ignore[arg-type]
+    for name in cells:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name not in _WRAPPED)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.{digits if value < 100 else 0}f}"
+
+
+def _bytes(count: float | None, per: str = "") -> str:
+    """In the unit that leaves at most three digits before the point."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.95 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.{0 if unit == 'B' else 1}f} {unit}{per}"
+
+
+def _name(worker: Worker) -> str:
+    return worker.name if worker.connected else f"{worker.name} (not connected)"
+
+
+_WORKERS: Columns = {
+    "rank": lambda w: str(w.rank),
+    "worker": _name,
+    "clock": lambda w: str(w.clock),
+    "staleness": lambda w: "-" if w.staleness is None else str(w.staleness),
+    "pushed": lambda w: _bytes(w.pushed_bytes),
+    "pulled": lambda w: _bytes(w.pulled_bytes),
+    "plane": lambda w: w.plane,
+    "silent": lambda w: spoken_seconds(w.silent_seconds),
+    "waits": lambda w: w.waits,
+}
+_LIVE_WORKERS: Columns = {
+    "rank": _WORKERS["rank"],
+    "worker": _name,
+    "clock": _WORKERS["clock"],
+    "steps/s": lambda w: _number(w.steps_per_second, 1),
+    "samples/s": lambda w: _number(w.samples_per_second),
+    "staleness": _WORKERS["staleness"],
+    "push": lambda w: _bytes(w.pushed_bytes_per_second, "/s"),
+    "pull": lambda w: _bytes(w.pulled_bytes_per_second, "/s"),
+    "plane": _WORKERS["plane"],
+    "silent": _WORKERS["silent"],
+    "waits": _WORKERS["waits"],
+}
+_SHARDS: Columns = {
+    "shard": lambda s: f"{s.shard}/{s.shards}",
+    "address": lambda s: s.address,
+    "standby": lambda s: s.standby or "-",
+    "parameters": lambda s: f"{s.parameters:,}",
+    "buckets": lambda s: str(s.buckets),
+    "version": lambda s: str(s.version),
+    "staleness mean": lambda s: f"{s.staleness_mean:.2f}",
+    "max": lambda s: str(s.staleness_max),
+    "late": lambda s: str(s.late),
+    "not finite": lambda s: str(s.not_finite),
+    "memory": lambda s: _bytes(s.memory_bytes),
+}
+_LIVE_SHARDS: Columns = {
+    "shard": _SHARDS["shard"],
+    "address": _SHARDS["address"],
+    "standby": _SHARDS["standby"],
+    "version": _SHARDS["version"],
+    "versions/s": lambda s: _number(s.versions_per_second, 1),
+    "staleness mean": _SHARDS["staleness mean"],
+    "queue": lambda s: str(s.queued),
+    "busy": lambda s: "-" if s.busy is None else f"{s.busy:.0%}",
+    "CPU": lambda s: "-" if s.cores is None else f"{s.cores:.0%}",
+    "memory": _SHARDS["memory"],
+    "in": lambda s: _bytes(s.pushed_bytes_per_second, "/s"),
+    "out": lambda s: _bytes(s.pulled_bytes_per_second, "/s"),
+    "not finite": _SHARDS["not finite"],
+}

@@ -1,0 +1,134 @@
+"""ps-worker: one worker of a job, with a ready-made task or a script of the user's.
+
+    --task gpt         prepare() --> train()
+    script.py ARGS     $PS_... set, sys.argv set, then as "python script.py ARGS" in this process
+
+Rules of this file
+  1. The only place of the worker side that reads argv and the environment.
+  2. An error that is ours is one sentence. An error of the script's is the script's own traceback.
+  3. Ctrl-C unwinds the loop, so that the worker takes leave and nobody waits for its lease to end. SIGTERM does so
+     too, when the step is finished; see ``torch_ps.worker.runtime.graceful_shutdown``.
+"""
+
+import dataclasses
+import os
+import runpy
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+import click
+
+from torch_ps.common import log
+from torch_ps.common import parent_death as lifeline
+from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.config import WorkerConfig
+from torch_ps.common.options.fields import environment_of
+from torch_ps.worker import tasks
+from torch_ps.worker.runtime import graceful_shutdown as drain
+from torch_ps.worker.training import tensorboard as board
+
+
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@options_of(WorkerConfig)
+@click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
+def main(worker: WorkerConfig, script: tuple[str, ...]) -> None:
+    r"""Train as one worker of a job: a ready-made task, or a script of your own.
+
+    \b
+    ps-worker --servers 127.0.0.1:50051 --task digits
+    ps-worker --servers 127.0.0.1:50051 train.py --epochs 3
+    """
+    lifeline.hold()
+    signal.signal(signal.SIGTERM, drain.on_sigterm)
+    check(worker, script)
+    log.setup(f"worker {worker.name}".rstrip(), level=worker.log_level)
+    try:
+        if script:
+            _run_script(worker, script)
+        else:
+            _run_task(worker)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def check(worker: WorkerConfig, script: tuple[str, ...]) -> None:
+    """Refuse a command line that names nothing to train, two things, or one that does not exist.
+
+    Raises:
+        ConfigError: says what is missing or too much.
+    """
+    if worker.task and script:
+        raise ConfigError(f"task {worker.task!r} and script {script[0]!r} are given; give one of them")
+    if not worker.task and not script:
+        raise ConfigError("nothing to train: give --task gpt, --task digits, --task module:function, or a script")
+    if script and not Path(script[0]).is_file():
+        raise ConfigError(f"script {script[0]!r} does not exist")
+    if worker.task:
+        tasks.check(worker.task)
+    board.check(worker.tensorboard)
+    if worker.tensorboard and script:
+        raise ConfigError(
+            f"tensorboard={worker.tensorboard} is for ready-made tasks; a script writes what it likes itself, with "
+            "torch.utils.tensorboard"
+        )
+    if worker.data and not Path(worker.data).exists():
+        raise ConfigError(f"data {worker.data!r} does not exist")
+
+
+def _run_task(worker: WorkerConfig) -> None:
+    if not worker.servers:
+        raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run starts them by itself")
+    import torch
+
+    from torch_ps.worker.client import default_name
+    from torch_ps.worker.runtime.device import local_rank
+    from torch_ps.worker.training.loop import prepare, train
+
+    torch.set_num_threads(worker.threads)
+    if worker.insecure:
+        os.environ["PS_INSECURE"] = "1"  # as a script's optimizer finds it
+    named = dataclasses.replace(worker, name=worker.name or default_name(worker.rank))
+    log.setup(f"worker {named.name}", level=worker.log_level)
+    train(prepare(named, local_rank()))
+
+
+def _run_script(worker: WorkerConfig, script: tuple[str, ...]) -> None:
+    """Run ``script`` as Python itself would: as ``__main__``, its folder first in the path, its arguments in argv.
+
+    torch is left for the script to import, after whatever it wants to set before.
+    """
+    environment = {"OMP_NUM_THREADS": str(worker.threads), **environment_of(worker, os.environ)}
+    if worker.rank is not None:
+        environment["RANK"] = str(worker.rank)  # other libraries look for it
+    if worker.world:
+        environment["WORLD_SIZE"] = str(worker.world)
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
+    path = script[0]
+    sys.argv[:] = script
+    sys.path[0] = str(Path(path).resolve().parent)
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except PsError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001  # whatever the script raises is shown as Python would
+        traceback.print_exception(type(error), error, _own_frames(error.__traceback__, path))
+        sys.exit(1)
+
+
+def _own_frames(trace: TracebackType | None, path: str) -> TracebackType | None:
+    """The part of a traceback that begins in the script; all of it where the script never ran (a syntax error)."""
+    part = trace
+    while part is not None and part.tb_frame.f_code.co_filename != path:
+        part = part.tb_next
+    return part or trace
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Deep gradient compression: what lets sparse gradients train as well as whole ones.
+
+Momentum correction. A value that is sent once in a hundred steps should arrive with the momentum that it would have had
+in each of them. So the momentum is computed here, before the residual, and the server runs without:
+
+    velocity = momentum * velocity + gradient        sent = C(velocity + residual)
+    where a value was sent: velocity = 0             (momentum factor masking: stale momentum would carry it on)
+
+Warm-up. In the first steps gradients are large and change fast, so more of them is sent: 25 %, 6.25 %, 1.56 %, ... in
+equally long stages, down to the density that was asked for.
+
+Memory: one fp32 copy of the parameters per worker, beside that of error feedback.
+
+Source: Lin et al., ICLR 2018, arXiv:1712.01887, sections 3.1 to 3.3.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from torch_ps.common.codecs.registry import density_of
+from torch_ps.common.optimizer_spec import HyperValue
+
+#: First density of the warm-up, and what the next ones are of the one before.
+_FIRST, _FACTOR = 0.25, 0.25
+
+
+def has_density(codec: str) -> bool:
+    return codec.partition(":")[0] in ("topk", "randk")
+
+
+def warm(codec: str, step: int, steps: int) -> str:
+    """The codec for ``step`` when the first ``steps`` steps are a warm-up for ``codec``, such as "topk:0.01".
+
+    >>> [warm("topk:0.01", step, 6) for step in (0, 1, 2, 3, 4, 5, 6)]
+    ['topk:0.25', 'topk:0.25', 'topk:0.0625', 'topk:0.0625', 'topk:0.015625', 'topk:0.015625', 'topk:0.01']
+    """
+    if step >= steps:
+        return codec
+    kind, _, argument = codec.partition(":")
+    target, stages, density = density_of(argument), [], _FIRST
+    while density > target:
+        stages.append(density)
+        density *= _FACTOR
+    return f"{kind}:{stages[step * len(stages) // steps]:g}" if stages else codec
+
+
+class Momentum:
+    """Momentum of one worker, by number of the bucket; in place of that of ``torch.optim.SGD`` on the server."""
+
+    #: What the server is told with each push: its own momentum is off, and decay is in the gradient already.
+    HYPER: Mapping[str, HyperValue] = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+
+    def __init__(self) -> None:
+        self._velocity: dict[int, torch.Tensor] = {}
+
+    @staticmethod
+    def fits(optimizer: str, hyper: Mapping[str, HyperValue]) -> bool:
+        """Whether this computes what that optimizer would: SGD with momentum, without dampening and not ascending."""
+        return (
+            optimizer == "SGD"
+            and bool(hyper.get("momentum"))
+            and not hyper.get("dampening")
+            and not hyper.get("maximize")
+        )
+
+    def accumulate(self, bucket: int, gradient: torch.Tensor, hyper: Mapping[str, HyperValue]) -> None:
+        """Turn ``gradient``, which holds the decay already, into the step that SGD would make of it, in place."""
+        momentum = float(hyper["momentum"])  # type: ignore[arg-type]  # ``fits`` says that it is a number
+        if bucket in self._velocity:
+            self._velocity[bucket].mul_(momentum).add_(gradient)
+        else:
+            self._velocity[bucket] = gradient.clone()
+        if hyper.get("nesterov"):
+            gradient.add_(self._velocity[bucket], alpha=momentum)
+        else:
+            gradient.copy_(self._velocity[bucket])
+
+    def mask(self, bucket: int, decoded: torch.Tensor) -> None:
+        """Forget the momentum of every value that was sent."""
+        self._velocity[bucket].masked_fill_(decoded != 0, 0.0)

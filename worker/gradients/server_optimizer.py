@@ -1,0 +1,110 @@
+"""The optimizer that the servers run, as a worker sees it: class and hyperparameters by name, parameters by model.
+
+    torch.optim object --describe--> class name, hyperparameters per group     (registered when the worker joins)
+                       --changed---> what differs from the job's by now        (travels with each push)
+
+Rules of this file
+  1. The object never steps; it says what the servers are to do, and its ``param_groups`` may change at any time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from torch_ps.common import optimizer_spec as optim
+from torch_ps.common import schema
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.plan import Bucket
+from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.worker.gradients.flat_tensors import Flat
+from torch_ps.worker.gradients.momentum_correction import Momentum
+
+#: The largest integer up to which fp32 holds all, and the dtypes that hold larger ones.
+LARGEST_INTEGER, _WIDE = 1 << 24, (torch.int64, torch.int32)
+
+
+class Served:
+    """What the servers run for ``optimizer``.
+
+    Raises:
+        ConfigError: the optimizer cannot run on slices of the parameters.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.name, self._hyper = optim.describe(optimizer)
+        self._arguments = optim.arguments_of(self.name)
+
+    def tensors(self, model: torch.nn.Module) -> tuple[list[torch.Tensor], Model, list[torch.Tensor]]:
+        """The trained parameters in flat order, the model they make, and the buffers that go along.
+
+        Raises:
+            ConfigError: a parameter is not in ``model``, or it cannot be served.
+        """
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        parameters: list[torch.Tensor] = []
+        groups: list[Group] = []
+        for number, group in enumerate(self._optimizer.param_groups):
+            trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+            for parameter in trained:
+                if id(parameter) not in names:
+                    raise ConfigError(
+                        f"group {number} of the optimizer has a parameter of shape {list(parameter.shape)} that is not "
+                        "in the model; pass the module that holds all of them"
+                    )
+                if is_lazy(parameter):
+                    raise ConfigError(
+                        f"parameter {names[id(parameter)]!r} has no shape yet; run the model once before "
+                        "the optimizer is made"
+                    )
+            groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), self._hyper[number]))
+            parameters += trained
+        kept = model.state_dict(keep_vars=True)
+        buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        for name, buffer in buffers.items():
+            if buffer.dtype in _WIDE and buffer.numel() and int(buffer.abs().max()) > LARGEST_INTEGER:
+                raise ConfigError(
+                    f"buffer {name!r} has integers beyond 2**24, which the servers' fp32 copy would round; with "
+                    "persistent=False it stays out of it"
+                )
+        specs = tuple(TensorSpec.of(key, buffer) for key, buffer in buffers.items())
+        described = Model(self.name, tuple(groups), specs)
+        schema.check(described)
+        return parameters, described, list(buffers.values())
+
+    def hyper(self, group: int) -> Hyper:
+        """Of one group, as it is now."""
+        return optim.hyper_of(self.name, self._optimizer.param_groups[group], self._arguments)
+
+    def decays(self, group: int) -> bool:
+        """Whether the servers move the parameters of one group also where their gradient is zero."""
+        return bool(self._optimizer.param_groups[group].get("weight_decay"))
+
+    def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: Flat) -> Hyper | None:
+        """The hyperparameters of the momentum that a worker computes, None if the server does.
+
+        Adds the weight decay to ``gradient``, shape (numel,), as SGD does before its momentum.
+        """
+        hyper = self.hyper(bucket.group)
+        if not Momentum.fits(self.name, hyper):
+            return None
+        if decay := hyper.get("weight_decay"):
+            gradient.add_(flat.read(bucket, torch.empty_like(gradient)), alpha=float(decay))  # type: ignore[arg-type]
+        return hyper
+
+    def changed(self, job: Sequence[Group]) -> list[Hyper]:
+        """Per group, what differs from the job's hyperparameters.
+
+        Raises:
+            ConfigError: torch would refuse a value; nothing has been sent.
+        """
+        found = []
+        for number, (own, group) in enumerate(zip(self._optimizer.param_groups, job, strict=True)):
+            hyper = optim.hyper_of(self.name, own, self._arguments)
+            if hyper != self._hyper[number]:
+                optim.check_change(self.name, group.hyper, hyper)
+                self._hyper[number] = hyper
+            found.append(optim.changed(hyper, group.hyper))
+        return found

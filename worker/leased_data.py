@@ -1,0 +1,194 @@
+"""Samples that the lead gives out as they are needed: every one is trained on once an epoch, whoever comes and goes.
+
+    ask --portion: positions in the epoch's order--> batches --> DataLoader --> training loop --> push: these it covers
+     ^                                                  |
+     +--- while there are more, without waiting --------+
+     +--- none now: the pass ends, what is gathered is pushed, the next ask waits
+
+Rules of this file
+  1. A batch that was handed to the training loop is covered by the next push. What a DataLoader has read ahead is not.
+  2. Whoever waits for samples has pushed all that it has, so that everybody can come to an end.
+  3. What was given to an earlier life of this worker is skipped: others have it now.
+  4. A loop that breaks off an epoch gives back what it has not trained on, then iterates on as if it had never had it.
+"""
+
+import contextlib
+import functools
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from torch_ps.common.errors import PsError, UnknownWorker
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
+from torch_ps.worker.runtime import graceful_shutdown as drain
+
+#: Epochs of each data set that one optimizer has begun to read: a second ``shard`` of the same goes on after the first.
+_begun: "weakref.WeakKeyDictionary[ParameterServerOptimizer, Counter[bytes]]" = weakref.WeakKeyDictionary()
+
+
+def order_of(size: int, *, shuffle: bool, seed: int) -> torch.Tensor:
+    """The order of one epoch, the same on every worker; shape (size,), int64."""
+    if not shuffle:
+        return torch.arange(size, device="cpu")
+    return torch.randperm(size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+
+
+class LeasedShard:
+    """The batches of one worker, as many as it gets. Iterating again goes on with the epochs after.
+
+    Args:
+        dataset, optimizer, batch_size, epochs, name: see ``torch_ps.shard``.
+        size: of the dataset.
+        shuffle, seed: of the order.
+        loader: further arguments of the DataLoader.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        optimizer: ParameterServerOptimizer,
+        size: int,
+        *,
+        batch_size: int | None,
+        shuffle: bool,
+        seed: int,
+        epochs: int,
+        name: str,
+        loader: dict[str, Any],
+    ) -> None:
+        self._optimizer, self._session = optimizer, optimizer.session
+        self._size, self._shuffle, self._seed, self._epochs = size, shuffle, seed, epochs
+        self._set = pb.DataSet(name=name, size=self._size, seed=seed, shuffled=shuffle)
+        self._batch, self.weighs = batch_size or 1, batch_size is not None
+        self._until = 0  # epochs that are over when the current iteration ends
+        self._order, self._order_epoch = torch.empty(0, dtype=torch.int64, device="cpu"), -1
+        self._portion = pb.DataReply()
+        self._key = self._set.SerializeToString(deterministic=True)
+        self._pending: deque[tuple[int, int]] = deque()  # per batch that is read ahead: life, samples
+        plan = _Plan(self)
+        if loader.get("num_workers"):
+            loader = {"persistent_workers": True, **loader}
+        if batch_size is None:
+            loader = {"batch_size": None, "sampler": plan, **loader}
+        else:
+            loader = {"batch_sampler": plan, **loader}
+        self._new_loader: Callable[[], DataLoader[Any]] = functools.partial(DataLoader, dataset, **loader)
+        self._new_loader()  # so that a wrong argument is refused now
+
+    def __iter__(self) -> Iterator[Any]:
+        begun = _begun.setdefault(self._optimizer, Counter())
+        begun[self._key] += self._epochs
+        self._until = begun[self._key]
+        over = False
+        # Of this iteration only: its processes end with it, not in whatever a garbage collection interrupts.
+        loader = self._new_loader()
+        try:
+            while self._wait_for_portion():
+                self._pending.clear()
+                for batch in loader:
+                    life, samples = self._pending.popleft()
+                    if life != self._session.covers.life:
+                        continue  # others have it now
+                    self._session.covers.begin(self._key, samples)
+                    if self.weighs:
+                        self._optimizer.weight = float(samples)
+                    yield batch
+            over = True
+        finally:
+            if self._session.number and not over:
+                self._session.covers.give_up(self._key, gathered=self._optimizer.gathered)
+                with contextlib.suppress(PsError):  # the job is over, or this worker was dropped: others have it anyhow
+                    self._ask(give_back=True)
+
+    def __len__(self) -> NoReturn:
+        """Refused, as torch does for data whose length is not known; a wrong one would cut epochs short.
+
+        Raises:
+            TypeError: says what to count instead.
+        """
+        raise TypeError(
+            "how many batches this worker gets depends on the others, so torch_ps.shard has no len(); a schedule can "
+            f"go by optimizer.samples / {self._epochs * self._size}, the part that the whole job has trained on"
+        )
+
+    def _wait_for_portion(self) -> bool:
+        """Push what has been gathered, then wait for samples; False: the epochs are over.
+
+        Raises:
+            WaitTimeout: says who has what is left.
+        """
+        optimizer = self._optimizer
+        while True:
+            if optimizer.gathered or self._session.covers.pending(self._key):
+                optimizer.settle()
+            drain.finish(optimizer.name, optimizer.close)
+            try:
+                reply = self._ask(wait=True)
+            except PsError as error:
+                drain.finish(optimizer.name, optimizer.close)
+                if not isinstance(error, UnknownWorker):
+                    raise
+                optimizer.recover(error)
+                continue
+            if reply.answer == pb.DataReply.PORTION:
+                self._portion = reply
+                return True
+            if reply.answer == pb.DataReply.OVER:
+                return False
+            optimizer.settle()
+
+    def batches(self) -> Iterator[list[int]]:
+        """Indices of the batches of one pass, from the portion that is there on."""
+        while self._portion.range:
+            life = self._session.covers.life
+            for indices in self._cut(self._portion):
+                if life != self._session.covers.life:
+                    break
+                self._pending.append((life, len(indices)))
+                yield indices
+            try:
+                self._portion = self._ask()
+            except UnknownWorker:
+                return  # the training loop finds out at its step
+
+    def _cut(self, portion: pb.DataReply) -> Iterator[list[int]]:
+        """Batches of dataset indices; the last one may be shorter."""
+        if portion.epoch != self._order_epoch:
+            self._order = order_of(self._size, shuffle=self._shuffle, seed=self._seed + portion.epoch)
+            self._order_epoch = portion.epoch
+        mine = torch.cat([self._order[r.start : r.stop] for r in portion.range])
+        for start in range(0, len(mine), self._batch):
+            yield mine[start : start + self._batch].tolist()
+
+    def _ask(self, *, wait: bool = False, give_back: bool = False) -> pb.DataReply:
+        covers = self._session.covers
+        reply = self._session.ask_for_data(
+            pb.DataRequest(
+                data=self._set,
+                batch=self._batch,
+                epochs=self._until,
+                wait=wait,
+                give_back=give_back,
+                received=covers.received(self._key),
+            )
+        )
+        if reply.answer == pb.DataReply.PORTION:
+            covers.arrived(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
+        return reply
+
+
+class _Plan:
+    """What a DataLoader iterates over once a pass: lists of indices, or single ones where it makes no batches."""
+
+    def __init__(self, shard: LeasedShard) -> None:
+        self._shard = shard
+
+    def __iter__(self) -> Iterator[Any]:
+        whole = self._shard.weighs
+        for indices in self._shard.batches():
+            yield indices if whole else indices[0]

@@ -1,0 +1,1 @@
+"""``ParameterServerOptimizer`` and its parts."""

@@ -1,0 +1,1 @@
+"""The training loop of the ready-made tasks and what belongs to it."""
