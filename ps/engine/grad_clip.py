@@ -216,19 +216,20 @@ class Clipping:
         norm: the largest that an update may have; 0 clips none.
         index: of the shard; 0 is the lead.
         ask: how another shard than the lead asks it.
+        before_answer: called on the lead with what was decided and with what makes it known.
     """
 
-    def __init__(self, norm: float, index: int, ask: Ask | None) -> None:
+    def __init__(self, norm: float, index: int, ask: Ask | None, before_answer: BeforeAnswer) -> None:
         self.norm, self._index = norm, index
         self.ask: Ask = ask or self._report
-        self.before_answer: BeforeAnswer = lambda group, square, then: then()
+        self._before_answer = before_answer
         self.norms: Norms | None = None  # on the lead of a job that clips
 
     def begin(self, plan: Plan, roster: Roster) -> None:
         """The model is known."""
         if self._index == 0 and self.norm:
             shards = [bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"]
-            self.norms = Norms(shards, self.before_answer)
+            self.norms = Norms(shards, self._before_answer)
             self.norms.set_roster(roster)
 
     def set_roster(self, roster: Roster) -> None:
