@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import MODES, ServerConfig, WorkerConfig
+from torch_ps.common.mode_names import MODES
+from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.fields import Field, declared
 
 #: The same for all runs (an option of ps-compare), or the launcher's own business.

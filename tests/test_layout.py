@@ -49,7 +49,7 @@ ORDER = {
         {"plan", "trace"},
         {"schema"},
         {"devices", "optimizer_spec", "wire"},
-        {"allocator", "errors", "log", "parent_death", "pb"},
+        {"allocator", "errors", "log", "mode_names", "parent_death", "pb"},
     ),
 }
 #: Rooms that may speak gRPC.
@@ -93,6 +93,7 @@ PURE = (
     "re",
     "typing",
     "torch_ps.common.errors",
+    "torch_ps.common.mode_names",
     "torch_ps.common.wire.terms",
     "torch_ps.ps.core",
 )
@@ -108,7 +109,6 @@ LEFT = {
     "torch_ps.worker.session.session > torch_ps.worker.session.trace_upload > torch_ps.worker.session.session",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
-    "torch_ps.ps.core.effects > torch_ps.ps.core.roster > torch_ps.ps.core.effects",
     "ps/failover/fencing.py: grpc",
     "ps/failover/standby.py: grpc",
     "ps/observability/http.py: _Page.server",

@@ -16,16 +16,15 @@ from typing import Any, Literal
 
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.mode_names import MODES, STALENESS_LR
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options import trace_options
 from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option, within
 from torch_ps.common.options.forms import parse_compensation, parse_etcd, parse_shard
 from torch_ps.common.wire import address
 
-MODES = ("sync", "async", "ssp")
 PLANES = ("auto", "memory", "network")
 PRECISIONS = ("fp32", "bf16", "fp16")
-STALENESS_LR = ("constant", "inverse")
 
 #: Seconds between two checkpoints where nothing else is said.
 DEFAULT_CHECKPOINT_SECONDS = 600.0

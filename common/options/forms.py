@@ -9,9 +9,7 @@ import urllib.parse
 from typing import NamedTuple
 
 from torch_ps.common.errors import ConfigError
-
-#: Forms of delay compensation, each with its strength where none is given.
-COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
+from torch_ps.common.mode_names import COMPENSATIONS
 
 _SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})", re.ASCII)
 
