@@ -24,6 +24,7 @@ import types
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -128,7 +129,8 @@ async def job(plane: str, tracer: Tracer, steps: int) -> list[dict[str, set[str]
     config = ServerConfig(workers=1, listen="127.0.0.1:0", metrics="off", log_level="warning")
     server = asyncio.create_task(serve(config, ready))
     threading.Thread(target=work, daemon=True).start()
-    await asyncio.wait({server, result}, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+    ends: set[asyncio.Future[Any]] = {server, result}
+    await asyncio.wait(ends, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
     if not result.done():
         raise SystemExit(f"the job did not end: {server}")
     return result.result()
