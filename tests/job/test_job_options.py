@@ -1,10 +1,11 @@
 """An option that is declared job-wide reaches everything that has to know it; another one does not."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pytest
 
+from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.fields import arguments_of, at_least, declared, job_wide, option, per_process
 from torch_ps.common.options.mode_choices import DELAY_COMPENSATION, MODES, STALENESS_LR
@@ -36,7 +37,9 @@ PLANTED = Planted(patience=5, nearby=6)
 
 
 def test_a_planted_job_wide_option_is_in_the_mode_and_another_one_is_refused() -> None:
-    assert mode_of(PLANTED, PlantedMode) == PlantedMode(patience=5)
+    mode = mode_of(PLANTED, PlantedMode)
+    assert isinstance(mode, PlantedMode)
+    assert mode.patience == 5
     with pytest.raises(TypeError, match=r"ModeOfOneProcess\.nearby is no job-wide option of Planted"):
         mode_of(PLANTED, ModeOfOneProcess)
 
@@ -59,7 +62,7 @@ def test_a_planted_option_is_one_of_a_run_of_ps_compare_unless_the_launcher_choo
     monkeypatch.setattr(runs, "_CONFIGS", (Planted, WorkerConfig))
     (run,) = runs.parse_runs("sync:patience=5")
     assert run.name == "sync fp32 patience=5"
-    with pytest.raises(runs.ConfigError, match="seat is the same for all runs or set by the launcher"):
+    with pytest.raises(ConfigError, match="seat is the same for all runs or set by the launcher"):
         runs.parse_runs("sync:seat=5")
 
 
@@ -95,7 +98,5 @@ def test_options_and_core_have_one_list_of_modes() -> None:
     assert tuple(POLICIES) == MODES
     assert declared(ServerConfig)["mode"].allowed() == MODES
     assert declared(ServerConfig)["staleness_lr"].allowed() == STALENESS_LR
-    assert {
-        mode_of(ServerConfig(mode="async", delay_compensation=form)).delay_compensation for form in DELAY_COMPENSATION
-    }
-    assert {each.name for each in fields(Mode)} >= {"name", "slack"}
+    for form in DELAY_COMPENSATION:
+        assert mode_of(ServerConfig(mode="async", delay_compensation=form)).delay_compensation == form
