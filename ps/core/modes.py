@@ -3,7 +3,7 @@
 Rules of this file
   1. Below the options, this is the only place of the server that knows the names of modes. The rest of the server asks
      a ``Mode`` for what it is about to do (``stale``, ``holds_others_up``), never for its name.
-  2. The names themselves are listed once, in ``torch_ps.common.mode_names``, for options and reports.
+  2. The names themselves are listed once, in ``torch_ps.common.options.mode_choices``, for options and reports.
 
 Source: Li et al., OSDI 2014, for the consistency model as a choice of the job; docs/modes.md for what each mode means.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.mode_names import DELAY_COMPENSATION, MODES, STALENESS_LR
+from torch_ps.common.options.mode_choices import DELAY_COMPENSATION, MODES, STALENESS_LR
 from torch_ps.ps.core.asynchronous import Asynchronous
 from torch_ps.ps.core.lr_stability import momentum_advice
 from torch_ps.ps.core.policy import Policy

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.mode_names import COMPENSATIONS, DELAY_COMPENSATION, MODES
 from torch_ps.common.options.forms import parse_compensation
+from torch_ps.common.options.mode_choices import COMPENSATION_STRENGTHS, DELAY_COMPENSATION, MODES
 from torch_ps.ps.core.modes import POLICIES, Mode
 
 
@@ -21,7 +21,7 @@ def test_every_name_has_a_policy_and_no_other_has() -> None:
 def test_every_form_of_compensation_that_can_be_written_makes_a_mode(form: str) -> None:
     name, strength = parse_compensation(form)
     mode = Mode(name="async", delay_compensation=name, compensation_strength=strength or 1.0)
-    assert mode.compensates == (form in COMPENSATIONS)
+    assert mode.compensates == (form in COMPENSATION_STRENGTHS)
 
 
 @pytest.mark.parametrize(
