@@ -2,7 +2,7 @@
 
     Describe --> the job's options are this server's; who serves, in which term
     Replicate --> frames --> Replica, one step behind; "received n" --> primary
-    Ballot (workers) --> Succession --> Serve --> Replica.take_over --> the job is open
+    Ballot (workers) --> SeatDriver --> Serve --> Replica.take_over --> the job is open
 
 Rules of this file
   1. What this server has is given up for the state of a primary only if that one is at least as new: one that was
@@ -147,7 +147,7 @@ class Standby:
         self._served = asyncio.Event()
         self._said = ""
         job.closed = f"this is the standby of shard {job.index}; {primary} serves it"
-        job.succession.on_serve = self._serve
+        job.seat_driver.on_serve = self._serve
         job.replicated = lambda: (self._replica.version, self._replica.complete)
 
     async def run(self) -> None:
@@ -201,7 +201,7 @@ class Standby:
         Raises:
             NotServing: what is here is newer.
         """
-        succession, seat = self._job.succession, self._job.succession.seat
+        seat_driver, seat = self._job.seat_driver, self._job.seat_driver.seat
         theirs = configuration_from_proto(told.configuration)
         if not seat.may_follow(theirs.term):
             raise NotServing(
@@ -213,11 +213,11 @@ class Standby:
                 "it was started anew, in another job than this server stands by for; start this one again too"
             )
         name = name_of(self._here, self._primary)
-        succession.anew(name, theirs.term.server)
+        seat_driver.anew(name, theirs.term.server)
         self._replica = Replica(self._job)
 
     async def _receive(self, connection: grpc.aio.Channel, primary: str) -> None:
-        seat, replica = self._job.succession.seat, self._replica
+        seat, replica = self._job.seat_driver.seat, self._replica
         call: Any = connection.stream_stream(channel.method("Replicate"), None, None)(metadata=self._access.metadata)
         hello = pb.ReplicaUp(hello=pb.ReplicaHello(server=seat.me))
         await call.write(hello.SerializeToString())
@@ -245,7 +245,7 @@ class Standby:
             return True
         number, is_change = seat.recorded + 1, header.HasField("change")
         change = records.change_of(header.change, number) if is_change else None
-        if not self._job.succession.obey(seat.received(primary, number, change)):
+        if not self._job.seat_driver.obey(seat.received(primary, number, change)):
             return False
         if change is None:
             replica.take(header, payload)

@@ -22,7 +22,7 @@ from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.server.cli import write_ready
+from torch_ps.ps.server.ready_file import write_ready
 
 log = logging.getLogger("torch_ps.ps")
 
