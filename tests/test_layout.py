@@ -93,6 +93,7 @@ PURE = (
     "re",
     "typing",
     "torch_ps.common.errors",
+    "torch_ps.common.options.mode_choices",
     "torch_ps.common.wire.terms",
     "torch_ps.ps.core",
 )
