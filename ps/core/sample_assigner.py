@@ -108,13 +108,9 @@ class SampleAssigner:
         self._mode = mode
         self._datasets: list[DatasetProgress] = []
         self._numbers: dict[DatasetSpec, int] = {}
-        self._claims: dict[SessionKey, dict[int, Covers]] = {}  # per session, by step: pushes that are not decided
+        #: What pushes cover that are not decided, by session and step.
+        self.claims: dict[SessionKey, dict[int, Covers]] = {}
         self._before = 0  # newest session that may hold samples from an earlier lead
-
-    @property
-    def open_claims(self) -> int:
-        """Number of pushes that cover samples and are not decided."""
-        return sum(map(len, self._claims.values()))
 
     def ask(self, request: SampleRequest, roster: Roster, open_step: int) -> SampleResponse:
         """Give samples to a member of ``roster``, or say what it waits for.
@@ -179,15 +175,15 @@ class SampleAssigner:
     def claim(self, worker: str, session: int, step: int, covers: Covers) -> None:
         """Note that a push which covers these samples was taken; ``settle`` says what becomes of it."""
         if covers:
-            self._claims.setdefault((worker, session), {}).setdefault(step, covers)
+            self.claims.setdefault((worker, session), {}).setdefault(step, covers)
 
     def settle(self, worker: str, session: int, step: int, *, applied: bool) -> None:
         """Make the samples of a push done or free; a push that covers nothing (any more) changes nothing."""
         key = worker, session
-        claims = self._claims.get(key, {})
+        claims = self.claims.get(key, {})
         covers = claims.pop(step, ())
         if not claims:
-            self._claims.pop(key, None)
+            self.claims.pop(key, None)
         for number, samples in covers:
             dataset = self._datasets[number]
             reader = dataset.readers.get(key)
@@ -198,7 +194,7 @@ class SampleAssigner:
 
     def keep(self, members: Container[SessionKey]) -> None:
         """Free whatever sessions hold that are not among ``members``."""
-        self._claims = {key: claims for key, claims in self._claims.items() if key in members}
+        self.claims = {key: claims for key, claims in self.claims.items() if key in members}
         for dataset in self._datasets:
             dataset.keep(members)
 
@@ -214,7 +210,7 @@ class SampleAssigner:
         Raises:
             KeyError, TypeError, ValueError: ``state`` is not what ``export`` gives; nothing has changed.
         """
-        self._datasets, self._claims = [DatasetProgress.of(each) for each in state["sets"]], {}
+        self._datasets, self.claims = [DatasetProgress.of(each) for each in state["sets"]], {}
         self._numbers = {dataset.spec: number for number, dataset in enumerate(self._datasets)}
 
     def hand_over(self) -> dict[str, Any]:
@@ -240,7 +236,7 @@ class SampleAssigner:
 
     def _covered(self, key: SessionKey, number: int, reader: Reader) -> int:
         """Samples of a dataset that pushes of this session cover, whether they are settled or not."""
-        claims = self._claims.get(key, {}).values()
+        claims = self.claims.get(key, {}).values()
         return max(reader.settled, *(samples for covers in claims for n, samples in covers if n == number), 0)
 
     def _check_session(self, worker: str, session: int) -> None:
