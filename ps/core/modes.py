@@ -1,6 +1,6 @@
-"""The table of modes: the only place that knows their names.
+"""How the workers of a job are synchronised: one ``Mode``, and the policy that each mode makes for a bucket.
 
-Source: design section 4.
+Source: docs/modes.md.
 """
 
 from __future__ import annotations
@@ -9,15 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.mode_choices import DELAY_COMPENSATION, MODES, STALENESS_LR
 from torch_ps.ps.core.asynchronous import AsyncPolicy
 from torch_ps.ps.core.lr_stability import momentum_advice
 from torch_ps.ps.core.policy import Policy
 from torch_ps.ps.core.stale_synchronous import SspPolicy
 from torch_ps.ps.core.synchronous import SyncPolicy
-
-#: Learning rate of an asynchronous push as a function of its staleness.
-STALENESS_LR = ("constant", "inverse")
-DELAY_COMPENSATION = ("off", "constant", "adaptive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +22,7 @@ class Mode:
     """How the workers of one job are synchronised; the same on every shard.
 
     Attributes:
-        name: a key of ``POLICIES``.
+        name: one of ``MODES``.
         slack: ssp: steps that the fastest worker may lead the slowest by, >= 0.
         backup_workers: sync: pushes that a step does not wait for, >= 0.
         max_staleness: async and ssp: an older push is refused; None refuses none.
@@ -43,8 +40,8 @@ class Mode:
     compensation_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in POLICIES:
-            raise ConfigError(f"mode must be one of {', '.join(POLICIES)}; got {self.name!r}")
+        if self.name not in MODES:
+            raise ConfigError(f"mode must be one of {', '.join(MODES)}; got {self.name!r}")
         if self.staleness_lr not in STALENESS_LR:
             raise ConfigError(f"staleness_lr must be one of {', '.join(STALENESS_LR)}; got {self.staleness_lr!r}")
         if self.delay_compensation not in DELAY_COMPENSATION:

@@ -29,7 +29,7 @@ class Waiting:
     reason: str
 
 
-class Asks:
+class SampleRequests:
     """The asks of one lead. All methods run on the event loop."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The hands of a seat: what ``ps/core/failover/seat.py`` decides about who serves is carried out here.
 
-    workers  <-- Ask, Declare: on their streams, or as an answer to Ballot -- Succession <--> Seat
+    workers  <-- Ask, Declare: on their streams, or as an answer to Ballot -- SeatDriver <--> Seat
              --- Vote, accepted ------------------------------------------------>
     standby  <-- Change, as a frame among the others (replicate.py)
              --- frames, receipts (standby.py)
@@ -34,7 +34,7 @@ from torch_ps.ps.core.failover.seat import (
     Take,
     Transact,
 )
-from torch_ps.ps.failover.etcd import clock
+from torch_ps.ps.job.conditions import clock
 from torch_ps.ps.transport.streams import Streams
 
 log = logging.getLogger("torch_ps.ps")
@@ -43,7 +43,7 @@ log = logging.getLogger("torch_ps.ps")
 TICK_SECONDS = 0.5
 
 
-class Succession:
+class SeatDriver:
     """One server's part in who serves its shard. All methods run on the event loop.
 
     Args:
