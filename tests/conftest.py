@@ -64,9 +64,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     too_high = [
-        item
-        for item in items
-        if any(tier(mark.args[0]) > _asked(config) for mark in item.iter_markers("tier"))
+        item for item in items if any(tier(mark.args[0]) > _asked(config) for mark in item.iter_markers("tier"))
     ]
     if too_high:
         config.hook.pytest_deselected(items=too_high)
@@ -74,6 +72,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {name: number for number, name in enumerate(LONGEST)}
     folder = len(Path(__file__).parts) - 1
     items.sort(key=lambda item: places.get(item.path.parts[folder], len(places)))
+
+
+@pytest.fixture(scope="session")
+def schedule_share(request: pytest.FixtureRequest) -> float:
+    """The share of its random schedules that a simulation runs: every one, or in the tier quick a fifth."""
+    return 0.2 if _asked(request.config) is Tier.QUICK else 1.0
 
 
 @pytest.fixture(autouse=True)
