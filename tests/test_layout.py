@@ -114,8 +114,9 @@ LEFT = {
     "Shown._session, Shown.name",
     "worker/optim/param_groups.py: Shared._local_steps, Shared.wrapped",
     "worker/optim/rejoin.py: Elastic._accumulate, Elastic._compressor, Elastic._described, Elastic._flat, "
-    "Elastic._forward, Elastic._gradients, Elastic._local_steps, Elastic._outbox, Elastic._overlap, "
-    "Elastic._parameters, Elastic._push, Elastic._rank, Elastic._world, Elastic.close, Elastic.zero_grad",
+    "Elastic._forward, Elastic._gradients, Elastic._local_steps, Elastic._overlap, "
+    "Elastic._parameters, Elastic._push, Elastic._pusher, Elastic._rank, Elastic._world, Elastic.close, "
+    "Elastic.zero_grad",
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 

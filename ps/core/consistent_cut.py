@@ -82,7 +82,8 @@ class Cut:
 
     def __init__(self, num_buckets: int, sections: Sections | None = None) -> None:
         self._num_buckets, self._sections = num_buckets, sections or Sections()
-        self._version = 0  # 0: none is planned
+        #: Version that is copied next; 0: none is planned.
+        self.version = 0
         self._recorded = 0
         self._noted: dict[str, dict[str, Any]] = {}
         #: Of the last cut that all buckets have passed: its version and its sections.
@@ -96,13 +97,13 @@ class Cut:
         Args:
             newest: version of the bucket that has come farthest.
         """
-        if version != self._version:
-            self._version, self._recorded, self._noted = version, 0, {}
+        if version != self.version:
+            self.version, self._recorded, self._noted = version, 0, {}
             self.missed = version if version <= newest else 0
 
     def passes(self, version: int) -> bool:
         """Whether a bucket that has come to ``version`` is to be copied; each bucket asks once per version."""
-        if version != self._version:
+        if version != self.version:
             return False
         self._recorded += 1
         if self._recorded == self._num_buckets:
@@ -113,7 +114,7 @@ class Cut:
         """The section ``name`` of the cut that a bucket is passing, where it is to be taken with that bucket."""
         self._noted[name] = state
         if self._recorded == self._num_buckets:
-            self.taken = self._version, {**self.taken[1], name: state}
+            self.taken = self.version, {**self.taken[1], name: state}
 
     def rest(self, version: int) -> None:
         """All buckets are at ``version`` and nothing goes on: that is a cut too."""

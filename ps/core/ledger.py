@@ -69,7 +69,9 @@ class Progress:
             self.samples += c.weight
             self._entries[c.worker] = Entry(c.session, c.step, c.staleness)
         group = group or ("", 0, self.version - 1)
-        record = self.as_dict() if self.cut is not None and self.cut.passes(self.version) else None
+        record, cut = None, self.cut
+        if cut is not None and cut.version == self.version and cut.passes(self.version):
+            record = self.as_dict()
         progress = self.as_dict() if self.replicated else None
         return Apply(
             self.bucket, self.version, contributions, reason, lr_scale, group=group, record=record, progress=progress

@@ -102,13 +102,9 @@ class Data:
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._courses: list[Course] = []
-        self._claims: dict[tuple[str, int, int], Covers] = {}  # worker, session, step of a push that is not decided
+        #: By worker, session and step: what pushes that are not decided yet cover.
+        self.claims: dict[tuple[str, int, int], Covers] = {}
         self._before = 0  # newest session to which a lead of before has given samples
-
-    @property
-    def open_claims(self) -> int:
-        """Pushes that cover samples and are not decided."""
-        return len(self._claims)
 
     def ask(self, ask: Ask, roster: Roster, open_step: int) -> Answer:
         """Give samples to a member of ``roster``, or say what it waits for.
@@ -177,11 +173,11 @@ class Data:
     def claim(self, worker: str, session: int, step: int, covers: Covers) -> None:
         """A push that covers these samples was taken; ``settle`` says what becomes of it."""
         if covers:
-            self._claims.setdefault((worker, session, step), covers)
+            self.claims.setdefault((worker, session, step), covers)
 
     def settle(self, worker: str, session: int, step: int, *, applied: bool) -> None:
         """A push was applied, or it never will be; one that covers nothing (any more) changes nothing."""
-        for number, samples in self._claims.pop((worker, session, step), ()):
+        for number, samples in self.claims.pop((worker, session, step), ()):
             course = self._courses[number]
             reader = course.readers.get((worker, session))
             if reader is None or samples <= reader.settled:
@@ -193,7 +189,7 @@ class Data:
 
     def keep(self, members: Container[Life]) -> None:
         """Take back what belongs to lives that are not among ``members``."""
-        self._claims = {k: c for k, c in self._claims.items() if k[:2] in members}
+        self.claims = {k: c for k, c in self.claims.items() if k[:2] in members}
         for course in self._courses:
             for life in [life for life in course.readers if life not in members]:
                 course.put_back(course.readers.pop(life).has)
@@ -210,7 +206,7 @@ class Data:
         Raises:
             KeyError, TypeError, ValueError: this is not what ``export`` gives; nothing has changed.
         """
-        self._courses, self._claims = [Course.of(each) for each in state["sets"]], {}
+        self._courses, self.claims = [Course.of(each) for each in state["sets"]], {}
 
     def hand_over(self) -> dict[str, Any]:
         """Plain JSON data: all but the claims, which come again with the pushes that are not decided."""
@@ -235,7 +231,7 @@ class Data:
 
     def _covered(self, life: Life, number: int, reader: Reader) -> int:
         """Samples of a data set that pushes of this life cover, whether they are settled or not."""
-        claims = (covers for claim, covers in self._claims.items() if claim[:2] == life)
+        claims = (covers for claim, covers in self.claims.items() if claim[:2] == life)
         return max(reader.settled, *(samples for covers in claims for n, samples in covers if n == number), 0)
 
     def _known(self, worker: str, session: int) -> None:

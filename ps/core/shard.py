@@ -178,10 +178,10 @@ class Shard:
         self._admit(push.worker, push.session)
         policy.check(push)
         data = self._data if push.bucket == 0 else None
-        if data is not None:
+        if data is not None and push.covers:
             data.check(push.worker, push.session, push.covers)
         if _needs(push) <= self.roster.epoch:
-            if data is not None:
+            if data is not None and push.covers:
                 data.claim(push.worker, push.session, push.step, push.covers)
             return self._settled(policy.push(push, self._members[push.worker], now))
         key = (push.worker, push.session, push.bucket, True)
@@ -287,7 +287,7 @@ class Shard:
         for effect in effects:
             match effect:
                 case Apply(bucket=0):
-                    for c in effect.contributions:
+                    for c in effect.contributions if data.claims else ():
                         data.settle(c.worker, c.session, c.step, applied=True)
                     if effect.record is not None:
                         self.cut.note("data", data.export())

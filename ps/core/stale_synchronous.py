@@ -49,6 +49,7 @@ class SspPolicy(AsyncPolicy):
         self._roster = Roster()
         self._first: dict[tuple[str, int], int] = {}  # (worker, session) -> first step
         self._held: dict[tuple[str, int | None], _Held] = {}  # (worker, step)
+        self._num_slowest = 0  # members whose clock is the floor; while there are some it stays
 
     @property
     def clock(self) -> int:
@@ -59,8 +60,12 @@ class SspPolicy(AsyncPolicy):
             reason = f"{push.worker} takes part from step {member.first_step} on; step {push.step} is before it"
             discard = Discard(push.worker, push.session, push.bucket, push.step, reason)
             return discard, *self._answer_or_hold(member, Verdict(push.step, 0, False, reason), now)
+        slowest = self.next_step(member) <= self.progress.floor
         effects, verdict = self._decide(push)
-        freed = self._advance()
+        freed: Effects = ()
+        if slowest and self.next_step(member) > self.progress.floor:
+            self._num_slowest -= 1
+            freed = self._advance() if self._num_slowest <= 0 else ()
         return *effects, *freed, *self._answer_or_hold(member, verdict, now)
 
     def pull(self, member: Member, now: float) -> Effects:
@@ -94,6 +99,7 @@ class SspPolicy(AsyncPolicy):
         """Raise the floor and answer those who have waited for that."""
         if self._roster.open and self._roster.members:
             self.progress.floor = max(self.progress.floor, min(self.next_step(m) for m in self._roster.members))
+        self._num_slowest = sum(self.next_step(m) <= self.progress.floor for m in self._roster.members)
         effects: list[Effect] = []
         for key, held in list(self._held.items()):
             if self._may_read(held.member):

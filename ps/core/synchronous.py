@@ -49,6 +49,7 @@ class SyncPolicy:
         self.progress = Progress(bucket)
         self._backups = backups
         self._roster = Roster()
+        self._last_first_step = 0  # of the newest member: from it on every step requires the whole roster
         self._required: tuple[str, ...] = ()  # of the open step, in rank order
         self._missing: set[str] = set()  # those of them that have not pushed it
         self._pushed: dict[str, _Pushed] = {}
@@ -101,6 +102,8 @@ class SyncPolicy:
         self._early = {k: v for k, v in self._early.items() if (v[0].name, v[0].session) in members}
         self.progress.keep(members)
         self._roster = roster
+        self._last_first_step = max((m.first_step for m in roster.members), default=0)
+        self._required = roster.required(self.progress.version)
         self._open()
         return (*effects, *self._close())
 
@@ -126,7 +129,8 @@ class SyncPolicy:
 
     def _open(self) -> None:
         """Count afresh who is required for the open step and who of them is missing."""
-        self._required = self._roster.required(self.progress.version)
+        if self.progress.version <= self._last_first_step:
+            self._required = self._roster.required(self.progress.version)
         self._missing = set(self._required).difference(self._pushed)
 
     @property
@@ -142,7 +146,7 @@ class SyncPolicy:
             pushed = [self._pushed[worker] for worker in self._required if worker in self._pushed]
             self._pushed.clear()
             reason = (
-                f"step {step} closed: {spoken(tuple([p.push.worker for p in pushed]))} pushed it"
+                f"step {step} closed with {len(pushed)} of {len(self._required)} pushes"
                 if pushed
                 else f"step {step} closed empty: all of its workers have left"
             )

@@ -27,7 +27,7 @@ def test_every_sample_is_trained_on_once_an_epoch_whatever_happens(seed: int) ->
     world = World(mode, size, epochs, dice)
     world.run(faults=dice.randint(0, 40))
     assert world.trained == {(e, p): 1 for e in range(epochs) for p in range(size)}
-    assert world.data.open_claims == 0  # nothing is kept of pushes that were decided
+    assert not world.data.claims  # nothing is kept of pushes that were decided
 
 
 class World:

@@ -27,7 +27,7 @@ from torch_ps.ps.core.failover.seat import (
     StepDown,
     Take,
 )
-from torch_ps.worker.transport.acceptor import Promises
+from torch_ps.worker.transport.acceptor import Acceptor
 
 A, B, C = ("a", 1), ("b", 2), ("c", 3)
 
@@ -48,13 +48,13 @@ def ask(decisions: Decisions) -> Ask:
     return found
 
 
-def elect(seat: ElectedSeat, asked: Ask, voters: dict[tuple[str, int], Promises]) -> Decisions:
+def elect(seat: ElectedSeat, asked: Ask, voters: dict[tuple[str, int], Acceptor]) -> Decisions:
     """Everybody answers; what the last answer came to."""
     decisions: Decisions = ()
-    for elector, promises in voters.items():
-        decisions += seat.voted(elector, promises.vote(asked.term, asked.base))
-    for elector, promises in voters.items():
-        assert promises.accept(seat.configuration)
+    for elector, acceptor in voters.items():
+        decisions += seat.voted(elector, acceptor.vote(asked.term, asked.base))
+    for elector, acceptor in voters.items():
+        assert acceptor.accept(seat.configuration)
         decisions += seat.accepted(elector, seat.configuration.term)
     return decisions
 
@@ -96,7 +96,7 @@ def test_a_standby_takes_over_when_a_majority_asks_it_and_the_primary_finds_out(
     s.received("P", 2)
     assert s.asked(A, 0.0) == ()
     asked = ask(s.asked(B, 0.0))
-    voters = {A: Promises(), B: Promises()}
+    voters = {A: Acceptor(), B: Acceptor()}
     decisions = elect(s, asked, voters)
     alone = Configuration(Term(2, "S"))
     assert decisions == (
@@ -124,7 +124,7 @@ def test_a_primary_holds_back_until_a_majority_lets_it_go_on_alone() -> None:
     p, _ = paired(A, B, C)
     asked = ask(p.lost("S"))
     assert p.record() == (2, ())
-    decisions = elect(p, asked, {A: Promises(), B: Promises()})
+    decisions = elect(p, asked, {A: Acceptor(), B: Acceptor()})
     assert decisions[-1] == Acknowledge(2)
     assert p.role is Role.ALONE
 
@@ -138,31 +138,31 @@ def test_a_standby_that_answers_again_ends_the_asking() -> None:
 
 def test_who_has_been_voted_out_gets_no_votes_any_more() -> None:
     p, s = paired(A)
-    promises = Promises()
-    elect(s, ask(s.asked(A, 0.0)), {A: promises})
+    acceptor = Acceptor()
+    elect(s, ask(s.asked(A, 0.0)), {A: acceptor})
     asked = ask(p.lost("S"))
-    vote = promises.vote(Term(7, "P"), asked.base)
+    vote = acceptor.vote(Term(7, "P"), asked.base)
     assert not vote.granted
     assert vote.promised == Term(2, "S")
 
 
 def test_a_configuration_that_the_standby_does_not_have_yet_gives_no_right_to_votes() -> None:
     p, s = paired(A)
-    promises = Promises()
-    promises.learn(p.configuration)
+    acceptor = Acceptor()
+    acceptor.learn(p.configuration)
     asked = ask(s.asked(A, 0.0))
     p.promised(asked.term)
     p.tick(0.0)  # P proposes term 3 for both, and S, which does not hear of it, is elected in term 2
-    elect(s, asked, {A: promises})
+    elect(s, asked, {A: acceptor})
     mine = ask(p.lost("S"))
     assert mine.term > asked.term
     assert mine.base == Term(1, "P")
-    assert not promises.vote(mine.term, mine.base).granted
+    assert not acceptor.vote(mine.term, mine.base).granted
 
 
 def test_split_votes_are_asked_for_again_with_a_higher_term() -> None:
     p, s = paired(A, B)
-    a, b = Promises(), Promises()
+    a, b = Acceptor(), Acceptor()
     first = ask(p.lost("S"))
     p.voted(A, a.vote(first.term, first.base))
     s.asked(A, 0.0)
@@ -177,24 +177,24 @@ def test_split_votes_are_asked_for_again_with_a_higher_term() -> None:
 
 def test_a_server_takes_a_higher_term_when_a_worker_has_promised_one() -> None:
     p, s = paired(A)
-    promises = Promises()
-    promises.vote(Term(5, "S"), Term(1, "P"))
-    assert not promises.may_speak(p.configuration.term)
-    p.promised(promises.promised)
+    acceptor = Acceptor()
+    acceptor.vote(Term(5, "S"), Term(1, "P"))
+    assert not acceptor.may_speak(p.configuration.term)
+    p.promised(acceptor.promised)
     (change,) = p.tick(0.0)
     assert isinstance(change, Change)
-    assert not promises.may_speak(p.configuration.term)  # not in force until the standby has it
+    assert not acceptor.may_speak(p.configuration.term)  # not in force until the standby has it
     s.received("P", change.number, change)
     p.receipt("S", change.number)
-    assert promises.may_speak(p.configuration.term)
+    assert acceptor.may_speak(p.configuration.term)
 
 
 def test_a_worker_keeps_to_the_server_that_it_has_promised_a_term() -> None:
-    promises = Promises()
-    assert promises.learn(Configuration(Term(1, "P"), "S"))
-    promises.vote(Term(2, "P"), Term(1, "P"))
-    assert promises.may_speak(Term(1, "P"))
-    assert not promises.may_speak(Term(1, "Q"))
+    acceptor = Acceptor()
+    assert acceptor.learn(Configuration(Term(1, "P"), "S"))
+    acceptor.vote(Term(2, "P"), Term(1, "P"))
+    assert acceptor.may_speak(Term(1, "P"))
+    assert not acceptor.may_speak(Term(1, "Q"))
 
 
 def test_the_electorate_follows_the_roster_one_by_one_and_never_becomes_empty() -> None:
@@ -280,7 +280,7 @@ def test_from_any_state_the_job_goes_on_when_a_majority_and_a_server_with_all_re
 # ---------------------------------------------------------------- what each rule is for
 
 
-class Forgets(Promises):
+class Forgets(Acceptor):
     """Votes again and again, whatever it has promised."""
 
     def vote(self, term: Term, base: Term) -> Vote:
@@ -291,7 +291,7 @@ class Forgets(Promises):
         return True
 
 
-class VotesForTheOlder(Promises):
+class VotesForTheOlder(Acceptor):
     """Votes for a server that has missed something."""
 
     def vote(self, term: Term, base: Term) -> Vote:
@@ -342,8 +342,8 @@ class Same(Worker):
 @pytest.mark.parametrize(
     ("mutant", "workers", "budget", "begun"),
     [
-        ({"promises": Forgets}, 1, Budget(records=1), True),
-        ({"promises": VotesForTheOlder}, 1, Budget(records=1), True),
+        ({"acceptor": Forgets}, 1, Budget(records=1), True),
+        ({"acceptor": VotesForTheOlder}, 1, Budget(records=1), True),
         ({"seat": Few}, 2, Budget(records=1), True),
         ({"seat": Hasty}, 1, Budget(records=1), True),
         ({"seat": OneRound}, 1, Budget(records=1), True),
