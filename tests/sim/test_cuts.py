@@ -12,6 +12,8 @@ from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.core.effects import Apply, Effects
 from torch_ps.ps.core.modes import Mode
 
+NUM_SCHEDULES = 400
+
 MODES = [
     Mode(),
     Mode(backup_workers=1),
@@ -69,9 +71,9 @@ class CutWorld(World):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_every_shard_has_the_record_of_every_cut(mode: Mode) -> None:
-    num_whole = 0
-    for seed in range(400):
+def test_every_shard_has_the_record_of_every_cut(mode: Mode, schedule_share: float) -> None:
+    num_whole, num_schedules = 0, int(schedule_share * NUM_SCHEDULES)
+    for seed in range(num_schedules):
         world = CutWorld(mode, seed)
         try:
             world.run()
@@ -79,7 +81,7 @@ def test_every_shard_has_the_record_of_every_cut(mode: Mode) -> None:
             error.add_note(f"mode {mode}, seed {seed}")
             raise
         num_whole += world.num_whole
-    assert num_whole > 100  # cuts do become whole
+    assert num_whole > num_schedules / 4  # cuts do become whole
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_every_shard_has_the_record_of_every_cut(mode: Mode) -> None:
     ids=["sync", "async"],
 )
 def test_cut_that_is_too_near_is_missed_by_some_shard(mode: Mode, when: When) -> None:
-    for seed in range(400):
+    for seed in range(NUM_SCHEDULES):
         try:
             CutWorld(mode, seed, when).run()
         except Violation:

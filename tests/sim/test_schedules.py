@@ -25,10 +25,10 @@ MODES = [
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_no_schedule_breaks_a_claim(mode: Mode) -> None:
+def test_no_schedule_breaks_a_claim(mode: Mode, schedule_share: float) -> None:
     parts = Parts(mode)
-    applied = 0
-    for seed in range(NUM_SCHEDULES):
+    applied, num_schedules = 0, int(schedule_share * NUM_SCHEDULES)
+    for seed in range(num_schedules):
         world = World(parts, seed)
         try:
             world.run()
@@ -36,7 +36,7 @@ def test_no_schedule_breaks_a_claim(mode: Mode) -> None:
             error.add_note(f"mode {mode}, seed {seed}")
             raise
         applied += sum(len(books.applied) for books in world.checker.books)
-    assert applied > 8 * NUM_SCHEDULES  # the schedules do train, they do not only fail
+    assert applied > 8 * num_schedules  # the schedules do train, they do not only fail
 
 
 def test_a_seed_is_a_schedule() -> None:
