@@ -1,6 +1,6 @@
 """Writes a shard's checkpoints while it trains: decides when, writes on its own thread, reports to the lead.
 
-    Planner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, retain, plan next
+    CutPlanner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, plan next
 
 Rules of this file
   1. Training never waits for a file: one thread writes, and the event loop only hears of the result.
@@ -20,7 +20,7 @@ from torch_ps.common.errors import ProtocolError
 from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
-from torch_ps.ps.core.consistent_cut import Planner
+from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.state import Cutter, Kept, CheckpointFacts, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
@@ -65,7 +65,7 @@ class Checkpointer(JobListener):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: set[asyncio.Task[None]] = set()
         self._cutter: Cutter | None = None
-        self._planner: Planner[FileFact] | None = None
+        self._planner: CutPlanner[FileFact] | None = None
         if job.membership is not None:
             now = time.monotonic()
             self._planner = Planner(every=every, seconds=seconds, num_shards=job.settings.num_shards, now=now)

@@ -34,7 +34,7 @@ from torch_ps.common.schema import to_proto
 from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.failover.seat import Change, Role, Seat
+from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine

@@ -27,7 +27,7 @@ from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.ps.core.effects import Group
-from torch_ps.ps.core.roster import roster_of
+from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import REMEMBERED

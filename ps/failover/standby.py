@@ -14,10 +14,8 @@ Source: Vertical Paxos, as ``ps/core/failover/seat.py`` uses it.
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
-import os
 import secrets
 import socket
 from collections.abc import Mapping
@@ -26,8 +24,6 @@ from typing import Any
 from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.config import ServerConfig
-from torch_ps.common.options.fields import declared
-from torch_ps.common.options.forms import parse_etcd
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.security import tls_probe as probe
 from torch_ps.common.security.credentials import Access

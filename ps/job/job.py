@@ -287,7 +287,7 @@ class Job:
         self._ticked = time.monotonic()
         self.seeding.finish(engine.model)
         if self.membership is None or self.data is None:
-            self.follow(roster_of(told))
+            self.follow(parse_roster(told))
         else:
             effects = self.membership.take_over(told)
             self.data.take_over(data)

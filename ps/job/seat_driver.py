@@ -21,18 +21,18 @@ from torch_ps.common.wire.terms import Configuration
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import (
     Acknowledge,
-    Ask,
-    Change,
+    Append,
+    ConfigChange,
     Decision,
     Declare,
     Elector,
     Receipt,
     Refuse,
+    RequestVotes,
     Role,
     Seat,
     Serve,
     StepDown,
-    Take,
     Transact,
 )
 from torch_ps.ps.job.conditions import clock
@@ -85,7 +85,7 @@ class SeatDriver:
 
     def __init__(self, make: Callable[[str, str], Seat], name: str, primary: str, streams: Streams) -> None:
         self._make, self._seat, self._streams = make, make(name, primary), streams
-        self._asks: Ask | None = None  # that electors have to answer
+        self._asks: RequestVotes | None = None  # that electors have to answer
         self._declares: Declare | None = None
         self._listeners: list[SeatListener] = []
 

@@ -24,7 +24,7 @@ OnEnd = Callable[[PsError], None]
 Exchange = Callable[[Iterator[bytes]], Any]
 
 
-class Stream:
+class GrpcStream:
     """One open Exchange. ``on_message`` and, once unless closed, ``on_end`` are called on the reader thread.
 
     Args:
