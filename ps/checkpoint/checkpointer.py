@@ -22,7 +22,7 @@ from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.state import Cutter, Kept, CheckpointFacts, ReportKept, ShardState
+from torch_ps.ps.engine.state import CheckpointFacts, Cutter, Kept, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.listeners import JobListener
 
@@ -40,13 +40,14 @@ class Checkpointer(JobListener):
     """The checkpoints of one shard. All methods but ``_on_state`` run on the event loop.
 
     Args:
-        checkpoints: Where they are written.
+        checkpoints: Repository that they are written to.
         every: Versions between two checkpoints; 0 if ``seconds`` decides.
         seconds: Seconds between two checkpoints; 0 if ``every`` decides.
         keep: Number of checkpoints that stay.
         report: Reports this shard's part to the lead; None on the lead.
 
     Attributes:
+        checkpoints: The repository.
         facts: How the checkpoints of this shard do.
     """
 
@@ -60,7 +61,7 @@ class Checkpointer(JobListener):
         keep: int,
         report: ReportKept | None,
     ) -> None:
-        self._job, self._checkpoints, self._keep, self._report_kept = job, checkpoints, keep, report
+        self._job, self.checkpoints, self._keep, self._report_kept = job, checkpoints, keep, report
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,7 +69,7 @@ class Checkpointer(JobListener):
         self._planner: CutPlanner[FileFact] | None = None
         if job.membership is not None:
             now = time.monotonic()
-            self._planner = Planner(every=every, seconds=seconds, num_shards=job.settings.num_shards, now=now)
+            self._planner = CutPlanner(every=every, seconds=seconds, num_shards=job.settings.num_shards, now=now)
         self._part: Kept | None = None  # this shard's last
         self._settled = asyncio.Event()  # the last checkpoint is good, or never will be
         self.facts = CheckpointFacts(checkpoints.storage.url, job.resumed_version)
@@ -113,7 +114,7 @@ class Checkpointer(JobListener):
         fact, error = FileFact("", 0, ""), ""
         try:
             fact = await self._loop.run_in_executor(
-                self._thread, self._checkpoints.write, state, job.settings.index, job.settings.num_shards
+                self._thread, self.checkpoints.write, state, job.settings.index, job.settings.num_shards
             )
         except Exception as failure:  # noqa: BLE001 - whatever a file system raises, training goes on
             error = _said(failure)
@@ -178,14 +179,14 @@ class Checkpointer(JobListener):
     async def _discard(self, version: int) -> None:
         """Remove the files of a checkpoint that will never be complete."""
         try:
-            await self._loop.run_in_executor(self._thread, self._checkpoints.discard, version)
+            await self._loop.run_in_executor(self._thread, self.checkpoints.discard, version)
         except Exception as failure:  # noqa: BLE001 - as in _write; the next good one removes it
             log.info("what is left of version %d stays for now: %s", version, _said(failure))
 
     def _make_good(self, manifest: Manifest) -> None:
         """On the thread."""
-        self._checkpoints.commit(manifest)
-        self._checkpoints.retain(self._keep)
+        self.checkpoints.commit(manifest)
+        self.checkpoints.retain(self._keep)
 
     def _note(self, version: int, error: str) -> None:
         facts, metrics = self.facts, self._job.metrics
@@ -226,14 +227,21 @@ class Checkpointer(JobListener):
         version = engine.core.open_step
         if self._planner is not None and version == self.facts.version:
             return
-        if self._part is not None and self._part.version == version and not self._part.error and self._report_kept is not None:
+        if (
+            self._part is not None
+            and self._part.version == version
+            and not self._part.error
+            and self._report_kept is not None
+        ):
             await self._report(self._part, LAST_REPORT_SECONDS)
             return
         state = self._cutter.at_rest()
         if state is None:
             log.info("version %d is not kept: its step was under way when the shard stopped", version)
             if self._report_kept is not None:
-                await self._report(Kept(self._job.settings.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS)
+                await self._report(
+                    Kept(self._job.settings.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS
+                )
             return
         if self._planner is not None:
             self._planner.last(version)

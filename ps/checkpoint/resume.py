@@ -84,7 +84,9 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
 
         order = sorted(old.buckets, key=lambda bucket: bucket.shard)  # so that each file is opened once
         state = reshard(order, new.of_shard(job.settings.index), manifest.version, read)
-    same = old == new and str(job.settings.mode) == manifest.mode and not (job.settings.mode.stale and job.clipping.norm)
+    same = (
+        old == new and str(job.settings.mode) == manifest.mode and not (job.settings.mode.stale and job.clipping.norm)
+    )
     if not same:
         state = ShardState(state.version, {i: _forgotten(part) for i, part in state.buckets.items()}, state.counters)
     try:

@@ -1,8 +1,8 @@
 """What another shard than the lead asks of the lead: rosters, norms of updates, checkpoint reports, its trace.
 
-Rosters come on one WatchRoster stream, which is opened again whenever it breaks. Until it is back the shard goes on with
-the roster that it has; the core parks pushes of a newer epoch. Every attempt opens a new channel, with the certificates
-and the token as they are then.
+Rosters come on one WatchRoster stream, which is opened again whenever it breaks. Until it is back the shard goes on
+with the roster that it has; the core parks pushes of a newer epoch. Every attempt opens a new channel, with the
+certificates and the token as they are then.
 """
 
 import asyncio
@@ -160,7 +160,11 @@ class LeadClient:
         return True
 
     async def send_trace(self, trace: Trace) -> bool:
-        """Send all spans of this shard, with their times on the lead's clock. Returns False if the lead does not answer."""
+        """Send all spans of this shard, with their times on the lead's clock.
+
+        Returns:
+            False if the lead does not answer.
+        """
         request = pb.TraceRequest(shard=self._shard, incarnation=self._incarnation)
         try:
             async with self._access.connect_aio(self._lead.address) as connection:
@@ -229,8 +233,9 @@ class LeadClient:
                 job.follow(_roster_of(view))
         except grpc.aio.AioRpcError as error:
             if isinstance(error_of(error, str(self._lead.address)), Restarted):
+                where = self._lead.address
                 raise Restarted(
-                    f"the lead at {self._lead.address} was started anew, without what this shard has trained; {TOGETHER}"
+                    f"the lead at {where} was started anew, without what this shard has trained; {TOGETHER}"
                 ) from None
             return str(error.details())
         return "it has ended the stream"

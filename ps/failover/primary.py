@@ -1,4 +1,4 @@
-"""The primary's side of replication: logs every change to the standby and holds back what would disclose it before that.
+"""The primary's side of replication: logs changes to the standby, holds back what would disclose them before that.
 
     standby: Replicate --> model --> state of each bucket, in its lane's order --> complete
     lane:    step, answer ---+
@@ -305,7 +305,7 @@ class Replication(JobListener, SeatListener):
     def on_acknowledge(self) -> None:
         self._release()
 
-    def on_change(self, change: Change) -> None:
+    def on_change(self, change: ConfigChange) -> None:
         if self.follower is not None:
             self.follower.outbox.put_nowait(records.of_change(change))
 

@@ -189,7 +189,7 @@ class Replica:
         self._membership = told
         self._sessions = {str(member[0]): int(member[1]) for member in told["members"]}
         if self._engine is not None and self._engine.compensator is not None:
-            self._engine.compensator.keep(roster_of(told))
+            self._engine.compensator.keep(parse_roster(told))
         if self._lead is not None:
             self._lead.learn(str(each) for each in told["lead"])
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}

@@ -18,8 +18,6 @@ import json
 import logging
 import secrets
 import socket
-from collections.abc import Mapping
-from typing import Any
 
 from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
@@ -37,6 +35,7 @@ from torch_ps.ps.core.failover.seat import Seat, Serve
 from torch_ps.ps.failover import records
 from torch_ps.ps.failover.replica import Replica
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.job_options import take_over_options
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
 
@@ -47,27 +46,6 @@ RETRY_SECONDS = 0.5
 PRIMARY_SECONDS, ANSWER_SECONDS = 60.0, 5.0
 #: Seconds for the probe that finds out why TLS fails at the primary's port.
 PROBE_SECONDS = 3.0
-
-#: Options that are the job's, not the process's.
-INHERITED = (
-    *("workers", "mode", "shard", "max_workers", "clip_norm", "lease", "bucket_size", "slack", "backup_workers"),
-    *("max_staleness", "staleness_lr", "delay_compensation"),
-    *("checkpoint", "checkpoint_every", "checkpoint_seconds", "keep", "lead"),
-)
-
-
-def options_of(config: ServerConfig) -> str:
-    """The options that a standby of this server takes over, as JSON."""
-    options = {name: getattr(config, name) for name in INHERITED}
-    options["decides"] = _decides(config)
-    if config.checkpoint and "://" not in config.checkpoint:
-        options["checkpoint"] = os.path.abspath(config.checkpoint)
-    return json.dumps(options)
-
-
-def _decides(config: ServerConfig) -> str:
-    """Who decides which of the two serves; both have to agree on it."""
-    return f"etcd, under the name {parse_etcd(config.etcd).name}" if config.etcd else "the workers"
 
 
 async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, pb.JobDescription]:
@@ -89,32 +67,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
             raise (Unreachable(reason) if reason else error) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
-    return inherited(config, json.loads(told.options)), told
-
-
-def inherited(config: ServerConfig, options: Mapping[str, Any]) -> ServerConfig:
-    """``config`` with ``options``, those of the primary.
-
-    Raises:
-        ConfigError: An option was given that differs from the primary's; the message says which.
-    """
-    fields = declared(ServerConfig)
-    taken: dict[str, Any] = {}
-    if (decides := options.get("decides")) != _decides(config):
-        raise ConfigError(
-            f"at the primary at {config.standby_of} {decides} says who serves, here {_decides(config)}; give both the "
-            "same --etcd"
-        )
-    for name in INHERITED:
-        theirs, mine = options.get(name), getattr(config, name)
-        theirs = None if theirs is None and fields[name].optional else fields[name].convert(theirs)
-        if mine not in (fields[name].default, theirs) and name not in ("lead", "checkpoint"):
-            raise ConfigError(
-                f"{name}={mine} is not what the primary at {config.standby_of} has, which is {theirs}; leave it out: a "
-                "standby takes it over"
-            )
-        taken[name] = theirs if mine == fields[name].default else mine
-    return dataclasses.replace(config, **taken)
+    return take_over_options(config, json.loads(told.options)), told
 
 
 def name_of(listening: Address, towards: Address | None = None) -> str:

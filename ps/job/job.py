@@ -22,8 +22,9 @@ from torch_ps.common.schema import Model
 from torch_ps.ps.core.consistent_cut import Sections
 from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.incarnation import Incarnation
-from torch_ps.ps.core.roster import Membership, Roster, roster_of, tick_seconds
-from torch_ps.ps.core.sample_assigner import Data
+from torch_ps.ps.core.membership import Membership, tick_seconds
+from torch_ps.ps.core.roster import Roster, parse_roster
+from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
@@ -82,7 +83,7 @@ class Job:
         self.advice = Advice(settings.mode, metrics)
         self.engine: Engine | None = None
         self.membership: Membership | None = None
-        self.data: Data | None = None
+        self.data: SampleAssigner | None = None
         self.sections = Sections()
         if settings.index == 0:
             self.membership = Membership(
@@ -91,7 +92,7 @@ class Job:
                 limit=settings.max_workers,
                 started=int(1000 * time.time()),
             )
-            self.data = Data(settings.mode)
+            self.data = SampleAssigner(settings.mode)
             self.sections.add("roster", self.membership)
             self.sections.add("data", self.data)
         self.copies: dict[str, Copies] = {}
@@ -144,7 +145,7 @@ class Job:
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
         member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())
         if not self.seeding.initialised:
-            self.seeding.choose(member.life, model)
+            self.seeding.choose(member.key, model)
         self._announce(effects)
         await self._conditions.until(
             lambda: self.roster.epoch >= member.session,
@@ -275,7 +276,7 @@ class Job:
         Args:
             copies: What workers with lossy pulls have, by name.
             told: On the lead, ``Membership.hand_over``; elsewhere, the roster in the same form.
-            data: On the lead, ``Data.hand_over``.
+            data: On the lead, ``SampleAssigner.hand_over``.
 
         Raises:
             KeyError, TypeError, ValueError: ``told`` or ``data`` is not that.
@@ -309,7 +310,9 @@ class Job:
             NotInitialised: They are not.
         """
         if self.engine is None or not self.seeding.initialised:
-            raise NotInitialised(f"shard {self.settings.index} has no parameters yet; one worker has to call init first")
+            raise NotInitialised(
+                f"shard {self.settings.index} has no parameters yet; one worker has to call init first"
+            )
         return self.engine
 
     def is_member(self, worker: str, session: int) -> bool:

@@ -1,12 +1,11 @@
-"""What a job tells the objects around it: one protocol, whose methods do nothing until a listener overrides them.
+"""What a job tells the objects around it: one listener class, whose methods do nothing until a subclass overrides them.
 
-    Job --on_engine_built, on_cut_missed, on_parameters_ready, on_stop--> every listener, in the order of registration
-        --on_roster_decided, on_norm_decided--> listener, which calls the continuation, now or later --> next listener
+Job --on_engine_built, on_cut_missed, on_parameters_ready, on_stop--> every listener, in the order of registration
+    --on_roster_decided, on_norm_decided--> listener, which calls the continuation, now or later --> next listener
 """
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 from torch_ps.common.errors import PsError
 from torch_ps.ps.core.effects import Group
@@ -14,8 +13,8 @@ from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.engine import Engine
 
 
-class JobListener(Protocol):
-    """Hears of one job. All methods are called on the event loop and must not block."""
+class JobListener:
+    """Hears of one job; does nothing by itself. All methods are called on the event loop and must not block."""
 
     def on_engine_built(self, engine: Engine) -> None:
         """A model is known and ``engine``, still without parameters, replaces the one before."""

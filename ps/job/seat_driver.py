@@ -1,8 +1,8 @@
 """Driver of the failover state machine ``ps/core/failover/seat.py``: sends its vote requests, tells its listeners.
 
-    workers    <-- Ask, Declare: on their streams, or as an answer to Ballot -- SeatDriver <--> Seat
+    workers    <-- RequestVotes, Declare: on their streams, or as an answer to Ballot -- SeatDriver <--> Seat
                --- Vote, accepted ------------------------------------------------>
-    listeners  <-- Acknowledge, Change, Serve, StepDown, Transact, configurations
+    listeners  <-- Acknowledge, ConfigChange, Serve, StepDown, Transact, configurations
 
 Rules of this file
   1. It decides nothing. Decisions are carried out in the order in which the seat gave them.
@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import ballots
@@ -46,13 +45,13 @@ TICK_SECONDS = 0.5
 PATIENCE_SECONDS = 5.0
 
 
-class SeatListener(Protocol):
+class SeatListener:
     """Carries out decisions of a seat. Every method does nothing until a listener overrides it."""
 
     def on_acknowledge(self) -> None:
         """More of what was held back for the standby may go out."""
 
-    def on_change(self, change: Change) -> None:
+    def on_change(self, change: ConfigChange) -> None:
         """Primary: the seat has made a record, which the standby needs in its order among the others."""
 
     def on_serve(self, serve: Serve) -> None:
@@ -103,11 +102,11 @@ class SeatDriver:
         self._seat, self._asks, self._declares = self._make(name, primary), None, None
 
     def obey(self, decisions: Iterable[Decision]) -> bool:
-        """Carry out what the seat has decided. Returns whether a ``Take`` was among it."""
+        """Carry out what the seat has decided. Returns whether a ``Append`` was among it."""
         taken = False
         for decision in decisions:
             match decision:
-                case Ask():
+                case RequestVotes():
                     self._asks, self._declares = decision, None
                     self._send(_ballot_of_ask(decision))
                 case Declare():
@@ -117,9 +116,9 @@ class SeatDriver:
                         log.info("%s: %s", decision.configuration.term, decision.configuration)
                         for each in self._listeners:
                             each.on_configuration(decision.configuration)
-                case Take():
+                case Append():
                     taken = True
-                case Acknowledge() | Change() | Serve() | StepDown() | Transact():
+                case Acknowledge() | ConfigChange() | Serve() | StepDown() | Transact():
                     for each in self._listeners:
                         _tell(each, decision)
                 case Receipt() | Refuse():  # the standby counts what it has taken, and ends the stream of a refused one
@@ -145,7 +144,9 @@ class SeatDriver:
         configuration = self.seat.configuration
         if not configuration.term.number:
             return []
-        in_force = [_ballot_of_declare(Declare(configuration, True))] if self.seat.role in (Role.ALONE, Role.PAIRED) else []
+        in_force = (
+            [_ballot_of_declare(Declare(configuration, True))] if self.seat.role in (Role.ALONE, Role.PAIRED) else []
+        )
         return [_frame(each) for each in in_force + self._outstanding()]
 
     def take_paper(self, elector: Elector, paper: pb.BallotPaper) -> None:
@@ -180,11 +181,11 @@ class SeatDriver:
                 stream.outbox.put_nowait(frame)
 
 
-def _tell(listener: SeatListener, decision: Acknowledge | Change | Serve | StepDown | Transact) -> None:
+def _tell(listener: SeatListener, decision: Acknowledge | ConfigChange | Serve | StepDown | Transact) -> None:
     match decision:
         case Acknowledge():
             listener.on_acknowledge()
-        case Change():
+        case ConfigChange():
             listener.on_change(decision)
         case Serve():
             listener.on_serve(decision)
@@ -194,7 +195,7 @@ def _tell(listener: SeatListener, decision: Acknowledge | Change | Serve | StepD
             listener.on_transact(decision)
 
 
-def _ballot_of_ask(ask: Ask) -> pb.Ballot:
+def _ballot_of_ask(ask: RequestVotes) -> pb.Ballot:
     return pb.Ballot(ask=pb.Ask(term=ballots.term_to_proto(ask.term), base=ballots.term_to_proto(ask.base)))
 
 

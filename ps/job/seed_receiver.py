@@ -47,7 +47,9 @@ class SeedReceiver:
             CorruptFrame: The bucket is not of this shard, or the payload has not its size.
         """
         if self._engine is None:
-            raise CorruptFrame(f"bucket {bucket} comes to shard {self._job.settings.index} before the model that it is of")
+            raise CorruptFrame(
+                f"bucket {bucket} comes to shard {self._job.settings.index} before the model that it is of"
+            )
         if bucket not in self._buckets:
             raise CorruptFrame(f"bucket {bucket} is not one of shard {self._job.settings.index}")
         plain = codecs.codec("none")
@@ -65,7 +67,9 @@ class SeedReceiver:
         if engine is None:
             raise CorruptFrame(f"worker {worker!r} has sent nothing to shard {self._job.settings.index}")
         if self._missing:
-            raise CorruptFrame(f"worker {worker!r} left out {len(self._missing)} buckets of shard {self._job.settings.index}")
+            raise CorruptFrame(
+                f"worker {worker!r} left out {len(self._missing)} buckets of shard {self._job.settings.index}"
+            )
         log.info(
             "parameters of worker %s are here: %d in %d buckets on this shard; optimizer %s",
             worker,

@@ -1,7 +1,7 @@
 """Who sends the first parameters of a job, of which model they are, and whether they are there.
 
-    lead:  first worker --choose--> seeder --Seed on every shard, the lead last--> initialised
-           other workers wait in until_decided; when the seeder leaves before that, one of them becomes the seeder
+lead:  first worker --choose--> seeder --Seed on every shard, the lead last--> initialised
+       other workers wait in until_decided; when the seeder leaves before that, one of them becomes the seeder
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch_ps.common import schema
 from torch_ps.common.schema import Model
-from torch_ps.ps.core.roster import Life
+from torch_ps.ps.core.roster import SessionKey
 from torch_ps.ps.job.conditions import Conditions
 
 
@@ -24,7 +24,7 @@ class Seeding:
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
         self.initialised = False
-        self.seeder: Life = ("", 0)
+        self.seeder: SessionKey = ("", 0)
         self._model: Model | None = None  # on the lead: of the worker that seeds or has seeded
 
     async def until_decided(self, worker: str, model: Model, deadline: float) -> Model:
@@ -60,7 +60,7 @@ class Seeding:
         """Wait for the parameters, for as long as the caller lives."""
         await self._conditions.until(lambda: self.initialised, math.inf, "no parameters")
 
-    def choose(self, life: Life, model: Model) -> None:
+    def choose(self, life: SessionKey, model: Model) -> None:
         """Lead: have this worker send the parameters of ``model``."""
         self.seeder, self._model = life, model
 
