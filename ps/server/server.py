@@ -45,7 +45,7 @@ from torch_ps.ps.cluster.lead_client import NORM_SECONDS, follow, norms_of, repo
 from torch_ps.ps.cluster.registration import enter
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.incarnation import Incarnation
-from torch_ps.ps.core.roster import tick_seconds
+from torch_ps.ps.core.membership import tick_seconds
 from torch_ps.ps.engine.parameter_store import CPU
 from torch_ps.ps.engine.state import ReportKept
 from torch_ps.ps.failover.etcd import EtcdClient

@@ -203,7 +203,7 @@ class Servicer:
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
         if request.give_back:
-            core.give_back(request.worker, request.session, data_set(request.data), request.received)
+            core.return_samples(request.worker, request.session, data_set(request.data), request.received)
             self._job.sample_requests.wake()
             await self._job.data_is_known()
             return pb.DataReply()
