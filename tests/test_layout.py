@@ -44,7 +44,7 @@ ORDER = {
         {"gradients", "runtime", "tasks"},
     ),
     "common": (
-        {"options"},
+        {"options", "rpc"},
         {"arena", "codecs", "security"},
         {"plan", "trace"},
         {"schema"},
@@ -54,7 +54,7 @@ ORDER = {
 }
 #: Rooms that may speak gRPC.
 GRPC_ROOMS = {
-    "common": {"security", "wire"},
+    "common": {"rpc"},
     "ps": {"cluster", "server", "transport"},
     "worker": {"transport"},
     "compare": set[str](),
@@ -93,6 +93,7 @@ PURE = (
     "re",
     "typing",
     "torch_ps.common.errors",
+    "torch_ps.common.options.mode_choices",
     "torch_ps.common.wire.terms",
     "torch_ps.ps.core",
 )
@@ -104,7 +105,6 @@ LEFT = {
     "torch_ps.worker.session.session > torch_ps.worker.session.trace_upload > torch_ps.worker.session.session",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
-    "torch_ps.ps.core.effects > torch_ps.ps.core.roster > torch_ps.ps.core.effects",
     "ps/failover/fencing.py: grpc",
     "ps/failover/standby.py: grpc",
     "ps/observability/http.py: _Page.server",
@@ -113,8 +113,9 @@ LEFT = {
     "Shown._session, Shown.name",
     "worker/optim/param_groups.py: Shared._local_steps, Shared.wrapped",
     "worker/optim/rejoin.py: Elastic._accumulate, Elastic._compressor, Elastic._described, Elastic._flat, "
-    "Elastic._forward, Elastic._gradients, Elastic._local_steps, Elastic._outbox, Elastic._overlap, "
-    "Elastic._parameters, Elastic._push, Elastic._rank, Elastic._world, Elastic.close, Elastic.zero_grad",
+    "Elastic._forward, Elastic._gradients, Elastic._local_steps, Elastic._overlap, "
+    "Elastic._parameters, Elastic._push, Elastic._pusher, Elastic._rank, Elastic._world, Elastic.close, "
+    "Elastic.zero_grad",
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 

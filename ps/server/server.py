@@ -24,18 +24,18 @@ from torch_ps.common.devices import choose as choose_device
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Restarted, ServerStopped
 from torch_ps.common.options.config import (
     DEFAULT_CHECKPOINT_SECONDS,
-    DEFAULT_SLACK,
     MOST_APPLY_THREADS,
     ServerConfig,
 )
-from torch_ps.common.options.forms import parse_compensation, parse_etcd, parse_shard
+from torch_ps.common.options.forms import parse_etcd, parse_shard
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access, port_credentials
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access, port_credentials
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
 from torch_ps.common.trace import steps_of
-from torch_ps.common.wire import address, channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.checkpoint.checkpointer import Checkpointer
 from torch_ps.ps.checkpoint.manifest import Manifest
@@ -45,15 +45,15 @@ from torch_ps.ps.cluster.lead_client import NORM_SECONDS, follow, norms_of, repo
 from torch_ps.ps.cluster.registration import enter
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.incarnation import Incarnation
-from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import tick_seconds
+from torch_ps.ps.core.membership import tick_seconds
 from torch_ps.ps.engine.parameter_store import CPU
 from torch_ps.ps.engine.state import ReportKept
 from torch_ps.ps.failover.etcd import EtcdClient
 from torch_ps.ps.failover.etcd_lease import SHORTEST_LEASE, EtcdLease
 from torch_ps.ps.failover.fencing import deposed, rivals
-from torch_ps.ps.failover.standby import Standby, inherit, name_of, options_of
+from torch_ps.ps.failover.standby import Standby, inherit, name_of
 from torch_ps.ps.job.job import Job, elected
+from torch_ps.ps.job.job_options import dump_options, mode_of
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.metrics_exporter import register_metrics
 from torch_ps.ps.observability.http import HttpServer
@@ -117,16 +117,6 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
     lead = LeadAddress([address.parse(config.lead)]) if index else None
     if lead is not None:
         access.check(lead.address)
-    compensation, strength = parse_compensation(config.delay_compensation)
-    mode = Mode(
-        name=config.mode,
-        slack=DEFAULT_SLACK if config.slack is None else config.slack,
-        backup_workers=config.backup_workers,
-        max_staleness=config.max_staleness,
-        staleness_lr=config.staleness_lr,
-        delay_compensation=compensation,
-        compensation_strength=strength or 1.0,
-    )
     server, listening = _bind(config, tls, token, metrics)
     if inherited is not None:
         number, resumed = inherited.incarnation, 0  # it goes on from what its primary has
@@ -144,7 +134,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             )
     with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
-            mode=mode,
+            mode=mode_of(config),
             index=index,
             num_shards=num_shards,
             incarnation=Incarnation(number, index, num_shards, continued=inherited is not None),
@@ -203,7 +193,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             num_shards,
             listening,
             _protection(tls, token),
-            mode,
+            job.mode,
             config.workers,
             "" if config.workers == 1 else "s",
             f"; standby of {config.standby_of}" if config.standby_of else "",
@@ -299,7 +289,7 @@ def _bind(
 
 async def _listen(config: ServerConfig, job: Job, server: grpc.aio.Server) -> None:
     most = int(config.max_model * 2**30) or limits.machine_memory()
-    servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=options_of(config))
+    servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=dump_options(config))
     await servicer.listen()
     server.add_generic_rpc_handlers((servicer.handlers(),))
     checks = health.aio.HealthServicer()
