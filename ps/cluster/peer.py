@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access
-from torch_ps.common.wire import channel
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 
 
 class ReplicaStream:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from torch_ps.common.errors import NotServing, PsError
-from torch_ps.common.security.credentials import Access
+from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.wire import address
 from torch_ps.common.wire.ballots import address_of, configuration_from_proto
 from torch_ps.ps.cluster import peer

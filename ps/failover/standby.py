@@ -23,8 +23,8 @@ from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.ballots import configuration_from_proto

@@ -11,10 +11,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.config import ServerConfig
-from torch_ps.common.security.credentials import port_credentials
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import port_credentials
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
-from torch_ps.common.wire import address, channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.server.servicer import Servicer

@@ -28,7 +28,7 @@ from torch_ps.common.options.config import DEFAULT_CHECKPOINT_SECONDS, MOST_APPL
 from torch_ps.common.options.forms import parse_etcd, parse_shard
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access
+from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
 from torch_ps.common.trace import steps_of
