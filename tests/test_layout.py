@@ -44,7 +44,7 @@ ORDER = {
         {"gradients", "runtime", "tasks"},
     ),
     "common": (
-        {"options"},
+        {"options", "rpc"},
         {"arena", "codecs", "security"},
         {"plan", "trace"},
         {"schema"},
@@ -54,7 +54,7 @@ ORDER = {
 }
 #: Rooms that may speak gRPC.
 GRPC_ROOMS = {
-    "common": {"security", "wire"},
+    "common": {"rpc"},
     "ps": {"cluster", "server", "transport"},
     "worker": {"transport"},
     "compare": set[str](),

@@ -24,9 +24,9 @@ from torch_ps.common.errors import (
     UnknownWorker,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.cluster.registration import let_in
 from torch_ps.ps.engine.state import Kept
