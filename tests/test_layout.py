@@ -44,7 +44,7 @@ ORDER = {
         {"gradients", "runtime", "tasks"},
     ),
     "common": (
-        {"options"},
+        {"options", "rpc"},
         {"arena", "codecs", "security"},
         {"plan", "trace"},
         {"schema"},
@@ -54,7 +54,7 @@ ORDER = {
 }
 #: Rooms that may speak gRPC.
 GRPC_ROOMS = {
-    "common": {"security", "wire"},
+    "common": {"rpc"},
     "ps": {"cluster", "server", "transport"},
     "worker": {"transport"},
     "compare": set[str](),
@@ -105,7 +105,6 @@ LEFT = {
     "torch_ps.worker.session.session > torch_ps.worker.session.trace_upload > torch_ps.worker.session.session",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
-    "torch_ps.ps.core.effects > torch_ps.ps.core.roster > torch_ps.ps.core.effects",
     "ps/failover/fencing.py: grpc",
     "ps/failover/standby.py: grpc",
     "ps/observability/http.py: _Page.server",

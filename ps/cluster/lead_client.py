@@ -13,12 +13,12 @@ import grpc
 
 from torch_ps.common.errors import NotServing, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
 from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 from torch_ps.ps.cluster.describe import describe
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER

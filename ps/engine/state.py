@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BucketState:
-    """One bucket: its ``record`` (see ``Progress.as_dict``) and its tensors, which nobody else holds."""
+    """One bucket: its ``record`` (see ``Ledger.as_dict``) and its tensors, which nobody else holds."""
 
     record: Mapping[str, Any]
     tensors: Tensors

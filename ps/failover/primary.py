@@ -34,7 +34,7 @@ from torch_ps.common.schema import to_proto
 from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.failover.seat import Change, Role, Seat
+from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
@@ -291,7 +291,7 @@ class Replication:
     def _record(self) -> None:
         self._driver.obey(self._seat.record()[1])
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: ConfigChange) -> None:
         """The seat has made a record."""
         if self.follower is not None:
             self.follower.outbox.put_nowait(records.of_change(change))

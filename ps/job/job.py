@@ -29,9 +29,10 @@ from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import Seat
 from torch_ps.ps.core.incarnation import Incarnation
+from torch_ps.ps.core.membership import Membership, tick_seconds
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import Membership, Roster, roster_of, tick_seconds
-from torch_ps.ps.core.sample_assigner import Data
+from torch_ps.ps.core.roster import Roster, parse_roster
+from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
@@ -115,7 +116,7 @@ class Job:
         started = int(1000 * time.time())
         members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
         self.membership = members if index == 0 else None
-        self.data = Data(mode) if index == 0 else None  # which samples are whose
+        self.data = SampleAssigner(mode) if index == 0 else None  # which samples are whose
         self.sample_requests = SampleRequests()
         self.started = self._ticked = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
@@ -323,7 +324,7 @@ class Job:
         Args:
             copies: what workers with lossy pulls have, by name.
             told: the lead's ``Membership.hand_over``, or of another shard the roster in the same form.
-            data: the lead's ``Data.hand_over``.
+            data: the lead's ``SampleAssigner.hand_over``.
 
         Raises:
             KeyError, TypeError, ValueError: ``told`` or ``data`` is not that.
@@ -334,7 +335,7 @@ class Job:
         self.copies, self._model, self.initialised = dict(copies), engine.model, True
         self._ticked = time.monotonic()
         if self.membership is None or self.data is None:
-            self.follow(roster_of(told))
+            self.follow(parse_roster(told))
         else:
             effects = self.membership.take_over(told)
             self.data.take_over(data)

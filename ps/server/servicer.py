@@ -24,9 +24,9 @@ from torch_ps.common.errors import (
     UnknownWorker,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.cluster.registration import let_in
 from torch_ps.ps.engine.state import Kept
@@ -203,7 +203,7 @@ class Servicer:
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
         if request.give_back:
-            core.give_back(request.worker, request.session, data_set(request.data), request.received)
+            core.return_samples(request.worker, request.session, data_set(request.data), request.received)
             self._job.sample_requests.wake()
             await self._job.data_is_known()
             return pb.DataReply()

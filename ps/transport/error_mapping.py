@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 
 from torch_ps.common.errors import PsError
-from torch_ps.common.wire.status import status_of, trailers_of
+from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.metrics import Metrics
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sim.watch import Violation, claim
+from tests.sim.invariants import Violation, claim
 from tests.sim.world import Event, Parts, World
-from torch_ps.ps.core.consistent_cut import Planner
+from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.core.effects import Apply, Effects
 from torch_ps.ps.core.modes import Mode
 
@@ -27,7 +27,7 @@ When = Callable[[int, int, bool], int]
 
 
 def planner(version: int, sessions: int, stale: bool) -> int:
-    found = Planner[None](every=1, seconds=0, num_shards=1, now=0).due(0, version, sessions, stale=stale)
+    found = CutPlanner[None](every=1, seconds=0, num_shards=1, now=0).due(0, version, sessions, stale=stale)
     assert found is not None
     return found
 
@@ -45,7 +45,7 @@ class CutWorld(World):
 
     def plan(self) -> None:
         lead = self.shards[0]
-        self.planned = self.when(lead.open_step, self.lead.num_sessions, self.watch.mode.stale)
+        self.planned = self.when(lead.open_step, self.lead.num_sessions, self.checker.mode.stale)
         passed = [shard for shard, core in enumerate(self.shards) if max(core.versions) >= self.planned]
         claim(not passed, f"shards {passed} have passed version {self.planned} before it is planned")
         self.left = set(self.buckets)

@@ -35,7 +35,7 @@ def test_no_schedule_breaks_a_claim(mode: Mode, schedule_share: float) -> None:
         except Exception as error:
             error.add_note(f"mode {mode}, seed {seed}")
             raise
-        applied += sum(len(books.applied) for books in world.watch.books)
+        applied += sum(len(books.applied) for books in world.checker.books)
     assert applied > 8 * num_schedules  # the schedules do train, they do not only fail
 
 
@@ -43,7 +43,7 @@ def test_a_seed_is_a_schedule() -> None:
     def history(seed: int) -> list[object]:
         world = World(Parts(Mode()), seed)
         world.run()
-        return [(books.applied, books.samples) for books in world.watch.books]
+        return [(books.applied, books.samples) for books in world.checker.books]
 
     assert history(7) == history(7)
     assert history(7) != history(8)

@@ -31,8 +31,8 @@ from torch_ps.common.errors import (
 from torch_ps.common.optimizer_spec import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
+from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.schema import Model
-from torch_ps.common.security.credentials import OPEN, Access
 from torch_ps.common.trace import Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack

@@ -30,11 +30,11 @@ from torch_ps.common.errors import (
     WaitTimeout,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import OPEN, Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import OPEN, Access
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 from torch_ps.worker.runtime import graceful_shutdown as drain
 from torch_ps.worker.transport.grpc_stream import GrpcStream, OnEnd, OnMessage
 from torch_ps.worker.transport.unix_stream import UnixStream, connect
