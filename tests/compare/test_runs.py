@@ -101,7 +101,7 @@ def test_local_steps_are_an_option_of_ps_run_and_a_mode_of_the_report() -> None:
 
 
 def test_ps_run_reads_the_command_line_of_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = pytest.importorskip("torch_ps.worker.commands.launch")
+    launch = pytest.importorskip("torch_ps.worker.commands.run")
     told: list[Any] = []
 
     def note(job: Any) -> int:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
 MODULES = {
     "ps-serve": "torch_ps.ps.server.cli",
-    "ps-run": "torch_ps.worker.commands.launch",
+    "ps-run": "torch_ps.worker.commands.run",
     "ps-status": "torch_ps.worker.commands.status",
     "ps-export": "torch_ps.ps.checkpoint.export",
 }

@@ -10,7 +10,7 @@ from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.slow_workers import parse_slow
 from torch_ps.worker.commands import launch
 from torch_ps.worker.commands import worker as cli
-from torch_ps.worker.commands.launch import Job, RunConfig
+from torch_ps.worker.commands.run import Job, RunConfig
 
 
 def job(
