@@ -30,15 +30,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import MODES, ServerConfig, WorkerConfig
-from torch_ps.common.options.fields import Field, declared
+from torch_ps.common.options.config import ServerConfig, WorkerConfig
+from torch_ps.common.options.fields import Field, declared, per_process
+from torch_ps.common.options.mode_choices import MODES
 
-#: The same for all runs (an option of ps-compare), or the launcher's own business.
-_OF_THE_JOB = {"task", "data", "samples", "seed", "slow", "workers", "mode"}
-_OF_THE_LAUNCHER = {"listen", "shard", "lead", "metrics", "insecure", "ready_file", "servers", "name", "rank"}
-_OF_ACCESS = {"tls_ca", "tls_cert", "tls_key", "token_file"}
-_OF_WHAT_IS_SEEN = {"events", "evaluations", "log_level", "tensorboard", "trace", "trace_steps"}
-_SHARED = _OF_THE_JOB | _OF_THE_LAUNCHER | _OF_ACCESS | _OF_WHAT_IS_SEEN
+#: The same for all runs: given to ps-compare, or chosen by it.
+_EQUAL_FOR_FAIRNESS = {"task", "data", "samples", "seed", "slow", "workers", "mode"}
+_OF_SECURITY = {"tls_ca", "tls_cert", "tls_key", "token_file"}
+_OF_OBSERVABILITY = {"metrics", "events", "evaluations", "log_level", "tensorboard", "trace", "trace_steps"}
+_CONFIGS: tuple[type[ServerConfig], type[WorkerConfig]] = (ServerConfig, WorkerConfig)
 _WORDS = {"none": "fp32"}
 #: Another word for an option, from the documentation of the codecs.
 _SYNONYMS = {"codec": "compress"}
@@ -52,8 +52,14 @@ WORDS = (*MODES, LOCAL)
 
 def run_options() -> dict[str, Field]:
     """Options that may differ between runs, by flag name without the dashes."""
-    both = {**declared(ServerConfig), **declared(WorkerConfig)}
-    return {field.flag[2:]: field for name, field in both.items() if name not in _SHARED}
+    both = {name: field for config in _CONFIGS for name, field in declared(config).items()}
+    return {field.flag[2:]: field for name, field in both.items() if name not in _shared()}
+
+
+def _shared() -> set[str]:
+    """Names of the options that no run has by itself."""
+    launched = {name for config in _CONFIGS for name in per_process(config)}
+    return launched | _EQUAL_FOR_FAIRNESS | _OF_SECURITY | _OF_OBSERVABILITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +234,14 @@ def _check_together(run: Run, known: Mapping[str, Field]) -> None:
     """
     values: dict[str, Any] = {known[flag].name: known[flag].convert(text) for flag, text in run.options.items()}
     values["mode"] = run.job_mode
-    for config in (ServerConfig, WorkerConfig):
+    for config in _CONFIGS:
         config(**{name: value for name, value in values.items() if name in declared(config)})
 
 
 def _check_option(item: str, flag: str, known: Mapping[str, Field]) -> None:
     if flag in known:
         return
-    if flag.replace("-", "_") in _SHARED:
+    if flag.replace("-", "_") in _shared():
         raise ConfigError(f"run {item!r}: {flag} is the same for all runs or set by the launcher, no option of one run")
     near = difflib.get_close_matches(flag, known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""

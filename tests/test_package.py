@@ -19,37 +19,95 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("common", "ps", "worker", "compare")
 
 
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sdist, and a wheel made from it. From a copy, because setuptools leaves its traces beside the source.
+FORMS = ("links", "texts", "absent")
 
-    The copy has what the image of deploy/docker is made of, so that one has all that it needs too.
+
+def tree(form: str, place: Path) -> Path:
+    """A copy of the files that the image of deploy/docker is made of, so that one has all that it needs too.
+
+    A copy, because setuptools leaves its traces beside the source.
+
+    Args:
+        form: what torch_ps/{common,ps,worker,compare} are: symbolic links, as git has them; text files with the
+            target, as in a zip or where core.symlinks is false; or absent, as in an sdist.
+        place: an empty folder.
     """
-    tree = tmp_path_factory.mktemp("tree") / "torch-ps"
-    tree.mkdir()
+    copied = place / "torch-ps"
+    copied.mkdir()
     let_in = (ROOT / "deploy/docker/Dockerfile.dockerignore").read_text().splitlines()
     for name in [*(line[1:] for line in let_in if line.startswith("!")), "MANIFEST.in", "CHANGELOG.md"]:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, copied / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / name, tree)
-    command = [sys.executable, "-m", "build", "--no-isolation"]
-    subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
-    return tree / "dist"
+            shutil.copy(ROOT / name, copied)
+    for folder in FOLDERS if form != "links" else ():
+        link = copied / "torch_ps" / folder
+        target = link.readlink()
+        link.unlink()
+        if form == "texts":
+            link.write_text(str(target), encoding="utf-8")
+    return copied
+
+
+def build(*arguments: str, cwd: Path) -> Path:
+    """The folder with what was built there."""
+    command = [sys.executable, "-m", "build", "--no-isolation", *arguments]
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
+    return cwd / "dist"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path and bytes of each file in the only wheel there."""
+    (built,) = folder.glob("torch_ps-*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.fixture(scope="module")
-def wheel(dist: Path) -> list[str]:
-    """Paths inside the wheel."""
-    (built,) = dist.glob("torch_ps-*.whl")
-    return zipfile.ZipFile(built).namelist()
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist, and a wheel made from it."""
+    return build(cwd=tree("links", tmp_path_factory.mktemp("tree")))
 
 
-def test_wheel_holds_one_package(wheel: list[str]) -> None:
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> dict[str, bytes]:
+    return contents(dist)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_wheel_of_a_tree_with_or_without_links_is_that_of_the_sdist(
+    form: str, wheel: dict[str, bytes], tmp_path: Path
+) -> None:
+    built = contents(build("--wheel", cwd=tree(form, tmp_path)))
+    assert sorted(built) == sorted(wheel)
+    assert [path for path in wheel if built[path] != wheel[path]] == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_editable_install_finds_every_folder(form: str, tmp_path: Path) -> None:
+    copied, site = tree(form, tmp_path), tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(site), "--editable", str(copied)], check=True, capture_output=True)
+    program = f"""if True:
+        import importlib.util, site
+        site.addsitedir({str(site)!r})
+        for folder in {FOLDERS}:
+            print(importlib.util.find_spec(f"torch_ps.{{folder}}").origin)
+        import torch_ps.ps.core.shard
+    """
+    # Without the site-packages of this environment, whose own editable install would come first.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    found = [Path(line).resolve() for line in done.stdout.splitlines()]
+    assert found == [copied.resolve() / folder / "__init__.py" for folder in FOLDERS]
+
+
+def test_wheel_holds_one_package(wheel: dict[str, bytes]) -> None:
     assert {path.split("/")[0].split("-")[0] for path in wheel} == {"torch_ps"}
 
 
-def test_wheel_holds_every_file_of_the_folders(wheel: list[str]) -> None:
+def test_wheel_holds_every_file_of_the_folders(wheel: dict[str, bytes]) -> None:
     ours = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     wanted = {f"torch_ps/{path.relative_to(ROOT)}" for path in ours if "__pycache__" not in path.parts}
     assert wanted | {"torch_ps/py.typed"} <= set(wheel)
@@ -64,11 +122,14 @@ def test_every_command_names_a_function_that_exists() -> None:
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_sdist_holds_what_the_wheel_does_and_no_test(dist: Path, wheel: list[str]) -> None:
+def test_sdist_holds_what_the_wheel_does_and_no_test(dist: Path, wheel: dict[str, bytes]) -> None:
     (packed,) = dist.glob("torch_ps-*.tar.gz")
     with tarfile.open(packed) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert {path for path in wheel if path.startswith("torch_ps/")} <= held
+    own = {path for path in wheel if path.startswith("torch_ps/")}
+    assert {
+        path if (ROOT / path).parent == ROOT / "torch_ps" else path.removeprefix("torch_ps/") for path in own
+    } <= held
     assert {"CHANGELOG.md", "LICENSE", "README.md"} <= held
     assert not any(path.startswith("tests") for path in held)
 

@@ -26,7 +26,7 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.wire import address
 from torch_ps.worker.gradients.compressor import Compressor
-from torch_ps.worker.gradients.flat_tensors import Flat, floats, gather
+from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32, gather
 from torch_ps.worker.optim.introspection import Shown
 from torch_ps.worker.runtime.access import access
 from torch_ps.worker.session.session import Session
@@ -166,8 +166,8 @@ class Client(Shown):
         model = Model(optimizer.name, (Group(specs, dict(optimizer.hyper)),), more)
         schema.check(model)
         self._prepare(model)
-        source = Flat([*params.values(), *(buffers or {}).values()])
-        self._session.join(model, self._rank, lambda bucket: source.read(bucket, floats(bucket.numel)))
+        source = FlatTensors([*params.values(), *(buffers or {}).values()])
+        self._session.join(model, self._rank, lambda bucket: source.read(bucket, empty_fp32(bucket.numel)))
         self._changed = changed(optimizer.hyper, self._session.job_model.groups[0].hyper)
         self._joined = True
 
@@ -180,7 +180,7 @@ class Client(Shown):
         """
         if self._model is None:
             self._prepare(self._session.observe())
-        self._session.afresh()
+        self._session.discard_unanswered()
         for bucket in self._session.plan.buckets:
             self._session.pull(bucket)
         version = self._session.wait().version
@@ -206,7 +206,7 @@ class Client(Shown):
             raise NotInitialised(f"worker {self.name!r} cannot push before it has called init")
         ordered = self._ordered(gradients)
         session = self._session
-        session.afresh()
+        session.discard_unanswered()
         versions = session.versions
         step = session.next_step
         same = base is None or base == session.version
@@ -233,8 +233,8 @@ class Client(Shown):
         """
         if not self._joined:
             raise NotInitialised(f"worker {self.name!r} keeps nothing before it has called init")
-        found = [floats(*spec.shape).zero_() for spec in self._specs]
-        flat = Flat(found)
+        found = [empty_fp32(*spec.shape).zero_() for spec in self._specs]
+        flat = FlatTensors(found)
         for bucket in self._session.plan.buckets:
             flat.write(bucket, self._compressor.residual(bucket))
         return {spec.name: tensor for spec, tensor in zip(self._specs, found, strict=True)}
@@ -259,7 +259,7 @@ class Client(Shown):
         self._model = model
         self._specs = list(model.tensors())
         self._copy = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu") for spec in self._specs]
-        self._flat = Flat(self._copy)
+        self._flat = FlatTensors(self._copy)
 
     def _write(self, bucket: Bucket, values: torch.Tensor) -> None:
         self._flat.write(bucket, values)

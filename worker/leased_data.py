@@ -92,16 +92,16 @@ class LeasedShard:
                 self._pending.clear()
                 for batch in loader:
                     life, samples = self._pending.popleft()
-                    if life != self._session.covers.life:
+                    if life != self._session.sample_counts.life:
                         continue  # others have it now
-                    self._session.covers.begin(self._key, samples)
+                    self._session.sample_counts.begin(self._key, samples)
                     if self.weighs:
                         self._optimizer.weight = float(samples)
                     yield batch
             over = True
         finally:
             if self._session.number and not over:
-                self._session.covers.give_up(self._key, gathered=self._optimizer.gathered)
+                self._session.sample_counts.give_up(self._key, gathered=self._optimizer.gathered)
                 with contextlib.suppress(PsError):  # the job is over, or this worker was dropped: others have it anyhow
                     self._ask(give_back=True)
 
@@ -124,7 +124,7 @@ class LeasedShard:
         """
         optimizer = self._optimizer
         while True:
-            if optimizer.gathered or self._session.covers.pending(self._key):
+            if optimizer.gathered or self._session.sample_counts.pending(self._key):
                 optimizer.settle()
             drain.finish(optimizer.name, optimizer.close)
             try:
@@ -145,9 +145,9 @@ class LeasedShard:
     def batches(self) -> Iterator[list[int]]:
         """Indices of the batches of one pass, from the portion that is there on."""
         while self._portion.range:
-            life = self._session.covers.life
+            life = self._session.sample_counts.life
             for indices in self._cut(self._portion):
-                if life != self._session.covers.life:
+                if life != self._session.sample_counts.life:
                     break
                 self._pending.append((life, len(indices)))
                 yield indices
@@ -166,19 +166,19 @@ class LeasedShard:
             yield mine[start : start + self._batch].tolist()
 
     def _ask(self, *, wait: bool = False, give_back: bool = False) -> pb.DataReply:
-        covers = self._session.covers
-        reply = self._session.ask_for_data(
+        sample_counts = self._session.sample_counts
+        reply = self._session.request_samples(
             pb.DataRequest(
                 data=self._set,
                 batch=self._batch,
                 epochs=self._until,
                 wait=wait,
                 give_back=give_back,
-                received=covers.received(self._key),
+                received=sample_counts.received(self._key),
             )
         )
         if reply.answer == pb.DataReply.PORTION:
-            covers.arrived(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
+            sample_counts.arrived(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
         return reply
 
 

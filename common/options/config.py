@@ -20,17 +20,14 @@ from torch_ps.common.options import security_options as protection
 from torch_ps.common.options import trace_options
 from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option, within
 from torch_ps.common.options.forms import parse_compensation, parse_etcd, parse_shard
+from torch_ps.common.options.mode_choices import DEFAULT_SLACK, MODES, STALENESS_LR
 from torch_ps.common.wire import address
 
-MODES = ("sync", "async", "ssp")
 PLANES = ("auto", "memory", "network")
 PRECISIONS = ("fp32", "bf16", "fp16")
-STALENESS_LR = ("constant", "inverse")
 
 #: Seconds between two checkpoints where nothing else is said.
 DEFAULT_CHECKPOINT_SECONDS = 600.0
-#: Slack of ``--mode ssp`` where none is given.
-DEFAULT_SLACK = 2
 #: Buckets that a server steps side by side unless told otherwise: more wait for memory, not for each other.
 MOST_APPLY_THREADS = 4
 #: The outer optimizer of ``local_steps`` where nothing is given: DiLoCo's, arXiv:2311.08105, section 3.2.
@@ -88,13 +85,17 @@ class ServerConfig:
         metavar="HOST:PORT",
         check=_address(free_port=True),
         common=True,
+        per_process=True,
     )
-    workers: int = option(1, "workers that the first synchronous step waits for", check=at_least(1), common=True)
+    workers: int = option(
+        1, "workers that the first synchronous step waits for", check=at_least(1), common=True, job_wide=True
+    )
     mode: str = option(
         "sync",
         "when a gradient is applied: with all others, at once, or at once but no worker far ahead",
         choices=MODES,
         common=True,
+        job_wide=True,
     )
     shards: int = option(1, "server processes to start here, on consecutive ports", check=within(1, 1024), common=True)
     shard: str = option(
@@ -103,6 +104,7 @@ class ServerConfig:
         metavar="I/N",
         check=Check("", lambda text: bool(parse_shard(text))),
         common=True,
+        per_process=True,
     )
     lead: str = option(
         "",
@@ -110,6 +112,7 @@ class ServerConfig:
         metavar="HOST:PORT",
         check=_address(free_port=False),
         common=True,
+        per_process=True,
     )
     standby_of: str = option(
         "",
@@ -117,6 +120,7 @@ class ServerConfig:
         metavar="HOST:PORT",
         check=_address(free_port=False),
         common=True,
+        per_process=True,
     )
     etcd: str = option(
         "",
@@ -131,12 +135,14 @@ class ServerConfig:
         check=_address(free_port=True, word="off"),
         common=True,
     )
-    insecure: bool = option(False, "allow an address that other machines can reach, unprotected", common=True)
+    insecure: bool = option(
+        False, "allow an address that other machines can reach, unprotected", common=True, per_process=True
+    )
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
-    max_workers: int = option(256, "most workers at a time", check=within(1, 100_000))
+    max_workers: int = option(256, "most workers at a time", check=within(1, 100_000), job_wide=True)
     max_model: float = option(
         0.0,
         "most memory for parameters and optimizer state of this shard; 0 is the machine's",
@@ -145,45 +151,68 @@ class ServerConfig:
         check=at_least(0),
     )
     checkpoint: str = option(
-        "", "folder or URL (s3://...) in which the job is kept, the same for all shards", metavar="DIR", common=True
+        "",
+        "folder or URL (s3://...) in which the job is kept, the same for all shards",
+        metavar="DIR",
+        common=True,
+        job_wide=True,
     )
     resume: bool = option(False, "go on from the newest checkpoint, if there is one", common=True)
     resume_previous: bool = option(False, "the same, and from the one before where the newest is damaged")
     restart_together: bool = option(
         False, "end when another shard was started anew, so that all are, by what starts them"
     )
-    checkpoint_every: int = option(0, "steps between two checkpoints", unit="steps", check=at_least(0))
+    checkpoint_every: int = option(0, "steps between two checkpoints", unit="steps", check=at_least(0), job_wide=True)
     checkpoint_seconds: float = option(
         0.0,
         f"seconds between two checkpoints; {DEFAULT_CHECKPOINT_SECONDS:g} if neither is given",
         unit="seconds",
         check=at_least(0),
+        job_wide=True,
     )
-    keep: int = option(3, "checkpoints that stay", check=at_least(1))
-    clip_norm: float = option(0.0, "largest norm of an averaged gradient; 0 clips none", check=at_least(0))
-    lease: float = option(15.0, "silence after which a worker is dropped", unit="seconds", check=more_than(0))
+    keep: int = option(3, "checkpoints that stay", check=at_least(1), job_wide=True)
+    clip_norm: float = option(
+        0.0, "largest norm of an averaged gradient; 0 clips none", check=at_least(0), job_wide=True
+    )
+    lease: float = option(
+        15.0, "silence after which a worker is dropped", unit="seconds", check=more_than(0), job_wide=True
+    )
     bucket_size: float = option(
         4.0,
         "most fp32 parameters in one message",
         unit="MiB",
         metavar="MIB",
         check=Check("> 0 and <= 4", lambda size: 0 < size <= 4),
+        job_wide=True,
     )
     slack: int | None = option(
-        None, f"ssp: steps that a worker may lead the slowest by; {DEFAULT_SLACK} if not given", check=at_least(0)
+        None,
+        f"ssp: steps that a worker may lead the slowest by; {DEFAULT_SLACK} if not given",
+        check=at_least(0),
+        job_wide=True,
     )
-    backup_workers: int = option(0, "sync: slowest workers that a step does not wait for", check=at_least(0))
+    backup_workers: int = option(
+        0, "sync: slowest workers that a step does not wait for", check=at_least(0), job_wide=True
+    )
     max_staleness: int | None = option(
-        None, "async, ssp: drop gradients from more than so many versions ago", metavar="VERSIONS", check=at_least(0)
+        None,
+        "async, ssp: drop gradients from more than so many versions ago",
+        metavar="VERSIONS",
+        check=at_least(0),
+        job_wide=True,
     )
     staleness_lr: str = option(
-        "constant", "async, ssp: learning rate as it is, or divided by 1 + staleness", choices=STALENESS_LR
+        "constant",
+        "async, ssp: learning rate as it is, or divided by 1 + staleness",
+        choices=STALENESS_LR,
+        job_wide=True,
     )
     delay_compensation: str = option(
         "off",
         "async, ssp: correct stale gradients (DC-ASGD): off, constant or adaptive, with a strength as in adaptive:2",
         metavar="FORM[:LAMBDA]",
         check=Check("", lambda text: bool(parse_compensation(text))),
+        job_wide=True,
     )
     device: str = option(
         "cpu",
@@ -199,7 +228,7 @@ class ServerConfig:
     codecs: str = _codecs()
     trace: str = trace_options.trace()
     trace_steps: str = trace_options.trace_steps()
-    ready_file: str = option("", "file to write when all shards accept work, in JSON", metavar="FILE")
+    ready_file: str = option("", "file to write when all shards accept work, in JSON", metavar="FILE", per_process=True)
     log_level: str = _log_level()
 
     def __post_init__(self) -> None:
@@ -287,6 +316,7 @@ class WorkerConfig:
         metavar="HOST:PORT[|HOST:PORT],...",
         check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
+        per_process=True,
     )
     name: str = option(
         "",
@@ -295,12 +325,21 @@ class WorkerConfig:
             "letters, digits, '.', '_' or '-', at most 64", lambda text: not text or bool(_NAME.fullmatch(text))
         ),
         metavar="NAME",
+        per_process=True,
     )
     rank: int | None = option(
-        None, "place of this worker; from the order of names if not given", env="RANK", check=at_least(0)
+        None,
+        "place of this worker; from the order of names if not given",
+        env="RANK",
+        check=at_least(0),
+        per_process=True,
     )
     world: int = option(
-        0, "workers that are started together; 0 if it is not known", env="WORLD_SIZE", check=at_least(0)
+        0,
+        "workers that are started together; 0 if it is not known",
+        env="WORLD_SIZE",
+        check=at_least(0),
+        per_process=True,
     )
     device: str = option(
         "auto",

@@ -69,6 +69,8 @@ class Field:
     env: tuple[str, ...]
     short: str
     common: bool
+    job_wide: bool
+    per_process: bool
 
     @property
     def flag(self) -> str:
@@ -154,6 +156,8 @@ def option(
     env: str | tuple[str, ...] = (),
     short: str = "",
     common: bool = False,
+    job_wide: bool = False,
+    per_process: bool = False,
 ) -> Any:
     """Declare one option as a field of a frozen dataclass.
 
@@ -167,6 +171,8 @@ def option(
         env: further environment variables, read after ``$PS_NAME``.
         short: one-letter flag, such as "-n".
         common: shown by ``--help``; the others are shown by ``--help-all``.
+        job_wide: the same on every server of a job; a standby takes the value over from its primary.
+        per_process: chosen by a launcher for each process that it starts, so no option of the launcher itself.
     """
     facts = {
         "help": help,
@@ -177,6 +183,8 @@ def option(
         "env": env if isinstance(env, tuple) else (env,),
         "short": short,
         "common": common,
+        "job_wide": job_wide,
+        "per_process": per_process,
     }
     return field(default=default, metadata={"option": facts})
 
@@ -193,6 +201,16 @@ def declared(config: type[Any]) -> Mapping[str, Field]:
                 name=each.name, kind=kind, optional=optional, words=words, default=each.default, **facts
             )
     return found
+
+
+def job_wide(config: type[Any]) -> tuple[str, ...]:
+    """Names of the options that are the same on every server of a job, in the order of their declaration."""
+    return tuple(name for name, each in declared(config).items() if each.job_wide)
+
+
+def per_process(config: type[Any]) -> tuple[str, ...]:
+    """Names of the options that a launcher chooses for each process, in the order of their declaration."""
+    return tuple(name for name, each in declared(config).items() if each.per_process)
 
 
 def check_all(config: Any) -> None:

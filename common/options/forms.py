@@ -9,9 +9,7 @@ import urllib.parse
 from typing import NamedTuple
 
 from torch_ps.common.errors import ConfigError
-
-#: Forms of delay compensation, each with its strength where none is given.
-COMPENSATIONS = {"constant": 0.04, "adaptive": 2.0}
+from torch_ps.common.options.mode_choices import COMPENSATION_STRENGTHS
 
 _SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})", re.ASCII)
 
@@ -40,13 +38,13 @@ def parse_compensation(text: str) -> tuple[str, float]:
     if text == "off":
         return "off", 0.0
     form, colon, number = text.partition(":")
-    if form not in COMPENSATIONS and not colon:
+    if form not in COMPENSATION_STRENGTHS and not colon:
         form, colon, number = "constant", ":", text
     try:
-        strength = float(number) if colon else COMPENSATIONS[form]
+        strength = float(number) if colon else COMPENSATION_STRENGTHS[form]
     except (KeyError, ValueError):
         strength = 0.0
-    if form not in COMPENSATIONS or not (strength > 0 and math.isfinite(strength)):
+    if form not in COMPENSATION_STRENGTHS or not (strength > 0 and math.isfinite(strength)):
         raise ConfigError(
             "a delay compensation must be off, constant, adaptive, or one of these with a strength above 0, as in "
             f"adaptive:2; got {text!r}"

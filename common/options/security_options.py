@@ -33,7 +33,7 @@ def token_file() -> Any:
 
 def insecure() -> Any:
     """At a client; a server's is about the address that it listens on."""
-    return option(False, "allow the token to travel in the clear to other machines")
+    return option(False, "allow the token to travel in the clear to other machines", per_process=True)
 
 
 def _file(help: str) -> Any:

@@ -6,7 +6,7 @@
                         show a certificate of it (mutual TLS)
 
 Rules of this file
-  1. No gRPC and no socket: ``torch_ps.common.security.credentials`` builds channels and ports from what is read here.
+  1. No gRPC and no socket: ``torch_ps.common.rpc.credentials`` builds channels and ports from what is read here.
   2. What a new connection could not use is refused here, with the file's name; a date that has passed is no reason
      to refuse but to warn, for the clock may be wrong.
 

@@ -1,6 +1,6 @@
 """Keeps a shard's checkpoints while it trains: when, on which thread, who has to know, and what if it fails.
 
-    Planner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, retain, plan next
+    CutPlanner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, plan next
 
 Rules of this file
   1. Training never waits for a file: one thread writes, the event loop only hears of it.
@@ -12,16 +12,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
-from torch_ps.ps.core.consistent_cut import Planner
+from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.state import Cutter, Kept, KeptFacts, ShardState
+from torch_ps.ps.engine.state import Cutter, Kept, KeptFacts, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
 
 log = logging.getLogger("torch_ps.ps")
@@ -34,11 +34,8 @@ REPORT_SECONDS, LAST_REPORT_SECONDS = 300.0, 5.0
 #: Characters of an error that are passed on.
 MAX_ERROR = 500
 
-#: Tells the lead what has become of this shard's part, for so many seconds at most; False: it could not.
-Tell = Callable[[Kept, float], Awaitable[bool]]
 
-
-class Keeper:
+class Checkpointer:
     """One shard's. All methods but ``_on_state`` run on the event loop.
 
     Args:
@@ -48,16 +45,16 @@ class Keeper:
     """
 
     def __init__(
-        self, job: Job, checkpoints: Checkpoints, *, every: int, seconds: float, keep: int, tell: Tell | None
+        self, job: Job, checkpoints: Checkpoints, *, every: int, seconds: float, keep: int, tell: ReportKept | None
     ) -> None:
         self._job, self._checkpoints, self._keep, self._tell = job, checkpoints, keep, tell
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: set[asyncio.Task[None]] = set()
         self._cutter: Cutter | None = None
-        self._planner: Planner[FileFact] | None = None
+        self._planner: CutPlanner[FileFact] | None = None
         if job.membership is not None:
-            self._planner = Planner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
+            self._planner = CutPlanner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
         self._part: Kept | None = None  # this shard's last
         self._settled = asyncio.Event()  # its checkpoint is good, or never will be
         self.facts = job.kept = KeptFacts(checkpoints.storage.url, job.resumed_version)
@@ -92,7 +89,7 @@ class Keeper:
             error = "the server that was to write it is gone; its standby goes on"
             self._spawn(self._say(self._tell, Kept(self._job.index, version, 0, "", error)))
 
-    async def _say(self, tell: Tell, kept: Kept) -> None:
+    async def _say(self, tell: ReportKept, kept: Kept) -> None:
         await tell(kept, LAST_REPORT_SECONDS)  # a lead that is gone too plans anew
 
     def _on_state(self, state: ShardState) -> None:

@@ -13,21 +13,20 @@ import grpc
 
 from torch_ps.common.errors import NotServing, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
 from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
-from torch_ps.ps.checkpoint.checkpointer import Tell
 from torch_ps.ps.cluster.describe import describe
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.engine.grad_clip import Ask
-from torch_ps.ps.engine.state import Kept
+from torch_ps.ps.engine.state import Kept, ReportKept
 from torch_ps.ps.job.job import Job
-from torch_ps.ps.job.lead_address import Lead
+from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.observability.trace_collector import Send
 
 log = logging.getLogger("torch_ps.ps")
@@ -52,7 +51,7 @@ class _Line:
     questions: int = 0
 
 
-def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: float, lease: float) -> Ask:
+def norms_of(lead: LeadAddress, shard: int, incarnation: int, access: Access, seconds: float, lease: float) -> Ask:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:
@@ -102,7 +101,7 @@ def norms_of(lead: Lead, shard: int, incarnation: int, access: Access, seconds: 
     return ask
 
 
-def report_to(lead: Lead, incarnation: int, access: Access) -> Tell:
+def report_to(lead: LeadAddress, incarnation: int, access: Access) -> ReportKept:
     """How a shard tells the lead what has become of its part of a checkpoint."""
 
     async def tell(kept: Kept, seconds: float) -> bool:
@@ -128,7 +127,7 @@ def report_to(lead: Lead, incarnation: int, access: Access) -> Tell:
     return tell
 
 
-def trace_to(lead: Lead, shard: int, incarnation: int, access: Access) -> Send:
+def trace_to(lead: LeadAddress, shard: int, incarnation: int, access: Access) -> Send:
     """How a shard sends the lead its part of the trace."""
 
     async def send(trace: Trace) -> bool:
@@ -157,7 +156,7 @@ def trace_to(lead: Lead, shard: int, incarnation: int, access: Access) -> Send:
     return send
 
 
-async def follow(job: Job, lead: Lead, access: Access) -> None:
+async def follow(job: Job, lead: LeadAddress, access: Access) -> None:
     """Feed every roster of the lead to ``job``, until cancelled.
 
     Raises:
@@ -186,7 +185,7 @@ async def follow(job: Job, lead: Lead, access: Access) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _watch(job: Job, lead: Lead, connection: grpc.aio.Channel, access: Access) -> str:
+async def _watch(job: Job, lead: LeadAddress, connection: grpc.aio.Channel, access: Access) -> str:
     """Take rosters until the stream ends; says why.
 
     Raises:

@@ -12,11 +12,11 @@ import grpc
 
 from torch_ps.common.errors import Refused, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 from torch_ps.ps.job.job import Job
 
 log = logging.getLogger("torch_ps.ps")

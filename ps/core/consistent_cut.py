@@ -9,9 +9,9 @@ step that some other shard has and the lead has not. So without a push that carr
 reaches k + 1 at most, and any other one k + (number of sessions so far). A later V needs such a push, which waits until
 the shard knows of V.
 
-    Planner (lead) --plan(V)--> Membership --Announce(roster with cut V)--> Shard --> Cut --> Apply(V) with its record
-       ^                                                                                              |
-       +---- reported(shard, V) / failed(shard, V) <-- written beside training, one copy later <------+
+    CutPlanner (lead) --V--> Membership --Announce(roster with cut V)--> Shard --> Cut --> Apply(V) with its record
+       ^                                                                                       |
+       +---- reported(shard, V) / failed(shard, V) <-- written beside training <---------------+
 
 Rules of this file
   1. One cut at a time: the next one is planned when all shards have reported the last, or one of them has failed.
@@ -82,7 +82,8 @@ class Cut:
 
     def __init__(self, num_buckets: int, sections: Sections | None = None) -> None:
         self._num_buckets, self._sections = num_buckets, sections or Sections()
-        self._version = 0  # 0: none is planned
+        #: Version that is copied next; 0: none is planned.
+        self.version = 0
         self._recorded = 0
         self._noted: dict[str, dict[str, Any]] = {}
         #: Of the last cut that all buckets have passed: its version and its sections.
@@ -96,13 +97,13 @@ class Cut:
         Args:
             newest: version of the bucket that has come farthest.
         """
-        if version != self._version:
-            self._version, self._recorded, self._noted = version, 0, {}
+        if version != self.version:
+            self.version, self._recorded, self._noted = version, 0, {}
             self.missed = version if version <= newest else 0
 
     def passes(self, version: int) -> bool:
         """Whether a bucket that has come to ``version`` is to be copied; each bucket asks once per version."""
-        if version != self._version:
+        if version != self.version:
             return False
         self._recorded += 1
         if self._recorded == self._num_buckets:
@@ -113,14 +114,14 @@ class Cut:
         """The section ``name`` of the cut that a bucket is passing, where it is to be taken with that bucket."""
         self._noted[name] = state
         if self._recorded == self._num_buckets:
-            self.taken = self._version, {**self.taken[1], name: state}
+            self.taken = self.version, {**self.taken[1], name: state}
 
     def rest(self, version: int) -> None:
         """All buckets are at ``version`` and nothing goes on: that is a cut too."""
         self.taken = version, self._sections.export()
 
 
-class Planner(Generic[R]):
+class CutPlanner(Generic[R]):
     """The lead's part: when the next cut is, and whether the last one is whole.
 
     Args:

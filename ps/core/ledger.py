@@ -30,7 +30,7 @@ class Entry:
     applied: bool = True
 
 
-class Progress:
+class Ledger:
     """How far one bucket is: its version, the pushes and samples it has absorbed and its ledger.
 
     ``floor`` is the smallest clock of the roster where the mode keeps one. ``cut`` says which version is recorded;
@@ -69,7 +69,9 @@ class Progress:
             self.samples += c.weight
             self._entries[c.worker] = Entry(c.session, c.step, c.staleness)
         group = group or ("", 0, self.version - 1)
-        record = self.as_dict() if self.cut is not None and self.cut.passes(self.version) else None
+        record, cut = None, self.cut
+        if cut is not None and cut.version == self.version and cut.passes(self.version):
+            record = self.as_dict()
         progress = self.as_dict() if self.replicated else None
         return Apply(
             self.bucket, self.version, contributions, reason, lr_scale, group=group, record=record, progress=progress

@@ -35,7 +35,7 @@ import torch
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
-from torch_ps.ps.core.divergence import Judge, Window
+from torch_ps.ps.core.divergence import DivergenceDetector, Window
 from torch_ps.ps.core.effects import Apply
 from torch_ps.ps.core.lr_stability import Reading, swing
 from torch_ps.ps.core.modes import Mode
@@ -142,7 +142,7 @@ class Doctor:
             count = max(runs * SAMPLE // total, 1)
             index = np.sort(random.choice(runs, count, replace=False)) if count < runs else None
             self._patients[bucket.index] = _Patient(index)
-        self._judge = Judge(scaled=scaled)
+        self._judge = DivergenceDetector(scaled=scaled)
         self._num_workers, self._advise, self._report = num_workers, advise, report
         self._lock = threading.Lock()
         self._begin, self._end, self._look = 0, FIRST_LOOK, 0

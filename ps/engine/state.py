@@ -17,7 +17,7 @@ Memory: one copy of parameters, optimizer state and copies, from a cut until it 
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BucketState:
-    """One bucket: its ``record`` (see ``Progress.as_dict``) and its tensors, which nobody else holds."""
+    """One bucket: its ``record`` (see ``Ledger.as_dict``) and its tensors, which nobody else holds."""
 
     record: Mapping[str, Any]
     tensors: Tensors
@@ -58,6 +58,10 @@ class Kept:
     size: int
     sha256: str
     error: str
+
+
+#: Reports to the lead what has become of this shard\'s part, waiting at most so many seconds; False: no answer.
+ReportKept = Callable[[Kept, float], Awaitable[bool]]
 
 
 @dataclass(slots=True)

@@ -15,7 +15,6 @@ import base64
 import http.client
 import json
 import ssl
-import time
 import urllib.error
 import urllib.request
 from typing import Any, NamedTuple
@@ -25,13 +24,9 @@ from torch_ps.common.options.forms import Etcd as Endpoint
 from torch_ps.common.security.tls import Tls, load
 from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.seat import Transact
+from torch_ps.ps.job.conditions import clock
 
 SECONDS = 3.0
-
-
-def clock() -> float:
-    """Seconds, also those that the machine slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Refusal(PsError):
@@ -50,7 +45,7 @@ class Seen(NamedTuple):
     holder: str
 
 
-class Etcd:
+class EtcdClient:
     """The seat of one shard. Calls block; none takes longer than ``SECONDS`` at each address.
 
     Args:

@@ -14,8 +14,8 @@ import logging
 from torch_ps.common.errors import NameTaken, PsError
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.failover.seat import Transact
-from torch_ps.ps.failover.etcd import Etcd, Seen
-from torch_ps.ps.job.seat_driver import Succession
+from torch_ps.ps.failover.etcd import EtcdClient, Seen
+from torch_ps.ps.job.seat_driver import SeatDriver
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -25,16 +25,16 @@ LOOKS = 5
 SHORTEST_LEASE = 2
 
 
-class Tenure:
+class EtcdLease:
     """One server's hold of a seat.
 
     Args:
-        succession: of this server; its seat comes to be another one when it follows anew.
+        seat_driver: of this server; its seat comes to be another one when it follows anew.
         ttl: seconds that a lease lasts.
     """
 
-    def __init__(self, succession: Succession, etcd: Etcd, ttl: float) -> None:
-        self._succession, self._etcd, self._pause = succession, etcd, ttl / LOOKS
+    def __init__(self, seat_driver: SeatDriver, etcd: EtcdClient, ttl: float) -> None:
+        self._driver, self._etcd, self._pause = seat_driver, etcd, ttl / LOOKS
         self._wanted: Transact | None = None
         self._wake = asyncio.Event()
         self._silent = False
@@ -80,7 +80,7 @@ class Tenure:
         seat = self._seat
         seen, until = await asyncio.to_thread(self._renew_and_look)
         if seat is self._seat:
-            self._succession.obey(seat.observed(*seen, until))
+            self._driver.obey(seat.observed(*seen, until))
 
     def _renew_and_look(self) -> tuple[Seen, float]:
         self._etcd.renew()
@@ -90,11 +90,11 @@ class Tenure:
         seat = self._seat
         revision = await asyncio.to_thread(self._etcd.transact, wanted, seat.me)
         if revision and seat is self._seat:
-            self._succession.obey(seat.decided(wanted, revision, self._etcd.until))
+            self._driver.obey(seat.decided(wanted, revision, self._etcd.until))
 
     @property
     def _seat(self) -> LeasedSeat:
-        seat = self._succession.seat
+        seat = self._driver.seat
         if not isinstance(seat, LeasedSeat):
             raise TypeError(f"{type(seat).__name__} is not held in etcd")
         return seat

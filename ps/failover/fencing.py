@@ -11,7 +11,7 @@ import time
 import grpc
 
 from torch_ps.common.errors import ConfigError, NotServing
-from torch_ps.common.security.credentials import Access
+from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.wire import address
 from torch_ps.common.wire.ballots import address_of, configuration_from_proto
 from torch_ps.ps.cluster.describe import describe
@@ -31,7 +31,7 @@ async def rivals(job: Job, access: Access) -> None:
     begin = said = time.monotonic()
     while True:
         await asyncio.sleep(EVERY_SECONDS)
-        seat = job.succession.seat
+        seat = job.seat_driver.seat
         if seat.follows or not seat.partner or seat.role not in (Role.ASKING, Role.CONFIRMING):
             begin = said = time.monotonic()
             continue
@@ -50,7 +50,7 @@ async def rivals(job: Job, access: Access) -> None:
         except (grpc.aio.AioRpcError, ConfigError):
             continue
         if not told.closed:
-            job.succession.obey(seat.refused(configuration_from_proto(told.configuration), serving=True))
+            job.seat_driver.obey(seat.refused(configuration_from_proto(told.configuration), serving=True))
 
 
 def deposed(job: Job, step_down: StepDown) -> NotServing:

@@ -34,7 +34,7 @@ from torch_ps.common.schema import to_proto
 from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.failover.seat import Change, Role, Seat
+from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
@@ -92,19 +92,19 @@ class Replication:
     """One shard's, as a primary. All methods but ``step`` and ``answered`` run on the event loop."""
 
     def __init__(self, job: Job) -> None:
-        succession = job.succession
-        self._job, self._succession = job, succession
+        seat_driver = job.seat_driver
+        self._job, self._driver = job, seat_driver
         self._waiting: deque[_Waiting] = deque()
         self.follower: Follower | None = None
         job.before_roster, job.lag = self._roster, self.lag
         job.clipping.before_answer = self._norm
         job.on_anew, job.on_stop = self._anew, self._stop
-        succession.on_acknowledge = self._release
-        succession.on_change = self._change
+        seat_driver.on_acknowledge = self._release
+        seat_driver.on_change = self._change
 
     @property
     def _seat(self) -> Seat:
-        return self._succession.seat
+        return self._driver.seat
 
     # -------------------------------------------------------------- the standby
 
@@ -176,14 +176,14 @@ class Replication:
         await has_all.wait()
         follower.complete = True
         log.info("the standby at %s has all, after %.1f s", follower.address, time.monotonic() - begin)
-        self._succession.obey(self._seat.attach(follower.server))
+        self._driver.obey(self._seat.attach(follower.server))
 
     async def _read(self, follower: Follower, messages: AsyncIterator[bytes]) -> None:
         while message := await self._next(follower, messages):
             follower.received = max(follower.received, follower.number(pb.ReplicaUp.FromString(message).received))
             if follower.received > self._seat.recorded:
                 raise ProtocolError(f"the standby says to have record {follower.received}; there is none yet")
-            self._succession.obey(self._seat.receipt(follower.server, follower.received))
+            self._driver.obey(self._seat.receipt(follower.server, follower.received))
             self._release()
 
     async def _next(self, follower: Follower, messages: AsyncIterator[bytes]) -> bytes:
@@ -203,7 +203,7 @@ class Replication:
             log.info("the standby at %s has left before it had all: %s", follower.address, reason)
         else:
             log.warning("the standby at %s is lost: %s; asking the workers to go on alone", follower.address, reason)
-        self._succession.obey(self._seat.lost(follower.server))
+        self._driver.obey(self._seat.lost(follower.server))
         self._release()
 
     def _release(self) -> None:
@@ -289,9 +289,9 @@ class Replication:
         self._release()
 
     def _record(self) -> None:
-        self._succession.obey(self._seat.record()[1])
+        self._driver.obey(self._seat.record()[1])
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: ConfigChange) -> None:
         """The seat has made a record."""
         if self.follower is not None:
             self.follower.outbox.put_nowait(records.of_change(change))
@@ -299,7 +299,7 @@ class Replication:
     def _roster(self, roster: Roster, then: Callable[[], None]) -> None:
         def known() -> None:
             then()
-            self._succession.obey(self._seat.set_roster((m.name, m.session) for m in roster.members))
+            self._driver.obey(self._seat.set_roster((m.name, m.session) for m in roster.members))
 
         if self._recording:
             self.send([records.of_roster(self._handed(roster))], known)

@@ -2,7 +2,7 @@
 
     Describe --> the job's options are this server's; who serves, in which term
     Replicate --> frames --> Replica, one step behind; "received n" --> primary
-    Ballot (workers) --> Succession --> Serve --> Replica.take_over --> the job is open
+    Ballot (workers) --> SeatDriver --> Serve --> Replica.take_over --> the job is open
 
 Rules of this file
   1. What this server has is given up for the state of a primary only if that one is at least as new: one that was
@@ -14,13 +14,11 @@ Source: see ``ps/core/failover/seat.py``.
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
-import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -28,21 +26,21 @@ import grpc
 from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.config import ServerConfig
-from torch_ps.common.options.fields import declared
-from torch_ps.common.options.forms import parse_etcd
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
-from torch_ps.common.wire import address, channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.ballots import configuration_from_proto
 from torch_ps.common.wire.frames import unpack
-from torch_ps.common.wire.status import error_of
 from torch_ps.ps.cluster.describe import describe
 from torch_ps.ps.core.failover.seat import Seat, Serve
 from torch_ps.ps.failover import records
 from torch_ps.ps.failover.replica import Replica
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.job_options import take_over_options
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -50,27 +48,6 @@ RETRY_SECONDS = 0.5
 #: Seconds in which a primary has to say what it is, at the start and later.
 PRIMARY_SECONDS, ANSWER_SECONDS = 60.0, 5.0
 PROBE_SECONDS = 3.0
-
-#: Options that are the job's, not the process's.
-INHERITED = (
-    *("workers", "mode", "shard", "max_workers", "clip_norm", "lease", "bucket_size", "slack", "backup_workers"),
-    *("max_staleness", "staleness_lr", "delay_compensation"),
-    *("checkpoint", "checkpoint_every", "checkpoint_seconds", "keep", "lead"),
-)
-
-
-def options_of(config: ServerConfig) -> str:
-    """What a standby of this server takes over, JSON."""
-    options = {name: getattr(config, name) for name in INHERITED}
-    options["decides"] = _decides(config)
-    if config.checkpoint and "://" not in config.checkpoint:
-        options["checkpoint"] = os.path.abspath(config.checkpoint)
-    return json.dumps(options)
-
-
-def _decides(config: ServerConfig) -> str:
-    """Who says which of the two serves; it has to be one and the same."""
-    return f"etcd, under the name {parse_etcd(config.etcd).name}" if config.etcd else "the workers"
 
 
 async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, pb.JobDescription]:
@@ -89,32 +66,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
             raise (Unreachable(reason) if reason else error_of(error, str(primary))) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
-    return inherited(config, json.loads(told.options)), told
-
-
-def inherited(config: ServerConfig, options: Mapping[str, Any]) -> ServerConfig:
-    """The same from the options that the primary has.
-
-    Raises:
-        ConfigError: as ``inherit``.
-    """
-    fields = declared(ServerConfig)
-    taken: dict[str, Any] = {}
-    if (decides := options.get("decides")) != _decides(config):
-        raise ConfigError(
-            f"at the primary at {config.standby_of} {decides} says who serves, here {_decides(config)}; give both the "
-            "same --etcd"
-        )
-    for name in INHERITED:
-        theirs, mine = options.get(name), getattr(config, name)
-        theirs = None if theirs is None and fields[name].optional else fields[name].convert(theirs)
-        if mine not in (fields[name].default, theirs) and name not in ("lead", "checkpoint"):
-            raise ConfigError(
-                f"{name}={mine} is not what the primary at {config.standby_of} has, which is {theirs}; leave it out: a "
-                "standby takes it over"
-            )
-        taken[name] = theirs if mine == fields[name].default else mine
-    return dataclasses.replace(config, **taken)
+    return take_over_options(config, json.loads(told.options)), told
 
 
 def name_of(listening: Address, towards: Address | None = None) -> str:
@@ -147,7 +99,7 @@ class Standby:
         self._served = asyncio.Event()
         self._said = ""
         job.closed = f"this is the standby of shard {job.index}; {primary} serves it"
-        job.succession.on_serve = self._serve
+        job.seat_driver.on_serve = self._serve
         job.replicated = lambda: (self._replica.version, self._replica.complete)
 
     async def run(self) -> None:
@@ -201,7 +153,7 @@ class Standby:
         Raises:
             NotServing: what is here is newer.
         """
-        succession, seat = self._job.succession, self._job.succession.seat
+        seat_driver, seat = self._job.seat_driver, self._job.seat_driver.seat
         theirs = configuration_from_proto(told.configuration)
         if not seat.may_follow(theirs.term):
             raise NotServing(
@@ -213,11 +165,11 @@ class Standby:
                 "it was started anew, in another job than this server stands by for; start this one again too"
             )
         name = name_of(self._here, self._primary)
-        succession.anew(name, theirs.term.server)
+        seat_driver.anew(name, theirs.term.server)
         self._replica = Replica(self._job)
 
     async def _receive(self, connection: grpc.aio.Channel, primary: str) -> None:
-        seat, replica = self._job.succession.seat, self._replica
+        seat, replica = self._job.seat_driver.seat, self._replica
         call: Any = connection.stream_stream(channel.method("Replicate"), None, None)(metadata=self._access.metadata)
         hello = pb.ReplicaUp(hello=pb.ReplicaHello(server=seat.me))
         await call.write(hello.SerializeToString())
@@ -245,7 +197,7 @@ class Standby:
             return True
         number, is_change = seat.recorded + 1, header.HasField("change")
         change = records.change_of(header.change, number) if is_change else None
-        if not self._job.succession.obey(seat.received(primary, number, change)):
+        if not self._job.seat_driver.obey(seat.received(primary, number, change)):
             return False
         if change is None:
             replica.take(header, payload)

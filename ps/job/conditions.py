@@ -1,4 +1,4 @@
-"""Waiting on the event loop until something is so, with a deadline and a sentence for when it is over."""
+"""Waiting on the event loop until a condition holds, with a deadline and a sentence for when it passes."""
 
 import asyncio
 import time
@@ -7,21 +7,31 @@ from collections.abc import Callable
 from torch_ps.common.errors import WaitTimeout
 
 
-class Waits:
-    """Of one shard, ``name``. Whoever changes what others may wait for calls ``notify``."""
+def clock() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, as the lease of a seat does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Conditions:
+    """A condition variable of one shard. Whoever changes what others may wait for calls ``notify``.
+
+    Args:
+        name: Begins the message of every timeout, such as "shard 0".
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._changed = asyncio.Event()
 
     async def until(self, ready: Callable[[], bool], deadline: float, what: str) -> None:
-        """Wait until ``ready()``.
+        """Wait until ``ready()`` is true.
 
         Args:
-            deadline: on ``time.monotonic()``.
+            deadline: Time on ``time.monotonic()``; ``math.inf`` waits for as long as the caller lives.
+            what: Clause that names the missing condition.
 
         Raises:
-            WaitTimeout: it is not by then; says ``what``, and since when.
+            WaitTimeout: The deadline has passed; the message has ``what`` and the seconds waited.
         """
         begin = time.monotonic()
         while not ready():
@@ -34,5 +44,6 @@ class Waits:
                 continue
 
     def notify(self) -> None:
+        """Have everyone who waits look again."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -47,7 +47,7 @@ class Connections:
             self._job.engine.disconnected(before)
         self._job.streams.add(stream)
         if stream.worker is not None:
-            for frame in self._job.succession.greeting():
+            for frame in self._job.seat_driver.greeting():
                 stream.outbox.put_nowait(frame)
         return stream
 

@@ -29,9 +29,10 @@ from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import Seat
 from torch_ps.ps.core.incarnation import Incarnation
+from torch_ps.ps.core.membership import Membership, tick_seconds
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import Membership, Roster, roster_of, tick_seconds
-from torch_ps.ps.core.sample_assigner import Data
+from torch_ps.ps.core.roster import Roster, parse_roster
+from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
@@ -39,10 +40,10 @@ from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import Ask, Clipping
 from torch_ps.ps.engine.parameter_store import CPU
 from torch_ps.ps.engine.state import Kept, KeptFacts, ShardState, restore
-from torch_ps.ps.job.conditions import Waits
-from torch_ps.ps.job.lead_address import Lead
-from torch_ps.ps.job.sample_requests import Asks
-from torch_ps.ps.job.seat_driver import Succession
+from torch_ps.ps.job.conditions import Conditions
+from torch_ps.ps.job.lead_address import LeadAddress
+from torch_ps.ps.job.sample_requests import SampleRequests
+from torch_ps.ps.job.seat_driver import SeatDriver
 from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.transport.streams import Streams, Watch
@@ -98,7 +99,7 @@ class Job:
         name: str = "server/0",
         primary: str = "",
         seat: Callable[[str, str], Seat] = elected,
-        lead: Lead | None = None,
+        lead: LeadAddress | None = None,
         trace: ShardTrace | None = None,
         apply_threads: int = 1,
     ) -> None:
@@ -115,8 +116,8 @@ class Job:
         started = int(1000 * time.time())
         members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
         self.membership = members if index == 0 else None
-        self.data = Data(mode) if index == 0 else None  # which samples are whose
-        self.asks = Asks()
+        self.data = SampleAssigner(mode) if index == 0 else None  # which samples are whose
+        self.sample_requests = SampleRequests()
         self.started = self._ticked = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
         self.watchers: set[Watch] = set()
@@ -131,8 +132,8 @@ class Job:
         self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
         self.on_initialised: Callable[[], None] = lambda: None
         self.on_alone: Callable[[Restarted], None] | None = None  # called when another shard was started anew, alone
-        self.succession = Succession(seat, name, primary, self.streams)
-        self.succession.on_configuration.append(lambda configuration: self._show_roster())
+        self.seat_driver = SeatDriver(seat, name, primary, self.streams)
+        self.seat_driver.on_configuration.append(lambda configuration: self._show_roster())
         self.closed = ""  # why this process does not serve: it is a standby, or another one serves
         #: Called with a roster that was decided and with what makes it take effect.
         self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
@@ -145,7 +146,7 @@ class Job:
         self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
         self._executor, self._on_failure, self._device = executor, on_failure, device
         self.apply_threads = apply_threads
-        self._waits = Waits(f"shard {index}")
+        self._conditions = Conditions(f"shard {index}")
         self._model: Model | None = None  # lead: of the worker that seeds or has seeded
         self.seeder = ("", 0)
 
@@ -176,7 +177,7 @@ class Job:
                 model = self._model if model == self._model else model  # so that many who wait hold one
             if self.initialised or self._model is None:
                 break
-            await self._waits.until(
+            await self._conditions.until(
                 lambda: self.initialised or self._model is None,
                 deadline,
                 f"worker {self.seeder[0]!r} has not sent the first parameters",
@@ -188,7 +189,7 @@ class Job:
             self._model = model
             self.seeder = (worker, member.session)
         self._announce(effects)
-        await self._waits.until(
+        await self._conditions.until(
             lambda: self.roster.epoch >= member.session,
             deadline,
             f"the standby has not said that it knows worker {worker!r}",
@@ -262,8 +263,8 @@ class Job:
         if self._model is not None and not self.initialised and not self.is_member(*self.seeder):
             log.warning("worker %s left before it had sent the parameters; another one may", self.seeder[0])
             self._model = None
-        self._waits.notify()
-        self.asks.wake()
+        self._conditions.notify()
+        self.sample_requests.wake()
 
     def _follow(self, engine: Engine, roster: Roster) -> None:
         engine.set_roster(roster)
@@ -323,7 +324,7 @@ class Job:
         Args:
             copies: what workers with lossy pulls have, by name.
             told: the lead's ``Membership.hand_over``, or of another shard the roster in the same form.
-            data: the lead's ``Data.hand_over``.
+            data: the lead's ``SampleAssigner.hand_over``.
 
         Raises:
             KeyError, TypeError, ValueError: ``told`` or ``data`` is not that.
@@ -334,12 +335,12 @@ class Job:
         self.copies, self._model, self.initialised = dict(copies), engine.model, True
         self._ticked = time.monotonic()
         if self.membership is None or self.data is None:
-            self.follow(roster_of(told))
+            self.follow(parse_roster(told))
         else:
             effects = self.membership.take_over(told)
             self.data.take_over(data)
             self._announce(effects)
-        self._waits.notify()
+        self._conditions.notify()
 
     # -------------------------------------------------------------- what there is
 
@@ -364,18 +365,18 @@ class Job:
 
     async def until_initialised(self) -> None:
         """Wait for the parameters, for as long as the caller lives."""
-        await self._waits.until(lambda: self.initialised, math.inf, "no parameters")
+        await self._conditions.until(lambda: self.initialised, math.inf, "no parameters")
 
     def seeded(self) -> None:
         """The parameters are there."""
         self.initialised = True
-        self._waits.notify()
+        self._conditions.notify()
         self.on_initialised()
 
     async def until_member(self, worker: str, session: int) -> None:
         if self.membership is None and session > self.roster.epoch:
             deadline = time.monotonic() + ROSTER_DEADLINE
-            await self._waits.until(
+            await self._conditions.until(
                 lambda: session <= self.roster.epoch, deadline, "the lead has not announced this worker"
             )
         if not self.is_member(worker, session):

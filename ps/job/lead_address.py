@@ -7,7 +7,7 @@ from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 
 
-class Lead:
+class LeadAddress:
     """As another shard knows it.
 
     Args:

@@ -64,7 +64,7 @@ class Workers(Collector):
             yield counter
 
 
-def showing(job: Job) -> Callable[[], None]:
+def register_metrics(job: Job) -> Callable[[], None]:
     """Have the figures of ``job`` in its metrics; gives what brings them up to date, to be called on another thread."""
     metrics, workers, loop = job.metrics, Workers(), asyncio.get_running_loop()
     workers.lead = job.index == 0
@@ -81,7 +81,7 @@ def showing(job: Job) -> Callable[[], None]:
         records, seconds = job.lag()
         metrics.lag_records.set(records)
         metrics.lag_seconds.set(seconds)
-        metrics.term.set(job.succession.seat.configuration.term.number)
+        metrics.term.set(job.seat_driver.seat.configuration.term.number)
         metrics.serving.set(not job.closed)
 
     def refresh() -> None:

@@ -1,6 +1,6 @@
 """Workers that ask for samples: the core gives them out, and whoever has to wait for some waits here.
 
-    Data --> core.ask --> Portion, Idle, Over -----------------------> answered
+    Data --> core.request_samples --> Portion, Idle, Over -----------------------> answered
                ^      --> Later --> waits until something changes --+
                +----------------------------------------------------+
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.ps.core.dataset_progress import DataSet
-from torch_ps.ps.core.sample_assigner import Answer, Ask, Idle, Later, Over, Portion
+from torch_ps.ps.core.dataset_progress import DatasetSpec
+from torch_ps.ps.core.sample_assigner import Idle, Later, Over, Portion, SampleRequest, SampleResponse
 from torch_ps.ps.core.shard import Shard
 
 
@@ -29,7 +29,7 @@ class Waiting:
     reason: str
 
 
-class Asks:
+class SampleRequests:
     """The asks of one lead. All methods run on the event loop."""
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class Asks:
         """
         begin = time.monotonic()
         life = request.worker, request.session
-        ask = Ask(*life, data_set(request.data), request.batch, request.epochs, request.received)
+        ask = SampleRequest(*life, data_set(request.data), request.batch, request.epochs, request.received)
         mine: Waiting | None = None
         try:
             while True:
-                answer = core.ask(ask)
+                answer = core.request_samples(ask)
                 if life not in self._waiting or not isinstance(answer, Later):
                     self.wake()  # it may be the ask, or have dealt the samples, that others wait for
                 if not isinstance(answer, Later):
@@ -83,11 +83,11 @@ class Asks:
                 del self._waiting[life]
 
 
-def data_set(data: pb.DataSet) -> DataSet:
-    return DataSet(data.name, data.size, data.seed, data.shuffled)
+def data_set(data: pb.DataSet) -> DatasetSpec:
+    return DatasetSpec(data.name, data.size, data.seed, data.shuffled)
 
 
-def _reply(answer: Answer | None) -> pb.DataReply:
+def _reply(answer: SampleResponse | None) -> pb.DataReply:
     match answer:
         case Portion():
             ranges = [pb.PositionRange(start=start, stop=stop) for start, stop in answer.ranges]

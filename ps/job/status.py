@@ -28,7 +28,7 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
         reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0
         reply.checkpoint.failures, reply.checkpoint.error = kept.failures, kept.error
-    seat = job.succession.seat
+    seat = job.seat_driver.seat
     if seat.configuration.term.number or job.closed:
         standby = reply.standby
         standby.role = seat.role.value
@@ -63,7 +63,7 @@ def status_of_job(job: Job, now: float) -> pb.StatusReply:
         view = views.get(member.name)
         if view is not None:
             worker.clock = view.clock
-            wait = view.hold or job.asks.waiting(member.name, member.session)
+            wait = view.hold or job.sample_requests.waiting(member.name, member.session)
             if wait is not None:
                 worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
                 worker.waiting_for.extend(wait.waiting_for)

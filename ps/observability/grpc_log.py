@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 
-from torch_ps.ps.transport.limits import Seldom
+from torch_ps.ps.observability.log_throttle import LogThrottle
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -63,12 +63,12 @@ def listen() -> None:
 
 
 def _pass_on(reading: int, real: int) -> None:
-    seldom = Seldom()
+    throttle = LogThrottle()
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
             reason = meaning(line)
             if reason is None:
                 os.write(real, line)
-            elif (kept := seldom.ask(time.monotonic())) is not None:
+            elif (kept := throttle.admit(time.monotonic())) is not None:
                 more = f" ({kept} more have failed since the last line)" if kept else ""
                 log.warning("a TLS handshake failed: %s%s", reason, more)

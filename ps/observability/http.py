@@ -26,7 +26,7 @@ VISITORS = 16
 SILENCE = 5
 
 
-class Pages(http.server.ThreadingHTTPServer):
+class HttpServer(http.server.ThreadingHTTPServer):
     """Serves from threads of its own.
 
     Args:
@@ -54,7 +54,7 @@ class Pages(http.server.ThreadingHTTPServer):
         self.registry, self.unhealthy, self.refresh = registry, unhealthy, refresh
         super().__init__((listen.host, listen.port), _Page)
         self.address = Address(listen.host, self.server_address[1])
-        threading.Thread(target=self.serve_forever, name="pages", daemon=True).start()
+        threading.Thread(target=self.serve_forever, name="http", daemon=True).start()
 
     def process_request(self, request: object, client_address: object) -> None:
         self._free.acquire()  # each of those inside leaves after SILENCE at the latest
@@ -71,7 +71,7 @@ class Pages(http.server.ThreadingHTTPServer):
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
-    server: Pages
+    server: HttpServer
     timeout = SILENCE
     server_version, sys_version = "torch-ps", ""
 

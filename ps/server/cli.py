@@ -1,8 +1,6 @@
 """ps-serve: one shard, with --shards N the parent of N, with a command behind the options the parent of both."""
 
 import asyncio
-import json
-import os
 import sys
 
 import click
@@ -12,6 +10,7 @@ from torch_ps.common import parent_death as lifeline
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.config import ServerConfig
+from torch_ps.ps.server.ready_file import write_ready
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -56,13 +55,6 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
         raise click.UsageError(str(error)) from None
     except PsError as error:
         raise click.ClickException(str(error)) from None
-
-
-def write_ready(path: str, servers: list[str], metrics: list[str]) -> None:
-    """Tell whoever started this process where it listens; the file appears whole or not at all."""
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-        json.dump({"servers": servers, "metrics": metrics}, file)
-    os.replace(f"{path}.part", path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.server.cli import write_ready
+from torch_ps.ps.server.ready_file import write_ready
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -52,7 +52,7 @@ def serve_all(config: ServerConfig) -> int:
             metrics: list[str] = []
             for index in range(config.shards):
                 ready = Path(folder, str(index))
-                children.append(_start(_config_of(config, index, servers, str(ready)), lifeline))
+                children.append(_start(shard_config(config, index, servers, str(ready)), lifeline))
                 if not _wait_for(ready, children, stopping):
                     failed = not stopping
                     break
@@ -73,7 +73,16 @@ def serve_all(config: ServerConfig) -> int:
     return 1 if failed else 0
 
 
-def _config_of(config: ServerConfig, index: int, servers: list[str], ready_file: str) -> ServerConfig:
+def shard_config(config: ServerConfig, index: int, servers: list[str], ready_file: str) -> ServerConfig:
+    """Options of shard ``index``: those of ``config`` but for its own address, place and ready file.
+
+    Args:
+        config: options of the parent.
+        index: number of the shard, from 0.
+        servers: addresses of the shards that already listen, the lead first.
+        ready_file: path that the shard writes when it listens.
+    """
+
     def consecutive(text: str) -> str:
         first = address.parse(text, free_port=True)
         return str(Address(first.host, first.port and first.port + index))

@@ -24,20 +24,20 @@ from torch_ps.common.devices import choose as choose_device
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Restarted, ServerStopped
 from torch_ps.common.options.config import (
     DEFAULT_CHECKPOINT_SECONDS,
-    DEFAULT_SLACK,
     MOST_APPLY_THREADS,
     ServerConfig,
 )
-from torch_ps.common.options.forms import parse_compensation, parse_etcd, parse_shard
+from torch_ps.common.options.forms import parse_etcd, parse_shard
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access, port_credentials
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access, port_credentials
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
 from torch_ps.common.trace import steps_of
-from torch_ps.common.wire import address, channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.checkpoint.checkpointer import Keeper, Tell
+from torch_ps.ps.checkpoint.checkpointer import Checkpointer
 from torch_ps.ps.checkpoint.manifest import Manifest
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.resume import choose, restore
@@ -45,17 +45,18 @@ from torch_ps.ps.cluster.lead_client import NORM_SECONDS, follow, norms_of, repo
 from torch_ps.ps.cluster.registration import enter
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.incarnation import Incarnation
-from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import tick_seconds
+from torch_ps.ps.core.membership import tick_seconds
 from torch_ps.ps.engine.parameter_store import CPU
-from torch_ps.ps.failover.etcd import Etcd
-from torch_ps.ps.failover.etcd_lease import SHORTEST_LEASE, Tenure
+from torch_ps.ps.engine.state import ReportKept
+from torch_ps.ps.failover.etcd import EtcdClient
+from torch_ps.ps.failover.etcd_lease import SHORTEST_LEASE, EtcdLease
 from torch_ps.ps.failover.fencing import deposed, rivals
-from torch_ps.ps.failover.standby import Standby, inherit, name_of, options_of
+from torch_ps.ps.failover.standby import Standby, inherit, name_of
 from torch_ps.ps.job.job import Job, elected
-from torch_ps.ps.job.lead_address import Lead
-from torch_ps.ps.job.metrics_exporter import showing
-from torch_ps.ps.observability.http import Pages
+from torch_ps.ps.job.job_options import dump_options, mode_of
+from torch_ps.ps.job.lead_address import LeadAddress
+from torch_ps.ps.job.metrics_exporter import register_metrics
+from torch_ps.ps.observability.http import HttpServer
 from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.server.servicer import Servicer
@@ -113,19 +114,9 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         stop.set()
 
     metrics, beat = Metrics(), Beat()
-    lead = Lead([address.parse(config.lead)]) if index else None
+    lead = LeadAddress([address.parse(config.lead)]) if index else None
     if lead is not None:
         access.check(lead.address)
-    compensation, strength = parse_compensation(config.delay_compensation)
-    mode = Mode(
-        name=config.mode,
-        slack=DEFAULT_SLACK if config.slack is None else config.slack,
-        backup_workers=config.backup_workers,
-        max_staleness=config.max_staleness,
-        staleness_lr=config.staleness_lr,
-        delay_compensation=compensation,
-        compensation_strength=strength or 1.0,
-    )
     server, listening = _bind(config, tls, token, metrics)
     if inherited is not None:
         number, resumed = inherited.incarnation, 0  # it goes on from what its primary has
@@ -143,7 +134,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             )
     with ThreadPoolExecutor(_apply_threads(config), thread_name_prefix="apply") as executor:
         job = Job(
-            mode=mode,
+            mode=mode_of(config),
             index=index,
             num_shards=num_shards,
             incarnation=Incarnation(number, index, num_shards, continued=inherited is not None),
@@ -168,14 +159,16 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
                 steps, config.trace, num_shards - 1, trace_to(lead, index, number, access) if lead is not None else None
             ),
         )
-        job.succession.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
+        job.seat_driver.on_step_down = lambda step_down: None if job.closed else on_failure(deposed(job, step_down))
         if config.restart_together:
             job.on_alone = on_failure
         tenure = _tenure(config, job, as_client)
         tell = report_to(lead, number, access) if lead is not None else None
         keeper = _keeper(config, job, tell, resumed) if config.checkpoint else None
         standby = Standby(job, address.parse(config.standby_of), listening, access) if config.standby_of else None
-        pages = _pages(config, metrics, beat, showing(job))  # first: nothing has to be undone if this address is taken
+        pages = _pages(
+            config, metrics, beat, register_metrics(job)
+        )  # first: nothing has to be undone if this address is taken
         await _listen(config, job, server)
         job.port = listening.port
         background = [
@@ -183,7 +176,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             for each in (
                 _work(job, keeper, standby, lead, access),
                 beat.keep(),
-                job.succession.keep(),
+                job.seat_driver.keep(),
                 rivals(job, access),
                 *([tenure.keep()] if tenure is not None else []),
                 job.trace.keep(),
@@ -200,7 +193,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
             num_shards,
             listening,
             _protection(tls, token),
-            mode,
+            job.mode,
             config.workers,
             "" if config.workers == 1 else "s",
             f"; standby of {config.standby_of}" if config.standby_of else "",
@@ -216,7 +209,7 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         await job.trace.finish()
         for task in background:
             task.cancel()
-        other = bool(job.closed or job.succession.seat.configuration.standby)
+        other = bool(job.closed or job.seat_driver.seat.configuration.standby)
         job.stop(last_word(index, failure, standby=other))
         await server.stop(GRACE)
         # gRPC's own tasks end a moment later; cut off by the end of the loop they would print a traceback.
@@ -248,20 +241,22 @@ def last_word(index: int, failure: list[BaseException], *, standby: bool = False
     return ServerStopped(f"shard {index} failed: {_said(failure[0])}")
 
 
-async def _work(job: Job, keeper: Keeper | None, standby: Standby | None, lead: Lead | None, access: Access) -> None:
+async def _work(
+    job: Job, keeper: Checkpointer | None, standby: Standby | None, lead: LeadAddress | None, access: Access
+) -> None:
     """What a shard does beside answering: wait for its turn if it is a standby, then follow or be the lead."""
     if standby is not None:
         await standby.run()
     await (follow(job, lead, access) if lead is not None else _lead(job, keeper))
 
 
-def _tenure(config: ServerConfig, job: Job, tls: Tls | None) -> Tenure | None:
+def _tenure(config: ServerConfig, job: Job, tls: Tls | None) -> EtcdLease | None:
     """What keeps hold of the seat, where etcd says who serves."""
     if not config.etcd:
         return None
     seconds = max(math.ceil(config.lease), SHORTEST_LEASE)
-    tenure = Tenure(job.succession, Etcd(parse_etcd(config.etcd), job.index, seconds, tls), seconds)
-    job.succession.on_transact = tenure.want
+    tenure = EtcdLease(job.seat_driver, EtcdClient(parse_etcd(config.etcd), job.index, seconds, tls), seconds)
+    job.seat_driver.on_transact = tenure.want
     return tenure
 
 
@@ -294,7 +289,7 @@ def _bind(
 
 async def _listen(config: ServerConfig, job: Job, server: grpc.aio.Server) -> None:
     most = int(config.max_model * 2**30) or limits.machine_memory()
-    servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=options_of(config))
+    servicer = Servicer(job, max_workers=config.max_workers, max_model=most, options=dump_options(config))
     await servicer.listen()
     server.add_generic_rpc_handlers((servicer.handlers(),))
     checks = health.aio.HealthServicer()
@@ -319,12 +314,12 @@ def _warn(listening: Address, tls: Tls | None, token: TokenFile | None) -> None:
         log.warning("whoever is on the way to %s can read and change what is sent, a token too", listening)
 
 
-def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat", refresh: Callable[[], None]) -> Pages | None:
+def _pages(config: ServerConfig, metrics: Metrics, beat: "Beat", refresh: Callable[[], None]) -> HttpServer | None:
     if config.metrics == "off":
         return None
     wanted = address.parse(config.metrics, free_port=True)
     try:
-        return Pages(wanted, metrics.registry, lambda: beat.missing(time.monotonic()), refresh)
+        return HttpServer(wanted, metrics.registry, lambda: beat.missing(time.monotonic()), refresh)
     except OSError as error:
         raise ConfigError(
             f"cannot serve metrics on {wanted}: {error.strerror}; choose another with --metrics, or off"
@@ -348,7 +343,7 @@ class Beat:
         return f"the event loop has not run for {silent:.0f} s" if silent > NO_BEAT_SECONDS else ""
 
 
-def _keeper(config: ServerConfig, job: Job, tell: Tell | None, resumed: int) -> Keeper:
+def _keeper(config: ServerConfig, job: Job, tell: ReportKept | None, resumed: int) -> Checkpointer:
     """What keeps this shard's checkpoints; goes on from one if it is to.
 
     Args:
@@ -367,14 +362,14 @@ def _keeper(config: ServerConfig, job: Job, tell: Tell | None, resumed: int) -> 
     else:
         manifest = checkpoints.read(resumed) if resumed else None
     seconds = config.checkpoint_seconds or (0.0 if config.checkpoint_every else DEFAULT_CHECKPOINT_SECONDS)
-    keeper = Keeper(job, checkpoints, every=config.checkpoint_every, seconds=seconds, keep=config.keep, tell=tell)
+    keeper = Checkpointer(job, checkpoints, every=config.checkpoint_every, seconds=seconds, keep=config.keep, tell=tell)
     if manifest is not None:
         restore(job, checkpoints, manifest)
         keeper.facts.version = manifest.version
     return keeper
 
 
-async def _lead(job: Job, keeper: Keeper | None) -> None:
+async def _lead(job: Job, keeper: Checkpointer | None) -> None:
     """Watch the leases, and whether it is time for a checkpoint."""
     while True:
         await asyncio.sleep(tick_seconds(job.lease))

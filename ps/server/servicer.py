@@ -24,9 +24,9 @@ from torch_ps.common.errors import (
     UnknownWorker,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.cluster.registration import let_in
 from torch_ps.ps.engine.state import Kept
@@ -150,7 +150,7 @@ class Servicer:
             initialised=job.initialised,
             resumed_version=job.resumed_version,
             options=self._options,
-            configuration=ballots.configuration_to_proto(job.succession.seat.configuration),
+            configuration=ballots.configuration_to_proto(job.seat_driver.seat.configuration),
             closed=job.closed,
             incarnation=job.incarnation.number,
             trace=steps_to_proto(job.trace.steps),
@@ -203,11 +203,11 @@ class Servicer:
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
         if request.give_back:
-            core.give_back(request.worker, request.session, data_set(request.data), request.received)
-            self._job.asks.wake()
+            core.return_samples(request.worker, request.session, data_set(request.data), request.received)
+            self._job.sample_requests.wake()
             await self._job.data_is_known()
             return pb.DataReply()
-        reply = await self._job.asks.ask(core, request, _seconds(context))
+        reply = await self._job.sample_requests.ask(core, request, _seconds(context))
         await self._job.data_is_known()
         return reply
 
@@ -226,11 +226,11 @@ class Servicer:
         return pb.KeptReply()
 
     async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
-        succession = self._job.succession
+        seat_driver = self._job.seat_driver
         return pb.BallotReply(
-            ballot=succession.ballot(request),
+            ballot=seat_driver.ballot(request),
             closed=self._job.closed,
-            configuration=ballots.configuration_to_proto(succession.seat.configuration),
+            configuration=ballots.configuration_to_proto(seat_driver.seat.configuration),
         )
 
     async def trace(self, request: pb.TraceRequest, context: Context) -> pb.TraceReply:
@@ -306,7 +306,7 @@ class Servicer:
         try:
             while (roster := await queue.get()) is not None:
                 view = roster_view(roster)
-                view.lead.extend(self._job.succession.addresses)
+                view.lead.extend(self._job.seat_driver.addresses)
                 await context.write(view)
         finally:
             self._job.watchers.discard(queue)
@@ -335,14 +335,14 @@ class Servicer:
                 case "push" if stream.worker is not None:
                     with self._job.trace.span("receive", header.push.step, header.push.bucket, stream.worker):
                         self._job.working().push(stream, header.push, payload)
-                    self._job.asks.wake()
+                    self._job.sample_requests.wake()
                 case "pull":
                     stream.pulled()
                     self._job.working().pull(stream, header.pull.bucket)
                 case "renew":
                     pass
                 case "ballot" if stream.worker is not None:
-                    self._job.succession.paper((stream.worker, stream.session), header.ballot)
+                    self._job.seat_driver.paper((stream.worker, stream.session), header.ballot)
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")

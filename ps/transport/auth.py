@@ -18,10 +18,10 @@ from typing import Any
 import grpc
 
 from torch_ps.common.errors import PsError, Unauthenticated
+from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.common.security.token import HEADER, TokenFile
-from torch_ps.common.wire.status import status_of, trailers_of
+from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.metrics import Metrics
-from torch_ps.ps.transport.limits import Seldom
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -35,7 +35,7 @@ class Door(grpc.aio.ServerInterceptor):
 
     def __init__(self, token: TokenFile, metrics: Metrics) -> None:
         self._token, self._metrics = token, metrics
-        self._seldom = Seldom()
+        self._throttle = LogThrottle()
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -46,7 +46,7 @@ class Door(grpc.aio.ServerInterceptor):
 
         async def refuse(_frames: Any, context: Any) -> None:
             self._metrics.refused.labels(type(error).__name__).inc()
-            if (kept := self._seldom.ask(time.monotonic())) is not None:
+            if (kept := self._throttle.admit(time.monotonic())) is not None:
                 more = f" ({kept} more were refused since the last line)" if kept else ""
                 log.warning("refused %s of %s: %s%s", handler_call_details.method, context.peer(), error, more)
             await context.abort(status_of(error), str(error), trailers_of(error))

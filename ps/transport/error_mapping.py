@@ -17,13 +17,13 @@ from typing import Any
 import grpc
 
 from torch_ps.common.errors import PsError
-from torch_ps.common.wire.status import status_of, trailers_of
+from torch_ps.common.rpc.status import status_of, trailers_of
+from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.metrics import Metrics
-from torch_ps.ps.transport.limits import Seldom
 
 log = logging.getLogger("torch_ps.ps")
 _numbers = itertools.count(1)
-_seldom: defaultdict[str, Seldom] = defaultdict(Seldom)  # by class of error
+_throttle: defaultdict[str, LogThrottle] = defaultdict(LogThrottle)  # by class of error
 
 #: Characters of a message that travel; a peer's own words in it may be megabytes, and metadata may not.
 MAX_MESSAGE = 1000
@@ -41,7 +41,7 @@ def guarded(handler: Handler, metrics: Metrics) -> Handler:
         except PsError as error:
             metrics.refused.labels(type(error).__name__).inc()
             text = str(error)[:MAX_MESSAGE]
-            if (kept := _seldom[type(error).__name__].ask(time.monotonic())) is not None:
+            if (kept := _throttle[type(error).__name__].admit(time.monotonic())) is not None:
                 more = f" ({kept} more {type(error).__name__} since the last line)" if kept else ""
                 log.warning("refused %s of %s: %s%s", handler.__name__, context.peer(), text, more)
             await context.abort(status_of(error), text, trailers_of(error))

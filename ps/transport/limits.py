@@ -1,7 +1,6 @@
 """Limits on what peers choose: how many there are, how often they ask, how much one model may need.
 
-    Rate     so many events a second for each host, after a first burst
-    Seldom   so many log lines in a while, the others are counted
+    Rate          so many events a second for each host, after a first burst
     check_model   memory and buckets that a model would take
 
 Rules of this file
@@ -59,25 +58,6 @@ class Rate:
             raise Overloaded(
                 f"{host} has joined {self._burst} times in a row; {self._per_second:g} a second are taken from one host"
             )
-
-
-class Seldom:
-    """At most ``lines`` in ``seconds``."""
-
-    def __init__(self, lines: int = 10, seconds: float = 10.0) -> None:
-        self._lines, self._seconds = lines, seconds
-        self._begin, self._said, self._kept = float("-inf"), 0, 0
-
-    def ask(self, now: float) -> int | None:
-        """None: do not say it. Else how many have been kept back since the last that was said."""
-        if now - self._begin >= self._seconds:
-            self._begin, self._said = now, 0
-        if self._said == self._lines:
-            self._kept += 1
-            return None
-        self._said += 1
-        kept, self._kept = self._kept, 0
-        return kept
 
 
 def machine_memory() -> int:

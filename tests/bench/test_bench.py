@@ -103,6 +103,13 @@ def test_imports() -> None:
     assert "+ torch_ps" in bench("imports.py")
 
 
+def test_path_names_the_files_of_both_sides() -> None:
+    printed = bench("path.py", "--only", "network")
+    for side, own in (("ps", "ps/server/servicer.py"), ("worker", "worker/session/session.py")):
+        assert f"network {side}: " in printed
+        assert f"    {own}\n" in printed
+
+
 def test_doctor() -> None:
     assert "10,000 parameters" in bench("doctor.py")
 

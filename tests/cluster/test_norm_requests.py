@@ -10,12 +10,12 @@ import pytest
 from tests.support.jobs import SECONDS
 from torch_ps.common.errors import ServerStopped, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import OPEN
+from torch_ps.common.rpc.channel import SERVICE
+from torch_ps.common.rpc.credentials import OPEN
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.ps.cluster import lead_client as follow
 from torch_ps.ps.core.effects import Group
-from torch_ps.ps.job.lead_address import Lead as Whereabouts
+from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.server.server import last_word
 
 
@@ -45,7 +45,7 @@ class Lead:
         address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         try:
-            ask = follow.norms_of(Whereabouts([address]), 1, 7, OPEN, seconds, SECONDS)
+            ask = follow.norms_of(LeadAddress([address]), 1, 7, OPEN, seconds, SECONDS)
             async with asyncio.timeout(SECONDS):
                 return await ask(group, 16.0)
         finally:

@@ -15,9 +15,9 @@ def test_last_push_closes_the_step() -> None:
     s = shard("a", "b")
     assert s.push(push("b", 0)) == (Wait("b", 1, 0, 0, ("a",), "step 0 waits for a"),)
     assert s.push(push("a", 0, weight=3)) == (
-        Apply(0, 1, (Contribution("a", 1, 0, 3, 0), Contribution("b", 1, 0, 1, 0)), "step 0 closed: a, b pushed it"),
-        Release("a", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed: a, b pushed it", True),
-        Release("b", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed: a, b pushed it", True),
+        Apply(0, 1, (Contribution("a", 1, 0, 3, 0), Contribution("b", 1, 0, 1, 0)), "step 0 closed with 2 of 2 pushes"),
+        Release("a", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed with 2 of 2 pushes", True),
+        Release("b", 1, 0, 0, 1, 1, 0, 4, True, ("a", "b"), "step 0 closed with 2 of 2 pushes", True),
     )
     assert s.versions == (1,)
 

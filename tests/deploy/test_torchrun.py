@@ -12,7 +12,7 @@ from tests.deploy.launched import ROOT, accuracies, environment, free_port, proc
 from tests.docs.commands import shown
 from tests.support import commands
 from tests.support.jobs import SECONDS, Addresses, until
-from torch_ps.common.security.credentials import access_of
+from torch_ps.common.rpc.credentials import access_of
 
 PS_SERVE = [sys.executable, "-m", "torch_ps.ps.server.cli"]
 

@@ -12,7 +12,7 @@ from tests.support.replicated import Replicated, Server, replicated
 from tests.support.threads import spawn
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import address, ballots
-from torch_ps.worker.transport.acceptor import Promises
+from torch_ps.worker.transport.acceptor import Acceptor
 from torch_ps.worker.transport.link import Link
 
 LEASE = 3.0
@@ -24,9 +24,9 @@ class Elector:
     """A worker that asks, votes and accepts when it is told to, and does nothing else."""
 
     def __init__(self, servers: Replicated, name: str, session: int) -> None:
-        self._name, self._session, self._promises = name, session, Promises()
+        self._name, self._session, self._acceptor = name, session, Acceptor()
         standby = servers.status(servers.standbys[0]).standby
-        self._promises.learn(ballots.configuration_from_proto(standby.configuration))
+        self._acceptor.learn(ballots.configuration_from_proto(standby.configuration))
 
     def say(self, server: Server, *papers: pb.BallotPaper, take_over: bool = False) -> list[pb.Ballot]:
         """What the server asks next."""
@@ -39,13 +39,13 @@ class Elector:
 
     def vote(self, ballot: pb.Ballot) -> pb.BallotPaper:
         asked = ballot.ask
-        vote = self._promises.vote(ballots.term_from_proto(asked.term), ballots.term_from_proto(asked.base))
+        vote = self._acceptor.vote(ballots.term_from_proto(asked.term), ballots.term_from_proto(asked.base))
         assert vote.granted
         return pb.BallotPaper(vote=ballots.vote_to_proto(vote))
 
     def accept(self, ballot: pb.Ballot) -> pb.BallotPaper:
         assert not ballot.declare.serving
-        assert self._promises.accept(ballots.configuration_from_proto(ballot.declare.configuration))
+        assert self._acceptor.accept(ballots.configuration_from_proto(ballot.declare.configuration))
         return pb.BallotPaper(accepted=ballot.declare.configuration.term)
 
 
@@ -92,12 +92,12 @@ def test_worker_that_voted_in_vain_has_its_primary_take_a_higher_term_and_goes_o
         session = other.join(pb.JoinRequest(worker="w1", model=described(ZEROS))).session
         client.push(ONES)  # the standby knows of both electors when this is answered
         elector = Elector(servers, "w1", session)
-        promises: Any = client._session._voters[0].promises
+        acceptor: Any = client._session._shards[0].acceptor
         primary.process.send(signal.SIGSTOP)
 
         def promised() -> bool:
             elector.say(standby, take_over=True)  # and never votes
-            return bool(promises.promised.number == 2)
+            return bool(acceptor.promised.number == 2)
 
         until(promised, "w0 has voted for the standby")
         assert servers.role(standby) == "asking"

@@ -13,8 +13,9 @@ from torch_ps.common.options.forms import parse_etcd
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.leased import LeasedSeat
-from torch_ps.ps.core.failover.seat import Acknowledge, Change, Decisions, Role, StepDown, Transact
-from torch_ps.ps.failover.etcd import Etcd, clock
+from torch_ps.ps.core.failover.seat import Acknowledge, ConfigChange, Decisions, Role, StepDown, Transact
+from torch_ps.ps.failover.etcd import EtcdClient
+from torch_ps.ps.job.conditions import clock
 
 #: Seconds of a lease that a test waits for, and of one that does not run out in a test.
 SHORT, LONG = 8, 100
@@ -25,7 +26,7 @@ class Holder:
     """A seat and its etcd, one call after the other."""
 
     def __init__(self, url: str, me: str, primary: str = "", tls: Tls | None = None, ttl: int = LONG) -> None:
-        self.seat, self.etcd = LeasedSeat(me, primary), Etcd(parse_etcd(url), 0, ttl, tls)
+        self.seat, self.etcd = LeasedSeat(me, primary), EtcdClient(parse_etcd(url), 0, ttl, tls)
 
     def look(self) -> Decisions:
         self.etcd.renew()
@@ -63,7 +64,7 @@ def pair(url: str) -> tuple[Holder, Holder]:
     p.until(Role.ALONE)
     s.seat.begin_at(p.seat.recorded)
     (change,) = p.obey(p.seat.at(clock()).attach("S"))
-    assert isinstance(change, Change)
+    assert isinstance(change, ConfigChange)
     s.seat.received("P", change.number, change)
     p.seat.at(clock()).receipt("S", change.number)
     return p, s

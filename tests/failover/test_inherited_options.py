@@ -13,14 +13,14 @@ from tests.support.jobs import SECONDS, until
 from tests.support.replicated import replicated
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.config import ServerConfig
-from torch_ps.ps.failover.standby import inherited, options_of
+from torch_ps.ps.job.job_options import dump_options, take_over_options
 
 PRIMARY = ServerConfig(mode="ssp", slack=3, lease=4.0, checkpoint="kept", checkpoint_every=7, shard="1/2", lead="a:1")
 SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)
 
 
 def taken(**given: Any) -> ServerConfig:
-    return inherited(ServerConfig(standby_of="a:2", **given), json.loads(options_of(PRIMARY)))
+    return take_over_options(ServerConfig(standby_of="a:2", **given), json.loads(dump_options(PRIMARY)))
 
 
 def test_options_of_the_job_are_taken_over_and_those_of_the_process_are_not() -> None:

@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.quadratic import quadratics, round_robin
-from torch_ps.common.wire import channel
+from torch_ps.common.rpc import channel
 from torch_ps.common.wire.address import Address, parse
-from torch_ps.ps.observability.http import VISITORS, Pages
+from torch_ps.ps.observability.http import VISITORS, HttpServer
 from torch_ps.ps.server.server import Beat
 
 STEPS, SIZE = 11, 3
@@ -63,17 +63,17 @@ def test_health_page_of_every_shard_says_serving(servers: Servers, shard: int) -
 def test_health_page_says_why_a_shard_does_not_work() -> None:
     beat = Beat()
     assert beat.missing(time.monotonic()) == ""
-    pages = Pages(Address("127.0.0.1", 0), CollectorRegistry(), lambda: beat.missing(time.monotonic() + 60))
+    server = HttpServer(Address("127.0.0.1", 0), CollectorRegistry(), lambda: beat.missing(time.monotonic() + 60))
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"http://{pages.address}/health", timeout=30)
+        urllib.request.urlopen(f"http://{server.address}/health", timeout=30)
     assert caught.value.code == 503
     assert b"the event loop has not run for 60 s" in caught.value.read()
     caught.value.close()
-    pages.shutdown()
-    pages.server_close()
+    server.shutdown()
+    server.server_close()
 
 
-def test_silent_visitors_of_the_pages_do_not_keep_others_out(servers: Servers) -> None:
+def test_silent_visitors_of_the_server_do_not_keep_others_out(servers: Servers) -> None:
     where = parse(servers.metrics[0])
     silent = [socket.create_connection(where, 10) for _ in range(VISITORS)]
     with urllib.request.urlopen(f"http://{where}/health", timeout=30) as page:  # when their time is over

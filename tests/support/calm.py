@@ -32,7 +32,7 @@ class Calm(World):
             seat = server.seat
             if not server.up or (seat.follows and seat.configuration.standby != seat.me and not seat._claimed):
                 continue
-            would = {w.elector for w in workers if w.promises.accepted.term <= seat.configuration.term}
+            would = {w.elector for w in workers if w.acceptor.accepted.term <= seat.configuration.term}
             if seat.role is Role.ALONE or 2 * len(would & seat.electorate) > len(seat.electorate):
                 return True
         return False
@@ -67,7 +67,7 @@ class Calm(World):
 
     def _spoken_to(self, state: State, server: Server) -> bool:
         workers = (w for w in map(self.workers.__getitem__, state.workers) if w.up)
-        return all(w.promises.may_speak(server.seat.configuration.term) for w in workers)
+        return all(w.acceptor.may_speak(server.seat.configuration.term) for w in workers)
 
     def _calm(self, state: State, net: int) -> tuple[State, int]:
         """Everybody who lives hears everything; whoever misses somebody notices; a second passes."""
@@ -82,8 +82,8 @@ class Calm(World):
                     continue
                 if seat.follows and gone:
                     _, state, net, _ = self.server(state, net, i, ("asked", worker.elector, 0.0))
-                elif not seat.follows and not worker.promises.may_speak(seat.configuration.term):
-                    _, state, net, _ = self.server(state, net, i, ("promised", worker.promises.promised))
+                elif not seat.follows and not worker.acceptor.may_speak(seat.configuration.term):
+                    _, state, net, _ = self.server(state, net, i, ("promised", worker.acceptor.promised))
             if self.servers[state.servers[i]].up:
                 _, state, net, _ = self.server(state, net, i, ("tick", 0.0))
         before = None

@@ -1,4 +1,4 @@
-"""A shard's servers and workers around the real seats and promises, as machines for exploring.
+"""A shard's servers and workers around the real seats and acceptors, as machines for exploring.
 
 Rules of this file
   1. Nothing here decides: it carries out what the seats say, as the shell does.
@@ -15,17 +15,17 @@ from torch_ps.common.wire.terms import Configuration, Term, Vote
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import (
     Acknowledge,
-    Ask,
-    Change,
+    Append,
+    ConfigChange,
     Decisions,
     Declare,
     Receipt,
     Refuse,
+    RequestVotes,
     Role,
     Serve,
-    Take,
 )
-from torch_ps.worker.transport.acceptor import Promises
+from torch_ps.worker.transport.acceptor import Acceptor
 
 PATIENCE = 10.0
 
@@ -51,7 +51,7 @@ class Server:
                 return tuple(self._make(about[0] if kind == "roster" else None))
             case "received":
                 sender, number, content = about
-                change = content if isinstance(content, Change) else None
+                change = content if isinstance(content, ConfigChange) else None
                 return tuple(self._obey(seat.received(sender, number, change), sender, content))
             case "refused":
                 return tuple(self._obey(seat.refused(about[0], serving=about[1])))
@@ -97,10 +97,10 @@ class Server:
             match each:
                 case Acknowledge():
                     yield "ack", each.number
-                case Change():
+                case ConfigChange():
                     self.log = (*self.log, each)
                     yield from self._send(each.number, each)
-                case Take():
+                case Append():
                     self.log = (*self.log, content)
                 case Receipt():
                     yield "send", sender, ("receipt", me, each.number)
@@ -108,7 +108,7 @@ class Server:
                     yield "send", sender, ("refused", each.configuration, True)
                 case Refuse():
                     yield "send", sender, ("promised", each.configuration.term)
-                case Ask():
+                case RequestVotes():
                     yield "send", "", ("ask", me, each.term, each.base)
                 case Declare():
                     if each.serving and not each.configuration.standby:
@@ -122,8 +122,8 @@ class Server:
 class Worker:
     """One name; a restart is another process under it."""
 
-    def __init__(self, name: str, promises: Promises) -> None:
-        self.name, self.promises, self.session, self.up = name, promises, 1, True
+    def __init__(self, name: str, acceptor: Acceptor) -> None:
+        self.name, self.acceptor, self.session, self.up = name, acceptor, 1, True
 
     @property
     def elector(self) -> tuple[str, int]:
@@ -134,15 +134,15 @@ class Worker:
             case ("crash",):
                 self.up = False
             case ("restart",):
-                self.up, self.session, self.promises = True, self.session + 1, type(self.promises)()
+                self.up, self.session, self.acceptor = True, self.session + 1, type(self.acceptor)()
             case ("ask", server, term, base):
-                return tuple(self._voted(server, self.promises.vote(term, base)))
+                return tuple(self._voted(server, self.acceptor.vote(term, base)))
             case ("declare", _, configuration, True):
-                self.promises.learn(configuration)
+                self.acceptor.learn(configuration)
             case ("declare", server, configuration, False):
-                if self.promises.accept(configuration):
+                if self.acceptor.accept(configuration):
                     return (("send", server, ("accepted", self.elector, configuration.term)),)
-                return tuple(self._voted(server, self.promises.refusal(configuration.term)))
+                return tuple(self._voted(server, self.acceptor.refusal(configuration.term)))
         return ()
 
     def _voted(self, server: str, vote: Vote) -> Iterator[Any]:

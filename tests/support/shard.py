@@ -20,7 +20,7 @@ from tests.support.seats import PATIENCE, Server, Worker
 from torch_ps.common.wire.terms import Term
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import Role
-from torch_ps.worker.transport.acceptor import Promises
+from torch_ps.worker.transport.acceptor import Acceptor
 
 #: When every ask of time 0 has lapsed.
 LATE = 100.0
@@ -67,7 +67,7 @@ class World:
 
     Args:
         paired: the standby is in force, and everybody has heard of it; else it is about to be.
-        seat, promises, worker: the real classes, or mutants of them.
+        seat, acceptor, worker: the real classes, or mutants of them.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class World:
         *,
         paired: bool = False,
         seat: type[ElectedSeat] = ElectedSeat,
-        promises: type[Promises] = Promises,
+        acceptor: type[Acceptor] = Acceptor,
         worker: type[Worker] = Worker,
     ) -> None:
         self._seat, self._terms = seat, budget.terms
@@ -85,7 +85,7 @@ class World:
         self.workers = Machines[Worker, Out](lambda worker, event: self._out(worker.step(event)))
         self.events = Numbered[Any]()  # messages are (to, event)
         self.logs = Numbered[tuple[Any, ...]]()
-        people = [worker(f"w{i}", promises()) for i in range(workers)]
+        people = [worker(f"w{i}", acceptor()) for i in range(workers)]
         p, s = Server(seat("P", patience=PATIENCE)), Server(seat("S", "P", patience=PATIENCE))
         p.step(("roster", frozenset(each.elector for each in people)))
         s.log, p.feeds = p.log, ("S",)
@@ -145,9 +145,9 @@ class World:
                 if (
                     server.up
                     and not server.seat.follows
-                    and not worker.promises.may_speak(server.seat.configuration.term)
+                    and not worker.acceptor.may_speak(server.seat.configuration.term)
                 ):
-                    yield self.server(state, net, j, ("promised", worker.promises.promised))
+                    yield self.server(state, net, j, ("promised", worker.acceptor.promised))
 
     def _of_server(self, state: State, net: int, i: int, server: Server) -> Iterator[Next]:
         seat, budget = server.seat, state.budget

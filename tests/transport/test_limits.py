@@ -11,9 +11,10 @@ from torch_ps.common import schema
 from torch_ps.common.errors import Overloaded, ProtocolError, Refused
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.ps.core.roster import Membership
+from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.observability.grpc_log import meaning
-from torch_ps.ps.transport.limits import MAX_HOSTS, Rate, Seldom, check_model
+from torch_ps.ps.observability.log_throttle import LogThrottle
+from torch_ps.ps.transport.limits import MAX_HOSTS, Rate, check_model
 
 
 def described(*shape: int, groups: int = 1, optimizer: str = "SGD") -> Model:
@@ -115,8 +116,8 @@ def test_rate_remembers_a_bounded_number_of_hosts() -> None:
 
 
 def test_log_lines_beyond_a_number_are_counted_and_not_said() -> None:
-    seldom = Seldom(lines=2, seconds=10.0)
-    assert [seldom.ask(now) for now in (0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0)] == [0, 0, None, None, 2, 0, None]
+    throttle = LogThrottle(lines=2, seconds=10.0)
+    assert [throttle.admit(now) for now in (0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0)] == [0, 0, None, None, 2, 0, None]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch_ps.common.wire import address
 from torch_ps.common.wire.frames import pack, unpack
 from torch_ps.common.wire.socket_frames import LENGTH, TOKEN_BYTES, length_of, put
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.unix_stream import NearStream, connect
+from torch_ps.worker.transport.unix_stream import UnixStream, connect
 
 SGD = torch_ps.OptimizerSpec("SGD", lr=1.0)
 
@@ -114,7 +114,7 @@ def test_error_of_a_stream_comes_out_as_its_class() -> None:
     with job() as servers:
         offer = offer_of(servers)
         where = address.parse(servers.addresses[0])
-        stream = NearStream(connect(offer), where, lambda message: None, ends.append)
+        stream = UnixStream(connect(offer), where, lambda message: None, ends.append)
         stream.send(hello(servers, "w9", 9))
         until(lambda: bool(ends), "the stream ends")
         stream.close()
@@ -135,7 +135,7 @@ def test_large_frames_come_over_the_socket_whole() -> None:
             assert header.codec == "none"
             received.append(torch.frombuffer(bytearray(payload), dtype=torch.float32))
 
-        stream = NearStream(connect(offer_of(servers)), address.parse(servers.addresses[0]), take, ends.append)
+        stream = UnixStream(connect(offer_of(servers)), address.parse(servers.addresses[0]), take, ends.append)
         stream.send(hello(servers))
         for bucket in range(2):
             stream.send(pack(pb.UpHeader(pull=pb.Pull(bucket=bucket))))
@@ -170,7 +170,7 @@ def test_worker_goes_on_over_grpc_where_the_socket_is_gone(monkeypatch: pytest.M
 def test_killed_server_ends_the_stream_at_once() -> None:
     ends: list[PsError] = []
     with contextlib.suppress(AssertionError), job() as servers:
-        stream = NearStream(
+        stream = UnixStream(
             connect(offer_of(servers)), address.parse(servers.addresses[0]), lambda message: None, ends.append
         )
         os.kill(servers.processes[0].pid, signal.SIGKILL)

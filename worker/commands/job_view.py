@@ -12,7 +12,7 @@ from typing import Any
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import ballots
-from torch_ps.worker.transport.wait_reasons import sentence, spoken_seconds
+from torch_ps.worker.transport.wait_reasons import describe_wait, format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class Look:
             plane=_plane(views),
             silent_seconds=worker.silent_seconds,
             waiting_seconds=max((view.waiting_seconds for view in views), default=0.0),
-            waits=sentence(worker.worker, self._replies),
+            waits=describe_wait(worker.worker, self._replies),
         )
 
     def _shard(self, index: int) -> Shard:
@@ -178,7 +178,7 @@ def _view(reply: pb.StatusReply, worker: pb.WorkerStatus) -> pb.WorkerStatus:
 
 def _checkpoint(kept: pb.CheckpointStatus) -> str:
 
-    age = f", {spoken_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
+    age = f", {format_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
     good = f"version {kept.version}{age}" if kept.version else "none yet"
     failed = f"; {kept.failures} failed, the last: {kept.error}" if kept.error else ""
     return f"last good checkpoint: {good}, in {kept.folder}{failed}"

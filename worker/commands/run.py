@@ -30,7 +30,7 @@ from torch_ps.common import log as logs
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.config import ServerConfig, WorkerConfig
-from torch_ps.common.options.fields import Check, at_least, check_all, environment_of, option
+from torch_ps.common.options.fields import Check, at_least, check_all, environment_of, option, per_process
 from torch_ps.common.options.slow_workers import parse_slow, slow_of
 from torch_ps.worker.commands import worker as cli
 from torch_ps.worker.commands.processes import GRACE, Child, Processes
@@ -92,10 +92,8 @@ class RunConfig:
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(RunConfig)
-@options_of(
-    ServerConfig, exclude=("listen", "workers", "shard", "lead", "standby_of", "device", "insecure", "ready_file")
-)
-@options_of(WorkerConfig, exclude=("servers", "name", "rank", "world", "slow", "events", "insecure"))
+@options_of(ServerConfig, exclude=(*per_process(ServerConfig), "workers", "device"))
+@options_of(WorkerConfig, exclude=(*per_process(WorkerConfig), "slow", "events"))
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:
     r"""Run a whole job: servers, and workers with a task or a script of your own.

@@ -21,13 +21,13 @@ from rich.live import Live
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options.command_line import Check, Command, at_least, check_all, more_than, option, options_of
-from torch_ps.common.security.credentials import access_of
+from torch_ps.common.rpc.credentials import access_of
 from torch_ps.common.wire import address
 from torch_ps.worker.client import addresses_of
 from torch_ps.worker.commands.job_view import Facts, Look
 from torch_ps.worker.commands.status_table import tables
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.shard_servers import Voter
+from torch_ps.worker.transport.shard_servers import ShardServers
 
 #: Characters of a line where there is no terminal.
 WIDE = 200
@@ -70,7 +70,7 @@ def main(status: StatusConfig) -> None:
     """
     access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
     shards = addresses_of(status.servers or None)
-    job = Watched([Voter(Link(servers[0], access), servers) for servers in shards], status.timeout)
+    job = Watched([ShardServers(Link(servers[0], access), servers) for servers in shards], status.timeout)
     if status.watch:
         watch(job, status)
     elif status.json:
@@ -87,8 +87,8 @@ class Watched:
         seconds: in which each has to answer.
     """
 
-    def __init__(self, voters: list[Voter], seconds: float) -> None:
-        self._voters, self._seconds = voters, seconds
+    def __init__(self, shards: list[ShardServers], seconds: float) -> None:
+        self._shards, self._seconds = shards, seconds
         self._last: Look | None = None
 
     def look(self) -> Facts:
@@ -97,10 +97,10 @@ class Watched:
         Raises:
             PsError: one does not answer, nor its standby.
         """
-        for voter in self._voters:
-            if len(voter.servers) > 1:
-                voter.describe(self._seconds)  # has its link lead to the one that serves
-        links = [voter.link for voter in self._voters]
+        for shard_servers in self._shards:
+            if len(shard_servers.servers) > 1:
+                shard_servers.describe(self._seconds)  # has its link lead to the one that serves
+        links = [shard_servers.link for shard_servers in self._shards]
         replies = [link.status(self._seconds) for link in links]
         self._last = Look([str(link.address) for link in links], replies, self._last)
         return self._last.facts()

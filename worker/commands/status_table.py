@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torch_ps.worker.commands.job_view import Facts, Shard, Worker
-from torch_ps.worker.transport.wait_reasons import spoken_seconds
+from torch_ps.worker.transport.wait_reasons import format_seconds
 
 #: Columns whose text is read from the left; of these, those whose text may go on in the next line, in so much room.
 _WORDS, _WRAPPED, _ROOM = ("worker", "plane", "waits", "address", "standby"), ("waits", "standby"), 24
@@ -46,7 +46,7 @@ def _headline(facts: Facts) -> str:
     words = [
         f"mode {facts.mode}",
         "initialised" if facts.initialised else "no parameters yet",
-        f"up {spoken_seconds(facts.uptime_seconds)}",
+        f"up {format_seconds(facts.uptime_seconds)}",
         f"roster epoch {facts.epoch}",
     ]
     if facts.samples:
@@ -104,7 +104,7 @@ _WORKERS: Columns = {
     "pushed": lambda w: _bytes(w.pushed_bytes),
     "pulled": lambda w: _bytes(w.pulled_bytes),
     "plane": lambda w: w.plane,
-    "silent": lambda w: spoken_seconds(w.silent_seconds),
+    "silent": lambda w: format_seconds(w.silent_seconds),
     "waits": lambda w: w.waits,
 }
 _LIVE_WORKERS: Columns = {

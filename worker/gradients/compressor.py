@@ -26,8 +26,8 @@ from torch_ps.common.plan import Bucket
 from torch_ps.common.wire.frames import Buffer
 from torch_ps.worker.gradients import momentum_correction as dgc
 from torch_ps.worker.gradients.feedback import Residuals
-from torch_ps.worker.gradients.flat_tensors import floats
-from torch_ps.worker.gradients.momentum_correction import Momentum
+from torch_ps.worker.gradients.flat_tensors import empty_fp32
+from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 
 
 class Compressor:
@@ -53,7 +53,7 @@ class Compressor:
         self._feedback = feedback == "on" or (feedback == "auto" and self.codec.biased)
         self._warmup, self._worker = warmup, worker
         self._residuals = Residuals()
-        self._momentum = Momentum()
+        self._momentum = MomentumCorrection()
         self._plain, self._half = codecs.codec("none"), codecs.codec("fp16")
 
     @property
@@ -94,7 +94,9 @@ class Compressor:
         """
         if bucket.rule != "optimizer":
             return self._plain, self._plain.encode(values)
-        codec = codecs.codec(dgc.warm(self.codec.name, step, self._warmup)) if step < self._warmup else self.codec
+        codec = (
+            codecs.codec(dgc.warmup_codec(self.codec.name, step, self._warmup)) if step < self._warmup else self.codec
+        )
         if (self._feedback or codec.coarse or codec.biased) and not _is_finite(values):
             return self._half, self._half.encode(values)
         seed = self._seed(step, bucket.index)
@@ -114,14 +116,14 @@ class Compressor:
     def dropped(self, bucket: Bucket, codec: Codec, payload: memoryview) -> None:
         """A push was answered but not applied."""
         if self._feedback and bucket.rule == "optimizer":
-            decoded = codec.decode(payload, floats(bucket.numel))
+            decoded = codec.decode(payload, empty_fp32(bucket.numel))
             if _is_finite(decoded):
                 self._residuals.put_back(bucket.index, decoded)
 
     def residual(self, bucket: Bucket) -> torch.Tensor:
         """What has been left out of one bucket so far, shape (numel,)."""
         kept = self._residuals.get(bucket.index)
-        return floats(bucket.numel).zero_() if kept is None else kept
+        return empty_fp32(bucket.numel).zero_() if kept is None else kept
 
     def _seed(self, step: int, bucket: int) -> int:
         text = f"{self._worker} {step} {bucket}".encode()

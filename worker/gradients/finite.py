@@ -14,7 +14,7 @@ from torch._utils import _flatten_dense_tensors
 SMALL = 16384
 
 
-class Finite:
+class FiniteCheck:
     """For tensors, or their gradients, that are those of ``parameters`` in this order."""
 
     def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str]) -> None:

@@ -22,12 +22,12 @@ from torch_ps.common.plan import Bucket, Piece
 SMALL = 65536
 
 
-def floats(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def empty_fp32(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Room for fp32 values, whatever dtype and device are the script's defaults."""
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-class Flat:
+class FlatTensors:
     """The tensors of a model, in the order of ``Model.tensors()``, seen as flat slices.
 
     Memory: one shadow copy of every tensor that is not contiguous; nothing for the others.

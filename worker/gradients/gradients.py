@@ -22,7 +22,7 @@ import torch
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.gradients.finite import Finite
+from torch_ps.worker.gradients.finite import FiniteCheck
 from torch_ps.worker.gradients.flat_tensors import gather
 
 log = logging.getLogger("torch_ps.worker")
@@ -50,7 +50,7 @@ class Gradients:
         decays: Callable[[int], bool] = lambda group: False,
     ) -> None:
         self.parameters, self.names, self._accumulate, self._decays = parameters, names, accumulate, decays
-        self.finite = Finite(parameters, names)
+        self.finite = FiniteCheck(parameters, names)
         self._warned = self._warned_of_zeros = False
         self._had: set[int] = set()  # parameters that have had a gradient, in buckets where some lack theirs
         self.num_left_out, self.in_a_row = 0, 0
@@ -158,7 +158,7 @@ class Gradients:
         return self.finite.first_not([parameter.grad for parameter in self.parameters])
 
 
-class Nothing:
+class NoGradients:
     """What a push takes its buckets from where there is no gradient: as if no parameter had one."""
 
     left_out, num_left_out, in_a_row = "", 0, 0

@@ -26,7 +26,7 @@ import torch
 
 from torch_ps.common.options.config import DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM, WorkerConfig
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.gradients.flat_tensors import Flat, floats
+from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.gradients.gradients import Gradients
 
 log = logging.getLogger("torch_ps.worker")
@@ -45,7 +45,7 @@ def outer_optimizer(inner: torch.optim.Optimizer, config: WorkerConfig) -> torch
     )
 
 
-def continued(closure: Closure | None, loss: Any) -> Closure | None:
+def reuse_first_loss(closure: Closure | None, loss: Any) -> Closure | None:
     """``closure`` for the inner optimizer: its first result is ``loss``, the gradients of which are there already."""
     if closure is None:
         return None
@@ -75,12 +75,12 @@ class LocalSteps:
         steps: int,
         inner: torch.optim.Optimizer,
         gradients: Gradients,
-        flat: Flat,
+        flat: FlatTensors,
         buckets: Sequence[Bucket],
     ) -> None:
         self._steps, self._inner, self._gradients = steps, inner, gradients
         self._parameters, self._flat, self._buckets = gradients.parameters, flat, buckets
-        self._start = {bucket.index: floats(bucket.numel, device=flat.device) for bucket in buckets}
+        self._start = {bucket.index: empty_fp32(bucket.numel, device=flat.device) for bucket in buckets}
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 

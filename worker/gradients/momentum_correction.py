@@ -29,7 +29,7 @@ def has_density(codec: str) -> bool:
     return codec.partition(":")[0] in ("topk", "randk")
 
 
-def warm(codec: str, step: int, steps: int) -> str:
+def warmup_codec(codec: str, step: int, steps: int) -> str:
     """The codec for ``step`` when the first ``steps`` steps are a warm-up for ``codec``, such as "topk:0.01".
 
     >>> [warm("topk:0.01", step, 6) for step in (0, 1, 2, 3, 4, 5, 6)]
@@ -45,7 +45,7 @@ def warm(codec: str, step: int, steps: int) -> str:
     return f"{kind}:{stages[step * len(stages) // steps]:g}" if stages else codec
 
 
-class Momentum:
+class MomentumCorrection:
     """Momentum of one worker, by number of the bucket; in place of that of ``torch.optim.SGD`` on the server."""
 
     #: What the server is told with each push: its own momentum is off, and decay is in the gradient already.

@@ -18,14 +18,14 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.worker.gradients.flat_tensors import Flat
-from torch_ps.worker.gradients.momentum_correction import Momentum
+from torch_ps.worker.gradients.flat_tensors import FlatTensors
+from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 
 #: The largest integer up to which fp32 holds all, and the dtypes that hold larger ones.
 LARGEST_INTEGER, _WIDE = 1 << 24, (torch.int64, torch.int32)
 
 
-class Served:
+class ServerOptimizer:
     """What the servers run for ``optimizer``.
 
     Raises:
@@ -82,13 +82,13 @@ class Served:
         """Whether the servers move the parameters of one group also where their gradient is zero."""
         return bool(self._optimizer.param_groups[group].get("weight_decay"))
 
-    def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: Flat) -> Hyper | None:
+    def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: FlatTensors) -> Hyper | None:
         """The hyperparameters of the momentum that a worker computes, None if the server does.
 
         Adds the weight decay to ``gradient``, shape (numel,), as SGD does before its momentum.
         """
         hyper = self.hyper(bucket.group)
-        if not Momentum.fits(self.name, hyper):
+        if not MomentumCorrection.fits(self.name, hyper):
             return None
         if decay := hyper.get("weight_decay"):
             gradient.add_(flat.read(bucket, torch.empty_like(gradient)), alpha=float(decay))  # type: ignore[arg-type]

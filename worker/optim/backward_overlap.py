@@ -22,7 +22,7 @@ from torch_ps.common.plan import Bucket
 log = logging.getLogger("torch_ps.worker")
 
 
-class Overlap:
+class BackwardOverlap:
     """Watches the gradients of one model.
 
     Args:

@@ -32,10 +32,10 @@ from torch import nn
 
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.gradients.flat_tensors import Flat
-from torch_ps.worker.optim.gpu_transfer import Transfer
+from torch_ps.worker.gradients.flat_tensors import FlatTensors
+from torch_ps.worker.optim.gpu_transfer import GpuTransfer
 from torch_ps.worker.optim.pytree import tensors_in
-from torch_ps.worker.session.outcome import Outcome
+from torch_ps.worker.session.outcome import StepOutcome
 from torch_ps.worker.session.session import Session
 
 log = logging.getLogger("torch_ps.worker")
@@ -52,7 +52,7 @@ _WITHOUT_VALUES = {
 }
 
 
-class Forward:
+class ForwardOverlap:
     """The tensors of one model between a step and their use.
 
     Args:
@@ -72,10 +72,10 @@ class Forward:
         tensors: Sequence[torch.Tensor],
         names: Sequence[str],
         buckets: Sequence[Bucket],
-        outbox: Session | Transfer,
-        flat: Flat,
+        pusher: Session | GpuTransfer,
+        flat: FlatTensors,
     ) -> None:
-        self._tensors, self._outbox, self._flat = tensors, outbox, flat
+        self._tensors, self._pusher, self._flat = tensors, pusher, flat
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 raise ConfigError(f"overlap=forward cannot see when the TorchScript module {name!r} uses a parameter")
@@ -120,17 +120,17 @@ class Forward:
         if type(tensor) not in self._kinds.values():
             return
         index = self._number[id(tensor)]
-        self._guard(lambda: self._outbox.wait_for(self._buckets[index]))
+        self._guard(lambda: self._pusher.wait_for(self._buckets[index]))
         self._flat.settle([index])
         _restore(tensor)
 
-    def finish(self) -> Outcome:
+    def finish(self) -> StepOutcome:
         """Return when everything is in, with what the step came to. To be called once per ``begin``.
 
         Raises:
             WaitTimeout, PsError: as in ``arrive``.
         """
-        outcome = self._guard(self._outbox.wait)
+        outcome = self._guard(self._pusher.wait)
         self._end()
         return outcome
 
@@ -159,7 +159,7 @@ class Forward:
             return wait()
         except PsError:
             self._failed = True
-            if not self._outbox.waiting:
+            if not self._pusher.waiting:
                 self._end()
             raise
 
@@ -201,7 +201,7 @@ def _restore(tensor: torch.Tensor) -> None:
         tensor.__class__ = kind.__mro__[1]
 
 
-def _hook(forward: Forward) -> Callable[[nn.Module, Any], None]:
+def _hook(forward: ForwardOverlap) -> Callable[[nn.Module, Any], None]:
     def hook(module: nn.Module, args: Any) -> None:
         for tensor in _own(module):
             forward.arrive(tensor)

@@ -33,9 +33,9 @@ from torch_ps.common.devices import Pinned, Side
 from torch_ps.common.errors import WaitTimeout
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.compressor import Compressor
-from torch_ps.worker.gradients.flat_tensors import Flat, floats
-from torch_ps.worker.optim.backward_overlap import Overlap
-from torch_ps.worker.session.outcome import Outcome
+from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
+from torch_ps.worker.optim.backward_overlap import BackwardOverlap
+from torch_ps.worker.session.outcome import StepOutcome
 from torch_ps.worker.session.session import Session
 
 #: Buckets that may be on their way from the GPU at once: one is sent while the next is copied, and one to spare.
@@ -49,11 +49,11 @@ class _Slot:
 
     def __init__(self, side: Side, numel: int) -> None:
         self.pinned = Pinned(side, numel)
-        self.values = floats(numel, device=side.device)
+        self.values = empty_fp32(numel, device=side.device)
         self.sent: futures.Future[None] | None = None
 
 
-class Transfer:
+class GpuTransfer:
     """What a session is to a model on the CPU, this is to one on a GPU: ``staging``, ``push`` and ``wait``.
 
     Memory: for each slot, a bucket on the GPU and one of pinned memory.
@@ -63,7 +63,7 @@ class Transfer:
         device: that all of them are on. The CPU will do: then all is as ever, with copies that nobody needs.
     """
 
-    def __init__(self, session: Session, compressor: Compressor, flat: Flat, device: torch.device) -> None:
+    def __init__(self, session: Session, compressor: Compressor, flat: FlatTensors, device: torch.device) -> None:
         self._session, self._compressor, self._flat, self._device = session, compressor, flat, device
         largest = max((bucket.numel for bucket in session.plan.buckets), default=0)
         self._up, self._down = Side(device), Side(device)
@@ -124,7 +124,7 @@ class Transfer:
         encoded = None if codec is None else (codec, (bytes_of(slot.pinned.bytes[:size]),))
         self._session.push(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
 
-    def wait(self) -> Outcome:
+    def wait(self) -> StepOutcome:
         """As the session's. The parameters may be on their way still: ``Flat.settle`` is to follow, which sees to it.
 
         Raises:
@@ -177,7 +177,9 @@ class Transfer:
             self._free.put(slot)
 
 
-def outbox_of(session: Session, compressor: Compressor, flat: Flat, overlap: Overlap) -> Session | Transfer:
+def choose_pusher(
+    session: Session, compressor: Compressor, flat: FlatTensors, overlap: BackwardOverlap
+) -> Session | GpuTransfer:
     """What the model of ``flat`` pushes to: the session, or with all of it on one GPU what stands before the session.
 
     To be called when the session has joined, before it pulls.
@@ -185,11 +187,13 @@ def outbox_of(session: Session, compressor: Compressor, flat: Flat, overlap: Ove
     device = flat.device
     if device.type == "cpu":
         return session
-    return before(session, compressor, flat, overlap, device)
+    return attach_transfer(session, compressor, flat, overlap, device)
 
 
-def before(session: Session, compressor: Compressor, flat: Flat, overlap: Overlap, device: torch.device) -> Transfer:
+def attach_transfer(
+    session: Session, compressor: Compressor, flat: FlatTensors, overlap: BackwardOverlap, device: torch.device
+) -> GpuTransfer:
     """A transfer that takes the answers of ``session`` and hears of gradients from ``overlap``."""
-    transfer = Transfer(session, compressor, flat, device)
+    transfer = GpuTransfer(session, compressor, flat, device)
     session.on_values, overlap.on_ready, flat.on_settle = transfer.write, transfer.ready, transfer.settle
     return transfer

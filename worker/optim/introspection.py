@@ -10,10 +10,10 @@ Rules of this file
 from collections.abc import Callable
 
 from torch_ps.common.errors import PsError
-from torch_ps.worker.gradients.gradients import Gradients, Nothing
+from torch_ps.worker.gradients.gradients import Gradients, NoGradients
 from torch_ps.worker.gradients.local_steps import LocalSteps
 from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.session.outcome import Outcome
+from torch_ps.worker.session.outcome import StepOutcome
 from torch_ps.worker.session.session import Session
 
 
@@ -51,14 +51,14 @@ class Shown:
 class Facts(Shown):
     """The questions that ``ParameterServerOptimizer`` answers; its attributes are these."""
 
-    _outcome: Outcome
+    _outcome: StepOutcome
     _local: LocalSteps | None
-    _source: Gradients | LocalSteps | Nothing
+    _source: Gradients | LocalSteps | NoGradients
     wait: Callable[[], None]
     close: Callable[[], None]
 
     @property
-    def _last(self) -> Outcome:
+    def _last(self) -> StepOutcome:
         """What the last step came to; waits for it where it is still under way."""
         self.wait()
         return self._outcome

@@ -31,21 +31,21 @@ from torch_ps.common.security.tls import Tls
 from torch_ps.common.trace import NOTHING
 from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.gradients.compressor import Compressor
-from torch_ps.worker.gradients.flat_tensors import Flat
-from torch_ps.worker.gradients.gradients import Gradients, Nothing
-from torch_ps.worker.gradients.local_steps import LocalSteps, continued, outer_optimizer
-from torch_ps.worker.gradients.momentum_correction import Momentum
-from torch_ps.worker.gradients.server_optimizer import Served
-from torch_ps.worker.optim.backward_overlap import Overlap
-from torch_ps.worker.optim.forward_overlap import Forward
-from torch_ps.worker.optim.gpu_transfer import outbox_of
+from torch_ps.worker.gradients.flat_tensors import FlatTensors
+from torch_ps.worker.gradients.gradients import Gradients, NoGradients
+from torch_ps.worker.gradients.local_steps import LocalSteps, outer_optimizer, reuse_first_loss
+from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
+from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
+from torch_ps.worker.optim.backward_overlap import BackwardOverlap
+from torch_ps.worker.optim.forward_overlap import ForwardOverlap
+from torch_ps.worker.optim.gpu_transfer import choose_pusher
 from torch_ps.worker.optim.param_groups import Shared
 from torch_ps.worker.optim.rejoin import Elastic
-from torch_ps.worker.optim.untracked_writes import Unseen
+from torch_ps.worker.optim.untracked_writes import UntrackedWrites
 from torch_ps.worker.runtime import graceful_shutdown as drain
 from torch_ps.worker.runtime.access import access_fields, access_in
 from torch_ps.worker.session.session import Session
-from torch_ps.worker.session.trace_upload import Steps
+from torch_ps.worker.session.trace_upload import StepTrace
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -156,11 +156,11 @@ class ParameterServerOptimizer(Elastic, Shared):
         self._micro_step, self._earlier_weight = 0, 0.0
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
         self._local_steps, local = config.local_steps, config.local_steps > 1
-        self._served = Served(outer_optimizer(optimizer, config) if local else optimizer)
-        self._parameters, described, buffers = self._served.tensors(model)
+        self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
+        self._parameters, described, buffers = self._server_optimizer.tensors(model)
         self._share()
         tensors = [*self._parameters, *buffers]
-        self._flat = Flat(tensors)
+        self._flat = FlatTensors(tensors)
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=self.name
         )
@@ -175,8 +175,8 @@ class ParameterServerOptimizer(Elastic, Shared):
             access=access_in(config),
         )
         self._session.on_values = self._flat.write
-        self._forward: Forward | None = None
-        self._steps: Steps | None = None
+        self._forward: ForwardOverlap | None = None
+        self._steps: StepTrace | None = None
         self._close = weakref.finalize(self, self._session.close)
         atexit.register(self._close)
         try:
@@ -186,30 +186,30 @@ class ParameterServerOptimizer(Elastic, Shared):
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
-            self._gradients = Gradients(self._parameters, own, self._accumulate, self._served.decays)
+            self._gradients = Gradients(self._parameters, own, self._accumulate, self._server_optimizer.decays)
             overlap = "off" if local else config.overlap
-            self._overlap = Overlap(overlap, self._parameters, names, trained, self._send)
+            self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
-            self._outbox = outbox_of(self._session, self._compressor, self._flat, self._overlap)
+            self._pusher = choose_pusher(self._session, self._compressor, self._flat, self._overlap)
             for bucket in buckets:
                 self._session.pull(bucket)
-            self._outcome = self._outbox.wait()
+            self._outcome = self._pusher.wait()
         except BaseException:
             self.close()
             raise
         self._flat.settle()
         if overlap == "forward":
-            self._forward = Forward(model, tensors, names, buckets, self._outbox, self._flat)
+            self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
         self._lend()
         always = not local and self._forward is None
-        self._unseen = Unseen(model, self._parameters, names, optimizer.param_groups, always=always)
+        self._untracked_writes = UntrackedWrites(model, self._parameters, names, optimizer.param_groups, always=always)
         if not local:
             self._unused(optimizer.state)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
-        self._source: Gradients | LocalSteps | Nothing = self._local or self._gradients
+        self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
         if self._session.trace.steps:
-            self._steps = Steps(model, self._session)
+            self._steps = StepTrace(model, self._session)
         drain.attach(self)
 
     # -------------------------------------------------------------- the training loop
@@ -244,7 +244,7 @@ class ParameterServerOptimizer(Elastic, Shared):
             drain.finish(self.name, self.close)
             return loss
         if self._local is not None:
-            self._unseen.check(self._session.version)  # before an inner step writes, which nobody has to send
+            self._untracked_writes.check(self._session.version)  # before an inner step writes, which nobody has to send
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
@@ -257,7 +257,7 @@ class ParameterServerOptimizer(Elastic, Shared):
             return loss
         self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
         try:
-            if self._local is None or self._local.step(self._passed_weight, self.name, continued(closure, loss)):
+            if self._local is None or self._local.step(self._passed_weight, self.name, reuse_first_loss(closure, loss)):
                 self._push()
         except (UnknownWorker, StepConflict) as error:
             self.recover(error)
@@ -289,16 +289,16 @@ class ParameterServerOptimizer(Elastic, Shared):
 
     def _complete(self) -> None:
         try:
-            self._outcome = self._outbox.wait()
+            self._outcome = self._pusher.wait()
         except BaseException:
             self._views.release()
-            self._unseen.lose_count()
+            self._untracked_writes.lose_count()
             raise
         finally:
             self._flat.settle()
             self._forget()
         self._views.settle()
-        self._unseen.settle()
+        self._untracked_writes.settle()
 
     def _forget(self) -> None:
         self._changed = None
@@ -358,21 +358,23 @@ class ParameterServerOptimizer(Elastic, Shared):
         """Push one bucket; during backward this runs on the thread that computes it."""
         self.wait()
         if self._changed is None:  # the first bucket of this push
-            self._unseen.check(self._session.version)
-            self._session.afresh()
+            self._untracked_writes.check(self._session.version)
+            self._session.discard_unanswered()
             self._flat.follow()
-            self._changed = self._served.changed(self._session.job_model.groups)
+            self._changed = self._server_optimizer.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
-        with self._session.trace.span("push", step, bucket.index), self._outbox.staging(bucket) as staging:
+        with self._session.trace.span("push", step, bucket.index), self._pusher.staging(bucket) as staging:
             if trained:
                 self._source.gather(bucket, staging)
             else:
                 self._flat.read(bucket, staging)
             hyper = self._changed[bucket.group] if trained else None
-            momentum = self._served.momentum(bucket, staging, self._flat) if trained and self._corrects else None
+            momentum = (
+                self._server_optimizer.momentum(bucket, staging, self._flat) if trained and self._corrects else None
+            )
             if momentum is not None:
-                hyper = {**(hyper or {}), **Momentum.HYPER}
-            self._outbox.push(
+                hyper = {**(hyper or {}), **MomentumCorrection.HYPER}
+            self._pusher.push(
                 bucket,
                 staging,
                 step=step,
@@ -391,7 +393,7 @@ class ParameterServerOptimizer(Elastic, Shared):
 
     def _weight_of(self, trained: bool) -> float:
         """Of a bucket of parameters, or of one of buffers, which every pass has changed."""
-        if isinstance(self._source, Nothing) or (trained and self._source.left_out):
+        if isinstance(self._source, NoGradients) or (trained and self._source.left_out):
             return 0.0
         if self._local is None:
             return self._passed_weight

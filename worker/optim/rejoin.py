@@ -23,15 +23,15 @@ from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.worker.gradients.compressor import Compressor
-from torch_ps.worker.gradients.flat_tensors import Flat, floats
-from torch_ps.worker.gradients.gradients import Gradients, Nothing
-from torch_ps.worker.optim.backward_overlap import Overlap
-from torch_ps.worker.optim.forward_overlap import Forward
-from torch_ps.worker.optim.gpu_transfer import Transfer
+from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
+from torch_ps.worker.gradients.gradients import Gradients, NoGradients
+from torch_ps.worker.optim.backward_overlap import BackwardOverlap
+from torch_ps.worker.optim.forward_overlap import ForwardOverlap
+from torch_ps.worker.optim.gpu_transfer import GpuTransfer
 from torch_ps.worker.optim.introspection import Facts
-from torch_ps.worker.optim.shared_views import Views
+from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.session.outcome import Outcome
+from torch_ps.worker.session.outcome import StepOutcome
 from torch_ps.worker.session.session import Session
 
 log = logging.getLogger("torch_ps.worker")
@@ -52,11 +52,11 @@ class Elastic(Facts):
     _rank: int | None
     _world: int
     _gradients: Gradients
-    _overlap: Overlap
-    _outbox: Session | Transfer
-    _flat: Flat
-    _views: Views
-    _forward: Forward | None
+    _overlap: BackwardOverlap
+    _pusher: Session | GpuTransfer
+    _flat: FlatTensors
+    _views: SharedViews
+    _forward: ForwardOverlap | None
     _parameters: list[torch.Tensor]
     _compressor: Compressor
     _accumulate: int
@@ -83,7 +83,7 @@ class Elastic(Facts):
                     self._local.step(self._earlier_weight, self.name, None)
             elif self._local is None or not self._local.begun:
                 self._views.release_gradients()  # they are not what is pushed
-                self._source = Nothing()
+                self._source = NoGradients()
             self._push()
         except (UnknownWorker, StepConflict) as error:
             self._source = self._local or self._gradients
@@ -120,7 +120,7 @@ class Elastic(Facts):
         if self._forward is not None:
             self._forward.abandon()
         outcome = None
-        if isinstance(why, StepConflict) and not session.covers.any:
+        if isinstance(why, StepConflict) and not session.sample_counts.any:
             with contextlib.suppress(UnknownWorker):
                 outcome = self._pulled()
         if outcome is None:
@@ -176,7 +176,7 @@ class Elastic(Facts):
                 self._world,
             )
 
-    def _joined(self) -> Outcome:
+    def _joined(self) -> StepOutcome:
         stopped = 0
         while True:
             try:
@@ -187,18 +187,18 @@ class Elastic(Facts):
                 if stopped == MAX_STOPPED:
                     raise
 
-    def _pulled(self) -> Outcome:
+    def _pulled(self) -> StepOutcome:
         for bucket in self._session.plan.buckets:
             self._session.pull(bucket)
-        return self._outbox.wait()
+        return self._pusher.wait()
 
     def _lend(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""
         lend = self._local_steps == 1 and self._forward is None
-        self._views = Views(
+        self._views = SharedViews(
             self._session.plan,
             self._parameters,
-            self._session.planes,
+            self._session.shared_memory,
             self._flat,
             lend_parameters=lend,
             lend_gradients=lend and self._accumulate == 1 and self._compressor.lossless,
@@ -208,4 +208,4 @@ class Elastic(Facts):
 
     def _values(self, bucket: Bucket) -> torch.Tensor:
         """The parameters of one bucket as the model has them, shape (numel,), fp32."""
-        return self._flat.read(bucket, floats(bucket.numel))
+        return self._flat.read(bucket, empty_fp32(bucket.numel))

@@ -21,14 +21,14 @@ from collections.abc import Sequence
 import torch
 
 from torch_ps.common.plan import Bucket, Piece, Plan
-from torch_ps.worker.gradients.flat_tensors import Flat
-from torch_ps.worker.session.shared_memory import Planes
+from torch_ps.worker.gradients.flat_tensors import FlatTensors
+from torch_ps.worker.session.shared_memory import SharedMemory
 
 #: Pushes in which gradients may show that they outlive one.
 _LOOKS = 3
 
 
-class Views:
+class SharedViews:
     """Of the parameters of one model, which come first among the tensors of ``flat``.
 
     Args:
@@ -40,13 +40,13 @@ class Views:
         self,
         plan: Plan,
         parameters: Sequence[torch.Tensor],
-        planes: Planes,
-        flat: Flat,
+        shared_memory: SharedMemory,
+        flat: FlatTensors,
         *,
         lend_parameters: bool,
         lend_gradients: bool,
     ) -> None:
-        self._parameters, self._planes, self._flat = parameters, planes, flat
+        self._parameters, self._planes, self._flat = parameters, shared_memory, flat
         self._pieces: list[list[tuple[Bucket, Piece]]] = [[] for _ in parameters]
         for bucket in plan.buckets:
             for piece in bucket.pieces if bucket.rule == "optimizer" else ():

@@ -22,7 +22,7 @@ from torch_ps.common.errors import PsError
 log = logging.getLogger("torch_ps.worker")
 
 
-class Unseen:
+class UntrackedWrites:
     """Watches what torch counts: the writes to each tensor, not those past autograd such as ``p.data.clamp_()``.
 
     Args:

@@ -8,8 +8,8 @@ from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ServerSto
 from torch_ps.common.options.config import PLANES
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.retry import patiently
-from torch_ps.worker.transport.shard_servers import Voter
+from torch_ps.worker.transport.retry import call_with_retry
+from torch_ps.worker.transport.shard_servers import ShardServers
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -32,7 +32,7 @@ def check_arguments(timeout: float, plane: str) -> None:
 
 
 def describe_all(
-    voters: Sequence[Voter], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
+    shards: Sequence[ShardServers], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
 ) -> pb.JobDescription:
     """What the lead says of the job, once all shards have answered, fit together and are of one incarnation.
 
@@ -50,9 +50,9 @@ def describe_all(
     """
     seconds = max(seconds, before.lease_seconds if before is not None else 0.0)
     deadline = time.monotonic() + seconds
-    links = [voter.link for voter in voters]
+    links = [shard.link for shard in shards]
     while True:
-        jobs = [voter.describe(max(deadline - time.monotonic(), 0.1)) for voter in voters]
+        jobs = [shard.describe(max(deadline - time.monotonic(), 0.1)) for shard in shards]
         _check(links, jobs, codecs)
         apart = [link for link, job in zip(links, jobs, strict=True) if job.incarnation != jobs[0].incarnation]
         if not apart:
@@ -93,19 +93,21 @@ def _check_resumed(job: pb.JobDescription, before: pb.JobDescription | None) -> 
         )
 
 
-def joined(join: Callable[[], None], voters: Sequence[Voter], lease: float) -> None:
+def retry_join(join: Callable[[], None], shards: Sequence[ShardServers], lease: float) -> None:
     """Do what it takes to join; again from its beginning when a server that has a standby goes away meanwhile.
 
     Raises:
         PsError: as ``join``.
     """
-    if any(len(voter.servers) > 1 for voter in voters):
-        patiently(join, voters[0].patience(lease), then=(NameTaken,))  # until that stream of this worker's has ended
+    if any(len(shard.servers) > 1 for shard in shards):
+        call_with_retry(
+            join, shards[0].patience(lease), then=(NameTaken,)
+        )  # until that stream of this worker's has ended
     else:
         join()
 
 
-def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
+def join_with_retry(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
     """Join; where the lead takes no more at the moment, it is asked again.
 
     Raises:
@@ -123,7 +125,7 @@ def admitted(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinRepl
             time.sleep(AGAIN_SECONDS)
 
 
-def open_roster(voter: Voter, job: pb.JobDescription, seconds: float) -> pb.RosterView:
+def wait_for_quorum(shard_servers: ShardServers, job: pb.JobDescription, seconds: float) -> pb.RosterView:
     """The roster of the lead, once the first quorum of workers is complete.
 
     Args:
@@ -138,7 +140,7 @@ def open_roster(voter: Voter, job: pb.JobDescription, seconds: float) -> pb.Rost
 
     def first() -> pb.RosterView | None:
         try:
-            for view in voter.link.rosters(max(deadline - time.monotonic(), 0.1)):
+            for view in shard_servers.link.rosters(max(deadline - time.monotonic(), 0.1)):
                 if view.open:
                     return view
                 here[:] = [member.worker for member in view.member]
@@ -146,7 +148,7 @@ def open_roster(voter: Voter, job: pb.JobDescription, seconds: float) -> pb.Rost
             pass
         return None
 
-    if view := patiently(first, voter.patience(job.lease_seconds)):
+    if view := call_with_retry(first, shard_servers.patience(job.lease_seconds)):
         return view
     raise WaitTimeout(
         f"after {seconds:g} s {job.quorum - len(here)} of {job.quorum} workers have not joined the job; "

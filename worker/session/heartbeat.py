@@ -17,38 +17,49 @@ from collections.abc import Sequence
 from torch_ps.common.errors import Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack
-from torch_ps.worker.session.exchange import Exchange
-from torch_ps.worker.transport.shard_servers import Voter
+from torch_ps.worker.session.shard_streams import ShardStreams
+from torch_ps.worker.transport.shard_servers import ShardServers
 
 #: Seconds of silence at least after which a server without a standby is given up.
 ALONE_SECONDS = 20.0
 
 
-def exchange_signs(exchange: Exchange, voters: Sequence[Voter], worker: str, session: int, lease: float) -> None:
+def start_heartbeat(
+    exchange: ShardStreams, shards: Sequence[ShardServers], worker: str, session: int, lease: float
+) -> None:
     """Begin to, with all shards of ``exchange`` until it is closed; ``session`` 0: of an observer, who has no lease."""
     request = pb.RenewRequest(worker=worker if session else "", session=session)
-    threading.Thread(target=_signs, args=(exchange, voters, request, lease), name="signs of life", daemon=True).start()
+    threading.Thread(target=_signs, args=(exchange, shards, request, lease), name="signs of life", daemon=True).start()
 
 
-def _signs(exchange: Exchange, voters: Sequence[Voter], request: pb.RenewRequest, lease: float) -> None:
+def _signs(exchange: ShardStreams, shards: Sequence[ShardServers], request: pb.RenewRequest, lease: float) -> None:
     frame = pack(pb.UpHeader(renew=pb.Renew()))
-    heard = [time.monotonic()] * len(voters)
+    heard = [time.monotonic()] * len(shards)
     while not exchange.pause(lease / 3):
         if request.session:
             exchange.send_unkept(0, frame)
-        for shard, voter in enumerate(voters):
+        for shard, shard_servers in enumerate(shards):
             heard[shard] = max(heard[shard], exchange.heard(shard))
             if not exchange.has(shard):
                 heard[shard] = time.monotonic()  # it is being looked for
             elif time.monotonic() - heard[shard] > lease / 4 or (not shard and exchange.waiting):
-                heard[shard] = _ask(exchange, shard, voter, request, heard[shard], lease)
+                heard[shard] = _ask(exchange, shard, shard_servers, request, heard[shard], lease)
 
 
-def _ask(exchange: Exchange, shard: int, voter: Voter, request: pb.RenewRequest, heard: float, lease: float) -> float:
+def _ask(
+    exchange: ShardStreams,
+    shard: int,
+    shard_servers: ShardServers,
+    request: pb.RenewRequest,
+    heard: float,
+    lease: float,
+) -> float:
     """When a shard was heard last, on ``time.monotonic()``."""
     try:
-        return voter.link.sign(request, heard, lease if len(voter.servers) > 1 else max(lease, ALONE_SECONDS))
+        return shard_servers.link.sign(
+            request, heard, lease if len(shard_servers.servers) > 1 else max(lease, ALONE_SECONDS)
+        )
     except Unreachable as error:
         exchange.give_up(shard, error)
-        voter.link.interrupt()
+        shard_servers.link.interrupt()
         return heard

@@ -6,7 +6,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepOutcome:
     """What the answers since the last ``wait`` said, all buckets together.
 
     Attributes:
@@ -24,7 +24,7 @@ class Outcome:
     contributors: tuple[str, ...]
 
 
-class Answers:
+class BucketVersions:
     """Of one life of a worker.
 
     Args:
@@ -61,8 +61,8 @@ class Answers:
             self._staleness, self._samples = header.staleness, header.samples
             self._contributors = tuple(header.contributor)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> StepOutcome:
         """Of the answers since the last call."""
-        found = Outcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
+        found = StepOutcome(self.version, self._staleness, self._applied, self._samples, self._contributors)
         self._staleness, self._applied, self._contributors = 0, True, ()
         return found

@@ -13,8 +13,8 @@ from torch_ps.common.errors import NoSharedMemory, Restarted
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.wire.frames import pack, unpack
-from torch_ps.worker.session.exchange import Exchange
-from torch_ps.worker.session.shared_memory import Planes
+from torch_ps.worker.session.shard_streams import ShardStreams
+from torch_ps.worker.session.shared_memory import SharedMemory
 from torch_ps.worker.transport.link import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -31,7 +31,12 @@ def check(link: Link, now: pb.JobDescription, before: pb.JobDescription) -> None
 
 
 def prepare(
-    planes: Planes, exchange: Exchange, link: Link, buckets: Sequence[Bucket], worker: str, session: int
+    shared_memory: SharedMemory,
+    exchange: ShardStreams,
+    link: Link,
+    buckets: Sequence[Bucket],
+    worker: str,
+    session: int,
 ) -> None:
     """Before the stream to one shard, which has ``buckets``, is opened again: let its server read this memory.
 
@@ -40,17 +45,17 @@ def prepare(
         PsError: it does not answer.
     """
     shard = buckets[0].shard if buckets else -1
-    if not planes.has(shard):
+    if not shared_memory.has(shard):
         return
     try:
-        planes.share_again(link, shard, worker, session)
+        shared_memory.share_again(link, shard, worker, session)
     except NoSharedMemory as error:
         log.info("from now on the network carries all to and from %s: %s", link.address, error)
         for bucket in buckets:
             frame = exchange.unanswered(bucket.index)
             header = unpack(frame, pb.UpHeader)[0] if frame else pb.UpHeader()
             if header.push.HasField("arena_bytes"):
-                payload = planes.payload(bucket, header.push.arena_bytes)
+                payload = shared_memory.payload(bucket, header.push.arena_bytes)
                 header.push.ClearField("arena_bytes")
                 exchange.keep(bucket.index, pack(header, (payload,)))
-        planes.forget(shard)
+        shared_memory.forget(shard)

@@ -14,24 +14,24 @@ from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.trace import Trace
-from torch_ps.worker.gradients.flat_tensors import floats
-from torch_ps.worker.session.shared_memory import Planes
+from torch_ps.worker.gradients.flat_tensors import empty_fp32
+from torch_ps.worker.session.shared_memory import SharedMemory
 
 #: Takes the fresh fp32 values of one bucket; called on a reader thread. The tensor is valid during the call only.
 OnValues = Callable[[Bucket, torch.Tensor], None]
 
 
-class Fresh:
+class ResponseDecoder:
     """The answers to one life of a session; each shard's are taken by a thread of its own.
 
     Args:
         codec: of pulls.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], num_shards: int, planes: Planes, codec: Codec) -> None:
-        self._buckets, self._planes, self._codec = buckets, planes, codec
+    def __init__(self, buckets: Sequence[Bucket], num_shards: int, shared_memory: SharedMemory, codec: Codec) -> None:
+        self._buckets, self._planes, self._codec = buckets, shared_memory, codec
         largest = max((bucket.numel for bucket in buckets), default=0)
-        self._scratch = [floats(largest) for _ in range(num_shards)]
+        self._scratch = [empty_fp32(largest) for _ in range(num_shards)]
         self._copies = Copies()
 
     def take(

@@ -17,7 +17,7 @@ class _Counts:
     pushed: int = 0
 
 
-class Covers:
+class SampleCounts:
     """A data set is named by its bytes on the wire."""
 
     def __init__(self) -> None:

@@ -31,26 +31,32 @@ from torch_ps.common.errors import (
 from torch_ps.common.optimizer_spec import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
+from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.schema import Model
-from torch_ps.common.security.credentials import OPEN, Access
 from torch_ps.common.trace import Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack
 from torch_ps.worker.gradients.compressor import Compressor
-from torch_ps.worker.session.exchange import Exchange
-from torch_ps.worker.session.handshake import admitted, check_arguments, describe_all, joined, open_roster
-from torch_ps.worker.session.heartbeat import exchange_signs
+from torch_ps.worker.session.handshake import (
+    check_arguments,
+    describe_all,
+    join_with_retry,
+    retry_join,
+    wait_for_quorum,
+)
+from torch_ps.worker.session.heartbeat import start_heartbeat
 from torch_ps.worker.session.identity import Identity
-from torch_ps.worker.session.outcome import Answers, Outcome
+from torch_ps.worker.session.outcome import BucketVersions, StepOutcome
 from torch_ps.worker.session.reconnect import check, prepare
-from torch_ps.worker.session.responses import Fresh, OnValues
-from torch_ps.worker.session.sample_counts import Covers
-from torch_ps.worker.session.shared_memory import Planes
+from torch_ps.worker.session.responses import OnValues, ResponseDecoder
+from torch_ps.worker.session.sample_counts import SampleCounts
+from torch_ps.worker.session.shard_streams import ShardStreams
+from torch_ps.worker.session.shared_memory import SharedMemory
 from torch_ps.worker.session.trace_upload import report
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.retry import patiently
-from torch_ps.worker.transport.shard_servers import Voter
-from torch_ps.worker.transport.wait_reasons import blame
+from torch_ps.worker.transport.retry import call_with_retry
+from torch_ps.worker.transport.shard_servers import ShardServers
+from torch_ps.worker.transport.wait_reasons import explain_wait
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -89,18 +95,18 @@ class Session:
         check_arguments(timeout, plane)
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
-        self._exchange: Exchange | None = None
+        self._exchange: ShardStreams | None = None
         self.number = 0  # names this life of the worker; 0: it is not in the job
-        self._answers = Answers(0, epoch=0)
-        self.covers = Covers()  # the samples that pushes are of
+        self._versions = BucketVersions(0, epoch=0)
+        self.sample_counts = SampleCounts()  # the samples that pushes are of
         self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
         self._step = 0  # that was pushed last
-        self._given_up = False  # the last wait has not come to its end
+        self._wait_failed = False  # the last wait has not come to its end
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
         self._links = [Link(addresses[0], access, plane) for addresses in servers]
-        self._voters = [Voter(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
+        self._shards = [ShardServers(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_links)
             self.job = self._describe()
@@ -110,7 +116,7 @@ class Session:
     def _describe(self) -> pb.JobDescription:
         """What the job is; ServerStopped: it is not the one that this session has taken part in."""
         used = (self._compressor.codec.name, self._pull_codec.name)
-        return describe_all(self._voters, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
+        return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -139,17 +145,17 @@ class Session:
             NameTaken: another worker has this name or rank.
             WaitTimeout: the first worker has not sent the parameters.
         """
-        joined(lambda: self._join(model, rank, values), self._voters, self.job.lease_seconds)
+        retry_join(lambda: self._join(model, rank, values), self._shards, self.job.lease_seconds)
 
     def _join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
         if self._exchange is not None:
             self._exchange.close()  # of an earlier life, whose streams would have the name
         self.job = self._describe()
-        reply = admitted(self._links[0], self._identity.join(model, rank), self.timeout)
+        reply = join_with_retry(self._links[0], self._identity.join(model, rank), self.timeout)
         self.number, self.first = reply.session, reply.seed
-        for voter in self._voters:
-            voter.life = self.name, self.number
-        self.covers.clear()
+        for shard_servers in self._shards:
+            shard_servers.life = self.name, self.number
+        self.sample_counts.clear()
         self._start(model, reply.epoch)
         self.job_model = model
         if not reply.seed:
@@ -158,7 +164,7 @@ class Session:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
                 frames = self._identity.seeds(model, self.plan.of_shard(index), values)
                 self._links[index].seed(frames, self.timeout)
-        self.planes.share(self._links, self.plan, self.name, self.number)
+        self.shared_memory.share(self._links, self.plan, self.name, self.number)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
@@ -166,7 +172,7 @@ class Session:
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
-        return open_roster(self._voters[0], self.job, self.timeout if seconds is None else seconds)
+        return wait_for_quorum(self._shards[0], self.job, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model, epoch: int = 0) -> None:
         if self._exchange is not None:
@@ -175,19 +181,19 @@ class Session:
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
         self._staging = torch.empty(largest, dtype=torch.float32, device="cpu")
-        self._answers = Answers(len(buckets), epoch)
-        self.planes = Planes(self._plane)
-        self._fresh = Fresh(buckets, len(self._links), self.planes, self._pull_codec)
-        self._exchange = Exchange(
+        self._versions = BucketVersions(len(buckets), epoch)
+        self.shared_memory = SharedMemory(self._plane)
+        self._decoder = ResponseDecoder(buckets, len(self._links), self.shared_memory, self._pull_codec)
+        self._exchange = ShardStreams(
             self._links,
             self._identity.hello(self._pull_codec.name),
             [bucket.shard for bucket in buckets],
             self.job.lease_seconds,
             self._receive,
             self._back,
-            self._voters,
+            self._shards,
         )
-        exchange_signs(self._exchange, self._voters, self.name, self.number, self.job.lease_seconds)
+        start_heartbeat(self._exchange, self._shards, self.name, self.number, self.job.lease_seconds)
 
     @property
     def _identity(self) -> Identity:
@@ -197,25 +203,25 @@ class Session:
         """One shard answers again, and says what it is now."""
         link, buckets = self._links[shard], self.plan.of_shard(shard)
         check(link, now, self.job)
-        prepare(self.planes, self._streams, link, buckets, self.name, self.number)
+        prepare(self.shared_memory, self._streams, link, buckets, self.name, self.number)
 
     # -------------------------------------------------------------- buckets
 
     @property
     def version(self) -> int:
         """Optimizer steps that every bucket of this worker's copy has had."""
-        return self._answers.version
+        return self._versions.version
 
     @property
     def versions(self) -> tuple[int, ...]:
-        return tuple(self._answers.versions)
+        return tuple(self._versions.versions)
 
     def staging(self, bucket: Bucket) -> contextlib.AbstractContextManager[torch.Tensor]:
         """A tensor to build the gradient of one bucket in, shape (numel,), fp32, and to push it from.
 
         Where the bucket travels as it is through shared memory, this is the place from which the server reads it.
         """
-        place = self.planes.place(bucket) if self._compressor.leaves_alone(bucket) else None
+        place = self.shared_memory.place(bucket) if self._compressor.leaves_alone(bucket) else None
         return contextlib.nullcontext(self._staging[: bucket.numel] if place is None else place)
 
     def push(
@@ -250,17 +256,17 @@ class Session:
             base=base,
             weight=weight,
             codec=codec.name,
-            epoch=self._answers.epoch,
+            epoch=self._versions.epoch,
             hyper=hyper_to_proto(hyper) if hyper else None,
             missing=missing,
             nonfinite=nonfinite,
         )
         if bucket.index == 0:
-            header.covers.extend(self.covers.taken())
+            header.covers.extend(self.sample_counts.taken())
         size = sum(map(len, parts))
         self.pushed_bytes += size
         with trace.span("send", step, bucket.index):
-            if self.planes.put(bucket, step, values, parts):
+            if self.shared_memory.put(bucket, step, values, parts):
                 header.arena_bytes, parts = size, ()
             self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
 
@@ -268,21 +274,21 @@ class Session:
         """Ask for one bucket's parameters. The answer comes in ``wait``."""
         self._streams.send(bucket.index, pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
 
-    def afresh(self) -> None:
+    def discard_unanswered(self) -> None:
         """Before a push or pull of all buckets: forget what a wait that failed or was interrupted has left.
 
         An answer on its way would be taken for one to what is sent next, and every later step end one too early.
         """
-        if self._given_up:
+        if self._wait_failed:
             self._streams.reset(self._identity.hello(self._pull_codec.name))
-            self._given_up = False
+            self._wait_failed = False
 
     @property
     def next_step(self) -> int:
         """The step that this worker pushes next."""
-        return self._answers.next_step
+        return self._versions.next_step
 
-    def wait(self) -> Outcome:
+    def wait(self) -> StepOutcome:
         """Wait until everything that was sent is answered.
 
         Raises:
@@ -290,7 +296,7 @@ class Session:
             PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
         self.wait_for(None)
-        return self._answers.outcome()
+        return self._versions.outcome()
 
     def wait_for(self, buckets: Collection[int] | None) -> None:
         """Wait until these buckets, None: all, are answered, if they were sent; ``wait`` says what the answers were.
@@ -298,7 +304,7 @@ class Session:
         Raises:
             WaitTimeout, PsError: as in ``wait``.
         """
-        begin, self._given_up = time.monotonic(), True
+        begin, self._wait_failed = time.monotonic(), True
         try:
             with self.trace.span("wait", self._step), self._streams.changed:
                 done = self._streams.wait(self.timeout, buckets)
@@ -307,15 +313,15 @@ class Session:
                 self.job = self._describe()
                 for shard in range(len(self._links)):
                     self._back(shard, self.job)
-            self.afresh()
+            self.discard_unanswered()
             raise
         finally:
             self.wait_seconds += time.monotonic() - begin
-        self._given_up = not done
+        self._wait_failed = not done
         if not done:
             raise WaitTimeout(
                 f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "
-                + blame(self.name, self._links)
+                + explain_wait(self.name, self._links)
             )
 
     @property
@@ -324,7 +330,7 @@ class Session:
         return self._streams.waiting
 
     @property
-    def _streams(self) -> Exchange:
+    def _streams(self) -> ShardStreams:
         if self._exchange is None:
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._exchange
@@ -335,14 +341,14 @@ class Session:
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
         bucket, step = self.plan.buckets[header.bucket], header.step if header.HasField("step") else -1
         with self.trace.span("receive", step, bucket.index):
-            version, size = self._fresh.take(header, payload, self.on_values, self.trace, step)
+            version, size = self._decoder.take(header, payload, self.on_values, self.trace, step)
         if header.HasField("step") and not header.applied:
             self._put_back(bucket, header.step)
         with self._streams.changed:
-            self._answers.take(header, version)
+            self._versions.take(header, version)
             self.pulled_bytes += size
             if header.HasField("step"):
-                self.planes.answered(bucket, header.step)
+                self.shared_memory.answered(bucket, header.step)
             self._streams.answered(bucket.index)
 
     def _put_back(self, bucket: Bucket, step: int) -> None:
@@ -351,14 +357,14 @@ class Session:
         header, payload = unpack(frame, pb.UpHeader) if frame else (pb.UpHeader(), memoryview(b""))
         if header.HasField("push") and header.push.step == step and header.push.weight:
             if header.push.HasField("arena_bytes"):
-                payload = self.planes.payload(bucket, header.push.arena_bytes)
+                payload = self.shared_memory.payload(bucket, header.push.arena_bytes)
             self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
 
-    def ask_for_data(self, request: pb.DataRequest) -> pb.DataReply:
+    def request_samples(self, request: pb.DataRequest) -> pb.DataReply:
         """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
         request.worker, request.session = self.name, self.number
-        lead, lease = self._voters[0], self.job.lease_seconds
-        return patiently(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
+        lead, lease = self._shards[0], self.job.lease_seconds
+        return call_with_retry(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
 
     # -------------------------------------------------------------- the end
 

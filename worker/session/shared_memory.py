@@ -35,7 +35,7 @@ log = logging.getLogger("torch_ps.worker")
 SHARE_SECONDS = 20.0
 
 
-class Planes:
+class SharedMemory:
     """The shards that share memory with one worker, and which places are free.
 
     Args:

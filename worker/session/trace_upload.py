@@ -59,7 +59,7 @@ def _clock_of(lead: Link, request: pb.TraceRequest) -> tuple[int, int]:
     return ahead(trips)
 
 
-class Steps:
+class StepTrace:
     """The training steps of one worker; a context manager around each ``optimizer.step``.
 
     Args:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch_ps.common.wire.terms import Configuration, Term, Vote
 
 
-class Promises:
+class Acceptor:
     """What one worker has promised about one shard."""
 
     def __init__(self) -> None:

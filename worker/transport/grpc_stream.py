@@ -15,16 +15,16 @@ from typing import Any
 import grpc
 
 from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import messages
-from torch_ps.common.wire.status import error_of
 
 OnMessage = Callable[[bytes], None]
 OnEnd = Callable[[PsError], None]
 Exchange = Callable[[Iterator[bytes]], Any]
 
 
-class Stream:
+class GrpcStream:
     """One open Exchange. ``on_message`` and, once unless closed, ``on_end`` are called on the reader thread.
 
     Args:

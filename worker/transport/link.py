@@ -30,14 +30,14 @@ from torch_ps.common.errors import (
     WaitTimeout,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import OPEN, Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import OPEN, Access
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.transport.grpc_stream import OnEnd, OnMessage, Stream
-from torch_ps.worker.transport.unix_stream import NearStream, connect
+from torch_ps.worker.transport.grpc_stream import GrpcStream, OnEnd, OnMessage
+from torch_ps.worker.transport.unix_stream import UnixStream, connect
 
 log = logging.getLogger("torch_ps.worker")
 Reply = TypeVar("Reply", bound=Message)
@@ -95,14 +95,14 @@ class Link:
     def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
         return self._unary("Ballot", request, pb.BallotReply, seconds)
 
-    def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream | NearStream:
+    def open(self, on_message: OnMessage, on_end: OnEnd) -> GrpcStream | UnixStream:
         """Open an Exchange: over the server's Unix socket if it is on this host and nothing stands between."""
         if self._plane != "network" and self._socket.port == self.address.port:
             try:
-                return NearStream(connect(self._socket), self.address, on_message, on_end)
+                return UnixStream(connect(self._socket), self.address, on_message, on_end)
             except NoSharedMemory as error:
                 log.info("the network carries all to and from %s: %s", self.address, error)
-        return Stream(self._exchange, self.address, on_message, on_end)
+        return GrpcStream(self._exchange, self.address, on_message, on_end)
 
     def _exchange(self, frames: Iterator[bytes]) -> Any:
         """Open an Exchange, raw frames both ways."""

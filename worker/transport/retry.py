@@ -2,7 +2,7 @@
 
     ask --Unreachable, NotServing--> pause --> ask --> ... --> answer, or after some seconds: Unreachable
 
-How long: as long as a stream that broke has to be open again, see ``torch_ps.worker.session.exchange``.
+How long: as long as a stream that broke has to be open again, see ``torch_ps.worker.session.shard_streams``.
 """
 
 import logging
@@ -19,7 +19,7 @@ RETRY_SECONDS = 0.2
 Reply = TypeVar("Reply")
 
 
-def patiently(ask: Callable[[], Reply], seconds: float, *, then: tuple[type[PsError], ...] = ()) -> Reply:
+def call_with_retry(ask: Callable[[], Reply], seconds: float, *, then: tuple[type[PsError], ...] = ()) -> Reply:
     """What ``ask`` returns, which is called again for ``seconds`` after its first failure.
 
     Args:

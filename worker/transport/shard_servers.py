@@ -23,7 +23,7 @@ from torch_ps.common.wire import address, ballots
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import pack
 from torch_ps.common.wire.terms import Configuration, Term
-from torch_ps.worker.transport.acceptor import Promises
+from torch_ps.worker.transport.acceptor import Acceptor
 from torch_ps.worker.transport.link import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -38,7 +38,7 @@ TAKE_OVER_SECONDS = 10.0
 CAMPAIGN_SECONDS, PAUSE_SECONDS = 2.0, 0.03
 
 
-class Voter:
+class ShardServers:
     """The servers of one shard, as one worker knows them. ``link`` leads to the one that it speaks to.
 
     Args:
@@ -48,7 +48,7 @@ class Voter:
     def __init__(self, link: Link, servers: Sequence[Address]) -> None:
         self.link, self.servers = link, list(servers)
         link.replaceable = len(servers) > 1
-        self.promises = Promises()
+        self.acceptor = Acceptor()
         self.life = "", 0  # of the worker in the job: its name and session
         self._lock = threading.Lock()
         self._looking = threading.Lock()  # held by who moves ``link``
@@ -67,7 +67,7 @@ class Voter:
             case "ask":
                 term, base = ballots.term_from_proto(ballot.ask.term), ballots.term_from_proto(ballot.ask.base)
                 with self._lock:
-                    vote = self.promises.vote(term, base)
+                    vote = self.acceptor.vote(term, base)
                 return pb.BallotPaper(vote=ballots.vote_to_proto(vote))
             case "declare":
                 configuration = ballots.configuration_from_proto(ballot.declare.configuration)
@@ -75,9 +75,9 @@ class Voter:
                     self._learn(configuration)
                     return None
                 with self._lock:
-                    if self.promises.accept(configuration):
+                    if self.acceptor.accept(configuration):
                         return pb.BallotPaper(accepted=ballots.term_to_proto(configuration.term))
-                    return pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(configuration.term)))
+                    return pb.BallotPaper(vote=ballots.vote_to_proto(self.acceptor.refusal(configuration.term)))
         return None
 
     def describe(self, seconds: float) -> pb.JobDescription:
@@ -133,7 +133,7 @@ class Voter:
         That is how to get on; to ask its standby to take over would be to promise that one a still higher term.
         """
         with self._lock:
-            papers = [pb.BallotPaper(vote=ballots.vote_to_proto(self.promises.refusal(term)))]
+            papers = [pb.BallotPaper(vote=ballots.vote_to_proto(self.acceptor.refusal(term)))]
         worker, session = self.life
         with contextlib.suppress(PsError):
             for _ in range(2):  # the second time what it asks in turn: it may have lost its standby
@@ -175,7 +175,7 @@ class Voter:
     def _learn(self, configuration: Configuration) -> bool:
         """A server says that this is in force; whether to speak to it. Its standby's address is kept."""
         with self._lock:
-            may_speak = self.promises.learn(configuration)
+            may_speak = self.acceptor.learn(configuration)
         if may_speak and configuration.standby:
             try:
                 other = address.parse(ballots.address_of(configuration.standby))

@@ -53,7 +53,7 @@ def connect(offer: pb.SocketOffer) -> socket.socket:
     return connection
 
 
-class NearStream:
+class UnixStream:
     """One open Exchange on a connected socket; as ``Stream``."""
 
     def __init__(

@@ -17,19 +17,19 @@ SILENT = 1.0
 ASK_SECONDS = 5.0
 
 
-def sentence(worker: str, replies: Sequence[pb.StatusReply]) -> str:
+def describe_wait(worker: str, replies: Sequence[pb.StatusReply]) -> str:
     """What ``worker`` waits for longest, as the shards of the job see it (shard 0 first); "" where it does not wait."""
     views = [view for reply in replies for view in reply.worker if view.worker == worker]
     longest = max(views, key=lambda view: view.waiting_seconds, default=pb.WorkerStatus())
     if not longest.waiting_seconds:
         return ""
     silent = {w.worker: w.silent_seconds for w in replies[0].worker if w.silent_seconds > SILENT}
-    words = [f"{longest.reason}, for {spoken_seconds(longest.waiting_seconds)}"]
-    words += [f"{who} is silent for {spoken_seconds(silent[who])}" for who in longest.waiting_for if who in silent]
+    words = [f"{longest.reason}, for {format_seconds(longest.waiting_seconds)}"]
+    words += [f"{who} is silent for {format_seconds(silent[who])}" for who in longest.waiting_for if who in silent]
     return "; ".join(words)
 
 
-def blame(worker: str, links: Iterable[Link]) -> str:
+def explain_wait(worker: str, links: Iterable[Link]) -> str:
     """Ask all shards why ``worker`` has no answer; never raises."""
     replies = []
     for link in links:
@@ -39,8 +39,8 @@ def blame(worker: str, links: Iterable[Link]) -> str:
             return str(error)
     if all(view.worker != worker for view in replies[0].worker):
         return f"{worker} is not in the roster any more"
-    return sentence(worker, replies) or "no server holds an answer back, so it or the push is still on its way"
+    return describe_wait(worker, replies) or "no server holds an answer back, so it or the push is still on its way"
 
 
-def spoken_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -14,10 +14,10 @@ from tests.support.jobs import job
 from tests.support.training import backward, seeded
 from torch_ps.common.devices import Pinned
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.gradients.flat_tensors import Flat
+from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.gradients.gradients import Gradients
 from torch_ps.worker.optim import optimizer as optimizers
-from torch_ps.worker.optim.gpu_transfer import before
+from torch_ps.worker.optim.gpu_transfer import attach_transfer
 from torch_ps.worker.session.session import Session
 
 STEPS = 5
@@ -36,7 +36,7 @@ class Account:
         self._patch(monkeypatch, Gradients, "gather", self._gather)
         self._patch(monkeypatch, Pinned, "take", self._take)
         self._patch(monkeypatch, Session, "push", self._push)
-        self._patch(monkeypatch, Flat, "write", self._write)
+        self._patch(monkeypatch, FlatTensors, "write", self._write)
 
     def _patch(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, look: Any) -> None:
         original = getattr(owner, name)
@@ -70,7 +70,7 @@ class Account:
         self.seen["push"] += 1
         self.check("a payload has arrived when it is sent", self.world.is_done(self._copies[values.data_ptr()]))
 
-    def _write(self, flat: Flat, bucket: Bucket, values: torch.Tensor) -> None:
+    def _write(self, flat: FlatTensors, bucket: Bucket, values: torch.Tensor) -> None:
         self.seen["write"] += 1
         side = self.world.current()
         self.check("parameters are written on a side", side is not self.world.compute)
@@ -87,7 +87,9 @@ class Account:
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     account = Account(monkeypatch)
-    monkeypatch.setattr(optimizers, "outbox_of", functools.partial(before, device=cast(torch.device, Device())))
+    monkeypatch.setattr(
+        optimizers, "choose_pusher", functools.partial(attach_transfer, device=cast(torch.device, Device()))
+    )
     yield account
     assert account.wrong == []
 

@@ -21,7 +21,7 @@ from tests.support.threads import spawn
 from tests.support.training import Make, backward, batch, conv, mlp, same, seeded
 from torch_ps.common.devices import Mark
 from torch_ps.worker.optim import optimizer as optimizers
-from torch_ps.worker.optim.gpu_transfer import UP_SLOTS, Transfer, before
+from torch_ps.worker.optim.gpu_transfer import UP_SLOTS, GpuTransfer, attach_transfer
 
 STEPS = 8
 SECONDS = 30.0
@@ -30,7 +30,7 @@ SECONDS = 30.0
 @pytest.fixture
 def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models on the CPU are treated as on a GPU."""
-    monkeypatch.setattr(optimizers, "outbox_of", functools.partial(before, device=torch.device("cpu")))
+    monkeypatch.setattr(optimizers, "choose_pusher", functools.partial(attach_transfer, device=torch.device("cpu")))
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -107,7 +107,7 @@ def test_a_model_on_the_cpu_talks_to_the_session_itself() -> None:
     before_, model = names_of_threads(), seeded(mlp)
     with served(model) as optimizer:
         loop(model, optimizer)
-        assert optimizer._outbox is optimizer._session
+        assert optimizer._pusher is optimizer._session
         assert "send" not in names_of_threads() - before_
 
 
@@ -212,17 +212,17 @@ def test_gradient_that_changes_after_it_has_left_is_refused() -> None:
 def test_gradients_are_held_until_they_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
     model = seeded(mlp)
     with served(model, overlap="on") as optimizer:
-        outbox = optimizer._outbox
-        assert isinstance(outbox, Transfer)
+        pusher = optimizer._pusher
+        assert isinstance(pusher, GpuTransfer)
         held: list[list[torch.Tensor]] = []
-        hand_over = outbox._hand_over
+        hand_over = pusher._hand_over
 
         def look(bucket: Any, slot: Any, codec: Any, size: int, read: list[torch.Tensor], facts: Any) -> None:
             held.append(list(read))
             hand_over(bucket, slot, codec, size, read, facts)
             assert not read
 
-        monkeypatch.setattr(outbox, "_hand_over", look)
+        monkeypatch.setattr(pusher, "_hand_over", look)
         backward(model, 0)
         gradients = {id(parameter.grad) for parameter in model.parameters()}
         optimizer.step()
@@ -248,7 +248,7 @@ def test_a_model_on_a_gpu_trains_as_without_the_server(make: Make, overlap: str,
     local, remote = seeded(make).cuda(), seeded(make).cuda()
     on_gpu(local, sgd(local))
     with served(remote, overlap=overlap, plane=plane) as optimizer:
-        assert isinstance(optimizer._outbox, Transfer)
+        assert isinstance(optimizer._pusher, GpuTransfer)
         on_gpu(remote, optimizer)
     for a, b in zip(local.parameters(), remote.parameters(), strict=True):
         torch.testing.assert_close(a, b)

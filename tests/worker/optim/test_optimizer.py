@@ -185,7 +185,7 @@ def test_step_after_one_that_was_interrupted_takes_no_late_answer_for_its_own() 
     model, taken = seeded(mlp), list[int]()
 
     def interrupt() -> None:
-        until(lambda: servers.status().version == 1 and optimizer._session._given_up, "its answer is waited for")
+        until(lambda: servers.status().version == 1 and optimizer._session._wait_failed, "its answer is waited for")
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def release() -> None:

@@ -12,10 +12,10 @@ from tests.support.jobs import SECONDS
 from tests.support.threads import spawn
 from torch_ps.common.errors import Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.retry import patiently
+from torch_ps.worker.transport.retry import call_with_retry
 
 
 @pytest.mark.parametrize("wait", [False, True])
@@ -39,7 +39,7 @@ def test_ask_that_is_interrupted_is_asked_again(wait: bool) -> None:
         link.interrupt()
         with pytest.raises(Unreachable, match="does not answer; another one may"):
             alone.result(SECONDS)
-        again = spawn(lambda: patiently(ask, SECONDS))
+        again = spawn(lambda: call_with_retry(ask, SECONDS))
         assert asked.acquire(timeout=SECONDS)
         link.interrupt()
         assert asked.acquire(timeout=SECONDS)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from torch_ps.common.errors import Unreachable
-from torch_ps.worker.transport.retry import patiently
+from torch_ps.worker.transport.retry import call_with_retry
 
 
 def test_try_that_ends_late_is_not_the_last_but_one_that_begins_late_is() -> None:
@@ -18,5 +18,5 @@ def test_try_that_ends_late_is_not_the_last_but_one_that_begins_late_is() -> Non
         raise Unreachable("nobody there")
 
     with pytest.raises(Unreachable):
-        patiently(ask, 2.0)
+        call_with_retry(ask, 2.0)
     assert len(tries) == 3

@@ -17,10 +17,10 @@ from collections.abc import Callable, Collection, Sequence
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import unpack_all
-from torch_ps.worker.transport.grpc_stream import Stream
+from torch_ps.worker.transport.grpc_stream import GrpcStream
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.shard_servers import Voter
-from torch_ps.worker.transport.unix_stream import NearStream
+from torch_ps.worker.transport.shard_servers import ShardServers
+from torch_ps.worker.transport.unix_stream import UnixStream
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -32,7 +32,7 @@ GONE = Unreachable, NotServing
 FINAL = (UnknownWorker, Restarted)
 
 
-class Exchange:
+class ShardStreams:
     """The open streams of one session, one per shard.
 
     Args:
@@ -54,15 +54,15 @@ class Exchange:
         lease: float,
         on_answer: Callable[[int, pb.DownHeader, memoryview], None],
         on_back: Callable[[int, pb.JobDescription], None],
-        voters: Sequence[Voter],
+        shards: Sequence[ShardServers],
     ) -> None:
         self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
-        self._on_answer, self._on_back, self._voters = on_answer, on_back, voters
+        self._on_answer, self._on_back, self._shards = on_answer, on_back, shards
         #: Held while anything here changes; what answers say may be kept under it too.
         self.changed = threading.Condition()
         self._stopping = threading.Event()
         self._error: PsError | None = None
-        self._streams: dict[int, Stream | NearStream] = {}
+        self._streams: dict[int, GrpcStream | UnixStream] = {}
         self._opened = [0] * len(links)  # streams so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is about to be there
         self._unanswered: dict[int, bytes] = {}
@@ -216,7 +216,7 @@ class Exchange:
         for header, payload in unpack_all(message, pb.DownHeader):
             if not header.HasField("ballot"):
                 self._on_answer(shard, header, payload)
-            elif (frame := self._voters[shard].frame(header.ballot)) is not None:
+            elif (frame := self._shards[shard].frame(header.ballot)) is not None:
                 self.send_unkept(shard, frame)
 
     def _ended(self, shard: int, number: int, error: PsError) -> None:
@@ -242,7 +242,7 @@ class Exchange:
 
     def _reopen(self, shard: int, number: int, error: PsError) -> PsError | None:
         """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
-        link, deadline = self._links[shard], time.monotonic() + self._voters[shard].patience(self._lease)
+        link, deadline = self._links[shard], time.monotonic() + self._shards[shard].patience(self._lease)
         log.warning("lost the connection to %s; trying again", link.address)
         late = False  # one try begins after the deadline: this process may have been stopped until then
         pause = 0.0  # the first time at once: a standby may be there
@@ -252,7 +252,7 @@ class Exchange:
                 return None
             late = time.monotonic() > deadline
             try:
-                if (now := self._voters[shard].look()) is None:
+                if (now := self._shards[shard].look()) is None:
                     continue
                 self._on_back(shard, now)
             except FINAL as final:
