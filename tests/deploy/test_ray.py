@@ -69,13 +69,13 @@ def servers_of(said: str) -> str:
 @needs_ray
 def test_cluster_that_is_not_there_is_said() -> None:
     done = commands.run("ps-run", "--on", "ray", "--ray-address", "127.0.0.1:1", "--task", "digits")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "no Ray cluster at 127.0.0.1:1" in " ".join(done.stderr.split())
 
 
 def test_options_of_ray_are_refused_elsewhere() -> None:
     done = commands.run("ps-run", "--restarts", "1", "--task", "digits")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "restarts=1 is for a job on ray" in " ".join(done.stderr.split())
 
 
