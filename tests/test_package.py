@@ -210,3 +210,20 @@ def test_workflows_are_valid_and_call_targets_that_exist() -> None:
     called = {target for file in files for target in re.findall(r"run: make ([a-z]+)", file.read_text())}
     assert called == {"test", "dist"}
     assert called <= targets
+
+
+def test_issue_templates_are_forms() -> None:
+    files = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    schemas = {file: "config" if file.stem == "config" else "forms" for file in files}
+    assert len(files) == 4
+    for file, schema in schemas.items():
+        check = [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            f"vendor.github-issue-{schema}",
+            str(file),
+        ]
+        done = subprocess.run(check, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout

@@ -30,7 +30,7 @@ def scalars(folder: Path) -> dict[str, list[Any]]:
 
 def test_a_job_writes_the_figures_of_its_events_for_every_worker(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    (command,) = shown("docs/seeing.md", "ps-run -n 2 --task digits --samples 6400 --tensorboard runs/board")
+    (command,) = shown("docs/observability.md", "ps-run -n 2 --task digits --samples 6400 --tensorboard runs/board")
     said = ends_well(tmp_path, command.replace("6400", "640"), PS_EVENTS="events", PS_EVALUATIONS="3")
     assert "validation: loss" in said
     for worker in ("w0", "w1"):
