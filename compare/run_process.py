@@ -31,7 +31,7 @@ from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.runs import Run
 
 #: The program behind the console script ``ps-run``, found in this very environment.
-PS_RUN = (sys.executable, "-m", "torch_ps.worker.commands.launch")
+PS_RUN = (sys.executable, "-m", "torch_ps.worker.commands.run")
 
 #: Seconds that ps-run gets to stop its children before the process group is killed.
 PATIENCE = 15.0

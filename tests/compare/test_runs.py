@@ -101,17 +101,17 @@ def test_local_steps_are_an_option_of_ps_run_and_a_mode_of_the_report() -> None:
 
 
 def test_ps_run_reads_the_command_line_of_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = pytest.importorskip("torch_ps.worker.commands.launch")
+    ps_run = pytest.importorskip("torch_ps.worker.commands.run")
     told: list[Any] = []
 
     def note(job: Any) -> int:
         told.append(job)
         return 0
 
-    monkeypatch.setattr(launch, "run_job", note)
+    monkeypatch.setattr(ps_run, "run_job", note)
     config = CompareConfig(task="digits", lr=0.1, samples=64, device="cpu")
     for run in parse_runs(EVERY_KIND):
-        result = CliRunner().invoke(launch.main, arguments(Plan(run, 0.1, Path("x")), config))
+        result = CliRunner().invoke(ps_run.main, arguments(Plan(run, 0.1, Path("x")), config))
         assert result.exit_code == 0, result.output
     assert [job._server.mode for job in told] == ["sync", "async", "ssp", "async", "sync", "sync", "async", "sync"]
     assert [job._worker.local_steps for job in told] == [1, 1, 1, 1, 1, 8, 4, 1]

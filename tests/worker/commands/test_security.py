@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.support.certificates import Authority, options
-from tests.worker.commands.test_jobs import PS_RUN, ROOT, ps_run
+from tests.worker.commands.test_run import PS_RUN, ROOT, ps_run
 from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.run_process import Plan, arguments
 from torch_ps.compare.runs import Run
