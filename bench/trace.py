@@ -57,7 +57,7 @@ def run(size: str, warm: int, steps: int, *, traced: bool) -> tuple[list[float],
         trace = Path(folder, "trace.json")
         options = [f"--trace={trace}", f"--trace-steps={warm}:{warm + steps}"] if traced else []
         script = [str(Path(__file__)), "--worker", size, folder, str(warm + steps)]
-        command = [sys.executable, "-m", "torch_ps.worker.commands.launch", "-n", str(WORKERS), *options, *script]
+        command = [sys.executable, "-m", "torch_ps.worker.commands.run", "-n", str(WORKERS), *options, *script]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)

@@ -80,5 +80,5 @@ def test_options_of_ray_are_refused_elsewhere() -> None:
 
 
 def test_ray_is_loaded_by_nobody_who_does_not_ask_for_it() -> None:
-    code = "import sys; from torch_ps.worker.commands import launch, ray_launcher; sys.exit('ray' in sys.modules)"
+    code = "import sys; from torch_ps.worker.commands import ray_launcher, run; sys.exit('ray' in sys.modules)"
     assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", code], environment()) == 0
