@@ -62,7 +62,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         try:
             told = await describe(connection, access, PRIMARY_SECONDS)
         except grpc.aio.AioRpcError as error:
-            reason = await asyncio.to_thread(probe.why, primary, access.tls, PROBE_SECONDS)
+            reason = await asyncio.to_thread(probe.explain_failure, primary, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error_of(error, str(primary))) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
