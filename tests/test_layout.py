@@ -338,7 +338,7 @@ def test_no_class_is_a_part_of_another_one() -> None:
         ("ps", "from torch_ps import Client", "torch_ps.Client"),
         ("worker", "if True:\n    import torch_ps.ps.core as core", "torch_ps.ps.core"),
         ("worker", "from ..ps import core", "..ps.core"),
-        ("compare", "from torch_ps.worker.commands.launch import main", "torch_ps.worker.commands.launch.main"),
+        ("compare", "from torch_ps.worker.commands.run import main", "torch_ps.worker.commands.run.main"),
     ],
 )
 def test_planted_import_across_folders_is_seen(folder: str, line: str, seen: str) -> None:

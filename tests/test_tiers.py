@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import Child
 from tests.support.tiers import Tier, processes_so_far, tier_of
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
         ("import subprocess", Tier.ALL),
         ("import multiprocessing.pool", Tier.ALL),
         ("from subprocess import run", Tier.ALL),
-        ("from tests.support import commands", Tier.ALL),
+        ("from tests.support import commands", Tier.CHECK),
         ("from tests.support.jobs import job\nfrom tests.deploy.launched import started", Tier.ALL),
     ],
 )
@@ -49,10 +50,10 @@ def test_process_that_runs_or_has_ended_is_noticed() -> None:
 def test_run_of_the_tier_quick_fails_where_a_test_starts_a_process(tmp_path: Path) -> None:
     planted = tmp_path / "test_planted.py"
     planted.write_text("import os\ndef test_one(): os.system('true')\ndef test_two(): pass\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest"]
-    command += ["--rootdir", str(ROOT), "--config-file", str(ROOT / "pyproject.toml"), "--tier", "quick", str(planted)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "2 passed, 1 error" in done.stdout
-    assert "ERROR at teardown of test_one" in done.stdout
-    assert "started a process, which the tier quick must not" in done.stdout
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "--tier", "quick", str(planted)]
+    settings = ["--rootdir", str(ROOT), "--config-file", str(ROOT / "pyproject.toml")]
+    run = Child("pytest:main", ([*settings, *arguments],), tmp_path / "log")
+    assert run.wait(60) == 0
+    assert "2 passed, 1 error" in run.output
+    assert "ERROR at teardown of test_one" in run.output
+    assert "started a process, which the tier quick must not" in run.output

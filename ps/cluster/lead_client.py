@@ -18,7 +18,7 @@ from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
+from torch_ps.common.trace import TRIPS, RoundTrip, Trace, clock, clock_name, estimate_offset
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.cluster.peer import Peer
 from torch_ps.ps.core.effects import Group
@@ -79,7 +79,7 @@ class LeadClient:
 
     # -------------------------------------------------------------- norms
 
-    async def ask_norm(self, group: Group, square: float) -> float | None:
+    async def request_norm(self, group: Group, square: float) -> float | None:
         """Report this shard's squared norm of an update; wait until all shards have.
 
         Returns:
@@ -171,15 +171,15 @@ class LeadClient:
                 call = connection.unary_unary(
                     channel.method("Trace"), pb.TraceRequest.SerializeToString, pb.TraceReply.FromString
                 )
-                offset, trips = (0, 0), list[Trip]()
+                offset, trips = (0, 0), list[RoundTrip]()
                 while len(trips) < TRIPS:
                     sent = clock()
                     reply = await call(request, timeout=TRACE_SECONDS, metadata=self._access.metadata)
                     if reply.clock and reply.clock == clock_name():
                         break
-                    trips.append(Trip(sent, reply.now, clock()))
+                    trips.append(RoundTrip(sent, reply.now, clock()))
                 else:
-                    offset = ahead(trips)
+                    offset = estimate_offset(trips)
                 request.part.CopyFrom(trace.part(*offset))
                 await call(request, timeout=TRACE_SECONDS, metadata=self._access.metadata)
         except grpc.aio.AioRpcError as error:
@@ -212,7 +212,7 @@ class LeadClient:
                 log.warning("lost the lead at %s (%s); looking for the one that serves", asked, reason)
                 lead.skip(asked)
             elif connected:
-                why = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
+                why = await asyncio.to_thread(probe.explain_failure, lead.address, access.tls, PROBE_SECONDS)
                 log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
             connected = False
             await asyncio.sleep(RETRY_SECONDS)

@@ -83,7 +83,7 @@ async def register(lead: Address, shard: int, num_shards: int, access: Access) -
             failure = error_of(error, str(lead))
             if not isinstance(failure, Unreachable | WaitTimeout | Restarted):
                 raise failure from None
-        if reason := await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS):
+        if reason := await asyncio.to_thread(probe.explain_failure, lead, access.tls, PROBE_SECONDS):
             raise Unreachable(reason)
         if time.monotonic() - begin > LEAD_SECONDS:
             raise WaitTimeout(f"shard {shard} has waited for {LEAD_SECONDS:g} s for the lead: {failure}")

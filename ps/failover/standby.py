@@ -63,7 +63,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         try:
             told = await primary.describe(PRIMARY_SECONDS)
         except PsError as error:
-            reason = await asyncio.to_thread(probe.why, where, access.tls, PROBE_SECONDS)
+            reason = await asyncio.to_thread(probe.explain_failure, where, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")

@@ -29,7 +29,7 @@ from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.grad_clip import Ask, Clipping
+from torch_ps.ps.engine.grad_clip import Clipping, RequestNorm
 from torch_ps.ps.engine.state import ShardState, restore
 from torch_ps.ps.job.conditions import Conditions
 from torch_ps.ps.job.listeners import JobListener, JobListeners
@@ -54,7 +54,7 @@ class Job:
         incarnation: Start of the servers that this one belongs to.
         executor: Threads that work on buckets, ``settings.apply_threads`` of them.
         on_failure: Called, on any thread, with an error after which the shard cannot go on.
-        ask_norm: Asks the lead for the norm of an update; None on the lead.
+        request_norm: Requests the norm of an update from the lead; None on the lead.
         trace: Trace of this shard; None traces nothing.
 
     Attributes:
@@ -72,7 +72,7 @@ class Job:
         executor: Executor,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
-        ask_norm: Ask | None = None,
+        request_norm: RequestNorm | None = None,
         trace: ShardTrace | None = None,
     ) -> None:
         self.settings, self.incarnation, self.metrics = settings, incarnation, metrics
@@ -100,7 +100,7 @@ class Job:
         self.started = self._ticked = time.monotonic()
         self._executor, self._on_failure = executor, on_failure
         self._listeners = JobListeners()
-        self.clipping = Clipping(settings.clip_norm, settings.index, ask_norm, self._listeners.on_norm_decided)
+        self.clipping = Clipping(settings.clip_norm, settings.index, request_norm, self._listeners.on_norm_decided)
         self._conditions = Conditions(f"shard {settings.index}")
         self.seeding = Seeding(self._conditions)
 
@@ -227,7 +227,7 @@ class Job:
         whole = plan(model, settings.bucket_bytes, settings.num_shards)
         buckets = whole.of_shard(settings.index)
         self.clipping.begin(whole, self.roster)
-        doctor = self.advice.doctor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
+        monitor = self.advice.monitor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
             buckets,
@@ -237,9 +237,9 @@ class Job:
             self.streams,
             clip_norm=self.clipping.norm,
             compensator=Compensator.of(settings.mode),
-            ask=self.clipping.ask,
+            request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
-            doctor=doctor,
+            monitor=monitor,
             device=settings.device,
             trace=self.trace,
         )

@@ -87,6 +87,7 @@ def register_metrics(metrics: Metrics, settings: JobSettings, reporter: StatusRe
         reply = reporter.reply(time.monotonic())
         workers.rows = tuple(reply.worker)
         metrics.samples.set(reply.samples)
+        metrics.version.set(reply.version)
         metrics.queued.set(reply.load.queued)
         records, seconds = reporter.replication.lag()
         metrics.lag_records.set(records)

@@ -8,7 +8,7 @@ from torch_ps.common.wire.terms import Configuration
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.job.seat_driver import SeatListener
 from torch_ps.ps.observability.metrics import Metrics
-from torch_ps.ps.transport.streams import Watch
+from torch_ps.ps.transport.streams import RosterQueue
 
 
 class RosterFeed(SeatListener):
@@ -21,7 +21,7 @@ class RosterFeed(SeatListener):
     def __init__(self, metrics: Metrics, most: int) -> None:
         self.roster = Roster()
         self._metrics, self._most = metrics, most
-        self._watchers: set[Watch] = set()
+        self._watchers: set[RosterQueue] = set()
 
     def publish(self, roster: Roster) -> None:
         """Put ``roster`` in force and send it to every watcher."""
@@ -35,7 +35,7 @@ class RosterFeed(SeatListener):
         self._send(self.roster)
 
     @contextmanager
-    def watch(self) -> Iterator[Watch]:
+    def watch(self) -> Iterator[RosterQueue]:
         """Register a watcher, whose queue begins with the roster in force and ends with None.
 
         Raises:
@@ -43,7 +43,7 @@ class RosterFeed(SeatListener):
         """
         if len(self._watchers) >= self._most:
             raise Overloaded(f"{len(self._watchers)} callers watch the roster already; try again later")
-        queue = Watch()
+        queue = RosterQueue()
         queue.put_nowait(self.roster)
         self._watchers.add(queue)
         try:

@@ -215,7 +215,7 @@ def _compose(place: _Place, executor: Executor, metrics: Metrics, here: Address,
         executor=executor,
         metrics=metrics,
         on_failure=shutdown.fail,
-        ask_norm=lead.ask_norm if lead else None,
+        request_norm=lead.request_norm if lead else None,
         trace=ShardTrace(place.traced, config.trace, settings.num_shards - 1, lead.send_trace if lead else None),
     )
     driver = SeatDriver(LeasedSeat if config.etcd else elected, name_of(here), config.standby_of, job.streams)

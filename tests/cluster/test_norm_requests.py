@@ -49,7 +49,7 @@ class Lead:
             lead = LeadAddress([address])
             client = LeadClient(lead, shard=1, incarnation=7, access=OPEN, lease=SECONDS, norm_seconds=seconds)
             async with asyncio.timeout(SECONDS):
-                return await client.ask_norm(group, 16.0)
+                return await client.request_norm(group, 16.0)
         finally:
             await server.stop(None)
 

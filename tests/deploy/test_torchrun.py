@@ -63,4 +63,4 @@ def test_servers_live_as_long_as_the_command_behind_the_options(tmp_path: Path) 
 
 def test_command_that_does_not_exist_is_a_usage_error() -> None:
     done = commands.run("ps-serve", "--", "no-such-command")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: there is no command 'no-such-command'")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, "Error: there is no command 'no-such-command'")

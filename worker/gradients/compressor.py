@@ -44,7 +44,7 @@ class Compressor:
     """
 
     def __init__(self, compress: str, *, feedback: str = "auto", warmup: int = 0, worker: str = "") -> None:
-        codecs.chosen(compress)  # says what is wrong with it
+        codecs.make_codec(compress)  # says what is wrong with it
         self.codec = codecs.codec(compress)
         if feedback not in ("auto", "on", "off"):
             raise ConfigError(f"feedback must be one of auto, on, off; got {feedback!r}")

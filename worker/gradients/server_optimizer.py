@@ -106,5 +106,5 @@ class ServerOptimizer:
             if hyper != self._hyper[number]:
                 optim.check_change(self.name, group.hyper, hyper)
                 self._hyper[number] = hyper
-            found.append(optim.changed(hyper, group.hyper))
+            found.append(optim.changed_values(hyper, group.hyper))
         return found

@@ -94,7 +94,7 @@ class Session:
     ) -> None:
         check_arguments(timeout, plane)
         self.name, self.timeout, self._plane = name, timeout, plane
-        self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
+        self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
         self._exchange: ShardStreams | None = None
         self.number = 0  # names this life of the worker; 0: it is not in the job
         self._versions = BucketVersions(0, epoch=0)

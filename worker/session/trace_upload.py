@@ -21,7 +21,7 @@ from torch import nn
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.trace import TRIPS, Span, Trace, Trip, ahead, clock, clock_name
+from torch_ps.common.trace import TRIPS, RoundTrip, Span, Trace, clock, clock_name, estimate_offset
 from torch_ps.worker.optim.pytree import tensors_in
 from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.transport.link import Link
@@ -55,8 +55,8 @@ def _clock_of(lead: Link, request: pb.TraceRequest) -> tuple[int, int]:
         reply = lead.trace(request, SECONDS)
         if reply.clock and reply.clock == clock_name():
             return 0, 0
-        trips.append(Trip(sent, reply.now, clock()))
-    return ahead(trips)
+        trips.append(RoundTrip(sent, reply.now, clock()))
+    return estimate_offset(trips)
 
 
 class StepTrace:

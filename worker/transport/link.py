@@ -257,7 +257,7 @@ class Link:
         Raises:
             Refused: it is; says which side and what.
         """
-        if wrong := probe.why(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
+        if wrong := probe.explain_failure(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
             raise Refused(wrong)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:
