@@ -23,7 +23,7 @@ from torch_ps.ps.cluster.describe import describe
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.engine.grad_clip import Ask
+from torch_ps.ps.engine.grad_clip import RequestNorm
 from torch_ps.ps.engine.state import Kept, ReportKept
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
@@ -51,7 +51,9 @@ class _Line:
     questions: int = 0
 
 
-def norms_of(lead: LeadAddress, shard: int, incarnation: int, access: Access, seconds: float, lease: float) -> Ask:
+def norms_of(
+    lead: LeadAddress, shard: int, incarnation: int, access: Access, seconds: float, lease: float
+) -> RequestNorm:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:

@@ -150,7 +150,7 @@ class Replica:
             copies.settle(bucket.index, store.host(bucket.index))
         if squares is not None and engine.compensator is not None:
             engine.compensator.restore(bucket.index, squares.to(store.device))
-        with engine.arenas.changing(bucket.index, version):
+        with engine.store.changing(bucket.index, version):
             if mean is not None:
                 store.step(bucket.index, mean.to(store.device), hyper, lr_scale=lr_scale)
 

@@ -61,7 +61,7 @@ from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport import limits
-from torch_ps.ps.transport.auth import Door
+from torch_ps.ps.transport.auth import TokenInterceptor
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -269,7 +269,7 @@ def _bind(
 ) -> tuple[grpc.aio.Server, Address]:
     anybody = token is None and not (tls is not None and tls.ca) and not config.insecure
     server = grpc.aio.server(
-        interceptors=[Door(token, metrics)] if token is not None else [],
+        interceptors=[TokenInterceptor(token, metrics)] if token is not None else [],
         options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )
