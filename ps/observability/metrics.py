@@ -1,4 +1,4 @@
-"""What a shard counts, for Prometheus. Names end in their unit; every counter starts at 0 with the process.
+"""Prometheus counters, gauges and histograms of a shard. Names end in their unit; counters start at 0 with the process.
 
 Source: https://prometheus.io/docs/practices/naming/
 """
@@ -113,6 +113,6 @@ class Metrics:
         )
 
     def stability(self, reading: Reading) -> None:
-        """Show what the doctor has read. On any thread."""
+        """Show a reading of the divergence monitor. May be called on any thread."""
         self.curvature.set(reading.curvature)
         self.rate_ratio.set(reading.ratio)
