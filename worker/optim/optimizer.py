@@ -88,7 +88,8 @@ class ParameterServerOptimizer(Elastic, Shared):
             ``step`` returns when all is sent: whoever reads a parameter or buffer then waits for it, the next forward
             layer by layer. The bits are the same, errors of ``step`` come where the waiting is.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
-        tls, token_file: as for ``torch_ps.Client``: whom to believe and what to show, and the job's secret.
+        tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
+        token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
