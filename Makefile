@@ -1,7 +1,9 @@
 # make demo   train a small GPT over the parameter server, sync and async, and write a report
-# make test   every test and the lint
+# make quick  the tests that start no process, in less than a minute
+# make check  the lint, and the tests of servers and workers but for the longest, in some minutes
+# make test   the lint and every test
 #
-# Both make a virtual environment in .venv first and keep it; a changed list of packages is installed into it.
+# All make a virtual environment in .venv first and keep it; a changed list of packages is installed into it.
 # PYTHON=python3.12 chooses the interpreter, ARGS="--slow w1:3x" are options for the program that the target runs.
 
 PYTHON ?= $(shell scripts/find-python)
@@ -17,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint proto bench chaos fuzz soak docs dist clean
+.PHONY: help demo quick check test lint proto bench chaos fuzz soak docs dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -25,13 +27,20 @@ help:
 demo: $(VENV)/demo
 	ps-compare $(ARGS)
 
+quick: $(VENV)/dev
+	scripts/test --tier quick $(ARGS)
+
+check: $(VENV)/dev
+	scripts/lint
+	scripts/test --tier check $(ARGS)
+
 test: $(VENV)/dev
-	scripts/check
+	scripts/lint
 	scripts/test $(ARGS)
 
 # make lint   ruff, mypy, and whether the generated code is up to date
 lint: $(VENV)/dev
-	scripts/check
+	scripts/lint
 
 # make docs   the documentation as a site, in build/site
 docs: $(VENV)/dev

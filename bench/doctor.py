@@ -20,7 +20,7 @@ from torch_ps.common.plan import plan
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.ps.core.effects import Apply, Contribution
 from torch_ps.ps.engine import divergence_monitor as doctors
-from torch_ps.ps.engine.divergence_monitor import Doctor
+from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.parameter_store import Gradient, Store
 
 WORKERS = 8
@@ -49,19 +49,19 @@ class Shard:
         self.resting._begin = NEVER
         self.version = 0
 
-    def _doctor(self) -> Doctor:
-        return Doctor(
+    def _doctor(self) -> DivergenceMonitor:
+        return DivergenceMonitor(
             self.buckets, scaled=False, num_workers=lambda: WORKERS, advise=click.echo, report=lambda reading: None
         )
 
-    def _apply(self, doctor: Doctor | None, bucket: int, version: int) -> None:
+    def _apply(self, doctor: DivergenceMonitor | None, bucket: int, version: int) -> None:
         """As the engine does."""
         decision = self._decision(bucket, version)
         mean, _ = self.store.mean(bucket, (self._gradient(bucket),))
         if mean is None:
             raise SystemExit("the gradient has no weight")
-        if doctor is not None and (watch := doctor.watch(bucket, decision, self.hyper)):
-            watch(mean, self.store.values(bucket))
+        if doctor is not None and (observe := doctor.observer(bucket, decision, self.hyper)):
+            observe(mean, self.store.values(bucket))
         self.store.step(bucket, mean, self.hyper)
 
     def _decision(self, bucket: int, version: int) -> Apply:
@@ -76,7 +76,7 @@ class Shard:
         doctor = {"none": None, "resting": self.resting, "looking": self.looking}[kind]
         if doctor is not self.looking:  # it has to see every version, but not on this clock
             for bucket in self.buckets:
-                watch = self.looking.watch(bucket.index, self._decision(bucket.index, self.version), self.hyper)
+                watch = self.looking.observer(bucket.index, self._decision(bucket.index, self.version), self.hyper)
                 if watch is not None:
                     mean, _ = self.store.mean(bucket.index, (self._gradient(bucket.index),))
                     watch(mean if mean is not None else torch.zeros(0), self.store.values(bucket.index))

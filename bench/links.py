@@ -1,6 +1,6 @@
 """Rounds over slow links: every worker and every shard on a node of its own, against the bound and against gloo.
 
-    python bench/links.py                                # the table of docs/performance.md; needs root and iproute2
+    python bench/links.py                                # the table of docs/benchmark-log.md; needs root and iproute2
     python bench/links.py --rates 1000 --shards 4,2,1 --workers 4
 
 The nodes are namespaces on this machine (``bench/network.py``): their links are slow, but they share its cores. "cores"

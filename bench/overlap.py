@@ -1,6 +1,6 @@
 """What communication adds to a training step: nothing hidden, hidden behind backward, hidden behind forward too.
 
-    python bench/overlap.py                              # as in docs/performance.md; links need root and iproute2
+    python bench/overlap.py                              # as in docs/benchmark-log.md; links need root and iproute2
     python bench/overlap.py --rates 0,300 --only forward
 
 The small GPT of the demo, 1.4 M parameters in buckets of 256 KiB, batches of 8 x 64 bytes, AdamW, one compute thread in

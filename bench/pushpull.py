@@ -1,6 +1,6 @@
 """Seconds per round over a real server and real workers on this machine: push a full gradient, step, pull everything.
 
-    python bench/pushpull.py                 # the table of docs/performance.md
+    python bench/pushpull.py                 # the table of docs/benchmark-log.md
     python bench/pushpull.py --only "sync fp32 big" --repeat 5
 
 A round is one ``optimizer.step()`` with SGD and momentum. Sync rows give the median round of the slowest worker; async

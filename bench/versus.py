@@ -1,6 +1,6 @@
 """This parameter server beside others that do the same work on this machine, in one run.
 
-    python bench/versus.py                              # the table of docs/performance.md
+    python bench/versus.py                              # the table of docs/benchmark-log.md
     python bench/versus.py --only "sync big" --repeat 5
     python bench/versus.py --with ray,tensorflow        # also these, where they are installed
 

@@ -21,7 +21,7 @@ _TRIM_THRESHOLD = 512 << 20
 def keep_freed_memory() -> None:
     """Let this process reuse large blocks instead of returning them. Does nothing where there is no glibc.
 
-    Cost: up to 512 MiB of the process's peak stay with it; benchmarks in ``docs/performance.md``.
+    Cost: up to 512 MiB of the process's peak stay with it; benchmarks in ``docs/benchmark-log.md``.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -48,7 +48,7 @@ def choose(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
-class Side:
+class SideStream:
     """Work for ``device`` beside its other work: a CUDA stream. Use it from one thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
@@ -81,10 +81,10 @@ class Side:
             self._stream.synchronize()
 
 
-class Mark:
+class StreamEvent:
     """A point in the work of a side; set again and again, the last one counts."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: SideStream) -> None:
         # Without ``blocking`` the host would look again and again, which costs a core.
         gpu = side.device.type == "cuda"
         self._event = torch.cuda.Event(blocking=True) if gpu else None  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ class Mark:
             self._event.synchronize()
 
 
-class Pinned:
+class PinnedBuffer:
     """Memory of the host, for one bucket, that a device copies to and from by itself.
 
     Attributes:
@@ -108,10 +108,10 @@ class Pinned:
         mark: set behind the last copy from or to it; to be waited for before the memory is read, or used again.
     """
 
-    def __init__(self, side: Side, numel: int) -> None:
+    def __init__(self, side: SideStream, numel: int) -> None:
         self.bytes = torch.empty(4 * numel + HEAD, dtype=torch.uint8, pin_memory=side.device.type == "cuda")
         self.values = self.bytes[: 4 * numel].view(torch.float32)
-        self.mark = Mark(side)
+        self.event = StreamEvent(side)
 
     def take(self, parts: Iterable[torch.Tensor]) -> int:
         """Begin to copy tensors of bytes here, one after the other, and set the mark; gives how many bytes."""
@@ -119,11 +119,11 @@ class Pinned:
         for part in parts:
             self.bytes[at : at + len(part)].copy_(part, non_blocking=True)
             at += len(part)
-        self.mark.set()
+        self.event.set()
         return at
 
 
-def used_here(tensor: torch.Tensor) -> torch.Tensor:
+def keep_for_stream(tensor: torch.Tensor) -> torch.Tensor:
     """Keep the memory of ``tensor`` until this thread's work of now is done, also if it is dropped sooner; returns it.
 
     For a tensor that was made on another side than the one that uses it.

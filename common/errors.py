@@ -22,7 +22,7 @@
         +-- CorruptFrame       a frame that cannot be decoded: truncated, oversized, wrong type
         +-- UnknownCodec       a codec name that is not in the table
 
-Nothing here knows about gRPC; ``torch_ps.common.wire.status`` owns that mapping. An error that came over the wire is
+Nothing here knows about gRPC; ``torch_ps.common.rpc.status`` owns that mapping. An error that came over the wire is
 rebuilt from its class name and its message, so every class can be made from one sentence.
 """
 

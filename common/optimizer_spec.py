@@ -147,7 +147,7 @@ def check_change(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, H
         )
 
 
-def changed(mine: Hyper, job: Hyper) -> Hyper:
+def changed_values(mine: Hyper, job: Hyper) -> Hyper:
     """The values of ``mine`` that differ from the job's; they go along with every push."""
     return {key: value for key, value in mine.items() if key not in job or job[key] != value}
 

@@ -169,7 +169,7 @@ def clock_name() -> str:
         return ""
 
 
-class Trip(NamedTuple):
+class RoundTrip(NamedTuple):
     """A question for the other's clock: sent and received on one's own, ``theirs`` read in between; nanoseconds."""
 
     sent: int
@@ -177,7 +177,7 @@ class Trip(NamedTuple):
     received: int
 
 
-def ahead(trips: Iterable[Trip]) -> tuple[int, int]:
+def estimate_offset(trips: Iterable[RoundTrip]) -> tuple[int, int]:
     """By how many nanoseconds the other's clock is ahead, and by how many that may be wrong."""
     best = min(trips, key=lambda trip: trip.received - trip.sent)
     return best.theirs - (best.sent + best.received) // 2, (best.received - best.sent + 1) // 2

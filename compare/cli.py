@@ -32,13 +32,13 @@ from torch_ps.compare import shared_batch_size as batch_size
 from torch_ps.compare.events import Journal
 from torch_ps.compare.execute import Executed, execute, leave_nothing
 from torch_ps.compare.headline import bytes_sentence, headline
-from torch_ps.compare.measure import Facts, common_target, measure, with_target
+from torch_ps.compare.measure import RunInfo, common_target, measure, with_target
 from torch_ps.compare.options import CompareConfig, settings_of
 from torch_ps.compare.results import Results, RunResult
-from torch_ps.compare.run_process import PS_RUN, Plan, command_line
+from torch_ps.compare.run_process import PS_RUN, PlannedRun, command_line
 from torch_ps.compare.run_progress import reporter
 from torch_ps.compare.runs import Run, gradients_averaged, learning_rate, lr_rule, parse_runs
-from torch_ps.compare.seeds import together
+from torch_ps.compare.seeds import merge_seeds
 from torch_ps.compare.terminal_table import table
 
 
@@ -51,7 +51,7 @@ def main(compare: CompareConfig) -> None:
     """
     signal.signal(signal.SIGTERM, _as_interrupt)
     console = Console()
-    code = again(compare, console) if compare.report else compare_runs(compare, console)
+    code = rewrite_report(compare, console) if compare.report else compare_runs(compare, console)
     if code:
         sys.exit(code)
 
@@ -85,8 +85,8 @@ def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
     of_run: dict[str, list[tuple[RunResult, int]]] = {}
     for plan, journals in executed.finished:
         seed = config.seed if plan.seed is None else plan.seed
-        of_run.setdefault(plan.run.name, []).append((measure(_facts(plan, config), journals), seed))
-    measured = [together(*zip(*found, strict=True)) for found in of_run.values()]
+        of_run.setdefault(plan.run.name, []).append((measure(_info(plan, config), journals), seed))
+    measured = [merge_seeds(*zip(*found, strict=True)) for found in of_run.values()]
     target = config.target if config.target is not None else common_target(measured)
     first = executed.finished[0][1][0] if executed.finished else None
     return Results(
@@ -130,7 +130,7 @@ def publish(results: Results, folder: Path, console: Console) -> None:
     _say(console, f"results: {(folder / 'results.json').absolute()}")
 
 
-def again(config: CompareConfig, console: Console) -> int:
+def rewrite_report(config: CompareConfig, console: Console) -> int:
     """Table and report of an earlier comparison, beside its results.json or in ``--out``."""
     source = Path(config.report)
     results = format_.read(source)
@@ -138,11 +138,11 @@ def again(config: CompareConfig, console: Console) -> int:
     return 0
 
 
-def _plans(run: Run, config: CompareConfig, folder: Path) -> list[Plan]:
+def _plans(run: Run, config: CompareConfig, folder: Path) -> list[PlannedRun]:
     """One for each seed."""
     rate = learning_rate(run, config.lr, config.workers, scaled=config.scaled)
     seeds = range(config.seed, config.seed + config.seeds) if config.seeds > 1 else (None,)
-    plans = [Plan(run, rate, folder, seed) for seed in seeds]
+    plans = [PlannedRun(run, rate, folder, seed) for seed in seeds]
     return [replace(plan, folder=folder.joinpath(*plan.place)) for plan in plans]
 
 
@@ -161,7 +161,9 @@ def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:
     return replace(config, **changes)
 
 
-def _with_batch_size(config: CompareConfig, first: Plan, program: Sequence[str], console: Console) -> CompareConfig:
+def _with_batch_size(
+    config: CompareConfig, first: PlannedRun, program: Sequence[str], console: Console
+) -> CompareConfig:
     folder = first.folder.parent / "batch-size"
     try:
         found = batch_size.find(replace(first, folder=folder), config, program)
@@ -186,9 +188,9 @@ def _output_folder(config: CompareConfig) -> Path:
     return folder
 
 
-def _facts(plan: Plan, config: CompareConfig) -> Facts:
+def _info(plan: PlannedRun, config: CompareConfig) -> RunInfo:
     run = plan.run
-    return Facts(
+    return RunInfo(
         name=run.name,
         mode=run.mode,
         compress=run.compress,

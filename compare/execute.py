@@ -5,7 +5,7 @@ Rules of this file
      refused for an option, nothing more is tried: what is wrong is wrong for all.
   2. Ctrl-C ends the run that is under way and leaves the rest undone; what has finished is kept.
 
-    Plan --Child--> events --Tail--> Reporter
+    PlannedRun --Child--> events --Tail--> Reporter
                            --read_journals--> Finished | Failure
 """
 
@@ -26,14 +26,14 @@ from torch_ps.compare.run_process import (
     PS_RUN,
     USAGE_ERROR,
     Child,
-    Plan,
+    PlannedRun,
     RunRefused,
     arguments,
     command_line,
     describe_exit,
     refusal,
 )
-from torch_ps.compare.run_progress import Live, Reporter
+from torch_ps.compare.run_progress import Reporter, RunState
 
 #: Seconds between two looks at the events of a run.
 LOOK_EVERY = 0.25
@@ -43,13 +43,13 @@ LOOK_EVERY = 0.25
 class Executed:
     """What came of the plans. ``interrupted``: Ctrl-C ended it before all of them ran."""
 
-    finished: list[tuple[Plan, list[Journal]]] = field(default_factory=list)
+    finished: list[tuple[PlannedRun, list[Journal]]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
 
 
 def execute(
-    plans: Sequence[Plan], config: CompareConfig, reporter: Reporter, program: Sequence[str] = PS_RUN
+    plans: Sequence[PlannedRun], config: CompareConfig, reporter: Reporter, program: Sequence[str] = PS_RUN
 ) -> Executed:
     """Run every plan with ``program``, which understands the command line of ``ps-run``.
 
@@ -59,32 +59,32 @@ def execute(
     result = Executed()
     with reporter:
         for plan in plans:
-            watch = Watch(plan, config.workers)
+            monitor = RunMonitor(plan, config.workers)
             try:
-                journals = _run(plan, config, reporter, program, watch)
+                journals = _run(plan, config, reporter, program, monitor)
                 result.finished.append((plan, journals))
             except KeyboardInterrupt:
                 result.failures.append(_failure(plan, config, "stopped by Ctrl-C"))
-                reporter.done(plan.name, watch.live("stopped"), failed=True)
+                reporter.done(plan.name, monitor.state("stopped"), failed=True)
                 result.interrupted = True
                 break
             except RunRefused as error:
                 if plan is plans[0]:
-                    reporter.done(plan.name, watch.live("refused"), failed=True)
+                    reporter.done(plan.name, monitor.state("refused"), failed=True)
                     leave_nothing(plan.folder)
                     raise ConfigError(str(error)) from None
                 result.failures.append(_failure(plan, config, str(error)))
-                reporter.done(plan.name, watch.live("refused"), failed=True)
+                reporter.done(plan.name, monitor.state("refused"), failed=True)
             except PsError as error:
                 result.failures.append(_failure(plan, config, str(error)))
-                reporter.done(plan.name, watch.live("failed"), failed=True)
+                reporter.done(plan.name, monitor.state("failed"), failed=True)
     return result
 
 
-class Watch:
+class RunMonitor:
     """Where a run stands, from the events that have appeared since the last look."""
 
-    def __init__(self, plan: Plan, workers: int) -> None:
+    def __init__(self, plan: PlannedRun, workers: int) -> None:
         self._plan = plan
         self._workers = workers
         self._tails: dict[str, Tail] = {}
@@ -94,15 +94,15 @@ class Watch:
         self._ended = 0
         self._losses: list[float] = []
 
-    def look(self) -> Live:
+    def look(self) -> RunState:
         for path in sorted(self._plan.events.glob("*.jsonl")):
             tail = self._tails.setdefault(path.name, Tail(path))
             self._see(tail.read())
-        return self.live()
+        return self.state()
 
-    def live(self, phase: str = "") -> Live:
+    def state(self, phase: str = "") -> RunState:
         recent = self._losses[-2 * self._workers :]
-        return Live(
+        return RunState(
             phase=phase or self._phase(),
             samples=self._samples,
             seconds=max(0.0, self._now - self._started) if math.isfinite(self._started) else 0.0,
@@ -130,20 +130,22 @@ class Watch:
         return "training" if self._losses else "starting"
 
 
-def _run(plan: Plan, config: CompareConfig, reporter: Reporter, program: Sequence[str], watch: Watch) -> list[Journal]:
+def _run(
+    plan: PlannedRun, config: CompareConfig, reporter: Reporter, program: Sequence[str], monitor: RunMonitor
+) -> list[Journal]:
     name = plan.name
-    reporter.show(name, watch.live())
+    reporter.show(name, monitor.state())
     with Child([*program, *arguments(plan, config)], plan) as child:
         while (code := child.wait(LOOK_EVERY)) is None:
-            reporter.show(name, watch.look())
-        watch.look()
+            reporter.show(name, monitor.look())
+        monitor.look()
         if code == USAGE_ERROR and (reason := refusal(plan.log)):
             raise RunRefused(reason)
         if code != 0:
             raise child.failure(describe_exit(code))
         journals = read_journals(plan.events)
         _check(journals, config, child)
-    reporter.done(name, watch.live("done"))
+    reporter.done(name, monitor.state("done"))
     return journals
 
 
@@ -161,5 +163,5 @@ def leave_nothing(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _failure(plan: Plan, config: CompareConfig, reason: str) -> Failure:
+def _failure(plan: PlannedRun, config: CompareConfig, reason: str) -> Failure:
     return Failure(name=plan.name, reason=reason, log=str(plan.log), command=command_line(plan, config))

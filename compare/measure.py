@@ -37,7 +37,7 @@ RELAXED = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class RunInfo:
     """What is known of a run without reading its events."""
 
     name: str
@@ -48,11 +48,11 @@ class Facts:
     command: str
 
 
-def measure(facts: Facts, journals: Sequence[Journal]) -> RunResult:
+def measure(info: RunInfo, journals: Sequence[Journal]) -> RunResult:
     """The result of one finished run, without ``seconds_to_target``.
 
     Args:
-        facts: name and options of the run.
+        info: name and options of the run.
         journals: of all workers, in rank order, each with at least one step.
     """
     origin = max(journal.start.time for journal in journals)
@@ -72,11 +72,11 @@ def measure(facts: Facts, journals: Sequence[Journal]) -> RunResult:
     ]
     curve.sort(key=lambda point: point.samples)
     return RunResult(
-        name=facts.name,
-        mode=facts.mode,
-        compress=facts.compress,
-        compress_pull=facts.compress_pull,
-        lr=facts.lr or _rate(journals),
+        name=info.name,
+        mode=info.mode,
+        compress=info.compress,
+        compress_pull=info.compress_pull,
+        lr=info.lr or _rate(journals),
         workers=len(journals),
         batch_size=_batch_size(journals),
         samples=samples,
@@ -103,7 +103,7 @@ def measure(facts: Facts, journals: Sequence[Journal]) -> RunResult:
             for journal in journals
         ],
         text=next((journal.text for journal in journals if journal.text is not None), None),
-        command=facts.command,
+        command=info.command,
     )
 
 

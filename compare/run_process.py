@@ -31,7 +31,7 @@ from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.runs import Run
 
 #: The program behind the console script ``ps-run``, found in this very environment.
-PS_RUN = (sys.executable, "-m", "torch_ps.worker.commands.launch")
+PS_RUN = (sys.executable, "-m", "torch_ps.worker.commands.run")
 
 #: Seconds that ps-run gets to stop its children before the process group is killed.
 PATIENCE = 15.0
@@ -50,7 +50,7 @@ class RunRefused(RunFailed):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedRun:
     """A run with its learning rate (0 leaves it to the task), its folder, and its seed where there are several."""
 
     run: Run
@@ -77,7 +77,7 @@ class Plan:
         return self.folder / "log.txt"
 
 
-def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list[str]:
+def arguments(plan: PlannedRun, config: CompareConfig, *, events: bool = True) -> list[str]:
     """What ``ps-run`` is told.
 
     Args:
@@ -114,7 +114,7 @@ def arguments(plan: Plan, config: CompareConfig, *, events: bool = True) -> list
     return ["-n", str(config.workers), *flags]
 
 
-def command_line(plan: Plan, config: CompareConfig) -> str:
+def command_line(plan: PlannedRun, config: CompareConfig) -> str:
     """The command that repeats this run, for people."""
     return shlex.join(["ps-run", *arguments(plan, config, events=False)])
 
@@ -126,7 +126,7 @@ def child_environment(base: Mapping[str, str]) -> dict[str, str]:
 class Child:
     """A running ``ps-run`` in a process group of its own. A context manager: leaving it ends the group."""
 
-    def __init__(self, command: Sequence[str], plan: Plan) -> None:
+    def __init__(self, command: Sequence[str], plan: PlannedRun) -> None:
         self.plan = plan
         plan.events.mkdir(parents=True)
         with plan.log.open("wb") as log:

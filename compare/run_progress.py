@@ -23,7 +23,7 @@ LINE_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class RunState:
     """Where a run stands. ``loss`` is the newest training loss; ``seconds`` since its first worker started training."""
 
     phase: str
@@ -45,10 +45,10 @@ class Reporter(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, name: str, live: Live) -> None:
+    def show(self, name: str, state: RunState) -> None:
         """Show where a run stands; called a few times a second."""
 
-    def done(self, name: str, live: Live, *, failed: bool = False) -> None:
+    def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
         """The last word on a run."""
 
 
@@ -71,7 +71,7 @@ class Bars:
             auto_refresh=False,
         )
         self._tasks: dict[str, TaskID] = {
-            name: self._progress.add_task(name, total=samples, live=Live("waiting")) for name in names
+            name: self._progress.add_task(name, total=samples, state=RunState("waiting")) for name in names
         }
 
     def __enter__(self) -> Bars:
@@ -83,14 +83,14 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def show(self, name: str, live: Live) -> None:
-        self._progress.update(self._tasks[name], completed=live.samples, live=live)
+    def show(self, name: str, state: RunState) -> None:
+        self._progress.update(self._tasks[name], completed=state.samples, state=state)
         self._progress.refresh()
 
-    def done(self, name: str, live: Live, *, failed: bool = False) -> None:
+    def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
         if failed:
             self._progress.update(self._tasks[name], description=f"[red]{name}")
-        self.show(name, live)
+        self.show(name, state)
 
 
 class _Figures(ProgressColumn):
@@ -99,17 +99,17 @@ class _Figures(ProgressColumn):
     max_refresh = None
 
     def render(self, task: Task) -> RenderableType:
-        live: Live = task.fields["live"]
+        state: RunState = task.fields["state"]
         total = int(task.total or 0)
-        words = [live.phase.ljust(8)]
-        if live.samples:
-            words += [f"{live.samples:>{len(str(total))}}/{total}", f"{live.rate:6.1f}/s"]
-        if math.isfinite(live.loss):
-            words.append(f"loss {live.loss:.3f}")
-        if live.samples and live.phase == "training":
-            words.append(f"{_clock((total - live.samples) / live.rate) if live.rate else '--:--'} left")
-        elif live.seconds:
-            words.append(f"{live.seconds:.1f} s")
+        words = [state.phase.ljust(8)]
+        if state.samples:
+            words += [f"{state.samples:>{len(str(total))}}/{total}", f"{state.rate:6.1f}/s"]
+        if math.isfinite(state.loss):
+            words.append(f"loss {state.loss:.3f}")
+        if state.samples and state.phase == "training":
+            words.append(f"{_clock((total - state.samples) / state.rate) if state.rate else '--:--'} left")
+        elif state.seconds:
+            words.append(f"{state.seconds:.1f} s")
         return Text("  ".join(words), no_wrap=True)
 
 
@@ -129,22 +129,22 @@ class Lines:
     ) -> None:
         return
 
-    def show(self, name: str, live: Live) -> None:
+    def show(self, name: str, state: RunState) -> None:
         phase, shown = self._last.get(name, ("", -math.inf))
         now = time.monotonic()
-        if live.phase != phase or (phase == "training" and now - shown >= LINE_EVERY):
-            self._last[name] = (live.phase, now)
-            self._print(name, live)
+        if state.phase != phase or (phase == "training" and now - shown >= LINE_EVERY):
+            self._last[name] = (state.phase, now)
+            self._print(name, state)
 
-    def done(self, name: str, live: Live, *, failed: bool = False) -> None:
-        self._print(name, live)
+    def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
+        self._print(name, state)
 
-    def _print(self, name: str, live: Live) -> None:
-        words = [f"{name}: {live.phase}"]
-        if live.samples:
-            words.append(f"{live.samples}/{self._samples} samples, {live.rate:.1f}/s, {live.seconds:.1f} s")
-        if math.isfinite(live.loss):
-            words.append(f"loss {live.loss:.3f}")
+    def _print(self, name: str, state: RunState) -> None:
+        words = [f"{name}: {state.phase}"]
+        if state.samples:
+            words.append(f"{state.samples}/{self._samples} samples, {state.rate:.1f}/s, {state.seconds:.1f} s")
+        if math.isfinite(state.loss):
+            words.append(f"loss {state.loss:.3f}")
         self._console.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,6 @@
 """Several seeds of one configuration as one run: means, and from where to where the seeds reach.
 
-    RunResult of each seed --together--> RunResult: curves and figures are means, with ``low`` and ``high`` beside them
+    RunResult of each seed --merge_seeds--> RunResult, whose curves and figures are means, with ranges beside them
 
 Rules of this file
   1. Pure. Curves are joined at the samples of the first seed's points; between two of its own points another seed is
@@ -30,7 +30,7 @@ from torch_ps.compare.results import (
 Point = TypeVar("Point", CurvePoint, TrainingPoint)
 
 
-def together(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
+def merge_seeds(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
     """One run of several seeds; a single one is given back as it is.
 
     Args:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch_ps.common.errors import ConfigError
 from torch_ps.compare.events import Start, Tail
 from torch_ps.compare.options import CompareConfig
-from torch_ps.compare.run_process import PS_RUN, USAGE_ERROR, Child, Plan, arguments, describe_exit, refusal
+from torch_ps.compare.run_process import PS_RUN, USAGE_ERROR, Child, PlannedRun, arguments, describe_exit, refusal
 
 #: Seconds between two looks at what the workers have written.
 LOOK_EVERY = 0.1
@@ -33,7 +33,7 @@ class Found:
     reason: str
 
 
-def find(plan: Plan, config: CompareConfig, program: Sequence[str] = PS_RUN) -> Found:
+def find(plan: PlannedRun, config: CompareConfig, program: Sequence[str] = PS_RUN) -> Found:
     """Start the run of ``plan``, whose folder is for this alone, and stop it when its workers have begun.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Settings of every test run: one thread of torch, a fixed seed, and no option from the caller's environment."""
+"""Settings of every test run: its tier, one thread of torch, a fixed seed, no option from the caller's environment."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import torch_ps.worker  # noqa: F401  # as in a user's process, before gRPC is loaded
+from tests.support.tiers import Tier, processes_so_far, tier, tier_of
 
 # For child processes too: on two cores, two processes must not each start a thread per core.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -18,20 +19,65 @@ torch.set_num_threads(1)
 for _name in [name for name in os.environ if name.startswith("PS_")]:
     del os.environ[_name]
 
+#: What the processes that this one had started were after the last test.
+STARTED = pytest.StashKey[tuple[int, int]]()
+
 #: Folders whose tests take longest. They come first, so that no long one is left when all others are done.
 LONGEST = ("soak", "chaos", "deploy", "integrations", "observability", "fuzz", "failover", "bench")
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    names = [each.name.lower() for each in Tier]
+    parser.addoption("--tier", choices=names, default="all", help="what to run, see tests/support/tiers.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts the tests in the background has Ctrl-C ignored, also by the processes that tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.addinivalue_line("markers", "tier(name): the lowest tier that runs this test, where imports do not tell")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _asked(config: pytest.Config) -> Tier:
+    return tier(config.getoption("--tier"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A module of a higher tier is not even imported."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if is_test and tier_of(collection_path) > _asked(config) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """No test of the tier quick starts a process, nor do its fixtures."""
+    yield
+    if _asked(item.config) is Tier.QUICK:
+        before = item.config.stash[STARTED]
+        item.config.stash[STARTED] = processes_so_far()
+        assert item.config.stash[STARTED] == before, "started a process, which the tier quick must not"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[STARTED] = processes_so_far()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    too_high = [
+        item for item in items if any(tier(mark.args[0]) > _asked(config) for mark in item.iter_markers("tier"))
+    ]
+    if too_high:
+        config.hook.pytest_deselected(items=too_high)
+        items[:] = [item for item in items if item not in set(too_high)]
     places = {name: number for number, name in enumerate(LONGEST)}
     folder = len(Path(__file__).parts) - 1
     items.sort(key=lambda item: places.get(item.path.parts[folder], len(places)))
+
+
+@pytest.fixture(scope="session")
+def schedule_share(request: pytest.FixtureRequest) -> float:
+    """The share of its random schedules that a simulation runs: every one, or in the tier quick a fifth."""
+    return 0.2 if _asked(request.config) is Tier.QUICK else 1.0
 
 
 @pytest.fixture(autouse=True)

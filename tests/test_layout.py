@@ -44,7 +44,7 @@ ORDER = {
         {"gradients", "runtime", "tasks"},
     ),
     "common": (
-        {"options"},
+        {"options", "rpc"},
         {"arena", "codecs", "security"},
         {"plan", "trace"},
         {"schema"},
@@ -54,7 +54,7 @@ ORDER = {
 }
 #: Rooms that may speak gRPC.
 GRPC_ROOMS = {
-    "common": {"security", "wire"},
+    "common": {"rpc"},
     "ps": {"cluster", "server", "transport"},
     "worker": {"transport"},
     "compare": set[str](),
@@ -101,7 +101,6 @@ PURE = (
 LEFT = {
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
-    "torch_ps.ps.core.effects > torch_ps.ps.core.roster > torch_ps.ps.core.effects",
     "ps/failover/fencing.py: grpc",
     "ps/failover/standby.py: grpc",
     "ps/observability/http.py: _Page.server",
@@ -337,7 +336,7 @@ def test_no_class_is_a_part_of_another_one() -> None:
         ("ps", "from torch_ps import Client", "torch_ps.Client"),
         ("worker", "if True:\n    import torch_ps.ps.core as core", "torch_ps.ps.core"),
         ("worker", "from ..ps import core", "..ps.core"),
-        ("compare", "from torch_ps.worker.commands.launch import main", "torch_ps.worker.commands.launch.main"),
+        ("compare", "from torch_ps.worker.commands.run import main", "torch_ps.worker.commands.run.main"),
     ],
 )
 def test_planted_import_across_folders_is_seen(folder: str, line: str, seen: str) -> None:

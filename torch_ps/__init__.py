@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch_ps.worker.runtime.standalone_env import alone
     from torch_ps.worker.tasks import Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Client",

@@ -17,7 +17,7 @@ import torch
 
 from torch_ps.common import schema
 from torch_ps.common.errors import ModelMismatch, NotInitialised
-from torch_ps.common.optimizer_spec import OptimizerSpec, changed
+from torch_ps.common.optimizer_spec import OptimizerSpec, changed_values
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
@@ -146,7 +146,7 @@ class Client(Shown):
         self._prepare(model)
         source = FlatTensors([*params.values(), *(buffers or {}).values()])
         self._session.join(model, self._rank, lambda bucket: source.read(bucket, empty_fp32(bucket.numel)))
-        self._changed = changed(optimizer.hyper, self._session.job_model.groups[0].hyper)
+        self._changed = changed_values(optimizer.hyper, self._session.job_model.groups[0].hyper)
         self._joined = True
 
     def pull(self) -> Snapshot:

@@ -18,7 +18,7 @@ import torch
 
 from bench.rounds import Job, flat, measure
 from torch_ps.common.allocator import keep_freed_memory
-from torch_ps.common.wire import channel
+from torch_ps.common.rpc import channel
 from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 
 METHOD = "/bench.Ceiling/Round"

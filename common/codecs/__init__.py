@@ -18,12 +18,12 @@ from torch_ps.common.codecs.registry import (
     Codec,
     check_argument,
     check_name,
-    chosen,
     codec,
     forms,
     load,
+    make_codec,
     names,
     register_codec,
 )
 
-__all__ = ["Codec", "check_argument", "check_name", "chosen", "codec", "forms", "load", "names", "register_codec"]
+__all__ = ["Codec", "check_argument", "check_name", "codec", "forms", "load", "make_codec", "names", "register_codec"]

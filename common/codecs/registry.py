@@ -133,7 +133,7 @@ def load(modules: str) -> None:
             raise ConfigError(f"codecs: cannot import {module!r}: {type(error).__name__}: {error}") from error
 
 
-def chosen(name: str) -> Codec:
+def make_codec(name: str) -> Codec:
     """The codec called ``name``, as a user asked for it.
 
     Raises:
@@ -145,7 +145,7 @@ def chosen(name: str) -> Codec:
 
 
 def check_name(name: str) -> None:
-    """What ``chosen`` refuses, without building the codec.
+    """What ``make_codec`` refuses, without building the codec.
 
     Raises:
         ConfigError: as there.
@@ -176,7 +176,7 @@ def codec(name: str) -> Codec:
         UnknownCodec: lists those that exist.
     """
     try:
-        return chosen(name)
+        return make_codec(name)
     except ConfigError as error:
         raise UnknownCodec(str(error)) from None
 

@@ -1,1 +1,1 @@
-"""TLS files, tokens and gRPC credentials."""
+"""TLS files and tokens: read, checked, and read again when they are renewed."""

@@ -6,7 +6,7 @@
                         show a certificate of it (mutual TLS)
 
 Rules of this file
-  1. No gRPC and no socket: ``torch_ps.common.security.credentials`` builds channels and ports from what is read here.
+  1. No gRPC and no socket: ``torch_ps.common.rpc.credentials`` builds channels and ports from what is read here.
   2. What a new connection could not use is refused here, with the file's name; a date that has passed is no reason
      to refuse but to warn, for the clock may be wrong.
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.security.watched_files import Watched
+from torch_ps.common.security.watched_files import WatchedFiles
 
 log = logging.getLogger("torch_ps")
 
@@ -56,9 +56,9 @@ class Tls:
         self.files.refresh()  # the first look refuses what no connection could use
 
     @cached_property
-    def files(self) -> Watched[Pem]:
+    def files(self) -> WatchedFiles[Pem]:
         """The contents, read again when the files change."""
-        return Watched([path for path in (self.ca, self.cert, self.key) if path], self._make)
+        return WatchedFiles([path for path in (self.ca, self.cert, self.key) if path], self._make)
 
     @property
     def pem(self) -> Pem:
@@ -72,7 +72,7 @@ class Tls:
         pem = Pem(ca, cert, key)
         if cert is not None:
             check_pair(self.cert, self.key, pem)
-            if reason := own_fault(self.cert, self.key, cert):
+            if reason := find_fault(self.cert, self.key, cert):
                 log.warning("certificate %s: %s; peers will refuse it", self.cert, reason)
         return pem
 
@@ -123,7 +123,7 @@ def load(context: ssl.SSLContext, cert: str, key: str) -> None:
     context.load_cert_chain(cert, key, password=_no_password)
 
 
-def own_fault(cert: str, key: str, authorities: bytes) -> str:
+def find_fault(cert: str, key: str, authorities: bytes) -> str:
     """What a peer that believes ``authorities`` would say of a certificate; "" if nothing.
 
     A handshake in memory: both ends show the certificate, the server's end verifies it as a client's.

@@ -22,7 +22,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from torch_ps.common.security.tls import Tls, load, own_fault
+from torch_ps.common.security.tls import Tls, find_fault, load
 from torch_ps.common.wire.address import Address
 
 _EXPIRED, _NOT_YET = 10, 9
@@ -46,7 +46,7 @@ class _Connected(ssl.SSLSocket):
         return None
 
 
-def why(address: Address, tls: Tls | None, seconds: float) -> str | None:
+def explain_failure(address: Address, tls: Tls | None, seconds: float) -> str | None:
     """What TLS has to do with it, as a sentence; None if nothing that can be seen.
 
     Args:
@@ -120,6 +120,6 @@ def _not_believed(address: Address, tls: Tls, error: ssl.SSLCertVerificationErro
 def _refused(address: Address, tls: Tls) -> str:
     if not tls.cert:
         return f"server {address} wants a certificate of its clients; give tls_cert and tls_key"
-    fault = own_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.ca else ""
+    fault = find_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.ca else ""
     reason = f": {fault}" if fault else ", though it is of the authority in tls_ca here" if tls.ca else ""
     return f"server {address} refuses the certificate {tls.cert}{reason}"

@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.security.watched_files import Watched
+from torch_ps.common.security.watched_files import WatchedFiles
 
 log = logging.getLogger("torch_ps")
 
@@ -42,7 +42,7 @@ class TokenFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = Watched((path,), lambda contents: _tokens(path, contents[0]))
+        self._file = WatchedFiles((path,), lambda contents: _tokens(path, contents[0]))
 
     def __repr__(self) -> str:
         return f"TokenFile({self._file.paths[0]!r})"

@@ -26,7 +26,7 @@ T = TypeVar("T")
 _Marks = tuple[tuple[int, int, int] | None, ...]
 
 
-class Watched(Generic[T]):
+class WatchedFiles(Generic[T]):
     """What ``make`` makes from the contents of ``paths``.
 
     Raises:

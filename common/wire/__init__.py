@@ -1,1 +1,1 @@
-"""What crosses the wire beside protobuf messages: frames, addresses, status codes, votes."""
+"""What crosses the wire beside protobuf messages: frames, addresses, terms and votes."""

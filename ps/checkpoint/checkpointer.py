@@ -1,6 +1,6 @@
 """Keeps a shard's checkpoints while it trains: when, on which thread, who has to know, and what if it fails.
 
-    Planner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, retain, plan next
+    CutPlanner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, plan next
 
 Rules of this file
   1. Training never waits for a file: one thread writes, the event loop only hears of it.
@@ -19,7 +19,7 @@ from typing import Any
 from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
-from torch_ps.ps.core.consistent_cut import Planner
+from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.state import Cutter, Kept, KeptFacts, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
@@ -52,9 +52,9 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: set[asyncio.Task[None]] = set()
         self._cutter: Cutter | None = None
-        self._planner: Planner[FileFact] | None = None
+        self._planner: CutPlanner[FileFact] | None = None
         if job.membership is not None:
-            self._planner = Planner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
+            self._planner = CutPlanner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
         self._part: Kept | None = None  # this shard's last
         self._settled = asyncio.Event()  # its checkpoint is good, or never will be
         self.facts = job.kept = KeptFacts(checkpoints.storage.url, job.resumed_version)

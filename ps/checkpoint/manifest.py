@@ -32,7 +32,7 @@ from torch_ps.common.plan import MIN_BUCKET_BYTES
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 from torch_ps.ps.checkpoint.storage import FileFact
-from torch_ps.ps.core.ledger import Progress
+from torch_ps.ps.core.ledger import Ledger
 
 FORMAT = "torch-ps checkpoint 1"
 #: What JSON that is not as it should be can raise where it is taken apart.
@@ -47,7 +47,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardManifest:
-    """One shard's part. ``records`` are ``Progress.as_dict`` of its buckets, in order."""
+    """One shard's part. ``records`` are ``Ledger.as_dict`` of its buckets, in order."""
 
     version: int
     shard: int
@@ -174,7 +174,7 @@ def parse_shard(body: bytes, name: str) -> ShardManifest:
             raise ValueError(f"shard {shard} of {num_shards} at version {version} does not go with {tensors.name!r}")
         records = tuple(data["records"])
         for number, record in enumerate(records):
-            progress = Progress(number)
+            progress = Ledger(number)
             progress.restore(record)
             if progress.version != version:
                 raise ValueError(f"bucket {number} has version {progress.version} in place of {version}")

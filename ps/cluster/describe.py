@@ -3,8 +3,8 @@
 import grpc
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access
-from torch_ps.common.wire import channel
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
 
 
 async def describe(connection: grpc.aio.Channel, access: Access, seconds: float) -> pb.JobDescription:

@@ -13,17 +13,17 @@ import grpc
 
 from torch_ps.common.errors import NotServing, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
-from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
-from torch_ps.common.wire import channel
+from torch_ps.common.trace import TRIPS, RoundTrip, Trace, clock, clock_name, estimate_offset
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 from torch_ps.ps.cluster.describe import describe
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.engine.grad_clip import Ask
+from torch_ps.ps.engine.grad_clip import RequestNorm
 from torch_ps.ps.engine.state import Kept, ReportKept
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
@@ -51,7 +51,9 @@ class _Line:
     questions: int = 0
 
 
-def norms_of(lead: LeadAddress, shard: int, incarnation: int, access: Access, seconds: float, lease: float) -> Ask:
+def norms_of(
+    lead: LeadAddress, shard: int, incarnation: int, access: Access, seconds: float, lease: float
+) -> RequestNorm:
     """How ``shard`` asks the lead for the norm of an update. The lead answers when all shards have reported.
 
     Args:
@@ -137,15 +139,15 @@ def trace_to(lead: LeadAddress, shard: int, incarnation: int, access: Access) ->
                 call = connection.unary_unary(
                     channel.method("Trace"), pb.TraceRequest.SerializeToString, pb.TraceReply.FromString
                 )
-                offset, trips = (0, 0), list[Trip]()
+                offset, trips = (0, 0), list[RoundTrip]()
                 while len(trips) < TRIPS:
                     sent = clock()
                     reply = await call(request, timeout=TRACE_SECONDS, metadata=access.metadata)
                     if reply.clock and reply.clock == clock_name():
                         break
-                    trips.append(Trip(sent, reply.now, clock()))
+                    trips.append(RoundTrip(sent, reply.now, clock()))
                 else:
-                    offset = ahead(trips)
+                    offset = estimate_offset(trips)
                 request.part.CopyFrom(trace.part(*offset))
                 await call(request, timeout=TRACE_SECONDS, metadata=access.metadata)
         except grpc.aio.AioRpcError as error:
@@ -179,7 +181,7 @@ async def follow(job: Job, lead: LeadAddress, access: Access) -> None:
             log.warning("lost the lead at %s (%s); looking for the one that serves", asked, reason)
             lead.elsewhere(asked)
         elif connected:
-            why = await asyncio.to_thread(probe.why, lead.address, access.tls, PROBE_SECONDS)
+            why = await asyncio.to_thread(probe.explain_failure, lead.address, access.tls, PROBE_SECONDS)
             log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
         connected = False
         await asyncio.sleep(RETRY_SECONDS)

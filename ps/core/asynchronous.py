@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import StepConflict
 from torch_ps.ps.core.effects import Contribution, Discard, Effects, Release
-from torch_ps.ps.core.ledger import Progress
+from torch_ps.ps.core.ledger import Ledger
 from torch_ps.ps.core.policy import Hold, Push
 from torch_ps.ps.core.roster import Member, Roster
 
@@ -35,7 +35,7 @@ class Verdict:
     reason: str
 
 
-class AsyncPolicy:
+class Asynchronous:
     """One bucket under ``--mode async``.
 
     Args:
@@ -44,14 +44,14 @@ class AsyncPolicy:
     """
 
     def __init__(self, bucket: int, *, max_staleness: int | None = None, inverse: bool = False) -> None:
-        self.progress = Progress(bucket)
+        self.ledger = Ledger(bucket)
         self._max_staleness = max_staleness
         self._inverse = inverse
 
     @property
     def clock(self) -> int:
         """The version: nobody waits for anybody, so no first step is ever asked for."""
-        return self.progress.version
+        return self.ledger.version
 
     def check(self, push: Push) -> None:
         count = self._count(push.worker, push.session)
@@ -59,10 +59,10 @@ class AsyncPolicy:
             raise StepConflict(
                 f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket}; its next step is {count}"
             )
-        if push.base > self.progress.version:
+        if push.base > self.ledger.version:
             raise StepConflict(
                 f"worker {push.worker!r} pushed a gradient of bucket {push.bucket} computed from version {push.base}; "
-                f"the newest is {self.progress.version}"
+                f"the newest is {self.ledger.version}"
             )
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
@@ -73,7 +73,7 @@ class AsyncPolicy:
         return (self._answer(member, self._pulled(member)),)
 
     def set_roster(self, roster: Roster) -> Effects:
-        self.progress.keep({(m.name, m.session) for m in roster.members})
+        self.ledger.keep({(m.name, m.session) for m in roster.members})
         return ()
 
     def disconnected(self, worker: str, session: int) -> None:
@@ -88,20 +88,20 @@ class AsyncPolicy:
     def _decide(self, push: Push) -> tuple[Effects, Verdict]:
         """Apply, refuse or recognise one checked push."""
         worker, session, step = push.worker, push.session, push.step
-        entry = self.progress.entry(worker, session)
+        entry = self.ledger.entry(worker, session)
         if entry is not None and step <= entry.step:
             same = step == entry.step
             did = "refused" if same and not entry.applied else "applied"
             reason = f"step {step} of {worker} has been {did} before"
             verdict = Verdict(step, entry.staleness if same else 0, did == "applied", reason)
             return (Discard(worker, session, push.bucket, step, reason),), verdict
-        staleness = self.progress.version - push.base
+        staleness = self.ledger.version - push.base
         if self._max_staleness is not None and staleness > self._max_staleness:
             reason = f"step {step} of {worker} is {staleness} versions stale; at most {self._max_staleness} are allowed"
-            self.progress.refuse(worker, session, step, staleness)
+            self.ledger.refuse(worker, session, step, staleness)
             return (Discard(worker, session, push.bucket, step, reason),), Verdict(step, staleness, False, reason)
         reason = f"step {step} of {worker} applied, {staleness} versions stale"
-        applied = self.progress.apply(
+        applied = self.ledger.apply(
             (Contribution(worker, session, step, push.weight, staleness),),
             reason,
             lr_scale=1.0 / (1 + staleness) if self._inverse else 1.0,
@@ -110,10 +110,10 @@ class AsyncPolicy:
         return (applied,), Verdict(step, staleness, True, reason)
 
     def _pulled(self, member: Member) -> Verdict:
-        return Verdict(None, 0, True, f"{member.name} gets version {self.progress.version}")
+        return Verdict(None, 0, True, f"{member.name} gets version {self.ledger.version}")
 
     def _answer(self, member: Member, verdict: Verdict) -> Release:
-        return self.progress.answer(
+        return self.ledger.answer(
             member.name,
             member.session,
             verdict.step,
@@ -125,5 +125,5 @@ class AsyncPolicy:
 
     def _count(self, worker: str, session: int) -> int | None:
         """The step that this session pushes next; None where that is not known."""
-        entry = self.progress.entry(worker, session)
+        entry = self.ledger.entry(worker, session)
         return 0 if entry is None else entry.step + 1

@@ -9,9 +9,9 @@ step that some other shard has and the lead has not. So without a push that carr
 reaches k + 1 at most, and any other one k + (number of sessions so far). A later V needs such a push, which waits until
 the shard knows of V.
 
-    Planner (lead) --plan(V)--> Membership --Announce(roster with cut V)--> Shard --> Cut --> Apply(V) with its record
-       ^                                                                                              |
-       +---- reported(shard, V) / failed(shard, V) <-- written beside training, one copy later <------+
+    CutPlanner (lead) --V--> Membership --Announce(roster with cut V)--> Shard --> Cut --> Apply(V) with its record
+       ^                                                                                       |
+       +---- reported(shard, V) / failed(shard, V) <-- written beside training <---------------+
 
 Rules of this file
   1. One cut at a time: the next one is planned when all shards have reported the last, or one of them has failed.
@@ -121,7 +121,7 @@ class Cut:
         self.taken = version, self._sections.export()
 
 
-class Planner(Generic[R]):
+class CutPlanner(Generic[R]):
     """The lead's part: when the next cut is, and whether the last one is whole.
 
     Args:

@@ -1,30 +1,38 @@
-"""One data set on its way through its epochs: which positions are free, and what each of its readers has.
+"""Progress of one dataset through its epochs: which positions are free, and which ones each reader holds.
 
-    free --deal--> dealt --fetched--> given --covered by a push--> done
-      ^              +------ leaves, gives back, push dropped ----+
-      +--------------------------------------------------------------+
+    free --deal--> dealt --fetch--> given --covered by a push--> done
+      ^              +------ leaves, returns, push dropped ----+
+      +--------------------------------------------------------+
 
-Decides nothing about who may have what when: that is ``data.py``.
+Rules of this file
+  1. Keeps books. Who may have samples, and when, is decided in ``sample_assigner.py``.
+  2. Every position of an epoch is in exactly one place: free, dealt or given to one reader, or done.
 
-Source: the last portions get smaller, as in guided self-scheduling, Polychronopoulos and Kuck, 1987.
+Source: portions shrink towards the end of an epoch as in guided self-scheduling, Polychronopoulos and Kuck, 1987.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from torch_ps.ps.core.ranges import Range, check, count, cut, heard, merged, take
-from torch_ps.ps.core.roster import Life, Roster
+from torch_ps.ps.core.ranges import Range, check_ranges, merge, num_positions, parse_ranges, split_round, take_front
+from torch_ps.ps.core.roster import Roster, SessionKey
 
 #: Batches of a worker in one portion, at most.
 MAX_ROUNDS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class DataSet:
-    """One data set in one order per epoch; workers that name the same one share its samples."""
+class DatasetSpec:
+    """Names one dataset, which has one order per epoch; workers that name the same one share its samples.
+
+    Attributes:
+        name: at most 100 characters; "" is a dataset known by its size and seed.
+        size: samples, >= 1.
+        seed: seed of the order, >= 0.
+    """
 
     name: str
     size: int
@@ -32,111 +40,142 @@ class DataSet:
     shuffled: bool
 
     @property
-    def called(self) -> str:
-        """As people know it."""
+    def title(self) -> str:
+        """The dataset for a sentence."""
         return f"data set {self.name!r}" if self.name else f"the data set of {self.size} samples with seed {self.seed}"
 
 
 @dataclass(slots=True)
 class Reader:
-    """What one life of a worker has of one data set; ``fetched`` and ``settled`` count samples since it began."""
+    """What one session of a worker holds of one dataset.
+
+    Attributes:
+        stopped: the session returned what it held and has not asked again.
+        dealt: positions that are its own and have not been sent.
+        given: positions that have been sent and are not done.
+        fetched: samples sent since the session began.
+        settled: samples done or freed since the session began.
+    """
 
     batch: int
     epochs: int
-    broke_off: bool = False  # it gave back what it had, and has not asked again
+    stopped: bool = False
     dealt: list[Range] = field(default_factory=list)
     given: list[Range] = field(default_factory=list)
     fetched: int = 0
     settled: int = 0
 
     @property
-    def has(self) -> list[Range]:
+    def holds(self) -> list[Range]:
         return [*self.given, *self.dealt]
 
+    def fetch(self) -> tuple[Range, ...]:
+        """Send all that is dealt."""
+        ranges, self.dealt = tuple(self.dealt), []
+        self.given += ranges
+        self.fetched += num_positions(ranges)
+        return ranges
+
     def unfetch(self, received: int) -> None:
-        """Only the first ``received`` samples ever given are with the worker; those after them are dealt, as before."""
-        known = take(self.given, count(self.given) - max(self.fetched - received, 0))
-        self.fetched -= count(self.given)
+        """Keep the first ``received`` samples ever sent as given; those after them are dealt again."""
+        known = take_front(self.given, num_positions(self.given) - max(self.fetched - received, 0))
+        self.fetched -= num_positions(self.given)
         self.dealt, self.given = [*self.given, *self.dealt], known
+
+    def settle(self, samples: int) -> list[Range]:
+        """Take the first ``samples`` samples of this session off its hands; gives those that it still held."""
+        if samples <= self.settled:
+            return []
+        ranges = take_front(self.given, samples - self.settled)
+        self.settled = samples
+        return ranges
 
 
 @dataclass(slots=True)
-class Course:
-    """One data set on its way through its epochs."""
+class DatasetProgress:
+    """One dataset on its way through its epochs."""
 
-    data: DataSet
+    spec: DatasetSpec
     epoch: int
     free: list[Range]
-    readers: dict[Life, Reader] = field(default_factory=dict)
+    readers: dict[SessionKey, Reader] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
+        """Whether every position of the epoch is done."""
         return not self.free and not any(r.given or r.dealt for r in self.readers.values())
 
+    def begin_epoch(self) -> None:
+        self.epoch, self.free = self.epoch + 1, [(0, self.spec.size)]
+
     def put_back(self, ranges: Iterable[Range]) -> None:
-        self.free = merged([*self.free, *ranges])
+        self.free = merge([*self.free, *ranges])
+
+    def keep(self, members: Container[SessionKey]) -> None:
+        """Free what sessions hold that are not among ``members``."""
+        for key in [key for key in self.readers if key not in members]:
+            self.put_back(self.readers.pop(key).holds)
 
     def deal(self, roster: Roster, asking: Reader, *, stale: bool) -> None:
-        """Give from what is free: to ``asking`` alone where workers are not in step (``stale``), else to all."""
-        readers = [r for m in roster.members if (r := self.readers.get(m.life)) and not r.broke_off]
+        """Deal free positions: to ``asking`` alone where workers are not in step (``stale``), else to all readers."""
+        readers = [r for m in roster.members if (r := self.readers.get(m.key)) and not r.stopped]
         readers = [r for r in readers if r.epochs > self.epoch]
-        left = count(self.free)
+        left = num_positions(self.free)
         if stale:
             rounds = min(max(left // (2 * asking.batch * len(readers)), 1), MAX_ROUNDS)
-            asking.dealt += take(self.free, min(rounds * asking.batch, left))
+            asking.dealt += take_front(self.free, min(rounds * asking.batch, left))
             return
-        whole = sum(r.batch for r in readers)
-        for _ in range(min(max(left // (4 * whole), 1), MAX_ROUNDS)):
-            for reader, part in zip(readers, cut(count(self.free), [r.batch for r in readers]), strict=True):
-                reader.dealt += take(self.free, part)
+        batches = [r.batch for r in readers]
+        for _ in range(min(max(left // (4 * sum(batches)), 1), MAX_ROUNDS)):
+            for reader, part in zip(readers, split_round(num_positions(self.free), batches), strict=True):
+                reader.dealt += take_front(self.free, part)
 
-    # ------------------------------------------------------------ as plain JSON data
+    # ------------------------------------------------------------ state, as plain JSON data
 
     def export(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the epoch, and which positions of it are not done."""
+        """What a checkpoint keeps: the epoch, and the positions of it that are not done."""
         return {
-            "name": self.data.name,
-            "size": self.data.size,
-            "seed": self.data.seed,
-            "shuffled": self.data.shuffled,
+            "name": self.spec.name,
+            "size": self.spec.size,
+            "seed": self.spec.seed,
+            "shuffled": self.spec.shuffled,
             "epoch": self.epoch,
-            "left": [list(r) for r in merged([*self.free, *(x for r in self.readers.values() for x in r.has)])],
+            "left": [list(r) for r in merge([*self.free, *(x for r in self.readers.values() for x in r.holds)])],
         }
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Self:
-        """What ``export`` described: whatever was given is free again.
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The progress that ``export`` described, with nothing held by anybody.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not that.
+            KeyError, TypeError, ValueError: ``data`` is not what ``export`` gives.
         """
-        data = DataSet(str(told["name"]), int(told["size"]), int(told["seed"]), bool(told["shuffled"]))
-        left = check([(int(start), int(stop)) for start, stop in told["left"]], data.size)
-        return cls(data, int(told["epoch"]), left)
+        spec = DatasetSpec(str(data["name"]), int(data["size"]), int(data["seed"]), bool(data["shuffled"]))
+        left = check_ranges([(int(start), int(stop)) for start, stop in data["left"]], spec.size)
+        return cls(spec, int(data["epoch"]), left)
 
     def hand_over(self) -> dict[str, Any]:
-        """What a standby is told: who has what, too."""
-        readers = [_told(life, reader) for life, reader in self.readers.items()]
+        """What a standby gets: ``export``, and who holds what."""
+        readers = [_reader_to_data(key, reader) for key, reader in self.readers.items()]
         return {**self.export(), "free": [list(r) for r in self.free], "readers": readers}
 
-    def take_over(self, told: Mapping[str, Any]) -> None:
+    def take_over(self, data: Mapping[str, Any]) -> None:
         """Become what ``hand_over`` described.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not that.
+            KeyError, TypeError, ValueError: ``data`` is not what ``hand_over`` gives.
         """
-        self.free = heard(told["free"], self.data.size)
-        self.readers = dict(_heard(each, self.data.size) for each in told["readers"])
+        self.free = parse_ranges(data["free"], self.spec.size)
+        self.readers = dict(_reader_from_data(each, self.spec.size) for each in data["readers"])
 
 
-def _told(life: Life, reader: Reader) -> list[Any]:
+def _reader_to_data(key: SessionKey, reader: Reader) -> list[Any]:
     dealt, given = ([list(r) for r in ranges] for ranges in (reader.dealt, reader.given))
-    return [*life, reader.batch, reader.epochs, reader.broke_off, dealt, given, reader.fetched, reader.settled]
+    return [*key, reader.batch, reader.epochs, reader.stopped, dealt, given, reader.fetched, reader.settled]
 
 
-def _heard(told: Any, size: int) -> tuple[Life, Reader]:
-    """The inverse of ``_told``."""
-    worker, session, batch, epochs, broke_off, dealt, given, fetched, settled = told
-    reader = Reader(int(batch), int(epochs), bool(broke_off), heard(dealt, size), heard(given, size))
+def _reader_from_data(data: Any, size: int) -> tuple[SessionKey, Reader]:
+    worker, session, batch, epochs, stopped, dealt, given, fetched, settled = data
+    reader = Reader(int(batch), int(epochs), bool(stopped), parse_ranges(dealt, size), parse_ranges(given, size))
     reader.fetched, reader.settled = int(fetched), int(settled)
     return (str(worker), int(session)), reader

@@ -31,7 +31,7 @@ CHANGE = 0.1
 
 
 @dataclass(slots=True)
-class View:
+class PathSums:
     """Sums over pairs of gradients; y: change of the gradient, s: of the parameters.
 
     Attributes:
@@ -63,8 +63,8 @@ class Window:
         rate: largest learning rate.
     """
 
-    path: View = field(default_factory=View)
-    swing: View = field(default_factory=View)
+    path: PathSums = field(default_factory=PathSums)
+    swing: PathSums = field(default_factory=PathSums)
     pushes: int = 0
     scaled: float = 0.0
     scale: float = 0.0
@@ -75,23 +75,23 @@ class Window:
 
 
 @dataclass(slots=True)
-class _Course:
+class _Trend:
     """One view over the windows."""
 
     widths: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # energy per pair and lr squared
-    before: View = field(default_factory=View)
+    before: PathSums = field(default_factory=PathSums)
     since: float | None = None  # the width when the limit was passed
 
-    def follow(self, view: View, rate: float) -> tuple[View, float]:
+    def follow(self, view: PathSums, rate: float) -> tuple[PathSums, float]:
         """The sums of the last two windows, and the width of the last."""
-        both = View(*(getattr(view, name) + getattr(self.before, name) for name in View.__slots__))
+        both = PathSums(*(getattr(view, name) + getattr(self.before, name) for name in PathSums.__slots__))
         self.before = view
         width = view.energy / view.pairs / rate**2
         self.widths.append(width)
         return both, width
 
 
-class Judge:
+class DivergenceDetector:
     """Takes windows in order; says a sentence when the run is being lost.
 
     Args:
@@ -100,7 +100,7 @@ class Judge:
 
     def __init__(self, *, scaled: bool) -> None:
         self._scaled = scaled
-        self._courses = {"path": _Course(), "swing": _Course()}
+        self._trends = {"path": _Trend(), "swing": _Trend()}
         self._said: list[Reading] = []
         self.reading: Reading | None = None  # the steeper of the two views, of the last two windows
 
@@ -111,32 +111,32 @@ class Judge:
 
     def interrupted(self) -> None:
         """The next window does not follow the last one: nothing is known of the growth between them."""
-        for course in self._courses.values():
-            course.widths.clear()
-            course.before = View()
+        for trend in self._trends.values():
+            trend.widths.clear()
+            trend.before = PathSums()
 
     def judge(self, window: Window) -> str | None:
         """One more window; the warning, if it is time for one."""
         lost: list[Reading] = []
         readings = []
-        for name, course in self._courses.items():
-            view: View = getattr(window, name)
+        for name, trend in self._trends.items():
+            view: PathSums = getattr(window, name)
             if 8 * view.pairs < window.pushes or not 0 < view.energy < math.inf or not math.isfinite(view.bend):
                 continue
-            before = course.before
-            both, width = course.follow(view, window.rate)
+            before = trend.before
+            both, width = trend.follow(view, window.rate)
             reading = self._read(window, both)
             readings.append(reading)
-            growth = width / course.widths[0] if len(course.widths) == 3 else 0.0
+            growth = width / trend.widths[0] if len(trend.widths) == 3 else 0.0
             peak = max((self._read(window, each) for each in (view, before) if each.pairs), key=lambda r: r.ratio)
             if growth >= SUDDEN_GROWTH and peak.ratio > 1:
                 lost.append(peak)
             if reading.ratio <= 1:
-                course.since = None
+                trend.since = None
                 continue
-            if course.since is None:
-                course.since = width
-            if growth >= FAST_GROWTH or width >= SLOW_GROWTH * course.since:
+            if trend.since is None:
+                trend.since = width
+            if growth >= FAST_GROWTH or width >= SLOW_GROWTH * trend.since:
                 lost.append(reading)
         self.reading = max(readings, key=lambda r: r.ratio, default=self.reading)
         if not lost:
@@ -147,7 +147,7 @@ class Judge:
         self._said.append(worst)
         return worst.sentence()
 
-    def _read(self, window: Window, view: View) -> Reading:
+    def _read(self, window: Window, view: PathSums) -> Reading:
         return Reading(
             rate=window.rate,
             product=max(view.bend / view.metric * window.scale / window.pushes, 0.0),

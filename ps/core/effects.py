@@ -21,10 +21,9 @@ Source: the effect style is that of h11's events and of etcd raft's Ready().
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.roster import Roster
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Entry:
     applied: bool = True
 
 
-class Progress:
+class Ledger:
     """How far one bucket is: its version, the pushes and samples it has absorbed and its ledger.
 
     ``floor`` is the smallest clock of the roster where the mode keeps one. ``cut`` says which version is recorded;

@@ -1,6 +1,11 @@
-"""How the workers of a job are synchronised: one ``Mode``, and the policy that each mode makes for a bucket.
+"""Modes: the registry that maps the name of a mode to the policy of its buckets.
 
-Source: docs/modes.md.
+Rules of this file
+  1. Below the options, this is the only place of the server that knows the names of modes. The rest of the server asks
+     a ``Mode`` for what it is about to do (``stale``, ``holds_others_up``), never for its name.
+  2. The names themselves are listed once, in ``torch_ps.common.options.mode_choices``, for options and reports.
+
+Source: Li et al., OSDI 2014, for the consistency model as a choice of the job; docs/modes.md for what each mode means.
 """
 
 from __future__ import annotations
@@ -10,11 +15,11 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.mode_choices import DELAY_COMPENSATION, MODES, STALENESS_LR
-from torch_ps.ps.core.asynchronous import AsyncPolicy
+from torch_ps.ps.core.asynchronous import Asynchronous
 from torch_ps.ps.core.lr_stability import momentum_advice
 from torch_ps.ps.core.policy import Policy
-from torch_ps.ps.core.stale_synchronous import SspPolicy
-from torch_ps.ps.core.synchronous import SyncPolicy
+from torch_ps.ps.core.stale_synchronous import StaleSynchronous
+from torch_ps.ps.core.synchronous import Synchronous
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +28,15 @@ class Mode:
 
     Attributes:
         name: one of ``MODES``.
-        slack: ssp: steps that the fastest worker may lead the slowest by, >= 0.
+        slack: ssp: steps by which the fastest worker may lead the slowest, >= 0.
         backup_workers: sync: pushes that a step does not wait for, >= 0.
-        max_staleness: async and ssp: an older push is refused; None refuses none.
-        staleness_lr: async and ssp: "inverse" divides the learning rate by 1 + staleness.
+        max_staleness: async and ssp: a push that is more versions old is refused, >= 0; None refuses none.
+        staleness_lr: async and ssp: "inverse" divides the learning rate by 1 + staleness, "constant" does not.
         delay_compensation: async and ssp: "constant" or "adaptive" corrects stale gradients, "off" does not.
         compensation_strength: lambda of that correction, > 0.
+
+    Raises:
+        ConfigError: a value is not one of these.
     """
 
     name: str = "sync"
@@ -40,13 +48,13 @@ class Mode:
     compensation_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in MODES:
-            raise ConfigError(f"mode must be one of {', '.join(MODES)}; got {self.name!r}")
-        if self.staleness_lr not in STALENESS_LR:
-            raise ConfigError(f"staleness_lr must be one of {', '.join(STALENESS_LR)}; got {self.staleness_lr!r}")
-        if self.delay_compensation not in DELAY_COMPENSATION:
-            choices = ", ".join(DELAY_COMPENSATION)
-            raise ConfigError(f"delay_compensation must be one of {choices}; got {self.delay_compensation!r}")
+        for field, value, choices in (
+            ("mode", self.name, MODES),
+            ("staleness_lr", self.staleness_lr, STALENESS_LR),
+            ("delay_compensation", self.delay_compensation, DELAY_COMPENSATION),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
         if not self.compensation_strength > 0:
             raise ConfigError(f"compensation_strength must be > 0; got {self.compensation_strength}")
         for name in ("slack", "backup_workers", "max_staleness"):
@@ -61,20 +69,21 @@ class Mode:
 
     @property
     def stale(self) -> bool:
-        """Whether pushes are applied one by one, so that others come between a gradient and its base."""
+        """Whether pushes are applied one by one, so that other pushes come between a gradient and its base."""
         return self.name == "async" or (self.name == "ssp" and self.slack > 0)
 
     @property
     def holds_others_up(self) -> bool:
-        """Whether others may not go on when one worker stops pushing."""
+        """Whether one worker that stops pushing stops the others."""
         return self.name != "async"
 
     @property
     def rate_follows_staleness(self) -> bool:
+        """Whether a stale push is applied with a smaller learning rate."""
         return self.staleness_lr != "constant"
 
     def advice(self, momentum: float, num_workers: int) -> str | None:
-        """What to say when a worker joins a job of SGD; None: nothing."""
+        """A warning for a worker that joins a job of SGD; None: there is nothing to warn of."""
         if not self.stale or self.rate_follows_staleness:
             return None
         return momentum_advice(momentum, num_workers)
@@ -84,7 +93,7 @@ class Mode:
         return POLICIES[self.name](self, bucket)
 
     def __str__(self) -> str:
-        """The mode and what differs from its defaults, for people: "ssp, slack 2"."""
+        """The mode and every setting that differs from its default, for people: "ssp, slack 2"."""
         words = [self.name]
         if self.name == "ssp":
             words.append(f"slack {self.slack}")
@@ -92,27 +101,29 @@ class Mode:
             words.append(f"{self.backup_workers} backup worker{'' if self.backup_workers == 1 else 's'}")
         if self.max_staleness is not None:
             words.append(f"staleness at most {self.max_staleness}")
-        if self.staleness_lr != "constant":
+        if self.rate_follows_staleness:
             words.append(f"learning rate {self.staleness_lr} to staleness")
         if self.compensates:
             words.append(f"{self.delay_compensation} delay compensation {self.compensation_strength:g}")
         return ", ".join(words)
 
 
+def _sync(mode: Mode, bucket: int) -> Policy:
+    return Synchronous(bucket, backups=mode.backup_workers)
+
+
+def _async(mode: Mode, bucket: int) -> Policy:
+    return Asynchronous(bucket, max_staleness=mode.max_staleness, inverse=mode.rate_follows_staleness)
+
+
 def _ssp(mode: Mode, bucket: int) -> Policy:
-    """Without slack nobody may go on before all have pushed: that is a synchronous step, and it is made like one.
-
-    So slack 0 gives the bits of sync. From slack 1 on every push is applied by itself.
-    """
+    """Slack 0 lets nobody go on before all have pushed: that is a synchronous step, and gives the bits of sync."""
     if not mode.slack:
-        return SyncPolicy(bucket)
-    return SspPolicy(bucket, slack=mode.slack, max_staleness=mode.max_staleness, inverse=mode.staleness_lr == "inverse")
+        return Synchronous(bucket)
+    return StaleSynchronous(
+        bucket, slack=mode.slack, max_staleness=mode.max_staleness, inverse=mode.rate_follows_staleness
+    )
 
 
-POLICIES: dict[str, Callable[[Mode, int], Policy]] = {
-    "sync": lambda mode, bucket: SyncPolicy(bucket, backups=mode.backup_workers),
-    "async": lambda mode, bucket: AsyncPolicy(
-        bucket, max_staleness=mode.max_staleness, inverse=mode.staleness_lr == "inverse"
-    ),
-    "ssp": _ssp,
-}
+#: How each of ``MODES`` makes the policy of a bucket.
+POLICIES: dict[str, Callable[[Mode, int], Policy]] = {"sync": _sync, "async": _async, "ssp": _ssp}

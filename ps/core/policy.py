@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch_ps.ps.core.effects import Effects
-from torch_ps.ps.core.ledger import Progress
+from torch_ps.ps.core.ledger import Ledger
 from torch_ps.ps.core.roster import Member, Roster
 
 
@@ -57,7 +57,7 @@ class Policy(Protocol):
     """One bucket under one mode."""
 
     #: Version, samples and ledger: what a checkpoint keeps of a bucket.
-    progress: Progress
+    ledger: Ledger
 
     @property
     def clock(self) -> int:
@@ -89,7 +89,7 @@ class Policy(Protocol):
         """Every answer that is held back."""
 
 
-def spoken(names: tuple[str, ...]) -> str:
+def name_list(names: tuple[str, ...]) -> str:
     """Names for a sentence: "w0, w1, w2 and 29 more"."""
     if not names:
         return "nobody"

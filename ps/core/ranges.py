@@ -9,13 +9,13 @@ from typing import Any
 Range = tuple[int, int]
 
 
-def count(ranges: Iterable[Range]) -> int:
-    """Positions in all of them."""
+def num_positions(ranges: Iterable[Range]) -> int:
+    """Number of positions in all ranges together."""
     return sum(stop - start for start, stop in ranges)
 
 
-def take(ranges: list[Range], number: int) -> list[Range]:
-    """Remove ``number`` positions from the front of ``ranges`` and return them; there have to be that many."""
+def take_front(ranges: list[Range], number: int) -> list[Range]:
+    """Remove the first ``number`` positions of ``ranges``, which holds at least as many, and return them."""
     taken: list[Range] = []
     while number:
         start, stop = ranges[0]
@@ -29,8 +29,8 @@ def take(ranges: list[Range], number: int) -> list[Range]:
     return taken
 
 
-def merged(ranges: Iterable[Range]) -> list[Range]:
-    """The same positions in order; ranges that touch become one. They have to be disjoint."""
+def merge(ranges: Iterable[Range]) -> list[Range]:
+    """The same positions in order, with ranges that touch made one. The ranges have to be disjoint."""
     out: list[Range] = []
     for start, stop in sorted(ranges):
         if out and out[-1][1] == start:
@@ -40,11 +40,11 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
     return out
 
 
-def check(ranges: Sequence[Range], size: int) -> list[Range]:
-    """Ranges that came from elsewhere.
+def check_ranges(ranges: Sequence[Range], size: int) -> list[Range]:
+    """Ranges that came from elsewhere, as a list.
 
     Raises:
-        ValueError: they are not sorted, disjoint and within 0 and ``size``.
+        ValueError: the ranges are not sorted, disjoint and within 0 and ``size``.
     """
     end = 0
     for start, stop in ranges:
@@ -54,19 +54,19 @@ def check(ranges: Sequence[Range], size: int) -> list[Range]:
     return list(ranges)
 
 
-def heard(told: Any, size: int) -> list[Range]:
-    """Ranges in the order in which they were given, from plain data.
+def parse_ranges(data: Any, size: int) -> list[Range]:
+    """Ranges from plain data, in the order of ``data``, which need not be sorted.
 
     Raises:
-        TypeError, ValueError: they are none, or not disjoint and within 0 and ``size``.
+        TypeError, ValueError: ``data`` holds no ranges, or they are not disjoint and within 0 and ``size``.
     """
-    ranges = [(int(start), int(stop)) for start, stop in told]
-    check(sorted(ranges), size)
+    ranges = [(int(start), int(stop)) for start, stop in data]
+    check_ranges(sorted(ranges), size)
     return ranges
 
 
-def cut(number: int, batches: Sequence[int]) -> list[int]:
-    """One round: a batch for each or, where ``number`` is less than all of them, parts in proportion to the batches."""
+def split_round(number: int, batches: Sequence[int]) -> list[int]:
+    """Split one round of ``number`` positions: a batch for each or, where it does not suffice, in proportion."""
     whole = sum(batches)
     number = min(number, whole)
     ends, upto = [0], 0

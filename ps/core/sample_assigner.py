@@ -1,22 +1,23 @@
-"""Which samples of an epoch each worker trains on: portions of its order, given out by the lead and settled by pushes.
+"""Sample assigner: which samples of an epoch each worker trains on. The lead gives them out; pushes settle them.
 
 Rules of this file
-  1. What is given are *positions* in the order of one epoch, 0 <= position < size. The order itself (shuffled or not)
-     is the workers' business; the same data set means the same order everywhere.
-  2. A position is free, given to one life of one worker, or done. It is done when a push that covers it is applied to
-     the lead's first bucket, in the call that decides so. Whatever is given and not done comes back when its worker
-     leaves the roster, gives it back, or has its push dropped.
-  3. An epoch is over when every position is done. Nobody gets a part of the next one before that.
+  1. Positions are given out, not samples: 0 <= position < size, in the order of one epoch. Workers compute the order
+     itself (shuffled or not); the same ``DatasetSpec`` means the same order on every worker.
+  2. A position is free, held by one session of one worker, or done. The call that decides to apply a push to the lead's
+     first bucket makes the positions that this push covers done. Positions that are held and not done become free when
+     their worker leaves the roster, returns them, or has its push dropped.
+  3. An epoch is over when all of its positions are done. Nobody gets a part of the next epoch before that.
   4. Where workers go in step, portions are dealt to all of them at once, in rounds of one batch each, in rank order and
-     from the front: batch k of N workers with B samples is what batch k of one process with N B samples is. So who
-     gets what depends on the roster and on the seed, never on who asked first: an epoch begins when all that have not
-     broken off have asked for it. Elsewhere whoever asks is served.
+     from the front: batch k of N workers with B samples holds the samples of batch k of one process with N B samples.
+     So who gets what depends on the roster and the seed, never on who asked first, and an epoch begins when every
+     worker that still reads has asked for it. In the other modes a worker is served when it asks.
 
-    Ask --> Course of the data set --deal--> Portion        push: check, claim --> settle --> done, or free again
+    SampleRequest --> DatasetProgress --deal--> Portion
+    push: check, claim --> settle --> done, or free again
 
-How a push says what it covers: the number of samples that its worker has begun, ever, of each data set. A repeat covers
-nothing new, so it needs no rule of its own. In the same way an ask says how many samples its worker has received, ever:
-what was given beyond that was lost on its way, and is dealt to it still.
+A push names what it covers as the number of samples that its worker has begun, since the session started, of each
+dataset. A repeat covers nothing new, so it needs no rule of its own. A request names, in the same way, how many samples
+its worker has received: what was given beyond that was lost on its way and is given again.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ProtocolError, UnknownWorker
-from torch_ps.ps.core.dataset_progress import Course, DataSet, Reader
+from torch_ps.ps.core.dataset_progress import DatasetProgress, DatasetSpec, Reader
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.policy import spoken
-from torch_ps.ps.core.ranges import Range, count, take
-from torch_ps.ps.core.roster import MAX_NAME, Life, Roster
+from torch_ps.ps.core.policy import name_list
+from torch_ps.ps.core.ranges import Range, num_positions
+from torch_ps.ps.core.roster import MAX_NAME, Roster, SessionKey
 
-#: Data sets of one job; a script that names a new seed every epoch makes one each.
-MAX_SETS = 1024
+#: Datasets of one job, at most; a script that names a new seed every epoch makes one each.
+MAX_DATASETS = 1024
 
-#: What a push covers: (number of a data set, samples of it that this worker has begun so far).
+#: What a push covers: pairs of the number of a dataset and the samples of it that this session has begun so far.
 Covers = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A worker wants samples.
+class SampleRequest:
+    """A worker asks for samples.
 
     Attributes:
         batch: samples of one of its batches, >= 1.
-        epochs: it takes part until this many epochs are over, counted from the first of the job, >= 1.
-        received: samples of the set that this session was told of and keeps, ever, >= 0.
+        epochs: the worker reads until this many epochs of the job are over, >= 1.
+        received: samples of the dataset that this session has received and keeps, since it started, >= 0.
     """
 
     worker: str
     session: int
-    data: DataSet
+    data: DatasetSpec
     batch: int
     epochs: int
     received: int
@@ -59,16 +60,20 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Samples to train on, in this order, cut into batches from the front; all of one epoch."""
+    """Samples of one epoch to train on, in this order, cut into batches from the front.
 
-    number: int  # of the data set
+    Attributes:
+        number: number of the dataset, which pushes name in ``covers``.
+    """
+
+    number: int
     epoch: int
     ranges: tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Nothing now: ask again when something has changed. ``waiting_for`` names workers in rank order."""
+    """There is nothing now; ask again when something has changed. ``waiting_for`` names workers in rank order."""
 
     waiting_for: tuple[str, ...]
     reason: str
@@ -76,7 +81,7 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing now, and others may not go on without this worker: push weight 0, then ask again."""
+    """There is nothing now, and others cannot go on without this worker: push weight 0, then ask again."""
 
     waiting_for: tuple[str, ...]
     reason: str
@@ -89,81 +94,78 @@ class Over:
     reason: str
 
 
-Answer = Portion | Later | Idle | Over
+SampleResponse = Portion | Later | Idle | Over
 
 
-class Data:
-    """The lead's machine: every data set of the job, and who has which samples of it.
+class SampleAssigner:
+    """The lead's machine: every dataset of the job, and who holds which samples of it.
 
     Args:
-        mode: whether workers go in step, and whether one without samples holds up the others.
+        mode: the job's mode. It says whether workers go in step, and whether one without samples holds up the others.
     """
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._courses: list[Course] = []
-        #: By worker, session and step: what pushes that are not decided yet cover.
-        self.claims: dict[tuple[str, int, int], Covers] = {}
-        self._before = 0  # newest session to which a lead of before has given samples
+        self._datasets: list[DatasetProgress] = []
+        self._numbers: dict[DatasetSpec, int] = {}
+        #: What pushes cover that are not decided, by session and step.
+        self.claims: dict[SessionKey, dict[int, Covers]] = {}
+        self._before = 0  # newest session that may hold samples from an earlier lead
 
-    def ask(self, ask: Ask, roster: Roster, open_step: int) -> Answer:
+    def ask(self, request: SampleRequest, roster: Roster, open_step: int) -> SampleResponse:
         """Give samples to a member of ``roster``, or say what it waits for.
 
         Raises:
-            UnknownWorker: it has samples of a lead of before.
-            ProtocolError: a number out of its range, or too many data sets.
+            UnknownWorker: an earlier lead gave samples to this session.
+            ProtocolError: a number is out of its range, or there are too many datasets.
         """
-        self._known(ask.worker, ask.session)
-        number, course = self._course(ask)
-        life = ask.worker, ask.session
-        reader = course.readers.setdefault(life, Reader(ask.batch, ask.epochs))
-        reader.batch, reader.epochs, reader.broke_off = ask.batch, ask.epochs, False
-        reader.unfetch(max(ask.received, self._covered(life, number, reader)))
-        what = course.data.called
+        self._check_session(request.worker, request.session)
+        number = self._number(request)
+        dataset, key = self._datasets[number], (request.worker, request.session)
+        reader = dataset.readers.setdefault(key, Reader(request.batch, request.epochs))
+        reader.batch, reader.epochs, reader.stopped = request.batch, request.epochs, False
+        reader.unfetch(max(request.received, self._covered(key, number, reader)))
+        title = dataset.spec.title
         if not reader.dealt:
-            if reader.epochs <= course.epoch + course.complete:
-                return Over(f"{_epochs(ask.epochs)} of {what} are over")
-            late = self._unready(course, roster, open_step)
-            if late is not None:
-                return late
-            if course.complete:
-                course.epoch, course.free = course.epoch + 1, [(0, course.data.size)]
-            course.deal(roster, reader, stale=self._mode.stale)
+            if reader.epochs <= dataset.epoch + dataset.complete:
+                return Over(f"{_epochs(request.epochs)} of {title} are over")
+            later = self._later(dataset, roster, open_step)
+            if later is not None:
+                return later
+            if dataset.complete:
+                dataset.begin_epoch()
+            dataset.deal(roster, reader, stale=self._mode.stale)
         if reader.dealt:
-            ranges, reader.dealt = tuple(reader.dealt), []
-            reader.given += ranges
-            reader.fetched += count(ranges)
-            return Portion(number, course.epoch, ranges)
-        with_them = [(m.name, course.readers.get(m.life)) for m in roster.members]
-        names = tuple([name for name, r in with_them if r is not None and r.has])
-        rest = sum(count(r.has) for _, r in with_them if r is not None)
-        reason = f"the last {rest} samples of epoch {course.epoch} of {what} are with {spoken(names)}"
+            return Portion(number, dataset.epoch, reader.fetch())
+        readers = [(m.name, dataset.readers.get(m.key)) for m in roster.members]
+        names = tuple([name for name, each in readers if each is not None and each.holds])
+        rest = sum(num_positions(each.holds) for _, each in readers if each is not None)
+        reason = f"the last {rest} samples of epoch {dataset.epoch} of {title} are with {name_list(names)}"
         return Idle(names, reason) if self._mode.holds_others_up else Later(names, reason)
 
-    def give_back(self, worker: str, session: int, data: DataSet, received: int) -> None:
-        """This worker stops reading and keeps ``received`` samples, as in ``Ask``; what more it has is for others."""
-        life = worker, session
-        for number, course in enumerate(self._courses):
-            reader = course.readers.get(life)
-            if course.data == data and reader is not None:
-                reader.unfetch(max(received, self._covered(life, number, reader)))
-                course.put_back(reader.dealt)
-                reader.dealt, reader.broke_off = [], True
+    def give_back(self, worker: str, session: int, data: DatasetSpec, received: int) -> None:
+        """Free all samples of a worker that stops reading, but the ``received`` ones, counted as in a request."""
+        number = self._numbers.get(data)
+        reader = self._datasets[number].readers.get((worker, session)) if number is not None else None
+        if number is not None and reader is not None:
+            reader.unfetch(max(received, self._covered((worker, session), number, reader)))
+            self._datasets[number].put_back(reader.dealt)
+            reader.dealt, reader.stopped = [], True
 
     # ------------------------------------------------------------ pushes
 
     def check(self, worker: str, session: int, covers: Covers) -> None:
-        """Refuse a push that covers what its worker was not given.
+        """Refuse a push that covers samples which its worker was not given.
 
         Raises:
-            UnknownWorker: a lead of before has given them.
-            ProtocolError: says what.
+            UnknownWorker: an earlier lead gave them.
+            ProtocolError: nobody gave them.
         """
         if covers:
-            self._known(worker, session)
+            self._check_session(worker, session)
         for number, samples in covers:
-            course = self._courses[number] if number < len(self._courses) else None
-            reader = course.readers.get((worker, session)) if course is not None else None
+            dataset = self._datasets[number] if number < len(self._datasets) else None
+            reader = dataset.readers.get((worker, session)) if dataset is not None else None
             if reader is None or samples > reader.fetched:
                 has = reader.fetched if reader is not None else 0
                 raise ProtocolError(
@@ -171,108 +173,113 @@ class Data:
                 )
 
     def claim(self, worker: str, session: int, step: int, covers: Covers) -> None:
-        """A push that covers these samples was taken; ``settle`` says what becomes of it."""
+        """Note that a push which covers these samples was taken; ``settle`` says what becomes of it."""
         if covers:
-            self.claims.setdefault((worker, session, step), covers)
+            self.claims.setdefault((worker, session), {}).setdefault(step, covers)
 
     def settle(self, worker: str, session: int, step: int, *, applied: bool) -> None:
-        """A push was applied, or it never will be; one that covers nothing (any more) changes nothing."""
-        for number, samples in self.claims.pop((worker, session, step), ()):
-            course = self._courses[number]
-            reader = course.readers.get((worker, session))
-            if reader is None or samples <= reader.settled:
-                continue
-            ranges = take(reader.given, samples - reader.settled)
-            reader.settled = samples
-            if not applied:
-                course.put_back(ranges)
+        """Make the samples of a push done or free; a push that covers nothing (any more) changes nothing."""
+        key = worker, session
+        claims = self.claims.get(key, {})
+        covers = claims.pop(step, ())
+        if not claims:
+            self.claims.pop(key, None)
+        for number, samples in covers:
+            dataset = self._datasets[number]
+            reader = dataset.readers.get(key)
+            if reader is not None:
+                ranges = reader.settle(samples)
+                if not applied:
+                    dataset.put_back(ranges)
 
-    def keep(self, members: Container[Life]) -> None:
-        """Take back what belongs to lives that are not among ``members``."""
-        self.claims = {k: c for k, c in self.claims.items() if k[:2] in members}
-        for course in self._courses:
-            for life in [life for life in course.readers if life not in members]:
-                course.put_back(course.readers.pop(life).has)
+    def keep(self, members: Container[SessionKey]) -> None:
+        """Free whatever sessions hold that are not among ``members``."""
+        self.claims = {key: claims for key, claims in self.claims.items() if key in members}
+        for dataset in self._datasets:
+            dataset.keep(members)
 
-    # ------------------------------------------------------------ what a checkpoint keeps
+    # ------------------------------------------------------------ state
 
     def export(self) -> dict[str, Any]:
-        """Plain JSON data: per data set, the epoch and which positions of it are not done."""
-        return {"sets": [course.export() for course in self._courses]}
+        """What a checkpoint keeps, as plain JSON data: per dataset, the epoch and the positions that are not done."""
+        return {"sets": [dataset.export() for dataset in self._datasets]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``export``: what was given and not done is free again. For a job without workers yet.
+        """Go on from ``export``, in a job without workers yet: what was held and not done is free.
 
         Raises:
-            KeyError, TypeError, ValueError: this is not what ``export`` gives; nothing has changed.
+            KeyError, TypeError, ValueError: ``state`` is not what ``export`` gives; nothing has changed.
         """
-        self._courses, self.claims = [Course.of(each) for each in state["sets"]], {}
+        self._datasets, self.claims = [DatasetProgress.of(each) for each in state["sets"]], {}
+        self._numbers = {dataset.spec: number for number, dataset in enumerate(self._datasets)}
 
     def hand_over(self) -> dict[str, Any]:
-        """Plain JSON data: all but the claims, which come again with the pushes that are not decided."""
-        return {"before": self._before, "sets": [course.hand_over() for course in self._courses]}
+        """All state but the claims, as plain JSON data; claims come again with the pushes that are not decided."""
+        return {"before": self._before, "sets": [dataset.hand_over() for dataset in self._datasets]}
 
     def take_over(self, state: Mapping[str, Any]) -> None:
-        """Be what ``hand_over`` described: a lead whose workers keep the samples that they were given.
+        """Go on from ``hand_over``: workers keep the samples that they were given.
 
         Raises:
-            KeyError, TypeError, ValueError: this is not what ``hand_over`` gives.
+            KeyError, TypeError, ValueError: ``state`` is not what ``hand_over`` gives.
         """
         self.restore(state)
         self._before = int(state["before"])
-        for course, told in zip(self._courses, state["sets"], strict=True):
-            course.take_over(told)
+        for dataset, each in zip(self._datasets, state["sets"], strict=True):
+            dataset.take_over(each)
 
     def begin_after(self, epoch: int) -> None:
-        """Sessions of up to this roster epoch may live on with samples of a lead of before: have them join again."""
+        """Have sessions of up to this roster epoch join again: they may hold samples that an earlier lead gave."""
         self._before = epoch
 
     # ------------------------------------------------------------ inside
 
-    def _covered(self, life: Life, number: int, reader: Reader) -> int:
-        """Samples of a data set that pushes of this life cover, whether they are settled or not."""
-        claims = (covers for claim, covers in self.claims.items() if claim[:2] == life)
+    def _covered(self, key: SessionKey, number: int, reader: Reader) -> int:
+        """Samples of a dataset that pushes of this session cover, whether they are settled or not."""
+        claims = self.claims.get(key, {}).values()
         return max(reader.settled, *(samples for covers in claims for n, samples in covers if n == number), 0)
 
-    def _known(self, worker: str, session: int) -> None:
+    def _check_session(self, worker: str, session: int) -> None:
         if session <= self._before:
             raise UnknownWorker(
                 f"session {session} of worker {worker!r} is older than this lead, which gave it no samples; join again"
             )
 
-    def _course(self, ask: Ask) -> tuple[int, Course]:
-        data = ask.data
-        if not 1 <= data.size < 1 << 53 or not 0 <= data.seed < 1 << 63 or len(data.name) > MAX_NAME:
+    def _number(self, request: SampleRequest) -> int:
+        """The number of the dataset that is asked for, which begins with its first request."""
+        spec = request.data
+        if not 1 <= spec.size < 1 << 53 or not 0 <= spec.seed < 1 << 63 or len(spec.name) > MAX_NAME:
             raise ProtocolError(
-                f"worker {ask.worker!r} names an impossible data set: {data.size} samples, seed {data.seed}"
+                f"worker {request.worker!r} names an impossible data set: {spec.size} samples, seed {spec.seed}"
             )
-        if not 1 <= ask.batch < 1 << 31 or not 1 <= ask.epochs < 1 << 31:
-            numbers = f"{ask.batch} and {ask.epochs}"
-            raise ProtocolError(f"batch and epochs of worker {ask.worker!r} must be >= 1; got {numbers}")
-        for number, course in enumerate(self._courses):
-            if course.data == data:
-                return number, course
-        if len(self._courses) == MAX_SETS:
-            raise ProtocolError(
-                f"worker {ask.worker!r} brings data set number {MAX_SETS + 1} ; use epochs=N, not a seed per epoch"
-            )
-        self._courses.append(Course(data, 0, [(0, data.size)]))
-        return len(self._courses) - 1, self._courses[-1]
+        if not 1 <= request.batch < 1 << 31 or not 1 <= request.epochs < 1 << 31:
+            numbers = f"{request.batch} and {request.epochs}"
+            raise ProtocolError(f"batch and epochs of worker {request.worker!r} must be >= 1; got {numbers}")
+        number = self._numbers.get(spec)
+        if number is None:
+            if len(self._datasets) == MAX_DATASETS:
+                raise ProtocolError(
+                    f"worker {request.worker!r} brings data set number {MAX_DATASETS + 1}; use epochs=N, not a seed "
+                    "per epoch"
+                )
+            number = self._numbers[spec] = len(self._datasets)
+            self._datasets.append(DatasetProgress(spec, 0, [(0, spec.size)]))
+        return number
 
-    def _unready(self, course: Course, roster: Roster, open_step: int) -> Later | None:
-        """In step, a deal is for everyone: whom it has to wait for."""
+    def _later(self, dataset: DatasetProgress, roster: Roster, open_step: int) -> Later | None:
+        """Whom a deal waits for, where it is for all workers at once; None: it can be done now."""
         if self._mode.stale:
             return None
         if not roster.open:
-            here = spoken(tuple([m.name for m in roster.members]))
+            here = name_list(tuple([m.name for m in roster.members]))
             return Later((), f"the data is dealt when the first workers are complete; {here} joined")
-        epoch = course.epoch + course.complete
-        there = [(m.name, course.readers.get(m.life)) for m in roster.members if m.first_step <= open_step]
-        names = tuple([name for name, r in there if r is None or (r.epochs <= epoch and not r.broke_off)])
+        epoch = dataset.epoch + dataset.complete
+        readers = [(m.name, dataset.readers.get(m.key)) for m in roster.members if m.first_step <= open_step]
+        names = tuple([name for name, r in readers if r is None or (r.epochs <= epoch and not r.stopped)])
         if not names:
             return None
-        what = f"epoch {epoch} of {course.data.called}"
-        return Later(names, f"{what} is dealt to all at once, and {spoken(names)} has not asked for it")
+        what = f"epoch {epoch} of {dataset.spec.title}"
+        return Later(names, f"{what} is dealt to all at once, and {name_list(names)} has not asked for it")
 
 
 def _epochs(count: int) -> str:

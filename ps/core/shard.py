@@ -17,12 +17,12 @@ from typing import Any
 
 from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
 from torch_ps.ps.core.consistent_cut import Cut, Sections
-from torch_ps.ps.core.dataset_progress import DataSet
+from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.effects import Apply, Discard, Effect, Effects, Evict, Wait
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.core.sample_assigner import Answer, Ask, Data
+from torch_ps.ps.core.sample_assigner import SampleAssigner, SampleRequest, SampleResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,15 @@ class Shard:
         data: on the lead, which samples are whose.
     """
 
-    def __init__(self, *, buckets: int, mode: Mode, sections: Sections | None = None, data: Data | None = None) -> None:
+    def __init__(
+        self, *, buckets: int, mode: Mode, sections: Sections | None = None, data: SampleAssigner | None = None
+    ) -> None:
         self.roster = Roster()
         self.cut = Cut(buckets, sections)
         self._data = data
         self._policies = [mode.policy(b) for b in range(buckets)]
         for policy in self._policies:
-            policy.progress.cut = self.cut
+            policy.ledger.cut = self.cut
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
 
@@ -88,24 +90,24 @@ class Shard:
     @property
     def samples(self) -> float:
         """Sum of all weights that the first bucket has absorbed."""
-        return self._policies[0].progress.samples if self._policies else 0.0
+        return self._policies[0].ledger.samples if self._policies else 0.0
 
     @property
     def versions(self) -> tuple[int, ...]:
-        return tuple([p.progress.version for p in self._policies])
+        return tuple([p.ledger.version for p in self._policies])
 
     @property
     def begun(self) -> bool:
         """A push has been applied. Versions alone do not say so: a step may close empty."""
-        return any(p.progress.num_pushes for p in self._policies)
+        return any(p.ledger.num_pushes for p in self._policies)
 
     def records(self) -> list[dict[str, Any]]:
-        """How far each bucket is now, in order; see ``Progress.as_dict``."""
-        return [policy.progress.as_dict() for policy in self._policies]
+        """How far each bucket is now, in order; see ``Ledger.as_dict``."""
+        return [policy.ledger.as_dict() for policy in self._policies]
 
     def replicate(self, bucket: int) -> dict[str, Any]:
         """From now on every ``Apply`` of this bucket carries its progress. Gives that of now."""
-        progress = self._policies[bucket].progress
+        progress = self._policies[bucket].ledger
         progress.replicated = True
         return progress.as_dict()
 
@@ -116,7 +118,7 @@ class Shard:
     def replicate_none(self) -> None:
         """There is no standby any more."""
         for policy in self._policies:
-            policy.progress.replicated = False
+            policy.ledger.replicated = False
 
     def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the records of a cut, one per bucket in order; before the first roster.
@@ -125,7 +127,7 @@ class Shard:
             KeyError, TypeError, ValueError: a record is not what an ``Apply`` carries.
         """
         for policy, record in zip(self._policies, records, strict=True):
-            policy.progress.restore(record)
+            policy.ledger.restore(record)
 
     def set_roster(self, roster: Roster) -> Effects:
         """Follow the lead to a new epoch; one that is not newer changes nothing."""
@@ -195,7 +197,7 @@ class Shard:
         return (Wait(push.worker, push.session, push.bucket, push.step, (), self._behind(_needs(push))),)
 
     def pull(self, worker: str | None, session: int, bucket: int, now: float = 0.0) -> Effects:
-        """Ask for parameters. ``worker`` None is an observer, answered at once; its ``session`` is echoed.
+        """SampleRequest for parameters. ``worker`` None is an observer, answered at once; its ``session`` is echoed.
 
         Raises:
             UnknownWorker: (worker, session) is not in the roster; join again.
@@ -203,15 +205,15 @@ class Shard:
         """
         policy = self._policy(bucket)
         if worker is None:
-            version = policy.progress.version
-            return (policy.progress.answer(None, session, None, next_step=version, reason="an observer looks on"),)
+            version = policy.ledger.version
+            return (policy.ledger.answer(None, session, None, next_step=version, reason="an observer looks on"),)
         self._admit(worker, session)
         if session <= self.roster.epoch:
             return policy.pull(self._members[worker], now)
         self._parked.setdefault((worker, session, bucket, False), _Parked(None, now))
         return (Wait(worker, session, bucket, None, (), self._behind(session)),)
 
-    def ask(self, ask: Ask) -> Answer:
+    def request_samples(self, ask: SampleRequest) -> SampleResponse:
         """Lead: give samples to a worker.
 
         Raises:
@@ -220,7 +222,7 @@ class Shard:
         """
         return self._lead_data(ask.worker, ask.session).ask(ask, self.roster, self.clock)
 
-    def give_back(self, worker: str, session: int, data: DataSet, received: int) -> None:
+    def return_samples(self, worker: str, session: int, data: DatasetSpec, received: int) -> None:
         """Lead: a worker stops reading and keeps ``received`` samples; what more it has is for others.
 
         Raises:
@@ -228,7 +230,7 @@ class Shard:
         """
         self._lead_data(worker, session).give_back(worker, session, data, received)
 
-    def _lead_data(self, worker: str, session: int) -> Data:
+    def _lead_data(self, worker: str, session: int) -> SampleAssigner:
         if self._data is None:
             raise ProtocolError("this shard gives out no data; ask the lead, shard 0")
         if not self._is_member(worker, session):

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch_ps.ps.core.asynchronous import AsyncPolicy, Verdict
+from torch_ps.ps.core.asynchronous import Asynchronous, Verdict
 from torch_ps.ps.core.effects import Discard, Effect, Effects, Wait
-from torch_ps.ps.core.policy import Hold, Push, spoken
+from torch_ps.ps.core.policy import Hold, Push, name_list
 from torch_ps.ps.core.roster import Member, Roster
 
 
@@ -35,7 +35,7 @@ class _Held:
     since: float
 
 
-class SspPolicy(AsyncPolicy):
+class StaleSynchronous(Asynchronous):
     """One bucket under ``--mode ssp``.
 
     Args:
@@ -53,17 +53,17 @@ class SspPolicy(AsyncPolicy):
 
     @property
     def clock(self) -> int:
-        return self.progress.floor
+        return self.ledger.floor
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
         if push.step < member.first_step:
             reason = f"{push.worker} takes part from step {member.first_step} on; step {push.step} is before it"
             discard = Discard(push.worker, push.session, push.bucket, push.step, reason)
             return discard, *self._answer_or_hold(member, Verdict(push.step, 0, False, reason), now)
-        slowest = self.next_step(member) <= self.progress.floor
+        slowest = self.next_step(member) <= self.ledger.floor
         effects, verdict = self._decide(push)
         freed: Effects = ()
-        if slowest and self.next_step(member) > self.progress.floor:
+        if slowest and self.next_step(member) > self.ledger.floor:
             self._num_slowest -= 1
             freed = self._advance() if self._num_slowest <= 0 else ()
         return *effects, *freed, *self._answer_or_hold(member, verdict, now)
@@ -92,14 +92,14 @@ class SspPolicy(AsyncPolicy):
         )
 
     def _count(self, worker: str, session: int) -> int | None:
-        entry = self.progress.entry(worker, session)
+        entry = self.ledger.entry(worker, session)
         return self._first.get((worker, session)) if entry is None else entry.step + 1
 
     def _advance(self) -> Effects:
         """Raise the floor and answer those who have waited for that."""
         if self._roster.open and self._roster.members:
-            self.progress.floor = max(self.progress.floor, min(self.next_step(m) for m in self._roster.members))
-        self._num_slowest = sum(self.next_step(m) <= self.progress.floor for m in self._roster.members)
+            self.ledger.floor = max(self.ledger.floor, min(self.next_step(m) for m in self._roster.members))
+        self._num_slowest = sum(self.next_step(m) <= self.ledger.floor for m in self._roster.members)
         effects: list[Effect] = []
         for key, held in list(self._held.items()):
             if self._may_read(held.member):
@@ -114,14 +114,14 @@ class SspPolicy(AsyncPolicy):
         return (self._wait(member, verdict.step),)
 
     def _may_read(self, member: Member) -> bool:
-        return self.next_step(member) - self.progress.floor <= self._slack
+        return self.next_step(member) - self.ledger.floor <= self._slack
 
     def _wait(self, member: Member, step: int | None) -> Wait:
         clock, bound = self.next_step(member), self.next_step(member) - self._slack
         slow = tuple([m.name for m in self._roster.members if self.next_step(m) < bound])
         if slow:
-            why = f"waits for {spoken(slow)} at clock {min(map(self.next_step, self._roster.members))}"
+            why = f"waits for {name_list(slow)} at clock {min(map(self.next_step, self._roster.members))}"
         else:
             why = "waits for the first quorum"
         reason = f"{member.name} at clock {clock} {why}; slack is {self._slack}"
-        return Wait(member.name, member.session, self.progress.bucket, step, slow, reason)
+        return Wait(member.name, member.session, self.ledger.bucket, step, slow, reason)

@@ -25,8 +25,8 @@ from typing import Any
 
 from torch_ps.common.errors import StepConflict
 from torch_ps.ps.core.effects import Contribution, Discard, Effect, Effects, Release, Wait
-from torch_ps.ps.core.ledger import Progress
-from torch_ps.ps.core.policy import Hold, Push, spoken
+from torch_ps.ps.core.ledger import Ledger
+from torch_ps.ps.core.policy import Hold, Push, name_list
 from torch_ps.ps.core.roster import Member, Roster
 
 
@@ -38,7 +38,7 @@ class _Pushed:
     since: float | None
 
 
-class SyncPolicy:
+class Synchronous:
     """One bucket under ``--mode sync``.
 
     Args:
@@ -46,7 +46,7 @@ class SyncPolicy:
     """
 
     def __init__(self, bucket: int, *, backups: int = 0) -> None:
-        self.progress = Progress(bucket)
+        self.ledger = Ledger(bucket)
         self._backups = backups
         self._roster = Roster()
         self._last_first_step = 0  # of the newest member: from it on every step requires the whole roster
@@ -57,10 +57,10 @@ class SyncPolicy:
 
     @property
     def clock(self) -> int:
-        return self.progress.version
+        return self.ledger.version
 
     def check(self, push: Push) -> None:
-        open_step = self.progress.version
+        open_step = self.ledger.version
         if push.step > open_step:
             raise StepConflict(
                 f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket}; step {open_step} is open"
@@ -72,7 +72,7 @@ class SyncPolicy:
             )
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
-        if push.step < self.progress.version:
+        if push.step < self.ledger.version:
             return self._closed(push)
         held = self._pushed.get(push.worker)
         if held is None and push.worker not in self._missing:
@@ -85,7 +85,7 @@ class SyncPolicy:
         return self._close() or (self._wait(push.worker, push.session, push.step),)
 
     def pull(self, member: Member, now: float) -> Effects:
-        if member.first_step > self.progress.version:
+        if member.first_step > self.ledger.version:
             self._early[member.name, None] = member, now
             return (self._wait(member.name, member.session, None),)
         return (self._fresh(member, None),)
@@ -100,10 +100,10 @@ class SyncPolicy:
                 reason = f"{worker} left the roster before step {push.step} closed"
                 effects.append(Discard(worker, push.session, push.bucket, push.step, reason))
         self._early = {k: v for k, v in self._early.items() if (v[0].name, v[0].session) in members}
-        self.progress.keep(members)
+        self.ledger.keep(members)
         self._roster = roster
         self._last_first_step = max((m.first_step for m in roster.members), default=0)
-        self._required = roster.required(self.progress.version)
+        self._required = roster.required(self.ledger.version)
         self._open()
         return (*effects, *self._close())
 
@@ -114,7 +114,7 @@ class SyncPolicy:
         self._early = {k: v for k, v in self._early.items() if (v[0].name, v[0].session) != (worker, session)}
 
     def next_step(self, member: Member) -> int:
-        return max(self.progress.version, member.first_step)
+        return max(self.ledger.version, member.first_step)
 
     def holds(self) -> tuple[Hold, ...]:
         waiting: list[tuple[str, int, int | None, float | None]]
@@ -129,8 +129,8 @@ class SyncPolicy:
 
     def _open(self) -> None:
         """Count afresh who is required for the open step and who of them is missing."""
-        if self.progress.version <= self._last_first_step:
-            self._required = self._roster.required(self.progress.version)
+        if self.ledger.version <= self._last_first_step:
+            self._required = self._roster.required(self.ledger.version)
         self._missing = set(self._required).difference(self._pushed)
 
     @property
@@ -142,7 +142,7 @@ class SyncPolicy:
     def _close(self) -> Effects:
         effects: list[Effect] = []
         while self._roster.open and self._roster.members and not self._num_missing:
-            step = self.progress.version
+            step = self.ledger.version
             pushed = [self._pushed[worker] for worker in self._required if worker in self._pushed]
             self._pushed.clear()
             reason = (
@@ -151,33 +151,33 @@ class SyncPolicy:
                 else f"step {step} closed empty: all of its workers have left"
             )
             contributions = tuple([Contribution(p.push.worker, p.push.session, step, p.push.weight, 0) for p in pushed])
-            effects.append(self.progress.apply(contributions, reason))
+            effects.append(self.ledger.apply(contributions, reason))
             self._open()
             for p in pushed:
                 if p.since is not None:
                     worker, session = p.push.worker, p.push.session
                     effects.append(self._answer(worker, session, step, next_step=step + 1, reason=reason))
         for key, (member, _) in list(self._early.items()):
-            if member.first_step <= self.progress.version:
+            if member.first_step <= self.ledger.version:
                 del self._early[key]
                 effects.append(self._fresh(member, key[1]))
         return tuple(effects)
 
     def _closed(self, push: Push) -> Effects:
         """Answer a push of a step that has closed: a repeat if the ledger has it, else late."""
-        entry = self.progress.entry(push.worker, push.session)
+        entry = self.ledger.entry(push.worker, push.session)
         applied = entry is not None and push.step <= entry.step
         reason = (
             f"step {push.step} of {push.worker} has been applied before"
             if applied
-            else f"step {push.step} closed without {push.worker}; step {self.progress.version} is open"
+            else f"step {push.step} closed without {push.worker}; step {self.ledger.version} is open"
         )
         answer = self._answer(
             push.worker,
             push.session,
             push.step,
-            next_step=self.progress.version,
-            staleness=0 if applied else max(0, self.progress.version - push.base),
+            next_step=self.ledger.version,
+            staleness=0 if applied else max(0, self.ledger.version - push.base),
             applied=applied,
             reason=reason,
         )
@@ -192,10 +192,10 @@ class SyncPolicy:
 
     def _answer(self, worker: str, session: int, step: int | None, **facts: Any) -> Release:
         """No step closes without this worker's push, unless it may be a backup worker in it."""
-        return self.progress.answer(worker, session, step, stable=not self._backups, **facts)
+        return self.ledger.answer(worker, session, step, stable=not self._backups, **facts)
 
     def _fresh(self, member: Member, step: int | None) -> Effect:
-        version = self.progress.version
+        version = self.ledger.version
         return self._answer(
             member.name,
             member.session,
@@ -207,11 +207,11 @@ class SyncPolicy:
 
     def _wait(self, worker: str, session: int, step: int | None) -> Wait:
         waiting_for = tuple([w for w in self._required if w in self._missing])
-        open_step = self.progress.version
+        open_step = self.ledger.version
         if waiting_for:
             count = self._num_missing
             some = f"{count} of " if 0 < count < len(waiting_for) else ""
-            reason = f"step {open_step} waits for {some}{spoken(waiting_for)}"
+            reason = f"step {open_step} waits for {some}{name_list(waiting_for)}"
         else:
-            reason = f"step {open_step} waits for the first quorum; {spoken(self._required)} pushed it"
-        return Wait(worker, session, self.progress.bucket, step, waiting_for, reason)
+            reason = f"step {open_step} waits for the first quorum; {name_list(self._required)} pushed it"
+        return Wait(worker, session, self.ledger.bucket, step, waiting_for, reason)

@@ -1,36 +1,41 @@
-"""Work on the tensors of one bucket: what the engine has put in its lane, in order, one run at a time.
+"""Jobs of one bucket: average gradients, step the optimizer, encode responses; run in order, one run at a time.
 
-    Step | Update --> mean --> compensate --> optimizer --> record for the standby, copy for a cut
-    Answer --> encode, once for all workers that have the same to come
-    Turn --> whatever else has to happen in this order
+    Step | Update --> mean --> compensation --> optimizer --> record for the standby, copy for a checkpoint
+    Response -------> encode, once for all workers that get the same bytes
+    Turn -----------> anything else that has to happen in this order
 
-Runs on a thread of the executor or, of a small bucket, on the event loop (``lanes.py``). What it makes goes
-back to the loop as one ``Done``; nothing here sends or counts.
+A run is all jobs of one bucket that can go (``lanes.py``); it executes on an apply thread or, for a small bucket, on
+the event loop. Its result returns to the loop as one ``Done``. Nothing here sends or counts.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from torch_ps.common import codecs
+from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.trace import Trace
-from torch_ps.ps.core.effects import Apply
+from torch_ps.common.wire.frames import pack
+from torch_ps.ps.core.effects import Apply, Release
 from torch_ps.ps.engine.delay_compensation import Compensator
-from torch_ps.ps.engine.divergence_monitor import Doctor
+from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.grad_clip import Update
 from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
-from torch_ps.ps.engine.recorder import Recorder
-from torch_ps.ps.engine.responses import Answer, Answers, Shared
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.transport.streams import Stream
 
-#: Bytes of a frame that is not held up for others.
+#: Bytes of a frame that is handed to the event loop at once; smaller ones may wait for other runs.
 LARGE_FRAME = 4096
+
+#: Frame and payload bytes by serialized header, valid until the next step of the bucket.
+EncodedFrames = dict[bytes, tuple[bytes, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +47,43 @@ class Step:
     hyper: Hyper
 
 
+@dataclass(slots=True)
+class Response:
+    """A ``Release`` and the stream it leaves by."""
+
+    release: Release
+    stream: Stream
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Something else to do with one bucket in its lane's order: in its run, then ``done`` on the event loop."""
+    """Any other action on one bucket in its lane's order: ``run`` within the run, then ``done`` on the event loop."""
 
-    run: Callable[[], Sequence[bytes]]  # gives frames for the standby
+    run: Callable[[], Sequence[bytes]]  # returns frames for the standby
     done: Callable[[], None] = lambda: None
 
 
-Job = Step | Update | Answer | Turn
+BucketJob = Step | Update | Response | Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What one run of a lane has made: frames to send with their payload's size, gradients left out, steps."""
+    """Result of one run.
+
+    Attributes:
+        frames: Responses as (stream, frame, bytes of payload).
+        left_out: Gradients that are not finite.
+        steps: Number of optimizer steps.
+        seconds: Wall time of the run.
+        records: Frames for the standby.
+        turns: Turns that ran; their ``done`` is still to be called.
+    """
 
     frames: list[tuple[Stream, bytes, int]]
     left_out: list[NonFinite]
     steps: int
     seconds: float
-    records: list[bytes]  # for the standby
+    records: list[bytes]
     turns: list[Turn]
 
     @property
@@ -69,35 +91,134 @@ class Done:
         return any(len(frame) > LARGE_FRAME for _, frame, _ in self.frames)
 
 
-class Work:
-    """What ``Lanes`` runs. The arguments are the engine's own.
+class Recorder(Protocol):
+    """Records steps and responses for a standby, and holds back what must wait until the standby has them.
+
+    ``torch_ps.ps.failover.primary`` implements it.
+    """
+
+    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
+        """Frames about a step with gradient ``mean`` (None: the values stay). Called in the bucket's run."""
+
+    def answered(self, bucket: Bucket, response: Response) -> list[bytes]:
+        """Frames about what the worker will have. Called in the bucket's run, before the response is encoded."""
+
+    def data(self) -> list[bytes]:
+        """Frames about the assignment of samples to workers; none on a shard that is not the lead."""
+
+    def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
+        """Send ``frames``; call ``then`` once the standby has them and everything before them."""
+
+
+class ResponseEncoder:
+    """Encodes the responses of one shard. A response travels in its frame, in shared memory, or as a difference.
+
+    Args:
+        store: Parameters of the shard.
+        arenas: Shared memory of the workers on this host.
+        compensator: Delay compensation, which records what each worker pulled; None: off.
+        first: Index of the shard's first bucket, whose responses name the contributors.
+        epoch: Returns the newest roster epoch that the shard knows.
+    """
+
+    def __init__(
+        self, store: Store, arenas: Arenas, compensator: Compensator | None, *, first: int, epoch: Callable[[], int]
+    ) -> None:
+        self._store, self._arenas, self._compensator = store, arenas, compensator
+        self._first, self._epoch = first, epoch
+
+    def encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[bytes, int]:
+        """Frame of one response and the bytes of its payload. ``encoded`` is shared by workers that get the same."""
+        store, stream, release = self._store, response.stream, response.release
+        codec = codecs.codec("none") if bucket.rule == "mean" else stream.codec
+        place = pb.FRAME
+        if codec.name == "none" and (release.worker, release.session) in self._arenas.workers:
+            place = self._arenas.place(release, bucket.index, store.host)
+        difference = None
+        if codec.coarse:
+            difference = store.encode_lacking(bucket.index, codec, stream.copies, release.version)
+        if difference is not None:
+            if (whole := stream.copies.lost(bucket.index)) is not None:
+                codec, difference = codecs.codec("none"), codecs.codec("none").encode(whole)
+            header = self._header(bucket, release, codec, delta=whole is None)
+            frame, size = pack(header, difference), sum(map(len, difference))
+        else:
+            codec = codecs.codec("none") if codec.coarse else codec
+            header = self._header(bucket, release, codec, place=place)
+            key = header.SerializeToString()
+            if key not in encoded:
+                parts = store.encode(bucket.index, codec) if place == pb.FRAME else ()
+                encoded[key] = pack(header, parts), sum(map(len, parts)) or 4 * bucket.numel
+            frame, size = encoded[key]
+        if self._compensator is not None:
+            self._note_pulled(self._compensator, bucket, response, codec, memoryview(frame)[len(frame) - size :])
+        return frame, size
+
+    def _header(self, bucket: Bucket, release: Release, codec: Codec, **where: Any) -> pb.DownHeader:
+        return pb.DownHeader(
+            bucket=bucket.index,
+            version=release.version,
+            next_step=release.next_step,
+            step=release.step,
+            staleness=release.staleness,
+            applied=release.applied,
+            samples=release.samples,
+            codec=codec.name,
+            **where,
+            epoch=self._epoch(),
+            contributor=release.contributors if bucket.index == self._first else (),
+        )
+
+    def _note_pulled(
+        self, compensator: Compensator, bucket: Bucket, response: Response, codec: Codec, payload: memoryview
+    ) -> None:
+        """Tell the compensator the values that this worker decodes, which a lossy codec makes differ from ours."""
+        stream, version = response.stream, response.release.version
+        if stream.worker is None or bucket.rule != "optimizer":
+            return
+        values = stream.copies.get(bucket.index) if stream.codec.coarse else None
+        if values is None and codec.name == "none":
+            values = self._store.values(bucket.index)
+        elif values is None:
+            values = codec.decode(payload, torch.empty(bucket.numel))
+        compensator.pulled(bucket.index, stream.worker, stream.session, version, values.to(self._store.device))
+
+
+class JobRunner:
+    """Executes the runs of all lanes of one shard.
+
+    Args:
+        store: Parameters and optimizers of the shard.
+        encoder: Encoder of responses.
+        compensator: Delay compensation; None: off.
+        monitor: Divergence monitor; None: off.
+        trace: Spans of the traced steps.
 
     Attributes:
-        take: called with a bucket that has come to a cut and its record.
-        recorder: while answers wait for a standby.
-        unsettled: of a standby that took over: copies to settle before a bucket changes, by bucket.
+        take: Called with a bucket at a cut and the record of its progress; None: no checkpoints.
+        recorder: Set while responses have to wait for a standby.
+        unsettled: On a standby that took over, copies to settle before their bucket changes, by bucket.
     """
 
     def __init__(
         self,
         store: Store,
-        arenas: Arenas,
-        answers: Answers,
+        encoder: ResponseEncoder,
         compensator: Compensator | None,
-        doctor: Doctor | None,
+        monitor: DivergenceMonitor | None,
         trace: Trace,
     ) -> None:
-        self._store, self._arenas, self._answers = store, arenas, answers
-        self._compensator, self._doctor, self._trace = compensator, doctor, trace
+        self._store, self._encoder = store, encoder
+        self._compensator, self._monitor, self._trace = compensator, monitor, trace
         self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
         self.recorder: Recorder | None = None
         self.unsettled: dict[int, Sequence[Copies]] = {}
 
-    def run(self, bucket: Bucket, jobs: Iterable[Job]) -> Done:
-        """Do the jobs of one bucket, oldest first."""
+    def run(self, bucket: Bucket, jobs: Iterable[BucketJob]) -> Done:
+        """Execute the jobs of one bucket, oldest first."""
         frames: list[tuple[Stream, bytes, int]] = []
         left_out: list[NonFinite] = []
-        shared: Shared = {}
+        encoded: EncodedFrames = {}
         records: list[bytes] = []
         turns: list[Turn] = []
         recorder = self.recorder
@@ -106,32 +227,32 @@ class Work:
             if isinstance(job, Turn):
                 records += job.run()
                 turns.append(job)
-            elif isinstance(job, Answer):
+            elif isinstance(job, Response):
                 if recorder is not None:
                     records += recorder.answered(bucket, job)
-                frames.append(self._encoded(bucket, job, shared))
+                frames.append(self._encode(bucket, job, encoded))
             else:
-                left_out += self._applied(bucket, job, recorder, records)
-                shared.clear()
+                left_out += self._apply(bucket, job, recorder, records)
+                encoded.clear()
                 steps += 1
         return Done(frames, left_out, steps, time.perf_counter() - begin, records, turns)
 
-    def _encoded(self, bucket: Bucket, answer: Answer, shared: Shared) -> tuple[Stream, bytes, int]:
-        step = -1 if answer.release.step is None else answer.release.step
-        with self._trace.span("encode", step, bucket.index, answer.release.worker or ""):
-            frame, size = self._answers.frame(bucket, answer, shared)
-        return answer.stream, frame, size
+    def _encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[Stream, bytes, int]:
+        step = -1 if response.release.step is None else response.release.step
+        with self._trace.span("encode", step, bucket.index, response.release.worker or ""):
+            frame, size = self._encoder.encode(bucket, response, encoded)
+        return response.stream, frame, size
 
-    def _applied(
+    def _apply(
         self, bucket: Bucket, job: Step | Update, recorder: Recorder | None, records: list[bytes]
     ) -> list[NonFinite]:
-        """Make a step; what of it was not finite. Adds to ``records``."""
+        """Make one step and add to ``records``; returns the gradients that were left out."""
         index, apply = bucket.index, job.apply
         for copies in self.unsettled.pop(index, ()) if self.unsettled else ():
             copies.settle(index, self._store.host(index))
         worker, _, step = apply.group
-        with self._trace.span("apply", step, index, worker), self._arenas.changing(index, apply.version):
-            left_out, mean = self._update(bucket, job)
+        with self._trace.span("apply", step, index, worker), self._store.changing(index, apply.version):
+            left_out, mean = self._mean(bucket, job)
             if recorder is not None:
                 records += recorder.step(bucket, apply, mean, job.hyper)
             if mean is not None:
@@ -141,8 +262,8 @@ class Work:
             self.take(bucket, apply.record)
         return left_out
 
-    def _update(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], torch.Tensor | None]:
-        """What the optimizer gets, fp32 of shape (numel,); None: nothing, so that the bucket stays as it is."""
+    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], torch.Tensor | None]:
+        """Gradient for the optimizer, fp32 of shape (numel,); None: the bucket's values stay as they are."""
         index, coefficient = bucket.index, 1.0
         if isinstance(job, Step):
             with self._trace.span("mean", job.apply.group[2], index):
@@ -152,8 +273,8 @@ class Work:
         if mean is None or not coefficient:
             return left_out, None
         values = self._store.values(index)
-        if self._doctor is not None and (watch := self._doctor.watch(index, job.apply, job.hyper, coefficient)):
-            watch(mean.cpu(), values.cpu())
+        if self._monitor is not None and (observe := self._monitor.observer(index, job.apply, job.hyper, coefficient)):
+            observe(mean.cpu(), values.cpu())
         if coefficient != 1.0:
             mean = mean * coefficient
         if self._compensator is not None and bucket.rule == "optimizer":
@@ -161,6 +282,6 @@ class Work:
         return left_out, mean
 
 
-def waits(job: Job) -> bool:
-    """Whether it cannot run yet: the norm of its update is not known."""
+def must_wait(job: BucketJob) -> bool:
+    """Whether a job cannot run yet because the norm of its update is unknown."""
     return isinstance(job, Update) and job.coefficient is None

@@ -1,23 +1,24 @@
-"""Warns before asynchronous SGD diverges: measures curvature from gradients that come in anyway, on a schedule.
+"""Warns before asynchronous SGD diverges: estimates curvature from the pushed gradients, on a schedule.
 
-A gradient that is applied at version b was computed at an older one, from parameters s away. The first push whose base
-is b brings the gradient at the parameters of version b itself, so the difference y of the two is the curvature times s:
+A gradient that is applied at version b was computed at an older version, from parameters at a distance s. The first
+push whose base is b carries the gradient at the parameters of version b itself, so the difference y of the two is the
+curvature times s:
 
     version      base ............... b ...................... t
     push applied at b: g(base)        |      push applied at t: g(b)
     s = w(b) - w(base)                       y = g(b) - g(base)            y s / s s <= largest curvature
 
-Neither gradient is part of s, so the noise of their batches averages out. A pair is also set against the latest one
-whose gradients were all applied before its own s began, for the same reason (see ``core/divergence.py``, which judges).
+Neither gradient is part of s, so the noise of their batches averages out. For the same reason a pair is also compared
+with the latest pair whose gradients were all applied before its own s began (``core/divergence.py`` judges both).
 
 Rules of this file
-  1. It reads parameters and gradients and never writes one; what fails here is logged once and ends the doctor, not
-     the job.
-  2. Calls for one bucket never overlap, calls for different buckets may: what buckets share is under the lock.
-  3. Between looks a push costs one comparison. A look lasts some rounds; the first is long, because most runs that
-     diverge do so at their start, and a learning rate that rises starts another at once.
+  1. It reads parameters and gradients and never writes them. An exception here is logged once and turns the monitor
+     off; the job continues.
+  2. Calls for one bucket never overlap, calls for different buckets may: the lock guards what buckets share.
+  3. Between looks a push costs one comparison. A look lasts some rounds. The first is long, because most runs that
+     diverge do so at their start; a rising learning rate starts another look at once.
 
-Memory: about seven samples for each version of staleness; a sample is at most ``SAMPLE`` values in all buckets.
+Memory: about seven samples for each version of staleness; a sample has at most ``SAMPLE`` values over all buckets.
 """
 
 import logging
@@ -35,7 +36,7 @@ import torch
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
-from torch_ps.ps.core.divergence import Judge, Window
+from torch_ps.ps.core.divergence import DivergenceDetector, Window
 from torch_ps.ps.core.effects import Apply
 from torch_ps.ps.core.lr_stability import Reading, swing
 from torch_ps.ps.core.modes import Mode
@@ -44,28 +45,28 @@ log = logging.getLogger("torch_ps.ps")
 
 F32 = npt.NDArray[np.float32]
 
-#: Values of a shard that are looked at; all of them in a smaller model.
+#: Number of sampled values of a shard; a smaller model is sampled whole.
 SAMPLE = 8192
-#: Values that are taken together: a line of the processor's cache, which is what memory is read by.
+#: Length of a run of sampled values: one cache line, the unit in which memory is read.
 RUN = 16
-#: Versions of the first look.
+#: Number of versions in the first look.
 FIRST_LOOK = 1024
-#: Windows of every other look, and how many times longer the pause after it is.
+#: Number of windows in every later look, and length of the pause after a look as a multiple of it.
 LOOK, PAUSE = 10, 50
-#: Pushes of a window: half a swing in one direction, and at least so many.
+#: Smallest number of pushes in a window, which is half an oscillation long.
 SHORTEST = 8
-#: Workers up to which it looks: samples are kept for every version of staleness.
+#: Largest number of workers at which it looks: it keeps samples for every version of staleness.
 MOST_WORKERS = 64
-#: Rise of the learning rate that calls for a look.
+#: Factor by which the learning rate has to rise to start a look.
 RISE = 1.1
 
-#: Takes (mean gradient, parameters) of one bucket, both of shape (numel,), before the step.
-Watch = Callable[[torch.Tensor, torch.Tensor], None]
+#: Called with (mean gradient, parameters) of one bucket before its step; both fp32 of shape (numel,) on the CPU.
+StepObserver = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A version: its parameters, the gradient that was applied to them, and how far they are from its base."""
+    """One version: its parameters, the gradient applied to them, and their change since the gradient's base."""
 
     values: F32
     gradient: F32
@@ -75,7 +76,7 @@ class _Record:
 
 @dataclass(slots=True)
 class _Open:
-    """A window that some bucket has not left yet."""
+    """A window that at least one bucket has not left."""
 
     edge: int  # version at which it ends
     sums: Window = field(default_factory=Window)
@@ -90,13 +91,15 @@ class _Pair:
 
 
 @dataclass(slots=True)
-class _Patient:
-    """One bucket.
+class _Samples:
+    """Samples of one bucket.
 
     Attributes:
-        index: of the runs of values that are looked at; None: all values.
-        look, window: where it is.
-        calm: learning rate up to which no look out of turn is needed.
+        index: Indices of the sampled runs; None: all values are sampled.
+        records: Versions of the last two windows.
+        pairs: Pairs of gradients, oldest first.
+        look, window: Numbers of the look and the window that the bucket is in.
+        calm: Largest learning rate that starts no look out of turn.
     """
 
     index: npt.NDArray[np.int64] | None
@@ -107,7 +110,7 @@ class _Patient:
     calm: float = 0.0
 
     def sample(self, tensor: torch.Tensor) -> F32:
-        """A copy."""
+        """Copy of the sampled values of ``tensor``."""
         values: F32 = tensor.numpy()
         if self.index is None:
             return values.copy()
@@ -115,13 +118,15 @@ class _Patient:
         return runs.take(self.index, axis=0).reshape(-1)
 
 
-class Doctor:
-    """Looks after the buckets of one shard under SGD.
+class DivergenceMonitor:
+    """Monitors the buckets of one shard under SGD.
 
     Args:
-        num_workers: of the roster, now.
-        advise: takes a warning.
-        report: takes what was read last.
+        buckets: Buckets of the shard.
+        scaled: Whether the learning rate shrinks with staleness.
+        num_workers: Returns the number of workers in the roster.
+        advise: Called with each warning.
+        report: Called with each new reading.
     """
 
     def __init__(
@@ -136,13 +141,13 @@ class Doctor:
         buckets = [bucket for bucket in buckets if bucket.rule == "optimizer"]
         total = sum(bucket.numel for bucket in buckets)
         random = np.random.default_rng(0)
-        self._patients = {}
+        self._buckets = {}
         for bucket in buckets:
             runs = bucket.numel // RUN
             count = max(runs * SAMPLE // total, 1)
             index = np.sort(random.choice(runs, count, replace=False)) if count < runs else None
-            self._patients[bucket.index] = _Patient(index)
-        self._judge = Judge(scaled=scaled)
+            self._buckets[bucket.index] = _Samples(index)
+        self._judge = DivergenceDetector(scaled=scaled)
         self._num_workers, self._advise, self._report = num_workers, advise, report
         self._lock = threading.Lock()
         self._begin, self._end, self._look = 0, FIRST_LOOK, 0
@@ -150,31 +155,34 @@ class Doctor:
         self._length = SHORTEST
         self._momentum = 0.0  # seen last
 
-    def watch(self, bucket: int, apply: Apply, hyper: Hyper, coefficient: float = 1.0) -> Watch | None:
-        """What wants to see the tensors of this step; None: nothing, as nearly always.
+    def observer(self, bucket: int, apply: Apply, hyper: Hyper, coefficient: float = 1.0) -> StepObserver | None:
+        """What has to see the tensors of one step; None for nearly every step: nothing.
 
         Args:
-            coefficient: factor on the gradient (clipping).
+            bucket: Index of the bucket.
+            apply: The step.
+            hyper: Hyperparameters of the step.
+            coefficient: Factor on the gradient, from clipping.
         """
         version = apply.version - 1
-        patient = self._patients.get(bucket)
-        if patient is None or (version < self._begin and hyper.get("lr", 0.0) <= patient.calm):  # type: ignore[operator]
+        samples = self._buckets.get(bucket)
+        if samples is None or (version < self._begin and hyper.get("lr", 0.0) <= samples.calm):  # type: ignore[operator]
             return None
-        return partial(self._guarded, partial(self._see, patient, version, apply, hyper, apply.lr_scale * coefficient))
+        return partial(self._guarded, partial(self._see, samples, version, apply, hyper, apply.lr_scale * coefficient))
 
     # -------------------------------------------------------------- one look
 
-    def _guarded(self, see: Watch, gradient: torch.Tensor, values: torch.Tensor) -> None:
+    def _guarded(self, see: StepObserver, gradient: torch.Tensor, values: torch.Tensor) -> None:
         try:
             with np.errstate(all="ignore"):  # a model that has diverged
                 see(gradient, values)
-        except Exception:  # whatever is wrong with the doctor, training goes on
-            self._patients = {}
+        except Exception:  # rule 1
+            self._buckets = {}
             log.warning("the check for divergence has failed and is off; training goes on", exc_info=True)
 
     def _see(
         self,
-        patient: _Patient,
+        samples: _Samples,
         version: int,
         apply: Apply,
         hyper: Hyper,
@@ -185,16 +193,16 @@ class Doctor:
         lr = _number(hyper, "lr", 1e-3)
         if lr <= 0 or not apply.contributions or self._num_workers() > MOST_WORKERS:
             return
-        patient.calm = RISE * lr
+        samples.calm = RISE * lr
         momentum = self._momentum = _number(hyper, "momentum", 0.0)
-        sums = self._enter(patient, version)
+        sums = self._enter(samples, version)
         if sums is None:
             return
         rate = lr * (1 - _number(hyper, "dampening", 0.0)) if momentum else lr
         sign = -1.0 if hyper.get("maximize") else 1.0
         (contribution,) = apply.contributions
         stale = contribution.staleness
-        found = self._pair(patient, version, stale, patient.sample(values), patient.sample(gradient))
+        found = self._pair(samples, version, stale, samples.sample(values), samples.sample(gradient))
         with self._lock:
             sums.pushes += 1
             sums.scaled += scale * stale
@@ -207,19 +215,19 @@ class Doctor:
                 view.add(sign * float(bent @ moved), energy, rate)
 
     def _pair(
-        self, patient: _Patient, version: int, staleness: int, values: F32, gradient: F32
+        self, samples: _Samples, version: int, staleness: int, values: F32, gradient: F32
     ) -> list[tuple[F32, F32]]:
-        """Changes (of the gradient, of the parameters): of the pair that this push makes, and of its swing."""
+        """(change of the gradient, change of the parameters) for the pair that this push makes and for its swing."""
         base = version - staleness
-        start = patient.records.get(base)
+        start = samples.records.get(base)
         moved = values - start.values if start is not None and staleness else None
-        patient.records[version] = _Record(values, gradient, base, moved)
-        patient.records.pop(version - 2 * self._length, None)
+        samples.records[version] = _Record(values, gradient, base, moved)
+        samples.records.pop(version - 2 * self._length, None)
         if start is None or start.moved is None or base == version:
             return []
         pair = _Pair(version, start.moved, gradient - start.gradient)
         found = [(pair.bent, pair.moved)]
-        pairs = patient.pairs
+        pairs = samples.pairs
         while len(pairs) > 1 and pairs[1].made < start.base:
             pairs.popleft()
         if pairs and pairs[0].made < start.base:
@@ -231,26 +239,26 @@ class Doctor:
 
     # -------------------------------------------------------------- windows
 
-    def _enter(self, patient: _Patient, version: int) -> Window | None:
-        """Move a bucket to the window of ``version``; judge those that all have left. None: the look is over."""
+    def _enter(self, samples: _Samples, version: int) -> Window | None:
+        """Move a bucket to the window of ``version`` and judge windows that all have left. None: the look is over."""
         with self._lock:
             if version < self._begin:  # out of turn
                 self._begin, self._end = version, version + LOOK * self._length
             if not self._open:
                 self._append(0, self._begin)
-            if patient.look != self._look:
-                patient.look, patient.window = self._look, 0
-                patient.records.clear()
-                patient.pairs.clear()
-            while version >= self._open[patient.window].edge:
-                done = patient.window
-                patient.window += 1
-                if patient.window not in self._open:
-                    self._append(patient.window, self._open[done].edge)
+            if samples.look != self._look:
+                samples.look, samples.window = self._look, 0
+                samples.records.clear()
+                samples.pairs.clear()
+            while version >= self._open[samples.window].edge:
+                done = samples.window
+                samples.window += 1
+                if samples.window not in self._open:
+                    self._append(samples.window, self._open[done].edge)
                 self._open[done].passed += 1
-                if self._open[done].passed == len(self._patients) and self._close(self._open.pop(done)):
+                if self._open[done].passed == len(self._buckets) and self._close(self._open.pop(done)):
                     return None
-            return self._open[patient.window].sums
+            return self._open[samples.window].sums
 
     def _append(self, number: int, version: int) -> None:
         half = swing(max(self._num_workers() - 1, 0), self._momentum) / 2
@@ -274,7 +282,7 @@ class Doctor:
         return True
 
 
-def doctor_of(
+def create_monitor(
     mode: Mode,
     model: Model,
     buckets: Sequence[Bucket],
@@ -282,14 +290,16 @@ def doctor_of(
     num_workers: Callable[[], int],
     advise: Callable[[str], None],
     report: Callable[[Reading], None],
-) -> Doctor | None:
-    """The doctor of a shard whose gradients are stale; None where there is nothing to look after.
+) -> DivergenceMonitor | None:
+    """Monitor of a shard that applies stale gradients of SGD; None under any other mode or optimizer.
 
-    Only SGD: another optimizer divides each gradient by a scale of its own, and the limits are not its limits.
+    Other optimizers divide each gradient by a scale of their own, so the limits of SGD do not apply to them.
     """
     if not mode.stale or model.optimizer != "SGD":
         return None
-    return Doctor(buckets, scaled=mode.rate_follows_staleness, num_workers=num_workers, advise=advise, report=report)
+    return DivergenceMonitor(
+        buckets, scaled=mode.rate_follows_staleness, num_workers=num_workers, advise=advise, report=report
+    )
 
 
 def _number(hyper: Hyper, key: str, default: float) -> float:

@@ -1,12 +1,13 @@
-"""Carries out what the core decides: the core, the tensors and the streams of one shard meet here and nowhere else.
+"""Executes the effects of the core: connects the core, the tensors and the streams of one shard.
 
-    frame --> check --> core.push --> effects --+--> lane of the bucket --> work: apply, encode --> streams
-                                                +--> bookkeeping (payloads held, waits, rosters)
+    frame --> check --> core.push --> effects --+--> lane of the bucket --> apply, encode --> streams
+                                                +--> bookkeeping: held payloads, counters
 
 Rules of this file
-  1. Everything runs on the event loop; tensors are touched in ``work.py``.
-  2. Each bucket has one lane: its applies and answers run in the order in which the core decided them, one at a time.
-  3. What a peer sent is checked before the core sees it, so a refused frame leaves no trace.
+  1. Everything here runs on the event loop; ``bucket_jobs.py`` touches the tensors.
+  2. Each bucket has one lane, which runs its steps and responses one at a time in the order of the core's decisions.
+  3. Peer input is checked before the core sees it, so a refused frame changes nothing.
+  4. Work per push and per response is independent of the number of buckets, workers and data sets.
 """
 
 import logging
@@ -30,13 +31,21 @@ from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Evict, Re
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
-from torch_ps.ps.engine.bucket_jobs import Done, Job, Step, Turn, Work, waits
+from torch_ps.ps.engine.bucket_jobs import (
+    BucketJob,
+    Done,
+    JobRunner,
+    Response,
+    ResponseEncoder,
+    Step,
+    Turn,
+    must_wait,
+)
 from torch_ps.ps.engine.delay_compensation import Compensator
-from torch_ps.ps.engine.divergence_monitor import Doctor
-from torch_ps.ps.engine.grad_clip import Ask, Clip, Update
+from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
+from torch_ps.ps.engine.grad_clip import GradientClipper, RequestNorm, Update
 from torch_ps.ps.engine.lanes import SMALL, Lanes
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
-from torch_ps.ps.engine.responses import Answer, Answers
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.transport.streams import Stream, Streams
@@ -46,7 +55,7 @@ log = logging.getLogger("torch_ps.ps")
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A push whose bucket has not closed yet."""
+    """A push that is in no ``Apply`` yet."""
 
     gradient: Gradient
     hyper: Hyper
@@ -54,7 +63,23 @@ class _Held:
 
 
 class Engine:
-    """One shard at work, from the moment its model is known."""
+    """One shard, from the moment its model is known.
+
+    Args:
+        model: Model of the job.
+        buckets: Buckets of this shard.
+        core: State machine of this shard.
+        executor: Apply threads.
+        metrics: Metrics of this shard.
+        streams: Open streams of this shard.
+        clip_norm: Largest norm of an update; 0: no clipping.
+        compensator: Delay compensation; None: off.
+        request_norm: Obtains the norm of an update over all shards.
+        on_failure: Called with an exception that ends the shard.
+        monitor: Divergence monitor; None: off.
+        device: Device of parameters and optimizer state.
+        trace: Spans of the traced steps; None: no trace.
+    """
 
     def __init__(
         self,
@@ -67,9 +92,9 @@ class Engine:
         *,
         clip_norm: float,
         compensator: Compensator | None,
-        ask: Ask,
+        request_norm: RequestNorm,
         on_failure: Callable[[BaseException], None],
-        doctor: Doctor | None = None,
+        monitor: DivergenceMonitor | None = None,
         device: torch.device = CPU,
         trace: Trace | None = None,
     ) -> None:
@@ -85,7 +110,7 @@ class Engine:
         self.late = 0
         self.nonfinite = 0
         self.bytes_pushed = self.bytes_pulled = 0
-        self.busy_seconds = 0.0  # that lanes have worked
+        self.busy_seconds = 0.0  # sum of the runs of all lanes
         self.num_parameters = sum(bucket.numel for bucket in buckets if bucket.rule == "optimizer")
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._first = buckets[0].index if buckets else -1
@@ -93,40 +118,46 @@ class Engine:
         self._index = [bucket.index for bucket in buckets]
         self._held: dict[tuple[str, int, int, int], _Held] = {}  # worker, session, bucket, step
         self._arguments = optim.arguments_of(model.optimizer)
-        self._approved = [group.hyper for group in model.groups]  # per group, the values that were checked last
+        self._approved = [group.hyper for group in model.groups]  # by group: values that were checked last
         self._metrics = metrics
         self.compensator = compensator
-        first, core_epoch = self._first, lambda: core.roster.epoch
-        answers = Answers(self.store, self.arenas, compensator, first=first, epoch=core_epoch)
-        self.work = Work(self.store, self.arenas, answers, compensator, doctor, self._trace)
-        self._lanes = Lanes[Job, Done](
+        encoder = ResponseEncoder(
+            self.store, self.arenas, compensator, first=self._first, epoch=lambda: core.roster.epoch
+        )
+        self.work = JobRunner(self.store, encoder, compensator, monitor, self._trace)
+        self._lanes = Lanes[BucketJob, Done](
             buckets,
             executor,
             self.store.beside(self.work.run),
             small=SMALL if in_place else 0,
-            waits=waits,
+            must_wait=must_wait,
             on_done=self._done,
             on_failure=on_failure,
         )
-        self._clip: Clip | None = None
+        self._clipper: GradientClipper | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
-            self._clip = Clip(
-                clip_norm, count, self.store, executor, ask, on_ready=self._lanes.start, on_failure=on_failure
+            self._clipper = GradientClipper(
+                clip_norm, count, self.store, executor, request_norm, on_ready=self._lanes.start, on_failure=on_failure
             )
 
     def disconnected(self, stream: Stream) -> None:
-        """The stream ended: what it waits for cannot be delivered any more; what it pushed stays valid."""
+        """Note that a stream has ended: its pending responses are dropped, its pushes stay valid."""
         if stream.worker is not None:
             self.run(self.core.disconnected(stream.worker, stream.session))
 
-    # -------------------------------------------------------------- what peers ask
+    # -------------------------------------------------------------- requests of peers
 
     def push(self, stream: Stream, push: pb.Push, payload: memoryview) -> None:
-        """Take one bucket of one worker's gradient.
+        """Accept one bucket of one worker's gradient.
+
+        Args:
+            stream: Stream of the worker.
+            push: Header of the frame.
+            payload: Encoded gradient; empty where it is in shared memory.
 
         Raises:
-            ProtocolError: the frame is not for this shard, does not decode, or is refused. Nothing has changed.
+            ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
         """
         bucket = self._bucket(push.bucket)
         codec = codecs.codec(push.codec)
@@ -149,32 +180,33 @@ class Engine:
         gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
-            log.info("gradient of worker %s, step %d is not finite: the worker left it out", worker, push.step)
+            log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
         self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper, now))
         self.run(effects)
 
     def pull(self, stream: Stream, bucket: int) -> None:
-        """Ask for the parameters of one bucket.
+        """Have the parameters of one bucket sent to a stream.
 
         Raises:
-            ProtocolError: the bucket is not one of this shard's, or the core refuses.
+            ProtocolError: the bucket does not belong to this shard, or the core refuses.
         """
         local = self._local[self._bucket(bucket).index]
         self.run(self.core.pull(stream.worker, stream.session, local, time.monotonic()))
 
     def set_roster(self, roster: Roster) -> None:
+        """Follow the lead to a new roster."""
         self.arenas.keep(roster)
         if self.compensator is not None:
             self.compensator.keep(roster)
         self.run(self.core.set_roster(roster))
-        if self._clip is not None:
-            self._clip.set_roster(roster)
+        if self._clipper is not None:
+            self._clipper.set_roster(roster)
 
     # -------------------------------------------------------------- effects
 
     def run(self, effects: Iterable[Effect]) -> None:
-        """Carry out effects in the order in which the core returned them."""
-        touched: dict[int, None] = {}  # in this order
+        """Execute effects in the order in which the core returned them."""
+        touched: dict[int, None] = {}  # an ordered set
         for effect in effects:
             match effect:
                 case Apply():
@@ -182,7 +214,7 @@ class Engine:
                     self._lanes.add(bucket.index, self._step(bucket, effect))
                     touched[bucket.index] = None
                 case Release():
-                    self._released(self._index[effect.bucket], effect)
+                    self._release(self._index[effect.bucket], effect)
                     touched[self._index[effect.bucket]] = None
                 case Discard():
                     if self.work.recorder is not None and effect.bucket == 0:
@@ -191,18 +223,18 @@ class Engine:
                     log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
                 case Evict():
                     self._streams.evict(effect)
-                case Wait() | Announce():  # the core remembers who waits; the lead's membership announces
+                case Wait() | Announce():  # the core keeps who waits; the lead announces rosters
                     pass
         for index in touched:
             self._lanes.start(index)
 
     def turn(self, bucket: int, turn: Turn) -> None:
-        """Have something done behind what bucket ``bucket`` (over all shards) has to do now."""
+        """Append an action to a bucket's lane. ``bucket`` is its index over all shards."""
         self._lanes.add(bucket, turn)
         self._lanes.start(bucket)
 
     def tell_data(self, done: Callable[[], None] = lambda: None) -> None:
-        """Lead: the standby hears which samples are whose; then ``done``."""
+        """Lead: send the standby the assignment of samples to workers, then call ``done``."""
         frames = self.work.recorder.data() if self.work.recorder is not None else []
         self.turn(self._first, Turn(lambda: frames, done))
 
@@ -216,32 +248,31 @@ class Engine:
             if stream is not None:
                 stream.staleness = contribution.staleness
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
-        if self._clip is not None and bucket.rule == "optimizer":
-            return self._clip.decided(bucket.index, apply, gradients, hyper)
+        if self._clipper is not None and bucket.rule == "optimizer":
+            return self._clipper.add(bucket.index, apply, gradients, hyper)
         return Step(apply, gradients, hyper)
 
-    def _released(self, bucket: int, release: Release) -> None:
+    def _release(self, bucket: int, release: Release) -> None:
         if not release.applied and release.step is not None:
             self.late += 1
             self._metrics.late.inc()
         stream = self._streams.get(release.worker, release.session)
         if stream is not None:
-            self._lanes.add(bucket, Answer(release, stream))
+            self._lanes.add(bucket, Response(release, stream))
 
     @property
     def queued(self) -> int:
-        """Buckets that have work."""
+        """Number of buckets that have work."""
         return self._lanes.queued
 
     def _done(self, done: Done) -> None:
         if self.work.recorder is None:
-            self._answer(done)
+            self._send(done)
         else:
-            self.work.recorder.send(done.records, lambda: self._answer(done))
+            self.work.recorder.send(done.records, lambda: self._send(done))
         self.busy_seconds += done.seconds
         self._metrics.step_seconds.observe(done.seconds)
         self._metrics.steps.inc(done.steps)
-        self._metrics.version.set(self.core.open_step)
         for found in done.left_out:
             self._count_nonfinite()
             log.warning(
@@ -251,7 +282,7 @@ class Engine:
                 found.tensor,
             )
 
-    def _answer(self, done: Done) -> None:
+    def _send(self, done: Done) -> None:
         for turn in done.turns:
             turn.done()
         for stream, frame, size in done.frames:
@@ -274,11 +305,11 @@ class Engine:
     def _hyper(self, bucket: Bucket, push: pb.Push) -> Hyper:
         if bucket.rule == "mean":
             return {}
-        unknown = set(push.hyper) - self._arguments
-        if unknown:
-            raise ProtocolError(f"torch.optim.{self.model.optimizer} has no hyperparameter {min(unknown)!r}")
-        job = self.model.groups[bucket.group].hyper
-        hyper = job | hyper_from_proto(push.hyper)
+        hyper = job = self.model.groups[bucket.group].hyper
+        if push.hyper:
+            if unknown := set(push.hyper) - self._arguments:
+                raise ProtocolError(f"torch.optim.{self.model.optimizer} has no hyperparameter {min(unknown)!r}")
+            hyper = job | hyper_from_proto(push.hyper)
         if hyper != self._approved[bucket.group]:
             try:
                 optim.check_change(self.model.optimizer, job, hyper)

@@ -1,22 +1,21 @@
-"""--clip-norm: the mean gradient of one update is clipped by its norm over all buckets of all shards.
+"""--clip-norm: clips the mean gradient of one update by its norm over all buckets of all shards.
 
-The core names for each ``Apply`` the *group* of Applies that form one update. A shard computes mean and squared norm of
-each bucket when its Apply is decided, not when its lane gets there: two asynchronous pushes may stand in different
-orders on different lanes, and lanes that waited for each other's norms in their order would never go on.
+The core gives each ``Apply`` the *group* of Applies that form one update. A shard computes the mean and squared norm of
+a bucket when the core decides its Apply, not when its lane reaches it: two asynchronous pushes may stand in different
+orders on different lanes, and lanes that waited for each other's norms in their own order would deadlock.
 
-    Apply --> mean, |mean|^2 (executor) --> all buckets of the group here? --> the lead --> all shards? --+
-    lane, in its order: optimizer step with mean x coefficient <-- coefficient <-- |all means|^2 ---------+
+    Apply --> mean, |mean|^2 (apply thread) --> all buckets of this shard --> the lead --> all shards --+
+    lane, in its order: optimizer step with mean x coefficient <-- coefficient <-- |all means|^2 -------+
 
 Rules of this file
-  1. The lead decides what becomes of a group, once, and every shard obeys; a question that is repeated gets the answer
-     that was given before.
-  2. A group of a worker that has left the roster half-way can never be complete. It is dropped: its buckets keep their
-     values and only their versions advance, which nobody sees, for the worker that would be answered is gone. Any other
-     group becomes complete by itself: a synchronous step closes on all buckets, if need be without those who left.
+  1. The lead decides each group once, and every shard follows. A repeated report gets the same reply.
+  2. A group of a worker that left the roster before all its buckets arrived can never be complete. It is dropped: its
+     buckets keep their values and only their versions advance. No response shows that, as the worker is gone. Every
+     other group becomes complete: a synchronous step closes on all buckets, if necessary without those who left.
   3. Squares are summed in float64 and the coefficient is rounded to fp32 once, so its bits do not depend on the number
-     of shards (short of a tie in the last of 53 bits, one in some ten million steps).
+     of shards (except for a tie in the last of 53 bits, about one in ten million steps).
 
-Memory: the means of the updates that wait for their norm, one copy of the model for each.
+Memory: one copy of the model for each update whose norm is pending: its means.
 
 Source: Pascanu et al., ICML 2013, arXiv:1211.5063; ``torch.nn.utils.clip_grad_norm_`` for the coefficient.
 """
@@ -37,26 +36,28 @@ from torch_ps.ps.core.effects import Apply, Group
 from torch_ps.ps.core.roster import MAX_NAME, Roster
 from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
 
-#: Added to the norm, as torch does.
+#: Added to the norm, as in torch.
 EPSILON = 1e-6
-#: Answers that the lead remembers for shards that ask again.
+#: Number of decided norms that the lead keeps for repeated reports.
 REMEMBERED = 4096
-#: Groups that may be incomplete at a time; a job has few, one for each step that workers are apart.
+#: Largest number of incomplete groups; a job has few, one for each step that workers are apart.
 MAX_OPEN = 4096
 
-#: Reports a shard's squared norm of a group to the lead; answers with that of all shards, None: the group is dropped.
-Ask = Callable[[Group, float], Awaitable[float | None]]
+#: Reports a shard's squared norm of a group to the lead; returns that of all shards, None: the group is dropped.
+RequestNorm = Callable[[Group, float], Awaitable[float | None]]
 
-
-#: Called with what the lead has decided about a group, and with what makes it known.
+#: Called with a group, its squared norm (None: dropped) and a function that replies to the shards.
 BeforeAnswer = Callable[[Group, float | None, Callable[[], None]], None]
 
 
 @dataclass(eq=False, slots=True)
 class Update:
-    """One bucket's part of a group, in its lane.
+    """One bucket's part of a group, a job of its lane.
 
-    ``mean`` is None where no gradient counts; ``coefficient`` is None until it is known, 0 drops the update.
+    Attributes:
+        mean: Mean gradient, fp32 of shape (numel,); None: no gradient counts.
+        left_out: Gradients that are not finite.
+        coefficient: Factor on the mean, in [0, 1]; 0 drops the update, None: still unknown.
     """
 
     bucket: int
@@ -73,13 +74,17 @@ class _Group:
     squares: list[float] = field(default_factory=list)
 
 
-class Clip:
-    """One shard's part. Everything but ``_measure`` runs on the event loop.
+class GradientClipper:
+    """A shard's side of clipping. Everything but ``_measure`` runs on the event loop.
 
     Args:
-        norm: the largest that an update may have.
-        num_buckets: buckets of this shard that are optimized.
-        on_ready: called with a bucket whose oldest update may have got its coefficient.
+        norm: Largest norm of an update, > 0.
+        num_buckets: Number of buckets of this shard that an optimizer updates.
+        store: Parameters of the shard.
+        executor: Apply threads.
+        request_norm: Obtains the squared norm of a group over all shards.
+        on_ready: Called with a bucket whose oldest update may have received its coefficient.
+        on_failure: Called with an exception that ends the shard.
     """
 
     def __init__(
@@ -88,26 +93,27 @@ class Clip:
         num_buckets: int,
         store: Store,
         executor: Executor,
-        ask: Ask,
+        request_norm: RequestNorm,
         *,
         on_ready: Callable[[int], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self._norm, self._num_buckets, self._store, self._executor, self._ask = norm, num_buckets, store, executor, ask
+        self._norm, self._num_buckets, self._store, self._executor = norm, num_buckets, store, executor
+        self._request_norm = request_norm
         self._measured = store.beside(self._measure)
         self._on_ready, self._on_failure = on_ready, on_failure
         self._groups: dict[Group, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def decided(self, bucket: int, apply: Apply, gradients: Sequence[Gradient], hyper: Hyper) -> Update:
-        """Take up one bucket's ``Apply`` of a group; gives what has to wait in the lane."""
+    def add(self, bucket: int, apply: Apply, gradients: Sequence[Gradient], hyper: Hyper) -> Update:
+        """Start on one bucket's ``Apply`` of a group; returns the job that waits in the lane."""
         update = Update(bucket, apply, hyper)
         self._groups.setdefault(apply.group, _Group()).updates.append(update)
         self._spawn(self._take(update, gradients))
         return update
 
     def set_roster(self, roster: Roster) -> None:
-        """Drop the groups that can never be complete here. The lead cannot have all of such a group either."""
+        """Drop the groups that can never be complete here; the lead cannot complete them either."""
         for key, group in list(self._groups.items()):
             if _gone(key, roster) and len(group.updates) < self._num_buckets:
                 del self._groups[key]
@@ -118,11 +124,11 @@ class Clip:
         square = await loop.run_in_executor(self._executor, self._measured, update, gradients)
         group = self._groups.get(key)
         if group is None:
-            return  # dropped meanwhile
+            return  # dropped by a roster
         group.squares.append(square)
         if len(group.squares) == self._num_buckets:
             del self._groups[key]
-            self._settle(group, await self._ask(key, math.fsum(group.squares)))
+            self._settle(group, await self._request_norm(key, math.fsum(group.squares)))
 
     def _measure(self, update: Update, gradients: Sequence[Gradient]) -> float:
         mean, update.left_out = self._store.mean(update.bucket, gradients)
@@ -148,12 +154,15 @@ class Clip:
             self._on_failure(error)
 
 
-class Norms:
-    """The lead's part: collects the squared norms of a group from all shards and decides.
+class NormCollector:
+    """The lead's side of clipping: collects a group's squared norms from all shards and decides the group.
 
     Args:
-        shards: those that hold buckets which are optimized.
-        before_answer: called with what was decided and with what makes it known.
+        shards: Shards that hold buckets which an optimizer updates.
+        before_answer: Called with each decision and a function that replies to the shards.
+
+    Attributes:
+        answers: Squared norms by group, the last ``REMEMBERED``; None: the group was dropped.
     """
 
     def __init__(self, shards: Sequence[int], before_answer: BeforeAnswer) -> None:
@@ -166,11 +175,11 @@ class Norms:
         self._deciding: set[Group] = set()
 
     async def report(self, group: Group, shard: int, square: float) -> float | None:
-        """The squared norm over all shards, once all have reported; None: the group is dropped.
+        """Take a shard's squared norm and wait for that of all shards; None: the group is dropped.
 
         Raises:
-            ProtocolError: a shard that has no part in it, or no squared norm.
-            Overloaded: too many updates wait already.
+            ProtocolError: the shard holds no such bucket, or ``square`` is not a squared norm.
+            Overloaded: ``MAX_OPEN`` groups are incomplete.
         """
         if shard not in self._shards or not (math.isfinite(square) and square >= 0):
             raise ProtocolError(f"shard {shard} cannot report a squared norm of {square}")
@@ -192,6 +201,7 @@ class Norms:
         return await asyncio.shield(waiting)
 
     def set_roster(self, roster: Roster) -> None:
+        """Drop the groups of workers that left."""
         self._roster = roster
         for group in [group for group in self._reported if _gone(group, roster)]:
             self._decide(group, None)
@@ -210,36 +220,38 @@ class Norms:
 
 
 class Clipping:
-    """What one shard does about --clip-norm: how it asks for the norm of an update, and on the lead, who answers.
+    """--clip-norm of one shard: how it obtains norms and, on the lead, what collects them.
 
     Args:
-        norm: the largest that an update may have; 0 clips none.
-        index: of the shard; 0 is the lead.
-        ask: how another shard than the lead asks it.
+        norm: Largest norm of an update; 0: no clipping.
+        index: Index of the shard; 0 is the lead.
+        request_norm: Requests norms from the lead; None on the lead.
     """
 
-    def __init__(self, norm: float, index: int, ask: Ask | None) -> None:
+    def __init__(self, norm: float, index: int, request_norm: RequestNorm | None) -> None:
         self.norm, self._index = norm, index
-        self.ask: Ask = ask or self._report
+        self.request_norm: RequestNorm = request_norm or self._report
         self.before_answer: BeforeAnswer = lambda group, square, then: then()
-        self.norms: Norms | None = None  # on the lead of a job that clips
+        self.norms: NormCollector | None = None  # on the lead of a job that clips
 
     def begin(self, plan: Plan, roster: Roster) -> None:
-        """The model is known."""
+        """Start to collect norms for the buckets of a model."""
         if self._index == 0 and self.norm:
             shards = [bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"]
-            self.norms = Norms(shards, self.before_answer)
+            self.norms = NormCollector(shards, self.before_answer)
             self.norms.set_roster(roster)
 
     def set_roster(self, roster: Roster) -> None:
+        """Lead: drop the groups of workers that left."""
         if self.norms is not None:
             self.norms.set_roster(roster)
 
     async def report(self, group: Group, shard: int, square: float) -> float | None:
-        """Lead: the squared norm of one update over all shards, once they have reported; None: it is dropped.
+        """Lead: as ``NormCollector.report``.
 
         Raises:
-            ProtocolError: this job does not clip, or the report cannot be right.
+            ProtocolError: this job does not clip, or the report is impossible.
+            Overloaded: too many groups are incomplete.
         """
         if self.norms is None:
             raise ProtocolError(
@@ -252,7 +264,7 @@ class Clipping:
 
 
 def _gone(group: Group, roster: Roster) -> bool:
-    """Whether the group is one worker's, and that session has left the roster."""
+    """Whether the group belongs to one worker whose session has left the roster."""
     worker, session, _ = group
     member = roster.member(worker) if worker else None
     return bool(worker) and (member is None or member.session != session)

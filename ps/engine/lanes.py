@@ -1,13 +1,13 @@
-"""Lanes: the jobs of one bucket in order, one run at a time; those of different buckets side by side.
+"""Lanes: each bucket's jobs run in order, one run at a time; lanes of different buckets run in parallel.
 
-    add(bucket, job) --> its lane --start()--> executor: work(bucket, jobs) --> finished --> loop: on_done(bucket, ...)
+    add(bucket, job) --> lane --start()--> apply thread: work(bucket, jobs) --> finished --> event loop: on_done(done)
 
 Rules of this file
-  1. ``work`` sees one run of a bucket at a time, with all jobs that could go by then, oldest first.
-  2. To wake the loop costs about as much as a small answer, so a few runs that are under way at once share it. What is
-     large is worth a wake of its own. Nothing waits for what is not under way.
-  3. A bucket so small that the hand-over costs more than the work is worked on by the loop itself; on a GPU none is,
-     for there the work waits for the GPU.
+  1. ``work`` gets one run of a bucket at a time: all jobs that can go by then, oldest first.
+  2. Waking the event loop costs about as much as a small response, so up to ``TOGETHER`` concurrent runs share one
+     wake. A large result wakes the loop by itself. No result waits for a run that has not started.
+  3. The event loop itself runs the jobs of a small bucket, for which the hand-over would cost more than the work. On a
+     GPU no bucket is small: a run waits for the device.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from typing import Generic, Protocol, TypeVar
 
 from torch_ps.common.plan import Bucket
 
-#: Runs whose results reach the loop together at most.
+#: Largest number of runs whose results share one wake of the event loop.
 TOGETHER = 4
-#: Values of a bucket that the loop works on itself: some 10 us of an optimizer step, against 100 us of hand-over.
+#: Largest number of values of a small bucket: about 10 us of an optimizer step, against 100 us of hand-over.
 SMALL = 16384
 
 
 class Result(Protocol):
-    """What a run has made."""
+    """Result of one run."""
 
     @property
     def large(self) -> bool:
-        """Whether to hand it over at once."""
+        """Whether it wakes the event loop by itself."""
 
 
 Job = TypeVar("Job")
@@ -45,14 +45,16 @@ class _Lane(Generic[Job]):
 
 
 class Lanes(Generic[Job, Done]):
-    """The lanes of one shard; everything but ``work`` runs on the event loop.
+    """The lanes of one shard. Everything but ``work`` runs on the event loop.
 
     Args:
-        work: does the jobs of one bucket, on a thread of the executor or, of a small one, on the event loop.
-        small: of a bucket that is small, values at most.
-        waits: whether a job, and all behind it in its lane, cannot go yet.
-        on_done: takes the result of one run.
-        on_failure: takes what ``work`` raised; the lane stays closed then.
+        buckets: Buckets of the shard; each gets a lane.
+        executor: Apply threads.
+        work: Executes jobs of one bucket, on an apply thread or, for a small bucket, on the event loop.
+        small: Buckets with at most this many values run on the event loop.
+        must_wait: Returns whether a job, and all jobs behind it in its lane, cannot run yet.
+        on_done: Called with the result of each run.
+        on_failure: Called with an exception of ``work``; the lane runs nothing more after it.
     """
 
     def __init__(
@@ -62,33 +64,33 @@ class Lanes(Generic[Job, Done]):
         work: Callable[[Bucket, list[Job]], Done],
         *,
         small: int,
-        waits: Callable[[Job], bool],
+        must_wait: Callable[[Job], bool],
         on_done: Callable[[Done], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._lanes: dict[int, _Lane[Job]] = {bucket.index: _Lane(bucket) for bucket in buckets}
-        self._executor, self._work, self._small, self._waits = executor, work, small, waits
+        self._executor, self._work, self._small, self._must_wait = executor, work, small, must_wait
         self._on_done, self._on_failure = on_done, on_failure
         self._loop = asyncio.get_running_loop()
         self._finished: deque[tuple[_Lane[Job], Done | BaseException]] = deque()
-        self._under_way, self._woken = 0, False
+        self._num_running, self._woken = 0, False
 
     @property
     def queued(self) -> int:
-        """Lanes that have work."""
+        """Number of lanes that have work."""
         return sum(bool(lane.busy or lane.todo) for lane in self._lanes.values())
 
     def add(self, bucket: int, job: Job) -> None:
-        """Append a job; ``start`` sets it going."""
+        """Append a job; ``start`` runs it."""
         self._lanes[bucket].todo.append(job)
 
     def start(self, bucket: int) -> None:
-        """Set going what can go of one bucket."""
+        """Run all jobs of one bucket that can go, unless a run of it is in progress."""
         lane = self._lanes[bucket]
         jobs = self._next(lane)
         if not jobs:
             return
-        self._under_way += 1
+        self._num_running += 1
         if lane.bucket.numel > self._small:
             self._executor.submit(self._run, lane, jobs)
             return
@@ -96,9 +98,9 @@ class Lanes(Generic[Job, Done]):
         self._collect()
 
     def _next(self, lane: _Lane[Job]) -> list[Job]:
-        """What can go now; the lane is busy with it."""
+        """Take the jobs that can go now and mark the lane busy."""
         jobs: list[Job] = []
-        while not lane.busy and lane.todo and not self._waits(lane.todo[0]):
+        while not lane.busy and lane.todo and not self._must_wait(lane.todo[0]):
             jobs.append(lane.todo.popleft())
         lane.busy = lane.busy or bool(jobs)
         return jobs
@@ -106,23 +108,23 @@ class Lanes(Generic[Job, Done]):
     def _result(self, lane: _Lane[Job], jobs: list[Job]) -> Done | BaseException:
         try:
             return self._work(lane.bucket, jobs)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the loop
+        except BaseException as error:  # noqa: BLE001 - the event loop handles it
             return error
 
     def _run(self, lane: _Lane[Job], jobs: list[Job]) -> None:
-        """On the executor."""
+        """Execute one run on an apply thread."""
         done = self._result(lane, jobs)
         self._finished.append((lane, done))
         at_once = isinstance(done, BaseException) or done.large
-        if not self._woken and (at_once or len(self._finished) >= min(TOGETHER, self._under_way)):
+        if not self._woken and (at_once or len(self._finished) >= min(TOGETHER, self._num_running)):
             self._woken = True
             self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        self._woken = False  # before the look, so that what comes after it wakes the loop again
+        self._woken = False  # first, so that a result that arrives during the loop below wakes it again
         while self._finished:
             lane, done = self._finished.popleft()
-            self._under_way -= 1
+            self._num_running -= 1
             if isinstance(done, BaseException):
                 self._on_failure(done)
                 continue

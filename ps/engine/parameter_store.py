@@ -11,9 +11,11 @@ The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are
 ``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once.
 """
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ParamSpec, TypeVar
@@ -29,7 +31,6 @@ from torch_ps.common.plan import ALIGN, Bucket
 from torch_ps.common.schema import Model
 from torch_ps.common.wire.frames import Buffer
 from torch_ps.ps.engine.gpu_staging import Staging
-from torch_ps.ps.engine.optimizer_state import optimizer_state, restore_optimizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,7 +124,7 @@ class Store:
     def __init__(
         self, model: Model, buckets: Sequence[Bucket], arena: Arena | None = None, device: torch.device = CPU
     ) -> None:
-        self.device, self._direct = device, device == CPU
+        self.device, self._direct, self._arena = device, device == CPU, arena
         self._names = [tensor.name for tensor in model.tensors()]
         self._slots = {bucket.index: _Slot(bucket, model, arena, device) for bucket in buckets}
         self._scratch = threading.local()
@@ -143,6 +144,10 @@ class Store:
                     side.synchronize()
 
         return run
+
+    def changing(self, bucket: int, version: int) -> AbstractContextManager[None]:
+        """Context in which one bucket's values become those of ``version``; readers of shared memory notice it."""
+        return contextlib.nullcontext() if self._arena is None else self._arena.changing(bucket, version)
 
     def load(self, bucket: int, codec: Codec, payload: memoryview) -> None:
         """Set the parameters of one bucket, before the first step."""
@@ -180,12 +185,10 @@ class Store:
         return self._staging.decode(codec, payload, scratch)
 
     def encode_lacking(self, bucket: int, codec: Codec, copies: Copies, version: int) -> tuple[Buffer, ...] | None:
-        """What ``copies`` lacks of one bucket; None if the codec or the first pull wants the parameters themselves.
+        """Difference between one bucket and ``copies``, by a coarse codec; None: the parameters have to go whole.
 
-        Parameters that are not finite go whole too.
+        That is so at a worker's first pull and where parameters are not finite.
         """
-        if not codec.coarse:
-            return None
         return copies.encode(bucket, self.host(bucket), codec, seed=(version << 32) + bucket)
 
     def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
@@ -252,3 +255,36 @@ class Store:
             self._scratch.staging = Staging(self.device, self._largest)
         staging: Staging = self._scratch.staging
         return staging
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What torch's optimizer keeps for ``parts``, which are the pieces of one bucket and step together.
+
+    Elementwise tensors come joined, shape (numel,); counters, shape (), once.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, first in optimizer.state[parts[0]].items() if parts[0] in optimizer.state else ():
+        if not isinstance(first, torch.Tensor):
+            continue  # None: a buffer that these hyperparameters do not use
+        several = [optimizer.state[part][name] for part in parts]
+        tensors[f"state/{name}"] = (torch.cat(several) if first.dim() else first).to("cpu", copy=True)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parts: list[torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> None:
+    """The inverse of ``optimizer_state``."""
+    state: dict[str, torch.Tensor] = {
+        key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("state/")
+    }
+    # Where torch keeps them: beside the parameters for one kernel that steps all, else on the CPU.
+    counters = parts[0].device if any(optimizer.defaults.get(each) for each in ("fused", "capturable")) else "cpu"
+    at = 0
+    for part in parts if state else ():
+        end = at + part.numel()
+        optimizer.state[part] = {
+            name: tensor[at:end].to(part.device, copy=True) if tensor.dim() else tensor.to(counters, copy=True)
+            for name, tensor in state.items()
+        }
+        at = end

@@ -13,10 +13,8 @@ Rules of this file
 Source: see ``torch_ps.common.arena``.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +46,7 @@ class Arenas:
 
     def __init__(self, buckets: Sequence[Bucket], *, in_place: bool = True) -> None:
         self._layout, self._in_place = Layout(buckets), in_place
-        self._of: dict[tuple[str | None, int], _Shared] = {}  # (worker, session)
+        self.workers: dict[tuple[str | None, int], _Shared] = {}
         self.parameters: Arena | None = None
         try:
             self.parameters = Arena.create(self._layout)
@@ -63,19 +61,19 @@ class Arenas:
         """
         if self.parameters is None:
             raise NoSharedMemory("the server has no shared memory")
-        self._of[worker, session] = _Shared(
+        self.workers[worker, session] = _Shared(
             Arena.open(self._layout, gradients), Arena.open(self._layout, answers, writable=True)
         )
         return self.parameters.offer
 
     def has(self, worker: str | None, session: int) -> bool:
         """Whether this worker reads parameters where they are."""
-        return (worker, session) in self._of
+        return (worker, session) in self.workers
 
     def keep(self, roster: Roster) -> None:
         """Let go of the regions of sessions that are gone."""
         members = {(m.name, m.session) for m in roster.members}
-        self._of = {session: shared for session, shared in self._of.items() if session in members}
+        self.workers = {session: shared for session, shared in self.workers.items() if session in members}
 
     def payload(self, worker: str, session: int, bucket: int, size: int, *, in_place: bool) -> memoryview:
         """The encoded gradient of one push.
@@ -83,7 +81,7 @@ class Arenas:
         Raises:
             CorruptFrame: this worker shares no memory, or the bucket has not as many bytes.
         """
-        shared = self._of.get((worker, session))
+        shared = self.workers.get((worker, session))
         if shared is None:
             raise CorruptFrame(f"worker {worker!r} names a gradient in shared memory and shares none with this shard")
         values = shared.gradients.values(bucket)
@@ -97,7 +95,7 @@ class Arenas:
         Args:
             read: gives them, shape (numel,), fp32, on the CPU.
         """
-        shared = self._of.get((release.worker, release.session))
+        shared = self.workers.get((release.worker, release.session))
         if shared is None:
             return pb.FRAME
         if release.stable and self._in_place:
@@ -106,9 +104,3 @@ class Arenas:
         with shared.answers.changing(bucket, release.version):
             torch.frombuffer(shared.answers.values(bucket), dtype=torch.float32).copy_(values)
         return pb.ANSWERS
-
-    def changing(self, bucket: int, version: int) -> AbstractContextManager[None]:
-        """Around an optimizer step: readers of the parameters notice it."""
-        if self.parameters is None or not self._in_place:
-            return contextlib.nullcontext()
-        return self.parameters.changing(bucket, version)

@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BucketState:
-    """One bucket: its ``record`` (see ``Progress.as_dict``) and its tensors, which nobody else holds."""
+    """One bucket: its ``record`` (see ``Ledger.as_dict``) and its tensors, which nobody else holds."""
 
     record: Mapping[str, Any]
     tensors: Tensors
@@ -139,7 +139,7 @@ def tensors_of(engine: Engine, bucket: Bucket, streams: Iterable[Stream]) -> Ten
 
 def restore_bucket(engine: Engine, bucket: Bucket, version: int, tensors: Tensors) -> dict[str, torch.Tensor]:
     """The inverse, but for what workers have: that is returned, by their names."""
-    with engine.arenas.changing(bucket.index, version):
+    with engine.store.changing(bucket.index, version):
         engine.store.restore(bucket.index, tensors)
     if engine.compensator is not None and "squares" in tensors:
         engine.compensator.restore(bucket.index, tensors["squares"].to(engine.store.device))

@@ -11,7 +11,7 @@ import time
 import grpc
 
 from torch_ps.common.errors import ConfigError, NotServing
-from torch_ps.common.security.credentials import Access
+from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.wire import address
 from torch_ps.common.wire.ballots import address_of, configuration_from_proto
 from torch_ps.ps.cluster.describe import describe

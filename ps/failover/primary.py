@@ -34,11 +34,10 @@ from torch_ps.common.schema import to_proto
 from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.failover.seat import Change, Role, Seat
+from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
-from torch_ps.ps.engine.bucket_jobs import Turn
+from torch_ps.ps.engine.bucket_jobs import Response, Turn
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.responses import Answer
 from torch_ps.ps.engine.state import tensors_of
 from torch_ps.ps.failover import records
 from torch_ps.ps.failover.liveness import heard
@@ -257,9 +256,9 @@ class Replication:
         step = records.of_step(bucket.index, apply, mean, hyper, job, late=late, nonfinite=nonfinite)
         return [*frames, step]
 
-    def answered(self, bucket: Bucket, answer: Answer) -> list[bytes]:
+    def answered(self, bucket: Bucket, response: Response) -> list[bytes]:
         """On the bucket's lane: a worker is about to be answered, and what it has then will matter."""
-        follower, stream, engine = self.follower, answer.stream, self._job.engine
+        follower, stream, engine = self.follower, response.stream, self._job.engine
         matters = stream.codec.coarse or (engine is not None and engine.compensator is not None)
         if not matters or bucket.rule == "mean" or stream.worker is None:
             return []
@@ -291,7 +290,7 @@ class Replication:
     def _record(self) -> None:
         self._driver.obey(self._seat.record()[1])
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: ConfigChange) -> None:
         """The seat has made a record."""
         if self.follower is not None:
             self.follower.outbox.put_nowait(records.of_change(change))

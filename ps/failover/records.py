@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from torch_ps.common.optimizer_spec import Hyper, changed, hyper_to_proto
+from torch_ps.common.optimizer_spec import Hyper, changed_values, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_from_proto, configuration_to_proto
 from torch_ps.common.wire.frames import Buffer, pack
 from torch_ps.ps.core.effects import Apply, Group
-from torch_ps.ps.core.failover.seat import Change
+from torch_ps.ps.core.failover.seat import ConfigChange
 
 
 def of_state(bucket: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> list[bytes]:
@@ -57,7 +57,7 @@ def of_step(
         progress=text(apply.progress or {}),
         idle=mean is None,
         lr_scale=apply.lr_scale,
-        hyper=hyper_to_proto(changed(hyper, job)),
+        hyper=hyper_to_proto(changed_values(hyper, job)),
         late=late,
         nonfinite=nonfinite,
         staleness=[each.staleness for each in apply.contributions],
@@ -83,16 +83,16 @@ def of_norm(group: Group, square: float | None) -> bytes:
     return pack(pb.ReplicaHeader(norm=pb.ReplicaNorm(worker=worker, session=session, step=step, square=square)))
 
 
-def of_change(change: Change) -> bytes:
+def of_change(change: ConfigChange) -> bytes:
     electors = [pb.Elector(worker=worker, session=session) for worker, session in sorted(change.electorate)]
     configuration = configuration_to_proto(change.configuration)
     return pack(pb.ReplicaHeader(change=pb.ReplicaChange(configuration=configuration, elector=electors)))
 
 
-def change_of(message: pb.ReplicaChange, number: int) -> Change:
+def change_of(message: pb.ReplicaChange, number: int) -> ConfigChange:
     """The inverse; the change does not say its number."""
     electorate = frozenset((each.worker, each.session) for each in message.elector)
-    return Change(number, configuration_from_proto(message.configuration), electorate)
+    return ConfigChange(number, configuration_from_proto(message.configuration), electorate)
 
 
 def text(data: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.ps.core.effects import Group
-from torch_ps.ps.core.roster import roster_of
+from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import REMEMBERED
@@ -150,7 +150,7 @@ class Replica:
             copies.settle(bucket.index, store.host(bucket.index))
         if squares is not None and engine.compensator is not None:
             engine.compensator.restore(bucket.index, squares.to(store.device))
-        with engine.arenas.changing(bucket.index, version):
+        with engine.store.changing(bucket.index, version):
             if mean is not None:
                 store.step(bucket.index, mean.to(store.device), hyper, lr_scale=lr_scale)
 
@@ -181,7 +181,7 @@ class Replica:
         self.roster = told
         self._sessions = {str(member[0]): int(member[1]) for member in told["members"]}
         if self._engine is not None and self._engine.compensator is not None:
-            self._engine.compensator.keep(roster_of(told))
+            self._engine.compensator.keep(parse_roster(told))
         if self._job.lead_at is not None:
             self._job.lead_at.told(str(each) for each in told["lead"])
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}

@@ -27,13 +27,14 @@ from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import Access
-from torch_ps.common.wire import address, channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.ballots import configuration_from_proto
 from torch_ps.common.wire.frames import unpack
-from torch_ps.common.wire.status import error_of
 from torch_ps.ps.cluster.describe import describe
 from torch_ps.ps.core.failover.seat import Seat, Serve
 from torch_ps.ps.failover import records
@@ -61,7 +62,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         try:
             told = await describe(connection, access, PRIMARY_SECONDS)
         except grpc.aio.AioRpcError as error:
-            reason = await asyncio.to_thread(probe.why, primary, access.tls, PROBE_SECONDS)
+            reason = await asyncio.to_thread(probe.explain_failure, primary, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error_of(error, str(primary))) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")

@@ -29,14 +29,15 @@ from torch_ps.ps.core.effects import Announce, Effect, Evict
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import Seat
 from torch_ps.ps.core.incarnation import Incarnation
+from torch_ps.ps.core.membership import Membership, tick_seconds
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import Membership, Roster, roster_of, tick_seconds
-from torch_ps.ps.core.sample_assigner import Data
+from torch_ps.ps.core.roster import Roster, parse_roster
+from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.grad_clip import Ask, Clipping
+from torch_ps.ps.engine.grad_clip import Clipping, RequestNorm
 from torch_ps.ps.engine.parameter_store import CPU
 from torch_ps.ps.engine.state import Kept, KeptFacts, ShardState, restore
 from torch_ps.ps.job.conditions import Conditions
@@ -45,7 +46,7 @@ from torch_ps.ps.job.sample_requests import SampleRequests
 from torch_ps.ps.job.seat_driver import SeatDriver
 from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
-from torch_ps.ps.transport.streams import Streams, Watch
+from torch_ps.ps.transport.streams import RosterQueue, Streams
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -93,7 +94,7 @@ class Job:
         on_failure: Callable[[BaseException], None],
         max_workers: int = 256,
         clip_norm: float = 0.0,
-        ask_norm: Ask | None = None,
+        ask_norm: RequestNorm | None = None,
         device: torch.device = CPU,
         name: str = "server/0",
         primary: str = "",
@@ -115,11 +116,11 @@ class Job:
         started = int(1000 * time.time())
         members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
         self.membership = members if index == 0 else None
-        self.data = Data(mode) if index == 0 else None  # which samples are whose
+        self.data = SampleAssigner(mode) if index == 0 else None  # which samples are whose
         self.sample_requests = SampleRequests()
         self.started = self._ticked = time.monotonic()
         self.port = 0  # that this shard listens at, once it does
-        self.watchers: set[Watch] = set()
+        self.watchers: set[RosterQueue] = set()
         self.advice = Advice(mode, metrics)
         self.sections = Sections()  # what else belongs to a checkpoint
         if self.membership is not None:
@@ -279,7 +280,7 @@ class Job:
         whole = plan(model, self.bucket_bytes, self.num_shards)
         buckets = whole.of_shard(self.index)
         self.clipping.begin(whole, self.roster)
-        doctor = self.advice.doctor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
+        monitor = self.advice.monitor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
             buckets,
@@ -289,9 +290,9 @@ class Job:
             self.streams,
             clip_norm=self.clipping.norm,
             compensator=Compensator.of(self.mode),
-            ask=self.clipping.ask,
+            request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
-            doctor=doctor,
+            monitor=monitor,
             device=self._device,
             trace=self.trace,
         )
@@ -323,7 +324,7 @@ class Job:
         Args:
             copies: what workers with lossy pulls have, by name.
             told: the lead's ``Membership.hand_over``, or of another shard the roster in the same form.
-            data: the lead's ``Data.hand_over``.
+            data: the lead's ``SampleAssigner.hand_over``.
 
         Raises:
             KeyError, TypeError, ValueError: ``told`` or ``data`` is not that.
@@ -334,7 +335,7 @@ class Job:
         self.copies, self._model, self.initialised = dict(copies), engine.model, True
         self._ticked = time.monotonic()
         if self.membership is None or self.data is None:
-            self.follow(roster_of(told))
+            self.follow(parse_roster(told))
         else:
             effects = self.membership.take_over(told)
             self.data.take_over(data)

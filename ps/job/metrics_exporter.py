@@ -77,6 +77,7 @@ def register_metrics(job: Job) -> Callable[[], None]:
         reply = status_of_job(job, time.monotonic())
         workers.rows = tuple(reply.worker)
         metrics.samples.set(reply.samples)
+        metrics.version.set(reply.version)
         metrics.queued.set(reply.load.queued)
         records, seconds = job.lag()
         metrics.lag_records.set(records)

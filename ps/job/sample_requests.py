@@ -1,6 +1,6 @@
 """Workers that ask for samples: the core gives them out, and whoever has to wait for some waits here.
 
-    Data --> core.ask --> Portion, Idle, Over -----------------------> answered
+    Data --> core.request_samples --> Portion, Idle, Over -----------------------> answered
                ^      --> Later --> waits until something changes --+
                +----------------------------------------------------+
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.ps.core.dataset_progress import DataSet
-from torch_ps.ps.core.sample_assigner import Answer, Ask, Idle, Later, Over, Portion
+from torch_ps.ps.core.dataset_progress import DatasetSpec
+from torch_ps.ps.core.sample_assigner import Idle, Later, Over, Portion, SampleRequest, SampleResponse
 from torch_ps.ps.core.shard import Shard
 
 
@@ -33,18 +33,18 @@ class SampleRequests:
     """The asks of one lead. All methods run on the event loop."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[str, int], Waiting] = {}
+        #: By worker and session: requests that are not answered yet.
+        self.pending: dict[tuple[str, int], Waiting] = {}
         self._changed = asyncio.Event()
 
     def waiting(self, worker: str, session: int) -> Waiting | None:
         """What this worker waits for, if it does."""
-        return self._waiting.get((worker, session))
+        return self.pending.get((worker, session))
 
     def wake(self) -> None:
         """Something has changed: a push, the roster, another ask."""
-        if self._waiting:
-            self._changed.set()
-            self._changed = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def ask(self, core: Shard, request: pb.DataRequest, seconds: float) -> pb.DataReply:
         """Answer one ask, when there is an answer.
@@ -56,12 +56,12 @@ class SampleRequests:
         """
         begin = time.monotonic()
         life = request.worker, request.session
-        ask = Ask(*life, data_set(request.data), request.batch, request.epochs, request.received)
+        ask = SampleRequest(*life, data_set(request.data), request.batch, request.epochs, request.received)
         mine: Waiting | None = None
         try:
             while True:
-                answer = core.ask(ask)
-                if life not in self._waiting or not isinstance(answer, Later):
+                answer = core.request_samples(ask)
+                if life not in self.pending or not isinstance(answer, Later):
                     self.wake()  # it may be the ask, or have dealt the samples, that others wait for
                 if not isinstance(answer, Later):
                     return _reply(answer if request.wait or not isinstance(answer, Idle) else None)
@@ -72,22 +72,22 @@ class SampleRequests:
                     raise WaitTimeout(
                         f"worker {request.worker!r} has waited for samples for {seconds:.1f} s: {answer.reason}"
                     )
-                mine = self._waiting[life] = Waiting(begin, answer.waiting_for, answer.reason)
+                mine = self.pending[life] = Waiting(begin, answer.waiting_for, answer.reason)
                 changed = self._changed
                 try:
                     await asyncio.wait_for(changed.wait(), left)
                 except TimeoutError:
                     continue
         finally:
-            if mine is not None and self._waiting.get(life) is mine:  # not that of a repeat on another connection
-                del self._waiting[life]
+            if mine is not None and self.pending.get(life) is mine:  # not that of a repeat on another connection
+                del self.pending[life]
 
 
-def data_set(data: pb.DataSet) -> DataSet:
-    return DataSet(data.name, data.size, data.seed, data.shuffled)
+def data_set(data: pb.DataSet) -> DatasetSpec:
+    return DatasetSpec(data.name, data.size, data.seed, data.shuffled)
 
 
-def _reply(answer: Answer | None) -> pb.DataReply:
+def _reply(answer: SampleResponse | None) -> pb.DataReply:
     match answer:
         case Portion():
             ranges = [pb.PositionRange(start=start, stop=stop) for start, stop in answer.ranges]

@@ -1,8 +1,8 @@
 """The hands of a seat: what ``ps/core/failover/seat.py`` decides about who serves is carried out here.
 
-    workers  <-- Ask, Declare: on their streams, or as an answer to Ballot -- SeatDriver <--> Seat
+    workers  <-- RequestVotes, Declare: on their streams, or as an answer to Ballot -- SeatDriver <--> Seat
              --- Vote, accepted ------------------------------------------------>
-    standby  <-- Change, as a frame among the others (replicate.py)
+    standby  <-- ConfigChange, as a frame among the others (replicate.py)
              --- frames, receipts (standby.py)
 
 Rules of this file
@@ -20,18 +20,18 @@ from torch_ps.common.wire.frames import pack
 from torch_ps.common.wire.terms import Configuration
 from torch_ps.ps.core.failover.seat import (
     Acknowledge,
-    Ask,
-    Change,
+    Append,
+    ConfigChange,
     Decision,
     Declare,
     Elector,
     Receipt,
     Refuse,
+    RequestVotes,
     Role,
     Seat,
     Serve,
     StepDown,
-    Take,
     Transact,
 )
 from torch_ps.ps.job.conditions import clock
@@ -53,10 +53,10 @@ class SeatDriver:
 
     def __init__(self, make: Callable[[str, str], Seat], name: str, primary: str, streams: Streams) -> None:
         self._make, self._seat, self._streams = make, make(name, primary), streams
-        self._asks: Ask | None = None  # that electors have to answer
+        self._asks: RequestVotes | None = None  # that electors have to answer
         self._declares: Declare | None = None
         self.on_acknowledge: Callable[[], None] = lambda: None
-        self.on_change: Callable[[Change], None] = lambda change: None
+        self.on_change: Callable[[ConfigChange], None] = lambda change: None
         self.on_serve: Callable[[Serve], None] = lambda serve: None
         self.on_step_down: Callable[[StepDown], None] = lambda step_down: None
         self.on_transact: Callable[[Transact], None] = lambda transact: None
@@ -73,15 +73,15 @@ class SeatDriver:
         self._seat, self._asks, self._declares = self._make(name, primary), None, None
 
     def obey(self, decisions: Iterable[Decision]) -> bool:
-        """Carry out what the seat has decided; whether a ``Take`` was among it."""
+        """Carry out what the seat has decided; whether a ``Append`` was among it."""
         taken = False
         for decision in decisions:
             match decision:
                 case Acknowledge():
                     self.on_acknowledge()
-                case Change():
+                case ConfigChange():
                     self.on_change(decision)
-                case Ask():
+                case RequestVotes():
                     self._asks, self._declares = decision, None
                     self._tell(_asked(decision))
                 case Declare():
@@ -97,7 +97,7 @@ class SeatDriver:
                     self.on_step_down(decision)
                 case Transact():
                     self.on_transact(decision)
-                case Take():
+                case Append():
                     taken = True
                 case Receipt() | Refuse():  # the standby counts what it has taken, and ends the stream of a refused one
                     pass
@@ -153,7 +153,7 @@ class SeatDriver:
                 stream.outbox.put_nowait(frame)
 
 
-def _asked(ask: Ask) -> pb.Ballot:
+def _asked(ask: RequestVotes) -> pb.Ballot:
     return pb.Ballot(ask=pb.Ask(term=ballots.term_to_proto(ask.term), base=ballots.term_to_proto(ask.base)))
 
 

@@ -30,11 +30,12 @@ from torch_ps.common.options.config import (
 from torch_ps.common.options.forms import parse_etcd, parse_shard
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access, port_credentials
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access, port_credentials
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
 from torch_ps.common.trace import steps_of
-from torch_ps.common.wire import address, channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.checkpoint.checkpointer import Checkpointer
 from torch_ps.ps.checkpoint.manifest import Manifest
@@ -44,7 +45,7 @@ from torch_ps.ps.cluster.lead_client import NORM_SECONDS, follow, norms_of, repo
 from torch_ps.ps.cluster.registration import enter
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.incarnation import Incarnation
-from torch_ps.ps.core.roster import tick_seconds
+from torch_ps.ps.core.membership import tick_seconds
 from torch_ps.ps.engine.parameter_store import CPU
 from torch_ps.ps.engine.state import ReportKept
 from torch_ps.ps.failover.etcd import EtcdClient
@@ -60,7 +61,7 @@ from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport import limits
-from torch_ps.ps.transport.auth import Door
+from torch_ps.ps.transport.auth import TokenInterceptor
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -268,7 +269,7 @@ def _bind(
 ) -> tuple[grpc.aio.Server, Address]:
     anybody = token is None and not (tls is not None and tls.ca) and not config.insecure
     server = grpc.aio.server(
-        interceptors=[Door(token, metrics)] if token is not None else [],
+        interceptors=[TokenInterceptor(token, metrics)] if token is not None else [],
         options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
         maximum_concurrent_rpcs=4 * config.max_workers + 256,
     )

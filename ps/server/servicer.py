@@ -1,6 +1,9 @@
-"""The methods of the contract: decode, ask the job, encode. No decision is made here.
+"""The methods of the gRPC contract: decode the request, call the job, encode the reply. They decide nothing.
 
-Exchange, the hot one, reads and writes raw frames; see ``torch_ps.common.wire.frames``.
+    unary call --admission--> request --> job --> reply
+    Exchange   --admission--> Hello --> Stream;  carrier --frames--> engine --frames--> outbox --> carrier
+
+Exchange carries the gradients and parameters; it reads and writes raw frames (``torch_ps.common.wire.frames``).
 """
 
 import functools
@@ -24,11 +27,12 @@ from torch_ps.common.errors import (
     UnknownWorker,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.cluster.registration import let_in
+from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.state import Kept
 from torch_ps.ps.failover.primary import Replication
 from torch_ps.ps.job.connections import Connections
@@ -37,21 +41,24 @@ from torch_ps.ps.job.sample_requests import data_set
 from torch_ps.ps.job.seeding import Seeding
 from torch_ps.ps.job.status import roster_view, status_of_job
 from torch_ps.ps.transport import limits
-from torch_ps.ps.transport.admission import Readers, host_of
-from torch_ps.ps.transport.error_mapping import guarded
-from torch_ps.ps.transport.grpc_carrier import Carrier, GrpcCarrier, messages_of
+from torch_ps.ps.transport.admission import Admission, host_of
+from torch_ps.ps.transport.carrier import Carrier
+from torch_ps.ps.transport.error_mapping import map_errors, serve_exchange
+from torch_ps.ps.transport.grpc_carrier import GrpcCarrier, messages_of
 from torch_ps.ps.transport.limits import Rate
-from torch_ps.ps.transport.streams import Stream, Watch
-from torch_ps.ps.transport.unix_carrier import Connection, NearWorkers
+from torch_ps.ps.transport.streams import RosterQueue, Stream
+from torch_ps.ps.transport.unix_carrier import UnixListener
 
 #: Seconds that a call without a deadline of its own may wait.
 DEFAULT_DEADLINE = 300.0
-#: Seconds that a stream may take to say who it is.
+#: Seconds from the opening of an Exchange to its Hello.
 HELLO_DEADLINE = 10.0
-#: Seconds that the one request of a call may take to arrive.
+#: Seconds from the opening of a call to its one request.
 REQUEST_DEADLINE = 20.0
+#: Traffic renews a lease at most this many times in the lease's length, so a lease ends at most 1/64 early.
+RENEWALS = 64
 
-#: What a server answers that does not serve.
+#: Requests that a server accepts although it does not serve the shard.
 OPEN_TO_ALL = ("DescribeRequest", "StatusRequest", "BallotRequest")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -62,28 +69,34 @@ class Servicer:
     """The methods of one shard.
 
     Args:
-        max_workers: most workers of the job.
-        max_model: bytes that parameters and optimizer state of this shard may take.
-        options: of this server, JSON, for a standby.
+        job: The shard's part in the job.
+        max_workers: Largest number of workers of the job.
+        max_model: Largest size of parameters and optimizer state of this shard, in bytes.
+        options: Options of this server for a standby, as JSON.
     """
 
     def __init__(self, job: Job, *, max_workers: int, max_model: int, options: str = "{}") -> None:
         self._options, self._replication = options, Replication(job)
         self._job, self._max_workers, self._max_model = job, max_workers, max_model
-        self._hellos, self._requests = Readers(), Readers()  # apart, so that silent streams do not hold up ps-status
+        self._hellos, self._requests = Admission(), Admission()  # two, so that silent streams do not block ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
         self._seeding, self._connections = Seeding(job), Connections(job)
-        self._near = NearWorkers(guarded(self.exchange, job.metrics), 4 * max_workers)
-        self.listen, self.close = self._near.listen, self._near.close
+        self._engine: Engine | None = None  # that has the parameters; a server that serves keeps one engine
+        self._unix = UnixListener(self._serve_exchange, 4 * max_workers)
+        self.listen, self.close = self._unix.listen, self._unix.close
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Every method under its name in the contract."""
+        """Handlers of all methods, by their names in the contract."""
+        metrics = self._job.metrics
 
         def unary(method: Any, request: Any) -> Any:
             return grpc.stream_unary_rpc_method_handler(
-                guarded(self._asked(method, request), self._job.metrics), None, lambda reply: reply.SerializeToString()
+                map_errors(self._read_request(method, request), metrics), None, lambda reply: reply.SerializeToString()
             )
+
+        async def exchange(frames: AsyncIterable[bytes], context: Context) -> None:
+            await self._serve_exchange(GrpcCarrier(frames, context))
 
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -100,31 +113,29 @@ class Servicer:
                 "Kept": unary(self.kept, pb.KeptRequest),
                 "Ballot": unary(self.ballot, pb.BallotRequest),
                 "Trace": unary(self.trace, pb.TraceRequest),
-                "Replicate": grpc.stream_stream_rpc_method_handler(
-                    guarded(self.replicate, self._job.metrics), None, None
-                ),
+                "Replicate": grpc.stream_stream_rpc_method_handler(map_errors(self.replicate, metrics), None, None),
                 "Seed": grpc.stream_unary_rpc_method_handler(
-                    guarded(self.seed, self._job.metrics), None, lambda reply: reply.SerializeToString()
+                    map_errors(self.seed, metrics), None, lambda reply: reply.SerializeToString()
                 ),
-                "Exchange": grpc.stream_stream_rpc_method_handler(
-                    guarded(self.exchange, self._job.metrics), None, None
-                ),
+                "Exchange": grpc.stream_stream_rpc_method_handler(exchange, None, None),
                 "WatchRoster": grpc.stream_stream_rpc_method_handler(
-                    guarded(self._asked(self.watch_roster, pb.WatchRequest), self._job.metrics),
+                    map_errors(self._read_request(self.watch_roster, pb.WatchRequest), metrics),
                     None,
                     lambda view: view.SerializeToString(),
                 ),
             },
         )
 
-    def _asked(self, method: Any, request: Any) -> Any:
-        """``method`` behind the reading of its one request."""
+    def _read_request(self, method: Any, request: Any) -> Any:
+        """Handler of a stream of one message, which reads the request and calls ``method`` with it."""
 
         @functools.wraps(method)
         async def call(frames: AsyncIterable[bytes], context: Context) -> Any:
             name = request.DESCRIPTOR.name
-            async with aclosing(messages_of(frames)) as incoming:  # which would keep the message otherwise
-                message = await self._requests.first(incoming, host_of(context), REQUEST_DEADLINE, name)
+            async with aclosing(messages_of(frames)) as incoming:  # closed, as it holds its last message
+                message = await self._requests.read_first(
+                    lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, name
+                )
             try:
                 asked = request.FromString(message)
             except DecodeError:
@@ -156,7 +167,7 @@ class Servicer:
             trace=steps_to_proto(job.trace.steps),
             model=schema.to_proto(job.model) if request.model and job.model is not None else None,
             codec=codecs.names(),
-            socket=self._near.offer(job.port),
+            socket=self._unix.offer(job.port),
         )
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
@@ -166,7 +177,7 @@ class Servicer:
         return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
-        self._joins.take(host_of(context), time.monotonic())
+        self._joins.take(host_of(context.peer()), time.monotonic())
         if self._joining >= self._max_workers:
             raise Overloaded(f"{self._joining} workers wait for the first parameters, as many as --max-workers allows")
         seconds = _seconds(context)
@@ -188,7 +199,7 @@ class Servicer:
             parameters = await self._connections.share(
                 request.worker, request.session, *offers, dialled=request.dialled_port
             )
-        except NoSharedMemory as error:  # not a mistake of the worker's: it asks because it cannot know
+        except NoSharedMemory as error:  # no mistake of the worker, which cannot know before it tries
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))
 
@@ -203,7 +214,7 @@ class Servicer:
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
         if request.give_back:
-            core.give_back(request.worker, request.session, data_set(request.data), request.received)
+            core.return_samples(request.worker, request.session, data_set(request.data), request.received)
             self._job.sample_requests.wake()
             await self._job.data_is_known()
             return pb.DataReply()
@@ -266,22 +277,28 @@ class Servicer:
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 
-    async def exchange(self, frames: AsyncIterable[bytes], context: Context) -> None:
-        self._check_serving()
-        carrier: Carrier = frames if isinstance(frames, Connection) else GrpcCarrier(frames, context)
-        async with aclosing(carrier) as incoming:
-            stream, rest = await self._hello(incoming, context)
-            self._observing += stream.worker is None
-            try:
-                self._take(stream, rest)
-                await incoming.carry(stream, functools.partial(self._message, stream))
-            finally:
-                self._observing -= stream.worker is None
-                self._connections.close(stream)
+    async def exchange(self, carrier: Carrier) -> None:
+        """Serve one Exchange until the peer ends it.
 
-    async def _hello(self, incoming: AsyncIterator[bytes], context: Context) -> tuple[Stream, Frames]:
-        """The stream, and the frames that travelled with its Hello."""
-        message = await self._hellos.first(incoming, host_of(context), HELLO_DEADLINE, "Hello")
+        Raises:
+            PsError: the reason why this server ends it.
+        """
+        self._check_serving()
+        stream, rest = await self._open_stream(carrier)
+        self._observing += stream.worker is None
+        try:
+            self._handle(stream, rest)
+            await carrier.carry(stream, functools.partial(self._on_message, stream))
+        finally:
+            self._observing -= stream.worker is None
+            self._connections.close(stream)
+
+    async def _serve_exchange(self, carrier: Carrier) -> None:
+        await serve_exchange(self.exchange, carrier, self._job.metrics)
+
+    async def _open_stream(self, carrier: Carrier) -> tuple[Stream, Frames]:
+        """Read the Hello; returns its stream and the frames that share its message."""
+        message = await self._hellos.read_first(carrier.receive, carrier.peer, HELLO_DEADLINE, "Hello")
         frames = unpack_all(message, pb.UpHeader)
         header, _ = next(frames)
         if header.WhichOneof("kind") != "hello":
@@ -300,7 +317,7 @@ class Servicer:
             self._job.incarnation.check(request.incarnation, "a shard")
         if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
             raise Overloaded(f"{len(self._job.watchers)} callers watch the roster already; try again later")
-        queue = Watch()
+        queue = RosterQueue()
         queue.put_nowait(self._job.roster)
         self._job.watchers.add(queue)
         try:
@@ -312,43 +329,55 @@ class Servicer:
             self._job.watchers.discard(queue)
 
     def _model(self, message: pb.Model) -> schema.Model:
-        """A model that came over the wire, if this shard has room for it."""
+        """Decode a model and check that this shard has room for it."""
         model, job = schema.from_proto(message), self._job
         limits.check_model(model, num_shards=job.num_shards, bucket_bytes=job.bucket_bytes, most_bytes=self._max_model)
         return model
 
-    @property
-    def _most_waiting(self) -> int:
-        """Bytes of answers that may wait for one worker: each bucket twice, for it may ask again after a timeout."""
-        engine = self._job.engine
-        buckets = len(engine.core.versions) if engine is not None else 0
-        return 2 * buckets * self._job.bucket_bytes + limits.WORKER_BYTES
+    def _on_message(self, stream: Stream, message: bytes) -> None:
+        """Handle one message of an open stream, which also renews the worker's lease."""
+        now = time.monotonic()
+        if now >= stream.renew_at:
+            stream.renew_at = now + self._job.lease / RENEWALS
+            self._connections.heard(stream.worker, stream.session)
+        self._handle(stream, unpack_all(message, pb.UpHeader))
 
-    def _message(self, stream: Stream, message: bytes) -> None:
-        self._connections.heard(stream.worker, stream.session)
-        stream.outbox.most = self._most_waiting
-        self._take(stream, unpack_all(message, pb.UpHeader))
-
-    def _take(self, stream: Stream, frames: Frames) -> None:
+    def _handle(self, stream: Stream, frames: Frames) -> None:
+        job = self._job
         for header, payload in frames:
             match header.WhichOneof("kind"):
                 case "push" if stream.worker is not None:
-                    with self._job.trace.span("receive", header.push.step, header.push.bucket, stream.worker):
-                        self._job.working().push(stream, header.push, payload)
-                    self._job.sample_requests.wake()
+                    with job.trace.span("receive", header.push.step, header.push.bucket, stream.worker):
+                        self._working(stream).push(stream, header.push, payload)
+                    if job.sample_requests.pending:
+                        job.sample_requests.wake()
                 case "pull":
-                    stream.pulled()
-                    self._job.working().pull(stream, header.pull.bucket)
+                    stream.note_pull()
+                    self._working(stream).pull(stream, header.pull.bucket)
                 case "renew":
                     pass
                 case "ballot" if stream.worker is not None:
-                    self._job.seat_driver.paper((stream.worker, stream.session), header.ballot)
+                    job.seat_driver.paper((stream.worker, stream.session), header.ballot)
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")
 
+    def _working(self, stream: Stream) -> Engine:
+        """The engine, once it has the parameters; ``stream`` may then hold each bucket's response twice.
+
+        Twice, as a worker may repeat a request after a timeout.
+
+        Raises:
+            NotInitialised: it has none yet.
+        """
+        engine = self._engine
+        if engine is None:
+            engine = self._engine = self._job.working()
+        stream.outbox.most = 2 * len(engine.buckets) * self._job.bucket_bytes + limits.WORKER_BYTES
+        return engine
+
 
 def _seconds(context: Context) -> float:
-    """How long a call may wait, so that our reason arrives before its deadline: some time less, at most a second."""
+    """Seconds that a call may wait: up to a second less than its deadline, so that the error arrives before it."""
     left = context.time_remaining()
     return DEFAULT_DEADLINE if left is None else left - min(left / 4, 1.0)

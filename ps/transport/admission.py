@@ -1,59 +1,61 @@
-"""The first message of every call, read by few at a time: a message may be megabytes, and a caller may be anybody.
+"""Admission: bounds how many first messages of calls are read at a time, as each may be megabytes from anybody.
 
-    call --> place free? --no--> waits, a bounded time
-                 '--yes--> reads one message, a bounded time --> gives the place back --> handler
+    call --> place free? --no--> wait, for a bounded time
+                 '--yes--> read one message, within a bounded time --> free the place --> handler
 
-gRPC reads no message of a stream before it is asked to, so what waits here costs only its HTTP/2 window. That is why
-the calls with one request are served as streams of one message; on the wire they are the same.
+gRPC reads no message of a stream before the handler does, so a call that waits here costs only its HTTP/2 window. For
+that reason the server serves calls with one request as streams of one message; on the wire they are the same.
 
 Rules of this file
-  1. What is read here at the same time is at most ``PLACES`` messages, and ``PLACES_OF_HOST`` of one host, so that one
-     host cannot keep the others out.
-  2. Every wait has a deadline, also that for a message which comes byte by byte.
+  1. At most ``PLACES`` messages are read at the same time, and at most ``PLACES_OF_HOST`` of one host, so that one host
+     cannot keep the others out.
+  2. Every wait has a deadline, also for a message that arrives byte by byte.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from torch_ps.common.errors import Overloaded, WaitTimeout
 
 PLACES, PLACES_OF_HOST = 32, 16
-#: Seconds that a place may be waited for.
+#: Seconds to wait for a place.
 PATIENCE = 20.0
 
 
-def host_of(context: Any) -> str:
-    """The peer's address without its port: "ipv4:10.0.0.7"."""
-    return str(context.peer()).rpartition(":")[0]
+def host_of(peer: str) -> str:
+    """A peer's address without its port: "ipv4:10.0.0.7"."""
+    return peer.rpartition(":")[0]
 
 
-class Readers:
-    """The places for one kind of call."""
+class Admission:
+    """The places of one kind of call."""
 
     def __init__(self) -> None:
         self._taken: Counter[str] = Counter()
         self._freed = asyncio.Event()
 
-    async def first(self, frames: AsyncIterator[bytes], host: str, seconds: float, what: str) -> bytes:
-        """The first message of a call, b"" if the caller ended the call before.
+    async def read_first(self, receive: Callable[[], Awaitable[bytes]], peer: str, seconds: float, name: str) -> bytes:
+        """Read the first message of a call; b"" if the caller ended the call before it.
 
         Args:
-            seconds: that the message may take.
-            what: it is, for the error.
+            receive: Reads the next message.
+            peer: Address of the caller.
+            seconds: Deadline of the message.
+            name: Name of the message, for the error.
 
         Raises:
-            Overloaded: no place was free for too long.
-            WaitTimeout: the message did not come in time.
+            Overloaded: no place became free in ``PATIENCE`` seconds.
+            WaitTimeout: the message did not arrive in time.
         """
+        host = host_of(peer)
         async with self._place(host):
             try:
                 async with asyncio.timeout(seconds):
-                    return await anext(frames, b"")
+                    return await receive()
             except TimeoutError:
-                raise WaitTimeout(f"no {what} came within {seconds:g} s of opening the stream") from None
+                raise WaitTimeout(f"no {name} came within {seconds:g} s of opening the stream") from None
 
     @contextlib.asynccontextmanager
     async def _place(self, host: str) -> AsyncIterator[None]:
@@ -67,6 +69,6 @@ class Readers:
         try:
             yield
         finally:
-            self._taken -= Counter((host,))  # and forgets a host that has none left
+            self._taken -= Counter((host,))  # also removes a host that has none left
             self._freed.set()
             self._freed = asyncio.Event()

@@ -1,9 +1,8 @@
-"""Errors become gRPC statuses here, once, for every method; no handler contains ``try``.
+"""Errors of handlers, as peers and the log get them.
 
-An error of this project is the caller's to read: its sentence and class name travel. Anything else is a bug: it
-surfaces as INTERNAL with a number, and its traceback goes to the server's log under that number only.
-
-What a peer can cause at will, it can cause often: refusals of one kind are written a few at a time and then counted.
+A ``PsError`` is meant for the caller: its class name and its text travel. Any other exception is a bug: the caller gets
+a number, and the server's log has the traceback under that number. A peer can cause an error as often as it likes, so
+the log gets a few lines of each class and then a count.
 """
 
 import functools
@@ -17,40 +16,62 @@ from typing import Any
 import grpc
 
 from torch_ps.common.errors import PsError
-from torch_ps.common.wire.status import status_of, trailers_of
+from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.transport.carrier import Carrier
 
 log = logging.getLogger("torch_ps.ps")
-_numbers = itertools.count(1)
-_throttle: defaultdict[str, LogThrottle] = defaultdict(LogThrottle)  # by class of error
+_bug_numbers = itertools.count(1)
+_throttles: defaultdict[str, LogThrottle] = defaultdict(LogThrottle)  # by class of error
 
-#: Characters of a message that travel; a peer's own words in it may be megabytes, and metadata may not.
+#: Characters of an error's text that travel: it may quote a peer's own megabytes, which gRPC's metadata cannot hold.
 MAX_MESSAGE = 1000
+
+#: The peer is gone, before its call or while a response was sent, or this server ends: there is nobody to tell.
+PEER_GONE = (grpc.RpcError, grpc.aio.BaseError, ConnectionError)
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
-def guarded(handler: Handler, metrics: Metrics) -> Handler:
-    """``handler(request or stream, context)`` with its errors turned into statuses."""
+def map_errors(handler: Handler, metrics: Metrics) -> Handler:
+    """A gRPC method: ``handler(request or stream, context)`` whose errors become gRPC statuses."""
 
     @functools.wraps(handler)
     async def call(request: Any, context: Any) -> Any:
         try:
             return await handler(request, context)
-        except PsError as error:
-            metrics.refused.labels(type(error).__name__).inc()
-            text = str(error)[:MAX_MESSAGE]
-            if (kept := _throttle[type(error).__name__].admit(time.monotonic())) is not None:
-                more = f" ({kept} more {type(error).__name__} since the last line)" if kept else ""
-                log.warning("refused %s of %s: %s%s", handler.__name__, context.peer(), text, more)
-            await context.abort(status_of(error), text, trailers_of(error))
-        except (grpc.RpcError, grpc.aio.BaseError, ConnectionError):
-            raise  # the peer is gone, before its call or while an answer was sent, or this server ends: nobody hears it
-        except Exception:  # the one place where a bug must not take the server down
-            number = next(_numbers)
-            log.exception("bug %d in %s", number, handler.__name__)
-            found = PsError(f"bug {number} on the server; its log has the traceback")
-            await context.abort(grpc.StatusCode.INTERNAL, str(found), trailers_of(found))
+        except PEER_GONE:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must not take the server down
+            told = _report(error, handler.__name__, context.peer(), metrics)
+            await context.abort(status_of(told), str(told), trailers_of(told))
 
     return call
+
+
+async def serve_exchange(exchange: Callable[[Carrier], Awaitable[None]], carrier: Carrier, metrics: Metrics) -> None:
+    """Run the handler of an Exchange; an error ends the carrier."""
+    try:
+        try:
+            await exchange(carrier)
+        finally:
+            await carrier.close()
+    except PEER_GONE:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        await carrier.end(_report(error, "exchange", carrier.peer, metrics))
+
+
+def _report(error: Exception, method: str, peer: str, metrics: Metrics) -> PsError:
+    """Count and log an error; returns the error that the peer gets."""
+    if not isinstance(error, PsError):
+        number = next(_bug_numbers)
+        log.error("bug %d in %s", number, method, exc_info=error)
+        return PsError(f"bug {number} on the server; its log has the traceback")
+    kind, text = type(error), str(error)[:MAX_MESSAGE]
+    metrics.refused.labels(kind.__name__).inc()
+    if (held_back := _throttles[kind.__name__].admit(time.monotonic())) is not None:
+        more = f" ({held_back} more {kind.__name__} since the last line)" if held_back else ""
+        log.warning("refused %s of %s: %s%s", method, peer, text, more)
+    return kind(text)

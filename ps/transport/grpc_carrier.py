@@ -1,55 +1,39 @@
-"""Carries an open Exchange over gRPC; ``torch_ps.ps.transport.unix_carrier`` does the same over a Unix socket.
+"""Carrier of an Exchange over one gRPC call.
 
-    gRPC's messages --read task--> take;  outbox --write task--> gRPC
-
-Rules of this file
-  1. Decides nothing about a stream; it only carries messages.
+gRPC's messages --read task--> on_message;  outbox --write task--> gRPC
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
-from typing import Any, Protocol, Self
+from collections.abc import AsyncGenerator, AsyncIterable
+from typing import Any
 
+from torch_ps.common.errors import PsError
+from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.common.wire.frames import messages
+from torch_ps.ps.transport.carrier import MessageHandler
 from torch_ps.ps.transport.streams import Stream
-
-Take = Callable[[bytes], None]
-
-
-class Carrier(Protocol):
-    """The messages of an Exchange: the first by ``anext``, all others to ``take``."""
-
-    def __aiter__(self) -> Self:
-        """Itself."""
-
-    async def __anext__(self) -> bytes:
-        """The next message, until the peer ends the stream."""
-
-    async def carry(self, stream: Stream, take: Take) -> None:
-        """Bring every message to ``take`` and every frame of the outbox to the peer, until either ends.
-
-        Raises:
-            PsError: ``take`` has raised it, or it was in the outbox.
-        """
-
-    async def aclose(self) -> None:
-        """Give back what reading has kept."""
 
 
 class GrpcCarrier:
-    """A ``Carrier`` of one call; ``context`` is its ``grpc.aio.ServicerContext``."""
+    """A ``Carrier`` of one call.
+
+    Args:
+        frames: Request messages of the call.
+        context: The call's ``grpc.aio.ServicerContext``.
+    """
 
     def __init__(self, frames: AsyncIterable[bytes], context: Any) -> None:
         self._messages, self._context = messages_of(frames), context
 
-    def __aiter__(self) -> Self:
-        return self
+    @property
+    def peer(self) -> str:
+        return str(self._context.peer())
 
-    async def __anext__(self) -> bytes:
-        return await anext(self._messages)
+    async def receive(self) -> bytes:
+        return await anext(self._messages, b"")
 
-    async def carry(self, stream: Stream, take: Take) -> None:
-        reading = asyncio.create_task(self._read(stream, take))
+    async def carry(self, stream: Stream, on_message: MessageHandler) -> None:
+        reading = asyncio.create_task(self._read(stream, on_message))
         writing = asyncio.create_task(self._write(stream))
         try:
             done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
@@ -60,31 +44,34 @@ class GrpcCarrier:
             writing.cancel()
             await asyncio.wait({reading, writing})
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         await self._messages.aclose()
 
-    async def _read(self, stream: Stream, take: Take) -> None:
-        await stream.room()
+    async def end(self, error: PsError) -> None:
+        await self._context.abort(status_of(error), str(error), trailers_of(error))
+
+    async def _read(self, stream: Stream, on_message: MessageHandler) -> None:
+        await stream.until_room()
         async for message in self._messages:
-            take(message)
-            await stream.room()
+            on_message(message)
+            await stream.until_room()
 
     async def _write(self, stream: Stream) -> None:
         while True:
-            frames = await _waiting(stream)
+            frames = await _next_frames(stream)
             for message in messages(frames):
                 await self._context.write(message)
-            stream.wrote(len(frames))
+            stream.note_sent(len(frames))
 
 
 def messages_of(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
-    """GRPC's generator of messages, which keeps the last one until it is closed."""
+    """Generator of request messages, made by gRPC; it holds the last message until it is closed."""
     generator: Any = aiter(frames)
     return generator  # type: ignore[no-any-return]
 
 
-async def _waiting(stream: Stream) -> list[bytes]:
-    """All frames that are there, at least one.
+async def _next_frames(stream: Stream) -> list[bytes]:
+    """All frames that are in the outbox; waits for the first.
 
     Raises:
         PsError: it is next.
@@ -98,5 +85,5 @@ async def _waiting(stream: Stream) -> list[bytes]:
         item = outbox.get_nowait()
     if not frames:
         raise item
-    outbox.put_nowait(item)  # nothing comes after it that anybody could use
+    outbox.put_nowait(item)  # at the end is as good: nothing that follows an error is sent
     return frames

@@ -1,11 +1,11 @@
-"""Limits on what peers choose: how many there are, how often they ask, how much one model may need.
+"""Limits on what peers choose: their number, the rate of their calls, the size of a model.
 
-    Rate          so many events a second for each host, after a first burst
-    check_model   memory and buckets that a model would take
+    Rate          bounds events per second of each host, after a first burst
+    check_model   bounds memory and buckets of a model
 
 Rules of this file
-  1. No clock: ``now`` comes in, in seconds. What is remembered of peers is bounded, whoever they are.
-  2. A limit says its number and, where a user can turn it, the option that does.
+  1. No clock: callers pass ``now`` in seconds. The state that is kept about peers is bounded.
+  2. The error of a limit names its number and, where one exists, the option that changes it.
 
 Source: the leaky bucket as a meter, ITU-T I.371, for ``Rate``.
 """
@@ -16,37 +16,37 @@ from collections import OrderedDict
 from torch_ps.common.errors import Overloaded, Refused
 from torch_ps.common.schema import Model
 
-#: Joins of one host: as many at once as a host may start workers, then so many a second.
+#: Joins of one host: the burst, as many as a host may start workers, then the rate.
 JOIN_BURST, JOINS_PER_SECOND = 128, 4.0
-#: Streams of observers, which may pull and no more.
+#: Largest number of streams of observers, which may only pull.
 MAX_OBSERVERS = 32
-#: Pulls of one observer that are not answered or whose answer it has not read; then it is not read from.
+#: Pulls of one observer whose responses it has not read; at this number its messages are not read.
 OBSERVER_PULLS = 2
-#: Bytes of answers beyond twice the shard's parameters that wait for one worker; then its stream ends.
+#: Bytes of responses beyond twice the shard's parameters that may wait for one worker; with more its stream ends.
 WORKER_BYTES = 64 << 20
-#: Rosters that wait for one watcher.
+#: Largest number of rosters that wait for one watcher.
 MAX_ROSTERS = 1024
 #: Buckets of a whole model, each of which costs a few kilobytes on every shard: 512 GiB of parameters at 4 MiB.
 MAX_BUCKETS = 1 << 17
-#: Hosts that a ``Rate`` remembers.
+#: Number of hosts that a ``Rate`` tracks.
 MAX_HOSTS = 4096
-#: fp32 values of state for each parameter, the most that any hyperparameters make of the optimizer.
+#: fp32 values of optimizer state per parameter, with the hyperparameters that need most.
 STATE = {"SGD": 1, "Adagrad": 1, "ASGD": 1, "Adam": 3, "AdamW": 3, "RMSprop": 3}
 _STATE_OF_OTHERS = 2
 
 
 class Rate:
-    """At most ``burst`` events at once of one host, and ``per_second`` in the long run."""
+    """Admits at most ``burst`` events of one host at once and ``per_second`` in the long run."""
 
     def __init__(self, burst: int, per_second: float) -> None:
         self._burst, self._per_second = burst, per_second
-        self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()  # host: events in the bucket, at that time
+        self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by host: level, time of it
 
     def take(self, host: str, now: float) -> None:
         """Count one event.
 
         Raises:
-            Overloaded: the host has had its share; says when the next one is free.
+            Overloaded: the host is above its rate.
         """
         level, then = self._level.pop(host, (0.0, now))
         level = max(0.0, level - (now - then) * self._per_second)
@@ -61,18 +61,21 @@ class Rate:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine."""
+    """Physical memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_model(model: Model, *, num_shards: int, bucket_bytes: int, most_bytes: int) -> None:
-    """Refuse a model that this shard would have no room for, before anything is built for it.
+    """Refuse a model that does not fit into this shard, before anything is allocated for it.
 
     Args:
-        most_bytes: for parameters and optimizer state of one shard.
+        model: Model that a worker describes.
+        num_shards: Number of shards of the job.
+        bucket_bytes: Largest fp32 size of a bucket.
+        most_bytes: Largest size of parameters and optimizer state of one shard.
 
     Raises:
-        Refused: names the sizes and the option.
+        Refused: the model is too large; the text names the sizes and the option.
     """
     elements = sum(tensor.numel for tensor in model.tensors())
     copies = 1 + STATE.get(model.optimizer, _STATE_OF_OTHERS)

@@ -1,6 +1,7 @@
-"""The open Exchange streams of one shard, by worker and session."""
+"""The open Exchange streams of one shard, their outboxes, and the queues of those who watch the roster."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from torch_ps.ps.transport import limits
 
 
 class Outbox(asyncio.Queue[bytes | PsError]):
-    """Frames that wait to be sent; an error in it ends the stream.
+    """Frames that wait to be sent. An error in the outbox ends the stream.
 
     Attributes:
-        most: bytes that may wait. With more the peer does not read: the frames are dropped and the stream ends.
-        on_put: called when something has been put in; None: somebody waits in ``get``.
+        most: Largest number of bytes that may wait. Beyond it the outbox drops its frames and ends the stream, as the
+            peer does not read.
+        bytes: Number of bytes that wait.
+        on_put: Called after each put; None: the carrier waits in ``get``.
     """
 
     _queue: deque[bytes | PsError]
@@ -49,8 +52,8 @@ class Outbox(asyncio.Queue[bytes | PsError]):
         return item
 
 
-class Watch(asyncio.Queue[Roster | None]):
-    """Rosters that wait for one watcher, None: the shard stops. One that does not read misses the oldest of them."""
+class RosterQueue(asyncio.Queue[Roster | None]):
+    """Rosters that wait for one watcher; None: the shard stops. A watcher that does not read loses the oldest."""
 
     def _init(self, maxsize: int) -> None:
         self._queue: deque[Roster | None] = deque(maxlen=limits.MAX_ROSTERS)
@@ -58,10 +61,19 @@ class Watch(asyncio.Queue[Roster | None]):
 
 @dataclass(eq=False)
 class Stream:
-    """One open Exchange: what it takes to answer it.
+    """One open Exchange.
 
-    ``worker`` is None for an observer, whose ``session`` is a number of this shard's own. ``outbox`` holds frames to
-    send; an error in it ends the stream. ``copies`` is what the worker has, if its codec is coarse.
+    Attributes:
+        worker: Name of the worker; None: an observer, which may only pull.
+        session: Session of the worker; for an observer a number that this shard chose.
+        codec: Codec of the responses.
+        outbox: Frames to send.
+        copies: The worker's values, if its codec is lossy and sends differences.
+        renew_at: Time on ``time.monotonic()`` from which the next message renews the worker's lease.
+        bytes_pushed, bytes_pulled: Payload bytes so far.
+        samples: Sum of the weights of the pushes of the shard's first bucket.
+        staleness: Staleness of the last applied one of them, in versions; None: none was applied.
+        pulls: An observer's pulls whose responses have not left.
     """
 
     worker: str | None
@@ -71,34 +83,41 @@ class Stream:
     copies: Copies = field(default_factory=Copies)
     bytes_pushed: int = 0
     bytes_pulled: int = 0
-    samples: float = 0.0  # weights of pushes of the shard's first bucket
-    staleness: int | None = None  # of the last of them that was applied
-    pulls: int = 0  # of an observer, not answered yet
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    samples: float = 0.0
+    staleness: int | None = None
+    pulls: int = 0
+    renew_at: float = -math.inf
+    _sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def crowded(self) -> bool:
-        """Whether an observer has to read before its next message is taken. A worker is bounded by its outbox."""
+        """Whether an observer must read responses before its next message is read. The outbox bounds a worker."""
         return self.pulls >= limits.OBSERVER_PULLS
 
-    async def room(self) -> None:
-        """Wait until it is not crowded."""
+    async def until_room(self) -> None:
+        """Wait until the stream is not crowded."""
         while self.crowded:
-            self.answered.clear()
-            await self.answered.wait()
+            self._sent.clear()
+            await self._sent.wait()
 
-    def pulled(self) -> None:
-        """A pull was taken."""
+    def note_pull(self) -> None:
+        """Count a pull that was accepted."""
         self.pulls += self.worker is None
 
-    def wrote(self, num_frames: int) -> None:
-        """So many frames have left."""
+    def note_sent(self, num_frames: int) -> None:
+        """Count frames that have left."""
         if self.worker is None:
             self.pulls -= num_frames
-            self.answered.set()
+            self._sent.set()
 
 
 class Streams:
+    """The open streams of one shard, by worker and session.
+
+    Args:
+        metrics: Metrics of the shard.
+    """
+
     def __init__(self, metrics: Metrics) -> None:
         self._streams: dict[tuple[str | None, int], Stream] = {}
         self._metrics = metrics
@@ -107,13 +126,15 @@ class Streams:
         return iter(tuple(self._streams.values()))
 
     def get(self, worker: str | None, session: int) -> Stream | None:
+        """The stream of a session; None: it has none."""
         return self._streams.get((worker, session))
 
     def connected(self, worker: str) -> bool:
+        """Whether any session of this worker has a stream."""
         return any(name == worker for name, _ in self._streams)
 
     def add(self, stream: Stream) -> None:
-        """Register a stream; one that the same session had before is closed, for its worker has reconnected."""
+        """Register a stream. An older stream of the same session is closed: its worker has reconnected."""
         before = self._streams.get((stream.worker, stream.session))
         if before is not None:
             before.outbox.put_nowait(UnknownWorker(f"worker {stream.worker!r} has opened a newer stream"))
@@ -121,7 +142,7 @@ class Streams:
         self._metrics.connected.set(len(self._streams))
 
     def remove(self, stream: Stream) -> bool:
-        """Forget a stream; False if it was not (or no longer) registered."""
+        """Unregister a stream; returns False if it is not registered (any more)."""
         if self._streams.get((stream.worker, stream.session)) is not stream:
             return False
         del self._streams[stream.worker, stream.session]

@@ -5,7 +5,7 @@
 Rules of this file
   1. Every fault names what it does and what mends it, in one place: ``begin`` gives the mending.
   2. Mending is what a supervisor would do: workers that are dead are started again under their name, servers all
-     together from the newest checkpoint (docs/checkpoints.md) or, with standbys, one by one (docs/standby.md).
+     together from the newest checkpoint (docs/checkpointing.md) or, with standbys, one by one (docs/failover.md).
   3. Workers live on if the servers are back within a lease. Where this machine was too busy for that, one that has
      given up is started again, and counted. With standbys none may give up.
 """

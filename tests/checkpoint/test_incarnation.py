@@ -16,9 +16,9 @@ from tests.support.raw import Raw, raw
 from tests.support.restart import shards
 from tests.support.threads import at_once, spawn
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire import channel
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.frames import pack
-from torch_ps.common.wire.status import error_of
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.ps.checkpoint import manifest as manifests
 from torch_ps.ps.checkpoint.manifest import Manifest, ShardManifest
 from torch_ps.ps.checkpoint.storage import FileFact
-from torch_ps.ps.core.ledger import Progress
+from torch_ps.ps.core.ledger import Ledger
 
 DIGEST = hashlib.sha256(b"").hexdigest()
-RECORD = {**Progress(0).as_dict(), "version": 12, "ledger": {"w0": [3, 11, 0, True]}}
+RECORD = {**Ledger(0).as_dict(), "version": 12, "ledger": {"w0": [3, 11, 0, True]}}
 SHARD = ShardManifest(
     version=12,
     shard=0,

@@ -118,7 +118,7 @@ def test_exported_model_is_one_that_plain_torch_loads(tmp_path: Path) -> None:
         snapshot = c.pull().params
     out = tmp_path / "model.safetensors"
     done = run("ps-export", str(tmp_path / "kept"), str(out))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert done.stdout == f"{out}: version 1, {len(snapshot)} tensors\n"
     exported = load_file(out)
     fresh = seeded(conv, seed=5).to(torch.bfloat16)
@@ -144,11 +144,11 @@ def test_export_takes_the_version_that_it_is_told_and_says_what_is_wrong(tmp_pat
     damaged = folder / manifests.shard_name(last, 0, 1, "safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-4])
     refused = run("ps-export", str(folder), str(out))
-    assert refused.returncode == 1
+    assert refused.exit_code == 1
     assert "shard-0-of-1.safetensors is truncated" in refused.stderr
     assert list(tmp_path.glob("model*")) == []
     nothing = run("ps-export", str(tmp_path / "none"), str(out))
-    assert nothing.returncode == 1
+    assert nothing.exit_code == 1
     assert "there is no checkpoint in" in nothing.stderr
 
 
@@ -161,19 +161,17 @@ def test_object_store_keeps_a_job_as_a_folder_does(tmp_path: Path, monkeypatch: 
             undisturbed = train(servers, mlp, 12)
         with serving(*arguments, "--checkpoint-every", "2", "--keep", "2") as (process, ready):
             train(",".join(json.loads(ready.read_text())["servers"]), mlp, 7)
-            process.terminate()
-            assert process.wait(SECONDS) == 0
+            assert process.end() == 0
         with serving(*arguments, "--resume") as (process, ready):
             model = train(",".join(json.loads(ready.read_text())["servers"]), mlp, 12)
-            process.terminate()
-            assert process.wait(SECONDS) == 0
+            assert process.end() == 0
         assert same(model, undisturbed)
         out = tmp_path / "model.safetensors"
         done = run("ps-export", "s3://bucket/job", str(out))
         assert done.stdout.startswith(f"{out}: version 12,"), done.stderr
         assert all(torch.equal(tensor, load_file(out)[name]) for name, tensor in model.state_dict().items())
         refused = run("ps-serve", "--listen", "127.0.0.1:0", "--checkpoint", "s3://bucket/job")
-        assert refused.returncode == 2
+        assert refused.exit_code == 2
         assert "s3://bucket/job holds checkpoints of a job, the newest of version 12" in refused.stderr
         kept = Checkpoints("s3://bucket/job")
         assert kept.versions()[0] == 12

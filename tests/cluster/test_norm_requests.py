@@ -10,9 +10,9 @@ import pytest
 from tests.support.jobs import SECONDS
 from torch_ps.common.errors import ServerStopped, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import OPEN
+from torch_ps.common.rpc.channel import SERVICE
+from torch_ps.common.rpc.credentials import OPEN
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.channel import SERVICE
 from torch_ps.ps.cluster import lead_client as follow
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.job.lead_address import LeadAddress

@@ -10,15 +10,16 @@ import pytest
 
 from tests.core.job import member, push, roster, shard, told
 from torch_ps.common.errors import ConfigError, NameTaken, ProtocolError, UnknownWorker
-from torch_ps.ps.core.consistent_cut import REPORT_SECONDS, Cut, Planner, Sections
+from torch_ps.ps.core.consistent_cut import REPORT_SECONDS, Cut, CutPlanner, Sections
 from torch_ps.ps.core.effects import Announce, Apply, Effects, Evict
+from torch_ps.ps.core.membership import EPOCHS_PER_LIFE, Membership
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import EPOCHS_PER_LIFE, Membership, Roster
+from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
 
 
-def planner(every: int = 0, seconds: float = 0.0, num_shards: int = 2) -> Planner[str]:
-    return Planner(every=every, seconds=seconds, num_shards=num_shards, now=0.0)
+def planner(every: int = 0, seconds: float = 0.0, num_shards: int = 2) -> CutPlanner[str]:
+    return CutPlanner(every=every, seconds=seconds, num_shards=num_shards, now=0.0)
 
 
 def records(effects: Effects) -> list[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from torch_ps.ps.core.effects import Contribution
-from torch_ps.ps.core.ledger import Entry, Progress
+from torch_ps.ps.core.ledger import Entry, Ledger
 
 
-def progress() -> Progress:
-    p = Progress(3)
+def progress() -> Ledger:
+    p = Ledger(3)
     p.apply((Contribution("a", 1, 0, 2.0, 0), Contribution("b", 2, 0, 1.5, 0)), "why")
     p.apply((Contribution("a", 1, 1, 2.0, 1),), "why")
     return p
@@ -35,6 +35,6 @@ def test_entries_end_with_their_sessions() -> None:
 
 def test_ledger_survives_json() -> None:
     p = progress()
-    again = Progress(3)
+    again = Ledger(3)
     again.restore(json.loads(json.dumps(p.as_dict())))
     assert vars(again) == vars(p)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.core.job import member, told, trace
 from torch_ps.common.errors import ConfigError, NameTaken, ProtocolError, UnknownWorker
 from torch_ps.ps.core.effects import Announce, Effects, Evict
-from torch_ps.ps.core.roster import Member, Membership, rank_order, tick_seconds
+from torch_ps.ps.core.membership import Membership, tick_seconds
+from torch_ps.ps.core.roster import Member, rank_order
 
 
 def lead(*names: str, quorum: int = 1, lease: float = 10.0) -> Membership:

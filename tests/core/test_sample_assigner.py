@@ -12,30 +12,34 @@ import pytest
 from tests.core.job import covering, member, push, roster, trace
 from torch_ps.common.errors import ProtocolError, UnknownWorker
 from torch_ps.ps.core.consistent_cut import Sections
-from torch_ps.ps.core.dataset_progress import DataSet
+from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.core.sample_assigner import Answer, Ask, Data, Idle, Later, Over, Portion
+from torch_ps.ps.core.sample_assigner import Idle, Later, Over, Portion, SampleAssigner, SampleRequest, SampleResponse
 from torch_ps.ps.core.shard import Shard
 
-SET = DataSet("", 40, 0, True)
+SET = DatasetSpec("", 40, 0, True)
 ALL = 1 << 60  # a worker that has received whatever it was given
 SYNC = Roster(2, (member("a", 1), member("b", 2)), True)
 
 
-def ask(worker: str = "a", *, batch: int = 4, epochs: int = 1, size: int = 40, name: str = "", session: int = 0) -> Ask:
-    return Ask(worker, session or {"a": 1, "b": 2}.get(worker, 3), DataSet(name, size, 0, True), batch, epochs, ALL)
+def ask(
+    worker: str = "a", *, batch: int = 4, epochs: int = 1, size: int = 40, name: str = "", session: int = 0
+) -> SampleRequest:
+    return SampleRequest(
+        worker, session or {"a": 1, "b": 2}.get(worker, 3), DatasetSpec(name, size, 0, True), batch, epochs, ALL
+    )
 
 
-def positions(answer: Answer) -> list[int]:
+def positions(answer: SampleResponse) -> list[int]:
     assert isinstance(answer, Portion), answer
     return [p for start, stop in answer.ranges for p in range(start, stop)]
 
 
-def registered(mode: str = "sync", **of: Any) -> Data:
+def registered(mode: str = "sync", **of: Any) -> SampleAssigner:
     """Both have asked; in sync mode the first time says that the other one is waited for."""
-    data = Data(Mode(name=mode))
+    data = SampleAssigner(Mode(name=mode))
     if mode == "sync":
         assert isinstance(data.ask(ask("a", **of), SYNC, 0), Later)
     return data
@@ -79,7 +83,7 @@ def test_batches_of_two_sizes_take_parts_of_two_sizes() -> None:
 
 
 def test_without_steps_whoever_asks_is_served_and_the_last_portions_are_small() -> None:
-    data, sizes = Data(Mode(name="async")), []
+    data, sizes = SampleAssigner(Mode(name="async")), []
     while isinstance(answer := data.ask(ask("a", batch=2), SYNC, 0), Portion):
         sizes.append(len(positions(answer)))
     assert sum(sizes) == 40
@@ -91,7 +95,7 @@ def test_without_steps_whoever_asks_is_served_and_the_last_portions_are_small() 
 
 
 def test_in_step_everyone_has_to_ask_before_the_first_is_served() -> None:
-    data = Data(Mode())
+    data = SampleAssigner(Mode())
     answer = data.ask(ask("a"), SYNC, 0)
     assert isinstance(answer, Later)
     assert answer.waiting_for == ("b",)
@@ -104,7 +108,7 @@ def test_in_step_everyone_has_to_ask_before_the_first_is_served() -> None:
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_in_step_a_loop_over_epochs_gets_the_same_in_each_of_them_whoever_is_first(first: str) -> None:
     """A worker that asks for one more epoch at a time waits for the others to have asked for it too."""
-    data, other = Data(Mode()), {"a": "b", "b": "a"}[first]
+    data, other = SampleAssigner(Mode()), {"a": "b", "b": "a"}[first]
     for epoch in range(3):
         got: dict[str, list[int]] = {"a": [], "b": []}
         assert isinstance(data.ask(ask(first, size=16, epochs=epoch + 1), SYNC, 0), Later)
@@ -142,7 +146,7 @@ def test_newcomer_is_not_waited_for_before_its_first_step() -> None:
 
 @pytest.mark.parametrize(("mode", "answer"), [("sync", Idle), ("ssp", Idle), ("async", Later)])
 def test_worker_without_samples_takes_part_with_weight_0_where_others_wait_for_it(mode: str, answer: type) -> None:
-    data = Data(Mode(name=mode, slack=1 if mode == "ssp" else 0))
+    data = SampleAssigner(Mode(name=mode, slack=1 if mode == "ssp" else 0))
     data.ask(ask("a", size=1), SYNC, 0)
     data.ask(ask("b", size=1), SYNC, 0)
     found = [data.ask(ask(w, size=1), SYNC, 0) for w in ("a", "b")]
@@ -150,15 +154,15 @@ def test_worker_without_samples_takes_part_with_weight_0_where_others_wait_for_i
     assert not any(isinstance(each, Over) for each in found)
 
 
-def one(mode: str = "async", size: int = 8) -> tuple[Data, Shard]:
-    data = Data(Mode(name=mode))
+def one(mode: str = "async", size: int = 8) -> tuple[SampleAssigner, Shard]:
+    data = SampleAssigner(Mode(name=mode))
     core = Shard(buckets=2, mode=Mode(name=mode), data=data)
     core.set_roster(roster(1, member("a")))
-    assert len(positions(core.ask(ask("a", batch=4, size=size)))) == 4
+    assert len(positions(core.request_samples(ask("a", batch=4, size=size)))) == 4
     return data, core
 
 
-def left(data: Data) -> list[list[int]]:
+def left(data: SampleAssigner) -> list[list[int]]:
     (found,) = data.export()["sets"]
     ranges: list[list[int]] = found["left"]
     return ranges
@@ -183,29 +187,29 @@ def test_repeat_covers_nothing_twice() -> None:
 
 
 def test_push_that_is_dropped_gives_its_samples_back() -> None:
-    data = Data(Mode(name="async"))
+    data = SampleAssigner(Mode(name="async"))
     core = Shard(buckets=1, mode=Mode(name="async", max_staleness=0), data=data)
     core.set_roster(roster(1, member("a"), member("b")))
-    core.ask(ask("a", size=8))
+    core.request_samples(ask("a", size=8))
     core.push(push("b"))
     core.push(covering(push("a", base=0), 4))
     assert left(data) == [[0, 8]]
-    assert positions(core.ask(ask("a", size=8))) == [0, 1, 2, 3]
+    assert positions(core.request_samples(ask("a", size=8))) == [0, 1, 2, 3]
 
 
 def test_step_that_its_worker_leaves_before_it_closes_gives_its_samples_back() -> None:
-    data = Data(Mode())
+    data = SampleAssigner(Mode())
     core = Shard(buckets=1, mode=Mode(), data=data)
     core.set_roster(SYNC)
-    core.ask(ask("a", size=8))
-    assert positions(core.ask(ask("b", size=8))) == [4, 5, 6, 7]
-    assert positions(core.ask(ask("a", size=8))) == [0, 1, 2, 3]
+    core.request_samples(ask("a", size=8))
+    assert positions(core.request_samples(ask("b", size=8))) == [4, 5, 6, 7]
+    assert positions(core.request_samples(ask("a", size=8))) == [0, 1, 2, 3]
     core.push(covering(push("a"), 4))
     core.set_roster(roster(3, member("b", 2)))
     assert left(data) == [[0, 8]]
     core.push(covering(push("b", session=2), 4))
     assert left(data) == [[0, 4]]
-    assert positions(core.ask(ask("b", size=8))) == [0, 1, 2, 3]
+    assert positions(core.request_samples(ask("b", size=8))) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -229,29 +233,31 @@ def test_what_is_given_back_goes_to_others() -> None:
 
 
 def test_what_is_kept_is_not_given_to_others_nor_what_an_open_push_covers() -> None:
-    data = Data(Mode())
+    data = SampleAssigner(Mode())
     core = Shard(buckets=1, mode=Mode(), data=data)
     core.set_roster(SYNC)
-    core.ask(ask("a", size=80))
-    assert positions(core.ask(ask("b", size=80))) == [4, 5, 6, 7, 12, 13, 14, 15]
-    assert positions(core.ask(ask("a", size=80))) == [0, 1, 2, 3, 8, 9, 10, 11]
+    core.request_samples(ask("a", size=80))
+    assert positions(core.request_samples(ask("b", size=80))) == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert positions(core.request_samples(ask("a", size=80))) == [0, 1, 2, 3, 8, 9, 10, 11]
     core.push(covering(push("a"), 3))
-    core.give_back("a", 1, replace(SET, size=80), 2)  # its open push covers 3
+    core.return_samples("a", 1, replace(SET, size=80), 2)  # its open push covers 3
     core.push(covering(push("b", session=2), 8))
     assert left(data) == [[3, 4], [8, 12], [16, 80]]
-    assert positions(core.ask(ask("b", size=80)))[:4] == [3, 8, 9, 10]
+    assert positions(core.request_samples(ask("b", size=80)))[:4] == [3, 8, 9, 10]
 
 
 def test_next_epoch_begins_when_every_sample_of_this_one_is_done() -> None:
     data, core = one(size=4)
-    answer = core.ask(ask("a", size=4, epochs=2))
+    answer = core.request_samples(ask("a", size=4, epochs=2))
     assert isinstance(answer, Later)
     core.push(covering(push("a"), 4))
-    again = core.ask(ask("a", size=4, epochs=2))
+    again = core.request_samples(ask("a", size=4, epochs=2))
     assert isinstance(again, Portion)
     assert (again.epoch, again.ranges) == (1, ((0, 4),))
     core.push(covering(push("a", 1), 8))
-    assert core.ask(ask("a", size=4, epochs=2)) == Over("2 epochs of the data set of 4 samples with seed 0 are over")
+    assert core.request_samples(ask("a", size=4, epochs=2)) == Over(
+        "2 epochs of the data set of 4 samples with seed 0 are over"
+    )
     assert left(data) == []
 
 
@@ -264,13 +270,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("bad", "says"), REFUSED)
-def test_refused_ask_leaves_no_trace(bad: Ask, says: str) -> None:
+def test_refused_ask_leaves_no_trace(bad: SampleRequest, says: str) -> None:
     data, core = one()
     before = trace(data)
     with pytest.raises(ProtocolError, match=says):
-        core.ask(bad)
+        core.request_samples(bad)
     with pytest.raises(UnknownWorker, match="join again"):
-        core.ask(ask("b"))
+        core.request_samples(ask("b"))
     assert trace(data) == before
 
 
@@ -286,19 +292,19 @@ def test_push_that_covers_what_was_not_given_is_refused(number: int, samples: in
 def test_only_the_lead_gives_out_data() -> None:
     core = Shard(buckets=1, mode=Mode())
     with pytest.raises(ProtocolError, match="ask the lead, shard 0"):
-        core.ask(ask())
+        core.request_samples(ask())
 
 
 def test_state_goes_through_json_and_the_run_goes_on_as_if_it_had_not_stopped() -> None:
     whole, half = in_step(steps=99), in_step(steps=3)
-    resumed = Data(Mode())
+    resumed = SampleAssigner(Mode())
     resumed.restore(json.loads(json.dumps(half[0].export())))
     assert half[1] + in_step(steps=99, data=resumed)[1] == whole[1]
 
 
-def in_step(steps: int, data: Data | None = None) -> tuple[Data, list[tuple[str, list[int]]]]:
+def in_step(steps: int, data: SampleAssigner | None = None) -> tuple[SampleAssigner, list[tuple[str, list[int]]]]:
     """Two epochs by two workers with batches of 3 and 5; what each push covers, in order."""
-    data = data or Data(Mode())
+    data = data or SampleAssigner(Mode())
     core = Shard(buckets=1, mode=Mode(), data=data)
     core.set_roster(SYNC)
     have: dict[str, list[int]] = {"a": [], "b": []}
@@ -308,7 +314,7 @@ def in_step(steps: int, data: Data | None = None) -> tuple[Data, list[tuple[str,
         for _ in range(2):
             for worker, session in (("a", 1), ("b", 2)):
                 if not have[worker] and not taken[worker]:
-                    answer = core.ask(ask(worker, batch=sizes[worker], epochs=2, size=45, session=session))
+                    answer = core.request_samples(ask(worker, batch=sizes[worker], epochs=2, size=45, session=session))
                     if isinstance(answer, Portion):
                         have[worker] = positions(answer)
                     elif isinstance(answer, Over):
@@ -344,12 +350,12 @@ def test_state_that_export_would_not_give_is_refused(state: dict[str, Any]) -> N
 
 def test_cut_keeps_what_was_done_when_its_first_bucket_passed_whatever_comes_before_its_last() -> None:
     mode = Mode(name="async")
-    data, sections = Data(mode), Sections()
+    data, sections = SampleAssigner(mode), Sections()
     sections.add("data", data)
     shard = Shard(buckets=2, mode=mode, sections=sections, data=data)
     shard.set_roster(Roster(2, (Member("w0", 1, 0, 0), Member("w1", 2, 1, 0)), True, 1))
     for worker, session in (("w0", 1), ("w1", 2)):
-        shard.ask(Ask(worker, session, DataSet("", 40, 0, False), 4, 1, 0))
+        shard.request_samples(SampleRequest(worker, session, DatasetSpec("", 40, 0, False), 4, 1, 0))
         shard.push(Push(worker, session, 0, 0, 0, 1.0, 2, ((0, 4),)))
     assert sum(stop - start for start, stop in data.export()["sets"][0]["left"]) == 32
     shard.push(Push("w0", 1, 0, 1, 0, 1.0, 2))
@@ -359,13 +365,13 @@ def test_cut_keeps_what_was_done_when_its_first_bucket_passed_whatever_comes_bef
 
 
 def test_session_of_before_the_restart_is_told_to_join_again_whether_it_asks_or_pushes() -> None:
-    data = Data(Mode(name="async"))
+    data = SampleAssigner(Mode(name="async"))
     data.begin_after(5)
     roster = Roster(6, (Member("w0", 5, 0, 0), Member("w1", 6, 1, 0)), True)
-    old = Ask("w0", 5, DataSet("", 40, 0, False), 4, 1, 0)
+    old = SampleRequest("w0", 5, DatasetSpec("", 40, 0, False), 4, 1, 0)
     with pytest.raises(UnknownWorker, match="join again"):
         data.ask(old, roster, 0)
     with pytest.raises(UnknownWorker, match="join again"):
         data.check("w0", 5, ((0, 4),))
     data.check("w0", 5, ())
-    assert isinstance(data.ask(Ask("w1", 6, old.data, 4, 1, 0), roster, 0), Portion)
+    assert isinstance(data.ask(SampleRequest("w1", 6, old.data, 4, 1, 0), roster, 0), Portion)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.core.job import covering, member, push, roster
-from torch_ps.ps.core.dataset_progress import DataSet
+from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.ranges import count
-from torch_ps.ps.core.sample_assigner import Ask, Data, Later, Over, Portion
+from torch_ps.ps.core.ranges import num_positions
+from torch_ps.ps.core.sample_assigner import Later, Over, Portion, SampleAssigner, SampleRequest
 from torch_ps.ps.core.shard import Shard
 
 
@@ -35,9 +35,9 @@ class World:
 
     def __init__(self, mode: Mode, size: int, epochs: int, dice: random.Random) -> None:
         self.mode, self.size, self.epochs, self.dice = mode, size, epochs, dice
-        self.data = Data(mode)
+        self.data = SampleAssigner(mode)
         self.core = Shard(buckets=1, mode=mode, data=self.data)
-        self.epoch, self.set = 0, DataSet("", size, 0, True)
+        self.epoch, self.set = 0, DatasetSpec("", size, 0, True)
         self.lives: dict[str, dict[str, Any]] = {}
         self.trained: Counter[tuple[int, int]] = Counter()
         self.open: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
@@ -104,13 +104,15 @@ class World:
             return
         batch: list[tuple[int, int]] = []
         if not worker["have"]:
-            answer = self.core.ask(Ask(name, who.session, self.set, worker["batch"], self.epochs, worker["fetched"]))
+            answer = self.core.request_samples(
+                SampleRequest(name, who.session, self.set, worker["batch"], self.epochs, worker["fetched"])
+            )
             if self.dice.random() < 0.1:
                 return  # it is lost on its way
             match answer:
                 case Portion():
                     worker["have"] = [(answer.epoch, p) for start, stop in answer.ranges for p in range(start, stop)]
-                    worker["fetched"] += count(answer.ranges)
+                    worker["fetched"] += num_positions(answer.ranges)
                 case Over():
                     worker["over"] = True
                     return

@@ -9,7 +9,7 @@ from torch_ps.common.errors import StepConflict
 from torch_ps.ps.core.effects import Release, Wait
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.shard import Shard
-from torch_ps.ps.core.synchronous import SyncPolicy
+from torch_ps.ps.core.synchronous import Synchronous
 
 
 def ssp(*names: str, slack: int = 1, **settings: int) -> Shard:
@@ -39,7 +39,7 @@ def test_push_of_the_slowest_frees_those_who_waited_with_its_own_update_in_the_a
 
 
 def test_slack_zero_is_made_by_the_synchronous_policy() -> None:
-    assert isinstance(Mode(name="ssp", slack=0).policy(0), SyncPolicy)
+    assert isinstance(Mode(name="ssp", slack=0).policy(0), Synchronous)
     assert told(ssp("a", "b", slack=0).push(push("a", 0))) == ["wait a for b"]
 
 

@@ -11,7 +11,7 @@ from tests.deploy.launched import LEARNED, ROOT, Started, accuracies, environmen
 from tests.deploy.pods import Container, Manifest, kustomize_missing, kustomized, mounted, only
 from tests.support.certificates import Authority
 from tests.support.jobs import SECONDS, Addresses, until
-from torch_ps.common.security.credentials import access_of
+from torch_ps.common.rpc.credentials import access_of
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate, of the extra dev")
 pytestmark = pytest.mark.skipif(bool(kustomize_missing()), reason=kustomize_missing())

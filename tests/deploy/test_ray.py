@@ -69,16 +69,16 @@ def servers_of(said: str) -> str:
 @needs_ray
 def test_cluster_that_is_not_there_is_said() -> None:
     done = commands.run("ps-run", "--on", "ray", "--ray-address", "127.0.0.1:1", "--task", "digits")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "no Ray cluster at 127.0.0.1:1" in " ".join(done.stderr.split())
 
 
 def test_options_of_ray_are_refused_elsewhere() -> None:
     done = commands.run("ps-run", "--restarts", "1", "--task", "digits")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "restarts=1 is for a job on ray" in " ".join(done.stderr.split())
 
 
 def test_ray_is_loaded_by_nobody_who_does_not_ask_for_it() -> None:
-    code = "import sys; from torch_ps.worker.commands import launch, ray_launcher; sys.exit('ray' in sys.modules)"
+    code = "import sys; from torch_ps.worker.commands import ray_launcher, run; sys.exit('ray' in sys.modules)"
     assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", code], environment()) == 0

@@ -12,7 +12,7 @@ from tests.deploy.launched import ROOT, accuracies, environment, free_port, proc
 from tests.docs.commands import shown
 from tests.support import commands
 from tests.support.jobs import SECONDS, Addresses, until
-from torch_ps.common.security.credentials import access_of
+from torch_ps.common.rpc.credentials import access_of
 
 PS_SERVE = [sys.executable, "-m", "torch_ps.ps.server.cli"]
 
@@ -63,4 +63,4 @@ def test_servers_live_as_long_as_the_command_behind_the_options(tmp_path: Path) 
 
 def test_command_that_does_not_exist_is_a_usage_error() -> None:
     done = commands.run("ps-serve", "--", "no-such-command")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: there is no command 'no-such-command'")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, "Error: there is no command 'no-such-command'")

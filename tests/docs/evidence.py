@@ -21,7 +21,7 @@ from tests.docs.commands import PAGES, ROOT, blocks, commands_of
 ALSO = {
     "ps-serve": ("torch_ps.ps.server.cli", "ServerConfig"),
     "ps-worker": ("torch_ps.worker.commands.worker",),
-    "ps-run": ("torch_ps.worker.commands.launch",),
+    "ps-run": ("torch_ps.worker.commands.run",),
     "ps-status": ("torch_ps.worker.commands.status",),
     "ps-compare": ("torch_ps.compare.cli", "CompareConfig"),
     "curl": ("urllib.request",),

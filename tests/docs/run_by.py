@@ -6,8 +6,8 @@
 """
 
 COMPARED = "test_both_runs_learn_the_digits"
-TERMINALS = "test_three_terminals_of_the_readme_train"
-STOPPED = "test_job_of_the_readme_is_stopped_goes_on_and_gives_a_file_for_plain_torch"
+TERMINALS = "test_three_terminals_of_the_quick_start_train"
+STOPPED = "test_job_of_the_checkpointing_page_is_stopped_goes_on_and_gives_a_file_for_plain_torch"
 CERTIFICATES = "test_certificates_of_the_security_page_serve_a_job_that_is_started_and_watched_by_hand"
 TORCHRUN = "test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_learns"
 TOKEN = "by hand: the tests write a token of their own"
@@ -40,7 +40,7 @@ RUN_BY = {
     ": ps-run -n 2 --task digits": "test_a_task_trains_and_says_what_it_did",
     ": ps-run -n 2 --task digits --checkpoint": STOPPED,
     ": ps-run -n 2 --task gpt --mode async": "test_a_slow_worker_does_less_of_an_asynchronous_job",
-    ": ps-run -n 2 --task gpt --samples 400": "test_gpt_of_the_readme_learns_its_text_and_leaves_a_timeline",
+    ": ps-run -n 2 --task gpt --samples 400": "test_gpt_of_the_page_learns_its_text_and_leaves_a_timeline",
     ": ps-run -n 2 train.py": "test_the_example_trains_as_a_script",
     ": ps-compare": COMPARED,
     ": ps-export": STOPPED,
@@ -63,11 +63,11 @@ RUN_BY = {
     "machines/torchrun: ps-serve": TORCHRUN,
     "machines/torchrun: torchrun": TORCHRUN,
     "modes: ps-run": LONG,
-    "performance: ps-run": LONG,
+    "benchmark-log: ps-run": LONG,
     "security: ": CERTIFICATES,
-    "seeing: ps-compare": "test_a_comparison_runs_every_seed_and_keeps_what_each_wrote",
-    "seeing: ps-run -n 2 --task digits": "test_a_job_writes_the_figures_of_its_events_for_every_worker",
-    "standby: ps-serve": (
+    "observability: ps-compare": "test_a_comparison_runs_every_seed_and_keeps_what_each_wrote",
+    "observability: ps-run -n 2 --task digits": "test_a_job_writes_the_figures_of_its_events_for_every_worker",
+    "failover: ps-serve": (
         "test_a_standby_shows_certificate_and_token_and_serves_with_them "
         "tests/support/replicated.py tests/support/certificates.py"
     ),

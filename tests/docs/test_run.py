@@ -15,8 +15,8 @@ from tests.support.jobs import SECONDS, until
 from tests.support.processes import Child
 
 
-def test_three_terminals_of_the_readme_train(tmp_path: Path) -> None:
-    serve, work = shown("README.md", "ps-serve --mode sync", "ps-worker --servers 127.0.0.1:50051 --task digits")
+def test_three_terminals_of_the_quick_start_train(tmp_path: Path) -> None:
+    serve, work = shown("docs/index.md", "ps-serve --mode sync", "ps-worker --servers 127.0.0.1:50051 --task digits")
     here = f"127.0.0.1:{free_port()}"
     serving = [*shlex.split(serve, comments=True)[1:], "--listen", here, "--metrics", "off"]
     working = [*shlex.split(work.replace("127.0.0.1:50051", here), comments=True)[1:], "--samples", "640"]
@@ -34,8 +34,10 @@ def test_three_terminals_of_the_readme_train(tmp_path: Path) -> None:
             child.kill()
 
 
-def test_gpt_of_the_readme_learns_its_text_and_leaves_a_timeline(tmp_path: Path) -> None:
-    (command,) = shown("README.md", "ps-run -n 2 --task gpt --samples 400 --trace trace.json --trace-steps 10:13")
+def test_gpt_of_the_page_learns_its_text_and_leaves_a_timeline(tmp_path: Path) -> None:
+    (command,) = shown(
+        "docs/observability.md", "ps-run -n 2 --task gpt --samples 400 --trace trace.json --trace-steps 10:13"
+    )
     said = ends_well(tmp_path, command.replace("--samples 400", "--samples 224"), PS_EVALUATIONS="2")
     assert "trace of worker w0: " in said
     assert float(said.split("validation: loss ")[1].split()[0].rstrip(",;")) < 5  # ln 256 = 5.5 is where it began
@@ -62,9 +64,9 @@ def test_certificates_of_the_security_page_serve_a_job_that_is_started_and_watch
         assert "mutual TLS, with token" in server.said
 
 
-def test_job_of_the_readme_is_stopped_goes_on_and_gives_a_file_for_plain_torch(tmp_path: Path) -> None:
+def test_job_of_the_checkpointing_page_is_stopped_goes_on_and_gives_a_file_for_plain_torch(tmp_path: Path) -> None:
     first, resumed, export = shown(
-        "README.md",
+        "docs/checkpointing.md",
         "ps-run -n 2 --task digits --checkpoint",
         "ps-run -n 2 --task digits --checkpoint runs/digits --checkpoint-every 500 --resume",
         "ps-export",

@@ -129,7 +129,7 @@ def test_three_payloads_in_a_row_do_not_disturb_each_other(name: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
 def test_a_gpu_that_is_not_there_is_a_usage_error(arguments: list[str]) -> None:
     found = commands.run("ps-serve", "--device", "cuda", *arguments)
-    assert found.returncode == 2
+    assert found.exit_code == 2
     assert "device cuda: torch" in found.stderr
     assert "finds no GPU here; use --device cpu" in found.stderr
     assert "listens" not in found.stderr

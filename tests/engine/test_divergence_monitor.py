@@ -1,4 +1,4 @@
-"""The doctor reads and never writes, looks on a schedule, and ends alone when something is wrong with it."""
+"""The divergence monitor reads and never writes, looks on a schedule, and turns off alone when it fails."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,15 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.ps.core.effects import Apply, Contribution
 from torch_ps.ps.core.lr_stability import Reading
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.engine.divergence_monitor import FIRST_LOOK, LOOK, PAUSE, SHORTEST, Doctor, Watch, doctor_of
+from torch_ps.ps.engine.divergence_monitor import (
+    FIRST_LOOK,
+    LOOK,
+    PAUSE,
+    SHORTEST,
+    DivergenceMonitor,
+    StepObserver,
+    create_monitor,
+)
 
 SIZE, WORKERS = 40_000, 4
 
@@ -20,18 +28,18 @@ def model(optimizer: str = "SGD") -> Model:
     return Model(optimizer, (Group((TensorSpec("x", (SIZE,)),), {"lr": 0.1}),), ())
 
 
-def doctor(report: Callable[[Reading], None] = lambda reading: None, mode: str = "async") -> Doctor | None:
+def doctor(report: Callable[[Reading], None] = lambda reading: None, mode: str = "async") -> DivergenceMonitor | None:
     buckets = plan(model(), 4 << 20, 1).buckets
-    return doctor_of(Mode(name=mode), model(), buckets, num_workers=lambda: WORKERS, advise=print, report=report)
+    return create_monitor(Mode(name=mode), model(), buckets, num_workers=lambda: WORKERS, advise=print, report=report)
 
 
-def asked(doctor: Doctor, version: int, lr: float = 0.1) -> Watch | None:
+def asked(doctor: DivergenceMonitor, version: int, lr: float = 0.1) -> StepObserver | None:
     stale = min(version, WORKERS - 1)
     apply = Apply(0, version + 1, (Contribution(f"w{version % WORKERS}", 1, 0, 1.0, stale),), "")
-    return doctor.watch(0, apply, {"lr": lr})
+    return doctor.observer(0, apply, {"lr": lr})
 
 
-def looks(doctor: Doctor, versions: range, lr: float = 0.1) -> list[int]:
+def looks(doctor: DivergenceMonitor, versions: range, lr: float = 0.1) -> list[int]:
     """Versions at which it looked; parameters and gradients are noise."""
     random = torch.Generator().manual_seed(versions.start)
     found = []
@@ -114,4 +122,6 @@ def test_synchronous_modes_and_other_optimizers_have_none() -> None:
     other = model("Adam")
     buckets = plan(other, 4 << 20, 1).buckets
     mode = Mode(name="async")
-    assert doctor_of(mode, other, buckets, num_workers=lambda: 4, advise=print, report=lambda reading: None) is None
+    assert (
+        create_monitor(mode, other, buckets, num_workers=lambda: 4, advise=print, report=lambda reading: None) is None
+    )

@@ -13,7 +13,7 @@ from torch_ps.common.options.forms import parse_etcd
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.leased import LeasedSeat
-from torch_ps.ps.core.failover.seat import Acknowledge, Change, Decisions, Role, StepDown, Transact
+from torch_ps.ps.core.failover.seat import Acknowledge, ConfigChange, Decisions, Role, StepDown, Transact
 from torch_ps.ps.failover.etcd import EtcdClient
 from torch_ps.ps.job.conditions import clock
 
@@ -64,7 +64,7 @@ def pair(url: str) -> tuple[Holder, Holder]:
     p.until(Role.ALONE)
     s.seat.begin_at(p.seat.recorded)
     (change,) = p.obey(p.seat.at(clock()).attach("S"))
-    assert isinstance(change, Change)
+    assert isinstance(change, ConfigChange)
     s.seat.received("P", change.number, change)
     p.seat.at(clock()).receipt("S", change.number)
     return p, s

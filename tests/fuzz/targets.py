@@ -18,10 +18,10 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack, unpack, unpack_all
 from torch_ps.ps.checkpoint import manifest as manifests
 from torch_ps.ps.checkpoint.tensor_file import TensorFile
-from torch_ps.ps.core.ledger import Progress
+from torch_ps.ps.core.ledger import Ledger
+from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.roster import Membership
-from torch_ps.ps.core.sample_assigner import Data
+from torch_ps.ps.core.sample_assigner import SampleAssigner
 
 Target = Callable[[bytes], None]
 
@@ -73,7 +73,7 @@ def sections(data: bytes) -> None:
     """What the lead finds in a checkpoint whose digests fit: its roster, its samples, the ledger of a bucket."""
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(data)
-        for machine in (Membership(quorum=1, lease=1.0), Data(Mode()), Progress(0)):
+        for machine in (Membership(quorum=1, lease=1.0), SampleAssigner(Mode()), Ledger(0)):
             with contextlib.suppress(*manifests.MALFORMED):
                 machine.restore(found)
 
@@ -127,7 +127,7 @@ def seeds() -> dict[str, list[bytes]]:
         "created": 1.5,
     }
     counters = {"late": 0, "nonfinite": 1, "staleness": [[0, 12]]}
-    record = {**Progress(0).as_dict(), "version": 12, "ledger": {"w0": [3, 11, 0, True]}}
+    record = {**Ledger(0).as_dict(), "version": 12, "ledger": {"w0": [3, 11, 0, True]}}
     shard = {"version": 12, "shard": 0, "num_shards": 1, "tensors": facts, "records": [record], "counters": counters}
     bodies = [json.dumps(each).encode() for each in (whole, shard)]
     line = {"format": manifests.FORMAT, "kind": "checkpoint"}

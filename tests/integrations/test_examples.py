@@ -72,7 +72,7 @@ def installed(name: str) -> pytest.MarkDecorator:
 
 
 def ps_run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "torch_ps.worker.commands.launch", *arguments]
+    command = [sys.executable, "-m", "torch_ps.worker.commands.run", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250, check=False
     )

@@ -13,7 +13,7 @@ from torch_ps.compare import runs
 from torch_ps.ps.core.modes import POLICIES, Mode
 from torch_ps.ps.job.job_options import dump_options, mode_of, take_over_options
 from torch_ps.ps.server.multi_shard import shard_config
-from torch_ps.worker.commands import launch
+from torch_ps.worker.commands import run as ps_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +67,11 @@ def test_a_planted_option_is_one_of_a_run_of_ps_compare_unless_the_launcher_choo
 
 
 def test_each_option_of_a_run_is_one_of_ps_run() -> None:
-    assert set(runs.run_options()) <= {each.opts[0][2:] for each in launch.main.params if each.opts[0].startswith("--")}
+    assert set(runs.run_options()) <= {each.opts[0][2:] for each in ps_run.main.params if each.opts[0].startswith("--")}
 
 
 def test_each_job_wide_option_of_a_server_is_one_of_ps_run_and_none_is_of_one_process() -> None:
-    offered = {each.name for each in launch.main.params}
+    offered = {each.name for each in ps_run.main.params}
     assert set(job_wide(ServerConfig)) <= offered
     assert not set(job_wide(ServerConfig)) & set(per_process(ServerConfig))
     assert not set(per_process(ServerConfig)) & offered

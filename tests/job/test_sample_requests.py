@@ -5,13 +5,13 @@ import asyncio
 from tests.core.job import member, roster
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.core.modes import Mode
-from torch_ps.ps.core.sample_assigner import Data
+from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.job.sample_requests import SampleRequests
 
 
 def test_repeat_of_an_ask_is_woken_although_the_ask_on_the_lost_connection_ends_after_it_has_begun() -> None:
-    core = Shard(buckets=1, mode=Mode(), data=Data(Mode()))
+    core = Shard(buckets=1, mode=Mode(), data=SampleAssigner(Mode()))
     core.set_roster(roster(2, member("a", 1), member("b", 2)))
     requests = SampleRequests()
 

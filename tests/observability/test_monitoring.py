@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.quadratic import quadratics, round_robin
-from torch_ps.common.wire import channel
+from torch_ps.common.rpc import channel
 from torch_ps.common.wire.address import Address, parse
 from torch_ps.ps.observability.http import VISITORS, HttpServer
 from torch_ps.ps.server.server import Beat

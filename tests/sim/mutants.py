@@ -2,8 +2,8 @@
 
 Rules of this file
   1. A mutant is the mistake that somebody could make: one rule of one file of the core, left out or bent.
-  2. Each is found by a claim of ``watch.py``, by the world coming to rest with workers parked, or by a refusal that no
-     well-behaved worker deserves.
+  2. Each is found by a claim of ``invariants.py``, by the world coming to rest with workers parked, or by a refusal
+     that no well-behaved worker deserves.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.sim.world import Parts
-from torch_ps.ps.core.asynchronous import AsyncPolicy, Verdict
+from torch_ps.ps.core.asynchronous import Asynchronous, Verdict
 from torch_ps.ps.core.effects import Apply, Contribution, Discard, Effects, Release
-from torch_ps.ps.core.ledger import Entry, Progress
+from torch_ps.ps.core.ledger import Entry, Ledger
+from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Policy, Push
-from torch_ps.ps.core.roster import Member, Membership, Roster
+from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.core.shard import Shard
-from torch_ps.ps.core.stale_synchronous import SspPolicy
-from torch_ps.ps.core.synchronous import SyncPolicy
+from torch_ps.ps.core.stale_synchronous import StaleSynchronous
+from torch_ps.ps.core.synchronous import Synchronous
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +38,14 @@ class MutantMode(Mode):
 # ---------------------------------------------------------------- the ledger
 
 
-class NoMemory(Progress):
+class NoMemory(Ledger):
     """Forgets what was applied."""
 
     def entry(self, worker: str, session: int) -> Entry | None:
         return None
 
 
-class MiscountedSamples(Progress):
+class MiscountedSamples(Ledger):
     """Counts pushes instead of weights."""
 
     def apply(self, contributions: tuple[Contribution, ...], reason: str, **more: Any) -> Apply:
@@ -53,15 +54,15 @@ class MiscountedSamples(Progress):
         return applied
 
 
-def with_progress(policy: SyncPolicy | AsyncPolicy, progress: type[Progress]) -> Policy:
-    policy.progress = progress(policy.progress.bucket)
+def with_progress(policy: Synchronous | Asynchronous, progress: type[Ledger]) -> Policy:
+    policy.ledger = progress(policy.ledger.bucket)
     return policy
 
 
 # ---------------------------------------------------------------- sync
 
 
-class ClosesOneEarly(SyncPolicy):
+class ClosesOneEarly(Synchronous):
     """Closes when all but one have pushed."""
 
     def _close(self) -> Effects:
@@ -71,19 +72,19 @@ class ClosesOneEarly(SyncPolicy):
         return super()._close()
 
 
-class ClosesBeforeQuorum(SyncPolicy):
+class ClosesBeforeQuorum(Synchronous):
     def set_roster(self, roster: Roster) -> Effects:
         return super().set_roster(replace(roster, open=True))
 
 
-class SumsInOrderOfArrival(SyncPolicy):
+class SumsInOrderOfArrival(Synchronous):
     def _close(self) -> Effects:
         if not self._missing:
             self._required = tuple(self._pushed)
         return super()._close()
 
 
-class KeepsPushesOfLeavers(SyncPolicy):
+class KeepsPushesOfLeavers(Synchronous):
     def set_roster(self, roster: Roster) -> Effects:
         kept = dict(self._pushed)
         effects = [e for e in super().set_roster(roster) if not isinstance(e, Discard)]
@@ -93,14 +94,14 @@ class KeepsPushesOfLeavers(SyncPolicy):
         return tuple(effects)
 
 
-class DropsPushesSilently(SyncPolicy):
+class DropsPushesSilently(Synchronous):
     """Forgets to tell the shell that the payloads of a leaver are not needed any more."""
 
     def set_roster(self, roster: Roster) -> Effects:
         return tuple(e for e in super().set_roster(roster) if not isinstance(e, Discard))
 
 
-class DoesNotCloseOnLeave(SyncPolicy):
+class DoesNotCloseOnLeave(Synchronous):
     """Waits for the next push instead, which may never come."""
 
     _quiet = False
@@ -115,19 +116,19 @@ class DoesNotCloseOnLeave(SyncPolicy):
         return () if self._quiet else super()._close()
 
 
-class NeverClosesEmpty(SyncPolicy):
+class NeverClosesEmpty(Synchronous):
     """Leaves newcomers waiting for a step that nobody is left to make."""
 
     def _close(self) -> Effects:
         return super()._close() if self._required else ()
 
 
-class CallsRepeatsLate(SyncPolicy):
+class CallsRepeatsLate(Synchronous):
     def _closed(self, push: Push) -> Effects:
         return tuple(replace(e, applied=False) if isinstance(e, Release) else e for e in super()._closed(push))
 
 
-class AnswersFirstAskerOnly(SyncPolicy):
+class AnswersFirstAskerOnly(Synchronous):
     """A push repeated on a new stream is counted once, but nobody remembers to answer it."""
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
@@ -140,31 +141,31 @@ class AnswersFirstAskerOnly(SyncPolicy):
         return effects
 
 
-class AnswersDeadStreams(SyncPolicy):
+class AnswersDeadStreams(Synchronous):
     def disconnected(self, worker: str, session: int) -> None:
         pass
 
 
-class PullsBeforeFirstStep(SyncPolicy):
+class PullsBeforeFirstStep(Synchronous):
     """A newcomer starts from parameters that are a step old."""
 
     def pull(self, member: Member, now: float) -> Effects:
         return (self._fresh(member, None),)
 
 
-class ForgetsParkedPulls(SyncPolicy):
+class ForgetsParkedPulls(Synchronous):
     def set_roster(self, roster: Roster) -> Effects:
         self._early.clear()
         return super().set_roster(roster)
 
 
-class IgnoresBackups(SyncPolicy):
+class IgnoresBackups(Synchronous):
     """Waits for everybody."""
 
     _num_missing = property(lambda self: len(self._missing))
 
 
-class AveragesTheMissing(SyncPolicy):
+class AveragesTheMissing(Synchronous):
     """Closes in time, but in order of arrival."""
 
     def _close(self) -> Effects:
@@ -176,30 +177,30 @@ class AveragesTheMissing(SyncPolicy):
 # ---------------------------------------------------------------- async
 
 
-class WrongStaleness(AsyncPolicy):
+class WrongStaleness(Asynchronous):
     """Measures against the version after the step."""
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
         return super().push(replace(push, base=push.base - 1), member, now)
 
 
-class AsyncAppliesRepeats(AsyncPolicy):
+class AsyncAppliesRepeats(Asynchronous):
     def push(self, push: Push, member: Member, now: float) -> Effects:
-        self.progress.keep(())
+        self.ledger.keep(())
         return super().push(push, member, now)
 
 
-class RefusesOneTooMany(AsyncPolicy):
+class RefusesOneTooMany(Asynchronous):
     def __init__(self, bucket: int) -> None:
         super().__init__(bucket, max_staleness=1)
 
 
-class RefusesOneTooFew(AsyncPolicy):
+class RefusesOneTooFew(Asynchronous):
     def __init__(self, bucket: int) -> None:
         super().__init__(bucket, max_staleness=3)
 
 
-class ScalesByStalenessAlone(AsyncPolicy):
+class ScalesByStalenessAlone(Asynchronous):
     """lr / staleness, where it is lr / (1 + staleness)."""
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
@@ -212,26 +213,26 @@ class ScalesByStalenessAlone(AsyncPolicy):
 # ---------------------------------------------------------------- ssp
 
 
-class OneStepTooFar(SspPolicy):
+class OneStepTooFar(StaleSynchronous):
     def _may_read(self, member: Member) -> bool:
-        return self.next_step(member) - self.progress.floor <= self._slack + 1
+        return self.next_step(member) - self.ledger.floor <= self._slack + 1
 
 
-class NeverLetsGo(SspPolicy):
+class NeverLetsGo(StaleSynchronous):
     """Whoever is held back stays so."""
 
     def _advance(self) -> Effects:
         return super()._advance() if not self._held else ()
 
 
-class HoldsPushesOnly(SspPolicy):
+class HoldsPushesOnly(StaleSynchronous):
     """A worker that lost its answer pulls, and runs away."""
 
     def pull(self, member: Member, now: float) -> Effects:
         return (self._answer(member, self._pulled(member)),)
 
 
-class ForgetsToFreeOnLeave(SspPolicy):
+class ForgetsToFreeOnLeave(StaleSynchronous):
     """When the slowest leaves, nobody tells those who waited for it."""
 
     def set_roster(self, roster: Roster) -> Effects:
@@ -239,7 +240,7 @@ class ForgetsToFreeOnLeave(SspPolicy):
         return ()
 
 
-class NewcomersStartFromZero(SspPolicy):
+class NewcomersStartFromZero(StaleSynchronous):
     """And hold everybody up."""
 
     def set_roster(self, roster: Roster) -> Effects:
@@ -247,7 +248,7 @@ class NewcomersStartFromZero(SspPolicy):
         return super().set_roster(replace(roster, members=members))
 
 
-class AnswersTwice(SspPolicy):
+class AnswersTwice(StaleSynchronous):
     def _answer_or_hold(self, member: Member, verdict: Verdict, now: float) -> Effects:
         effects = super()._answer_or_hold(member, verdict, now)
         return effects if self._may_read(member) else (*effects, self._answer(member, verdict))
@@ -333,9 +334,9 @@ def _ssp(policy: Callable[..., Policy]) -> Parts:
 
 
 MUTANTS: dict[str, Parts] = {
-    "sync ledger forgets": _sync(lambda b: with_progress(SyncPolicy(b), NoMemory)),
-    "async ledger forgets": _async(lambda b: with_progress(AsyncPolicy(b), NoMemory)),
-    "samples are pushes": _sync(lambda b: with_progress(SyncPolicy(b), MiscountedSamples)),
+    "sync ledger forgets": _sync(lambda b: with_progress(Synchronous(b), NoMemory)),
+    "async ledger forgets": _async(lambda b: with_progress(Asynchronous(b), NoMemory)),
+    "samples are pushes": _sync(lambda b: with_progress(Synchronous(b), MiscountedSamples)),
     **{
         policy.__name__: _sync(policy)
         for policy in (

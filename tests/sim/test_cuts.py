@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sim.watch import Violation, claim
+from tests.sim.invariants import Violation, claim
 from tests.sim.world import Event, Parts, World
-from torch_ps.ps.core.consistent_cut import Planner
+from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.core.effects import Apply, Effects
 from torch_ps.ps.core.modes import Mode
+
+NUM_SCHEDULES = 400
 
 MODES = [
     Mode(),
@@ -25,7 +27,7 @@ When = Callable[[int, int, bool], int]
 
 
 def planner(version: int, sessions: int, stale: bool) -> int:
-    found = Planner[None](every=1, seconds=0, num_shards=1, now=0).due(0, version, sessions, stale=stale)
+    found = CutPlanner[None](every=1, seconds=0, num_shards=1, now=0).due(0, version, sessions, stale=stale)
     assert found is not None
     return found
 
@@ -43,7 +45,7 @@ class CutWorld(World):
 
     def plan(self) -> None:
         lead = self.shards[0]
-        self.planned = self.when(lead.open_step, self.lead.num_sessions, self.watch.mode.stale)
+        self.planned = self.when(lead.open_step, self.lead.num_sessions, self.checker.mode.stale)
         passed = [shard for shard, core in enumerate(self.shards) if max(core.versions) >= self.planned]
         claim(not passed, f"shards {passed} have passed version {self.planned} before it is planned")
         self.left = set(self.buckets)
@@ -69,9 +71,9 @@ class CutWorld(World):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_every_shard_has_the_record_of_every_cut(mode: Mode) -> None:
-    num_whole = 0
-    for seed in range(400):
+def test_every_shard_has_the_record_of_every_cut(mode: Mode, schedule_share: float) -> None:
+    num_whole, num_schedules = 0, int(schedule_share * NUM_SCHEDULES)
+    for seed in range(num_schedules):
         world = CutWorld(mode, seed)
         try:
             world.run()
@@ -79,7 +81,7 @@ def test_every_shard_has_the_record_of_every_cut(mode: Mode) -> None:
             error.add_note(f"mode {mode}, seed {seed}")
             raise
         num_whole += world.num_whole
-    assert num_whole > 100  # cuts do become whole
+    assert num_whole > num_schedules / 4  # cuts do become whole
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_every_shard_has_the_record_of_every_cut(mode: Mode) -> None:
     ids=["sync", "async"],
 )
 def test_cut_that_is_too_near_is_missed_by_some_shard(mode: Mode, when: When) -> None:
-    for seed in range(400):
+    for seed in range(NUM_SCHEDULES):
         try:
             CutWorld(mode, seed, when).run()
         except Violation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.invariants import Violation
 from tests.sim.mutants import MUTANTS
-from tests.sim.watch import Violation
 from tests.sim.world import World
 from torch_ps.common.errors import ProtocolError
 

@@ -20,12 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.sim.watch import Payload, Violation, Watch, claim
+from tests.sim.invariants import InvariantChecker, Payload, Violation, claim
 from torch_ps.common.errors import UnknownWorker
 from torch_ps.ps.core.effects import Announce, Apply, Discard, Effects, Evict, Release, Wait
+from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Push
-from torch_ps.ps.core.roster import Membership, Roster
+from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.core.shard import Shard
 
 LEASE = 10.0
@@ -86,7 +87,7 @@ class World:
         num_shards, self.num_buckets = self.random.choice([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)])
         num_workers = self.random.randint(1, 4)
         self.quorum = self.random.randint(1, num_workers)
-        self.watch = Watch(parts.mode, num_shards=num_shards)
+        self.checker = InvariantChecker(parts.mode, num_shards=num_shards)
         self.lead = parts.membership(quorum=self.quorum, lease=LEASE)
         self.shards = [parts.shard(buckets=self.num_buckets, mode=parts.mode) for _ in range(num_shards)]
         self.rosters: list[deque[Roster]] = [deque() for _ in self.shards]
@@ -130,9 +131,9 @@ class World:
         late = {w.name: w.rounds for w in self.workers if w.alive and w.rounds < goal[w.name]}
         claim(not late, f"without any fault left, these do not get on: {late}")
         for shard in range(len(self.shards)):
-            self.watch.settled(shard)
+            self.checker.settled(shard)
         versions = [v for s in self.shards for v in s.versions]
-        claim(not self.watch.sync or max(versions) - min(versions) <= 1, f"buckets are out of step: {versions}")
+        claim(not self.checker.sync or max(versions) - min(versions) <= 1, f"buckets are out of step: {versions}")
 
     def explain_rest(self) -> bool:
         """Nothing is on its way: True when time alone goes on (a lease runs out), False when everybody is done.
@@ -235,7 +236,7 @@ class World:
 
     def start_round(self, worker: Worker) -> None:
         steps = set(worker.next_step.values())
-        in_step = len(steps) == 1 or not self.watch.sync or self.watch.mode.backup_workers
+        in_step = len(steps) == 1 or not self.checker.sync or self.checker.mode.backup_workers
         claim(bool(in_step), f"{worker.name} is out of step with itself: {worker.next_step}")
         weight = float(self.random.randint(0, 3))
         for shard, bucket in self.random.sample(self.buckets, len(self.buckets)):
@@ -302,9 +303,9 @@ class World:
     def follow(self, shard: int, roster: Roster) -> None:
         core = self.shards[shard]
         if roster.epoch > core.roster.epoch:
-            self.watch.follows(shard, roster)
+            self.checker.follows(shard, roster)
         effects = core.set_roster(roster)
-        self.watch.follows(shard, core.roster)
+        self.checker.follows(shard, core.roster)
         self.obey(shard, effects)
 
     def notice(self, stream: Stream) -> None:
@@ -312,7 +313,7 @@ class World:
         self.cut(stream)
         worker, session = stream.worker, stream.session
         del self.open_streams[stream.shard][worker, session]
-        asked = self.watch.books[stream.shard].asked
+        asked = self.checker.books[stream.shard].asked
         asked -= {request for request in asked if request[:2] == (worker, session)}
         self.obey(stream.shard, self.shards[stream.shard].disconnected(worker, session), decided=False)
 
@@ -322,7 +323,7 @@ class World:
 
     def serve(self, stream: Stream) -> None:
         request, index = stream.up.popleft(), stream.shard
-        worker, session, shard, watch = stream.worker, stream.session, self.shards[index], self.watch
+        worker, session, shard, watch = stream.worker, stream.session, self.shards[index], self.checker
         step = None if isinstance(request, int) else request.step
         bucket = request if isinstance(request, int) else request.bucket
         asked = watch.books[index].asked
@@ -353,23 +354,23 @@ class World:
         for effect in effects:
             match effect:
                 case Apply():
-                    self.watch.applies(shard, effect)
+                    self.checker.applies(shard, effect)
                 case Release():
-                    self.watch.releases(shard, effect)
+                    self.checker.releases(shard, effect)
                     if effect.worker is not None:
                         stream = self.open_streams[shard][effect.worker, effect.session]
                         if not stream.broken:
                             stream.down.append((effect, self.shards[shard].roster.epoch))
                 case Wait():
-                    self.watch.waits(shard, effect, parked)
+                    self.checker.waits(shard, effect, parked)
                 case Discard():
-                    self.watch.discards(shard, effect, decided)
+                    self.checker.discards(shard, effect, decided)
                 case Evict():
                     gone = self.open_streams[shard].get((effect.worker, effect.session))
                     if gone is not None:
                         self.refuse(gone)
                 case Announce():
-                    self.watch.announced(effect.roster)
+                    self.checker.announced(effect.roster)
                     for index in range(1, len(self.shards)):
                         self.rosters[index].append(effect.roster)
                     self.follow(0, effect.roster)

@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire import address, channel
+from torch_ps.common.rpc import channel
+from torch_ps.common.wire import address
 from torch_ps.common.wire.frames import pack
 
 #: One connection for each channel: gRPC would share one between all of a process.

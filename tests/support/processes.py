@@ -3,7 +3,6 @@
     test --asks--> fork server (torch, gRPC and the server's modules loaded, nothing started) --fork--> child
 
 A child is a process of its own as if it had been started by its command; only the two seconds of imports are shared.
-What tests of the commands themselves need, a fresh interpreter, is in ``tests.support.commands``.
 
 Source: https://docs.python.org/3/library/multiprocessing.html#contexts-and-start-methods
 """
@@ -27,14 +26,28 @@ END_SECONDS = 20.0
 
 
 class Child:
-    """A process that runs ``module:function`` with ``arguments``; its stdout and stderr go to ``log``.
+    """A process that runs ``module:function`` with ``arguments``.
 
     The function is named, not passed, so that no test module is loaded in the child.
+
+    Args:
+        log: the file of its stdout and stderr.
+        errors: the file of its stderr, if that is another one.
+        environment: variables that are set in it, beside those of the fork server.
     """
 
-    def __init__(self, function: str, arguments: tuple[Any, ...], log: Path) -> None:
+    def __init__(
+        self,
+        function: str,
+        arguments: tuple[Any, ...],
+        log: Path,
+        *,
+        errors: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.log = log
-        self._process = _context.Process(target=_run, args=(function, arguments, str(log)), daemon=True)
+        files = (str(log), str(errors or log))
+        self._process = _context.Process(target=_run, args=(function, arguments, files, environment or {}), daemon=True)
         self._process.start()
 
     @property
@@ -70,11 +83,13 @@ class Child:
         self._process.join(END_SECONDS)
 
 
-def _run(function: str, arguments: tuple[Any, ...], log: str) -> None:
+def _run(function: str, arguments: tuple[Any, ...], files: tuple[str, str], environment: dict[str, str]) -> None:
     """In the child."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for stream, file in enumerate(files, 1):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, stream)
+        os.close(descriptor)
+    os.environ.update(environment)
     module, _, name = function.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), name)
     target(*arguments)

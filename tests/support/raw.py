@@ -10,10 +10,10 @@ import torch
 from torch_ps.common import schema
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.frames import pack
-from torch_ps.common.wire.status import error_of
 
 SECONDS = 30.0
 

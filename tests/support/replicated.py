@@ -20,7 +20,7 @@ from tests.support.processes import Child
 from torch_ps.common.errors import PsError
 from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import access_of
+from torch_ps.common.rpc.credentials import access_of
 from torch_ps.common.wire import address
 from torch_ps.worker.transport.link import Link
 

@@ -15,15 +15,15 @@ from torch_ps.common.wire.terms import Configuration, Term, Vote
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import (
     Acknowledge,
-    Ask,
-    Change,
+    Append,
+    ConfigChange,
     Decisions,
     Declare,
     Receipt,
     Refuse,
+    RequestVotes,
     Role,
     Serve,
-    Take,
 )
 from torch_ps.worker.transport.acceptor import Acceptor
 
@@ -51,7 +51,7 @@ class Server:
                 return tuple(self._make(about[0] if kind == "roster" else None))
             case "received":
                 sender, number, content = about
-                change = content if isinstance(content, Change) else None
+                change = content if isinstance(content, ConfigChange) else None
                 return tuple(self._obey(seat.received(sender, number, change), sender, content))
             case "refused":
                 return tuple(self._obey(seat.refused(about[0], serving=about[1])))
@@ -97,10 +97,10 @@ class Server:
             match each:
                 case Acknowledge():
                     yield "ack", each.number
-                case Change():
+                case ConfigChange():
                     self.log = (*self.log, each)
                     yield from self._send(each.number, each)
-                case Take():
+                case Append():
                     self.log = (*self.log, content)
                 case Receipt():
                     yield "send", sender, ("receipt", me, each.number)
@@ -108,7 +108,7 @@ class Server:
                     yield "send", sender, ("refused", each.configuration, True)
                 case Refuse():
                     yield "send", sender, ("promised", each.configuration.term)
-                case Ask():
+                case RequestVotes():
                     yield "send", "", ("ask", me, each.term, each.base)
                 case Declare():
                     if each.serving and not each.configuration.standby:

@@ -7,7 +7,7 @@ import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from torch_ps.ps.observability.metrics import Metrics
-from torch_ps.ps.transport.error_mapping import guarded
+from torch_ps.ps.transport.error_mapping import map_errors
 
 
 def test_call_that_comes_while_the_server_ends_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
@@ -15,7 +15,7 @@ def test_call_that_comes_while_the_server_ends_is_no_bug(caplog: pytest.LogCaptu
         raise cygrpc._ServerStoppedError("Server already stopped.")
 
     async def call() -> None:
-        await guarded(handler, Metrics())(b"", None)
+        await map_errors(handler, Metrics())(b"", None)
 
     with pytest.raises(cygrpc._ServerStoppedError):  # gRPC takes it from here
         asyncio.run(call())

@@ -1,7 +1,7 @@
 """200 hostile connections at a time: two honest workers go on with the right numbers, and memory stays in its bounds.
 
 Where nothing asks for a token, the bounds are those of ``ps/transport/limits.py``, ``ps/transport/admission.py`` and
-``common/wire/channel.py``: 16 messages of one host are read at a time, of two kinds of call, and a model of 100,000
+``common/rpc/channel.py``: 16 messages of one host are read at a time, of two kinds of call, and a model of 100,000
 tensors takes a hundred MiB while it is looked at; 32 observers have two buckets each on the way; a call that is not
 read holds 64 KiB. Without the limits the same attack takes gigabytes.
 """
@@ -30,7 +30,7 @@ from tests.support.hostile import (
 )
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
-from torch_ps.common.security.credentials import access_of
+from torch_ps.common.rpc.credentials import access_of
 
 SIZE = 1 << 20  # parameters, in buckets of 1 MiB
 SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)

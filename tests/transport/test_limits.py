@@ -11,7 +11,7 @@ from torch_ps.common import schema
 from torch_ps.common.errors import Overloaded, ProtocolError, Refused
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.schema import Group, Model, TensorSpec
-from torch_ps.ps.core.roster import Membership
+from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.observability.grpc_log import meaning
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.transport.limits import MAX_HOSTS, Rate, check_model

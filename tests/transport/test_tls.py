@@ -20,10 +20,10 @@ from tests.support.jobs import Servers, job, until
 from tests.support.pair import SPEC, Pair, model, pair
 from tests.support.proxy import Proxy
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.credentials import Access, port_credentials
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import Access, port_credentials
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import parse
 from torch_ps.worker.transport.link import Link
 

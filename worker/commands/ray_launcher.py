@@ -31,7 +31,7 @@ from typing import Any, Self
 from torch_ps.common.errors import ConfigError, PsError, Unreachable
 from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
-from torch_ps.common.security.credentials import Access, access_of
+from torch_ps.common.rpc.credentials import Access, access_of
 from torch_ps.common.wire import address
 from torch_ps.worker.transport.link import Link
 

@@ -53,7 +53,7 @@ class Compressor:
     """
 
     def __init__(self, compress: str, *, feedback: str = "auto", warmup: int = 0, worker: str = "") -> None:
-        codecs.chosen(compress)  # its error says what is wrong with the text
+        codecs.make_codec(compress)  # its error says what is wrong with the text
         self.codec = codecs.codec(compress)
         if feedback not in ("auto", "on", "off"):
             raise ConfigError(f"feedback must be one of auto, on, off; got {feedback!r}")

@@ -128,7 +128,7 @@ class ServerOptimizer:
             if hyper != self._hyper[number]:
                 optim.check_change(self.name, group.hyper, hyper)
                 self._hyper[number] = hyper
-            found.append(optim.changed(hyper, group.hyper))
+            found.append(optim.changed_values(hyper, group.hyper))
         values = [value for group in read for value in group.values()]
         self._last = (job, read, found) if all(map(_is_constant, values)) else None
         return found

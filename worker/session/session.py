@@ -36,8 +36,8 @@ from torch_ps.common.errors import (
 from torch_ps.common.optimizer_spec import HyperValue, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
+from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.schema import Model
-from torch_ps.common.security.credentials import OPEN, Access
 from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
@@ -198,7 +198,7 @@ class Session:
     ) -> None:
         check_arguments(timeout, plane)
         self.name, self.timeout, self._plane = name, timeout, plane
-        self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
+        self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
         self._shard_streams: ShardStreams | None = None
         self.number, self.first = 0, False
         self._progress = _Progress(0, epoch=0)

@@ -8,7 +8,7 @@ import logging
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.trace import TRIPS, Trace, Trip, ahead, clock, clock_name
+from torch_ps.common.trace import TRIPS, RoundTrip, Trace, clock, clock_name, estimate_offset
 from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.transport.link import Link
 
@@ -38,5 +38,5 @@ def _measure_clock(lead: Link, request: pb.TraceRequest) -> tuple[int, int]:
         reply = lead.trace(request, UPLOAD_SECONDS)
         if reply.clock and reply.clock == clock_name():
             return 0, 0
-        trips.append(Trip(sent, reply.now, clock()))
-    return ahead(trips)
+        trips.append(RoundTrip(sent, reply.now, clock()))
+    return estimate_offset(trips)

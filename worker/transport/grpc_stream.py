@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 
 from torch_ps.common.errors import PsError, Unreachable
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import messages
-from torch_ps.common.wire.status import error_of
 from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
 #: Begins the call Exchange: takes the messages to send, returns the call, which iterates over the messages that come.

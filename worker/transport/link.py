@@ -29,11 +29,11 @@ from torch_ps.common.errors import (
     WaitTimeout,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc import channel
+from torch_ps.common.rpc.credentials import OPEN, Access
+from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
-from torch_ps.common.security.credentials import OPEN, Access
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.status import error_of
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.transport.grpc_stream import GrpcStream
 from torch_ps.worker.transport.stream import OnEnd, OnMessage, Stream
@@ -245,7 +245,7 @@ class Link:
         return reply
 
     def _begin(self, call: Any, before: int) -> None:
-        """Let ``interrupt`` end a call that has begun when there were ``before`` interrupts, also if one has come since."""
+        """Let ``interrupt`` end a call that has begun at ``before`` interrupts, also if one has come since."""
         self._interruptible.add(call)
         if self._interrupts != before:
             self._interruptible.discard(call)
@@ -288,7 +288,7 @@ class Link:
         Raises:
             Refused: it has; says which side and what.
         """
-        if wrong := probe.why(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
+        if wrong := probe.explain_failure(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
             raise Refused(wrong)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:

@@ -1,6 +1,6 @@
 """A seat that workers give: a server goes on alone when a majority of the electorate has voted for it, and knows so.
 
-    asked / lost --> Ask(term) --> votes: a majority? --> Declare(not in force yet) --> accepted: a majority? --> alone
+    asked / lost --> RequestVotes(term) --majority votes--> Declare(not in force yet) --majority accepts--> alone
 
 Rules of this file
   1. Two rounds, each a majority of the same electorate. The first ends what an older term could still do: its voters
@@ -18,7 +18,7 @@ Source: Paxos over the configuration; the electorate changes by one at a time (O
 from __future__ import annotations
 
 from torch_ps.common.wire.terms import Configuration, Term, Vote
-from torch_ps.ps.core.failover.seat import Ask, Change, Decisions, Declare, Elector, Role, Seat
+from torch_ps.ps.core.failover.seat import ConfigChange, Decisions, Declare, Elector, RequestVotes, Role, Seat
 
 
 class ElectedSeat(Seat):
@@ -42,7 +42,7 @@ class ElectedSeat(Seat):
         self._asks = {**self._asks, elector: now}
         return self._stand() if self.role is Role.STANDBY else ()
 
-    def received(self, primary: str, number: int, change: Change | None = None) -> Decisions:
+    def received(self, primary: str, number: int, change: ConfigChange | None = None) -> Decisions:
         decisions = super().received(primary, number, change)
         if self.role is Role.ASKING and self.configuration.term > self._asked and not self._claimed:
             self.role = Role.STANDBY  # the primary lives, and has taken a higher term
@@ -107,8 +107,8 @@ class ElectedSeat(Seat):
         self._asked, self._votes = self._next_term(), frozenset()
         return (self._ask(),)
 
-    def _ask(self) -> Ask:
-        return Ask(self._asked, self.configuration.term, self.electorate)
+    def _ask(self) -> RequestVotes:
+        return RequestVotes(self._asked, self.configuration.term, self.electorate)
 
     def _wanted(self) -> bool:
         return self._majority(frozenset(self._asks))

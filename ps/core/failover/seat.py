@@ -59,7 +59,7 @@ class Acknowledge:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ConfigChange:
     """Primary: send this to the standby as the record ``number``, in order with the others."""
 
     number: int
@@ -68,7 +68,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
+class Append:
     """Standby: keep and apply this record, the next in order; what is not taken is dropped."""
 
     number: int
@@ -94,7 +94,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RequestVotes:
     """Ask every elector for its vote; each answers with a ``Vote``."""
 
     term: Term
@@ -144,7 +144,7 @@ class Transact:
     configuration: Configuration
 
 
-Decision = Acknowledge | Change | Take | Receipt | Refuse | Ask | Declare | Serve | StepDown | Transact
+Decision = Acknowledge | ConfigChange | Append | Receipt | Refuse | RequestVotes | Declare | Serve | StepDown | Transact
 Decisions = tuple[Decision, ...]
 
 
@@ -170,8 +170,8 @@ class Seat(ABC):
         self.recorded = self.safe = 0
         self._follows = bool(primary)  # the records are another server's
         self._claimed = False  # was given the votes to go on alone, and is not there yet
-        self._change = 0  # number of the last Change, until the standby has it; 0: none is under way
-        self._proposed = self.configuration  # by the last Change
+        self._change = 0  # number of the last ConfigChange, until the standby has it; 0: none is under way
+        self._proposed = self.configuration  # by the last ConfigChange
         self._heard = Term()  # highest that somebody has, has asked for or has promised
         self._target = self.electorate  # what the electorate is to become
 
@@ -260,7 +260,7 @@ class Seat(ABC):
 
     # -------------------------------------------------------------- standby
 
-    def received(self, primary: str, number: int, change: Change | None = None) -> Decisions:
+    def received(self, primary: str, number: int, change: ConfigChange | None = None) -> Decisions:
         """A record has come; ``change`` is the one of the primary's seat that it is, if any."""
         if not self._follows or self._claimed or self.role is Role.DEPOSED or primary != self.partner:
             return (Refuse(self.configuration, not (self._follows or self._claimed)),)
@@ -271,7 +271,7 @@ class Seat(ABC):
             self.configuration = change.configuration
             self.electorate = self._target = change.electorate
             self._hear(change.configuration.term)
-        return Take(number), Receipt(number)
+        return Append(number), Receipt(number)
 
     def begin_at(self, number: int) -> None:
         """Standby: the state of the record ``number`` has been transferred.
@@ -304,7 +304,7 @@ class Seat(ABC):
         return ()
 
     def voted(self, elector: Elector, vote: Vote) -> Decisions:
-        """A worker answers an ``Ask``, or refuses what was declared."""
+        """A worker answers an ``RequestVotes``, or refuses what was declared."""
         return ()
 
     def accepted(self, elector: Elector, term: Term) -> Decisions:
@@ -362,10 +362,10 @@ class Seat(ABC):
         self._proposed = Configuration(self._next_term(), self.partner)
         return (self._send_change(),)
 
-    def _send_change(self) -> Change:
+    def _send_change(self) -> ConfigChange:
         self.recorded += 1
         self._change = self.recorded
-        return Change(self.recorded, self._proposed, self.electorate)
+        return ConfigChange(self.recorded, self._proposed, self.electorate)
 
 
 def _one_step(electorate: frozenset[Elector], target: frozenset[Elector]) -> frozenset[Elector]:

@@ -151,7 +151,7 @@ def test_sent_values_have_to_be_finite(name: str) -> None:
 @pytest.mark.parametrize("name", ["topk", "topk:", "topk:0", "topk:1.5", "topk:nan", "topk:x", "int8:3", "sign:\n", ""])
 def test_argument_that_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(ConfigError):
-        codecs.chosen(name)
+        codecs.make_codec(name)
     with pytest.raises(UnknownCodec):
         codecs.codec(name)
 

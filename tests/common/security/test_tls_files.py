@@ -9,7 +9,7 @@ import pytest
 import torch_ps
 from tests.support.certificates import Authority, write
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.security.credentials import Access
+from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
 from torch_ps.worker.runtime.access import access

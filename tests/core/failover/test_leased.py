@@ -11,14 +11,14 @@ from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.failover.seat import (
     Acknowledge,
-    Change,
+    Append,
+    ConfigChange,
     Decisions,
     Declare,
     Receipt,
     Role,
     Serve,
     StepDown,
-    Take,
     Transact,
 )
 
@@ -65,8 +65,8 @@ def attach(key: Key, p: LeasedSeat, now: float = 0.0) -> LeasedSeat:
     s = LeasedSeat("S", p.me)
     s.begin_at(p.recorded)
     (change,) = key.obey(p, p.at(now).attach("S"), now)
-    assert isinstance(change, Change)
-    assert s.received(p.me, change.number, change) == (Take(change.number), Receipt(change.number))
+    assert isinstance(change, ConfigChange)
+    assert s.received(p.me, change.number, change) == (Append(change.number), Receipt(change.number))
     p.at(now).receipt("S", change.number)
     return s
 
@@ -179,7 +179,7 @@ def test_what_became_of_a_transaction_is_seen_at_the_next_look() -> None:
     assert isinstance(wanted, Transact)
     key.write(p, wanted)
     (change,) = key.look(p, 2.0)
-    assert isinstance(change, Change)
+    assert isinstance(change, ConfigChange)
     assert change.configuration == Configuration(Term(2, "P"), "S")
 
 

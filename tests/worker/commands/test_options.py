@@ -8,9 +8,9 @@ from click.testing import CliRunner
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.slow_workers import parse_slow
-from torch_ps.worker.commands import launch
+from torch_ps.worker.commands import run as ps_run
 from torch_ps.worker.commands import worker as cli
-from torch_ps.worker.commands.launch import Job, RunConfig
+from torch_ps.worker.commands.run import Job, RunConfig
 
 
 def job(
@@ -78,7 +78,7 @@ def test_a_script_and_its_arguments_are_handed_on() -> None:
     assert job(script=("train.py", "--lr", "1")).worker_command()[-3:] == ["train.py", "--lr", "1"]
 
 
-@pytest.mark.parametrize("command", [launch.main, cli.main])
+@pytest.mark.parametrize("command", [ps_run.main, cli.main])
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -97,7 +97,7 @@ def test_a_wrong_command_line_is_a_usage_error(command: object, arguments: list[
     assert sentence in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("command", [launch.main, cli.main])
+@pytest.mark.parametrize("command", [ps_run.main, cli.main])
 def test_help_fits_a_screen(command: object) -> None:
     result = CliRunner().invoke(command, ["--help"], terminal_width=100)  # type: ignore[arg-type]
     assert result.exit_code == 0

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from tests.support.certificates import Authority, options
-from tests.worker.commands.test_jobs import PS_RUN, ROOT, ps_run
+from tests.worker.commands.test_run import PS_RUN, ROOT, ps_run
 from torch_ps.compare.options import CompareConfig
-from torch_ps.compare.run_process import Plan, arguments
+from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import Run
 
 TOKEN = "a-secret-of-the-job-0123456789"
@@ -69,5 +69,5 @@ def test_status_of_a_job_with_certificates_and_token(tmp_path: Path) -> None:
 
 def test_comparison_hands_the_files_to_its_runs(tmp_path: Path) -> None:
     config = CompareConfig(tls_ca="ca", tls_cert="cert", tls_key="key", token_file="token")
-    given = arguments(Plan(Run("sync", {}), 0.0, tmp_path), config)
+    given = arguments(PlannedRun(Run("sync", {}), 0.0, tmp_path), config)
     assert {"--tls-ca=ca", "--tls-cert=cert", "--tls-key=key", "--token-file=token"} <= set(given)

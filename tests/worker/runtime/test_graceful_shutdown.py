@@ -12,7 +12,7 @@ from tests.support.jobs import SECONDS, job, until
 ROOT = Path(__file__).parents[3]
 PYTHON = [sys.executable]
 PS_WORKER = [sys.executable, "-m", "torch_ps.worker.commands.worker"]
-PS_RUN = [sys.executable, "-m", "torch_ps.worker.commands.launch", "-n", "2"]
+PS_RUN = [sys.executable, "-m", "torch_ps.worker.commands.run", "-n", "2"]
 
 #: Ten steps; what has to happen in the third is put in.
 SCRIPT = """

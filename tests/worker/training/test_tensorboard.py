@@ -12,7 +12,7 @@ from tests.docs.commands import shown
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.config import WorkerConfig
 from torch_ps.compare.options import CompareConfig
-from torch_ps.compare.run_process import Plan, arguments
+from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import parse_runs
 from torch_ps.worker.commands import worker as cli
 from torch_ps.worker.training import tensorboard as board
@@ -30,7 +30,7 @@ def scalars(folder: Path) -> dict[str, list[Any]]:
 
 def test_a_job_writes_the_figures_of_its_events_for_every_worker(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    (command,) = shown("docs/seeing.md", "ps-run -n 2 --task digits --samples 6400 --tensorboard runs/board")
+    (command,) = shown("docs/observability.md", "ps-run -n 2 --task digits --samples 6400 --tensorboard runs/board")
     said = ends_well(tmp_path, command.replace("6400", "640"), PS_EVENTS="events", PS_EVALUATIONS="3")
     assert "validation: loss" in said
     for worker in ("w0", "w1"):
@@ -72,5 +72,5 @@ def test_a_script_is_not_promised_what_it_would_not_get(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seed", "place"), [(None, "sync-fp32"), (3, "sync-fp32/seed-3")])
 def test_each_run_of_a_comparison_has_a_folder_of_its_own(tmp_path: Path, seed: int | None, place: str) -> None:
-    plan, config = Plan(parse_runs("sync")[0], 0.1, tmp_path, seed), CompareConfig(tensorboard="board")
+    plan, config = PlannedRun(parse_runs("sync")[0], 0.1, tmp_path, seed), CompareConfig(tensorboard="board")
     assert f"--tensorboard=board/{place}" in arguments(plan, config)

@@ -73,7 +73,7 @@ class Books:
     asked: set[tuple[str, int, int, int | None]] = field(default_factory=set)  # on the streams that are up now
 
 
-class Watch:
+class InvariantChecker:
     """Claims about one job."""
 
     def __init__(self, mode: Mode, *, num_shards: int) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import grpc
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.rpc import channel
 from torch_ps.common.security.tls import Pem, Tls
 from torch_ps.common.security.token import Metadata, TokenFile
-from torch_ps.common.wire import channel
 from torch_ps.common.wire.address import Address
 
 log = logging.getLogger("torch_ps")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PS_RUN = [sys.executable, "-m", "torch_ps.worker.commands.launch"]
+PS_RUN = [sys.executable, "-m", "torch_ps.worker.commands.run"]
 
 #: Says which process it is, then waits for ever.
 WAITING = "import os, signal\nprint('pid', os.getpid(), flush=True)\nsignal.pause()\n"

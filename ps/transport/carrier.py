@@ -1,0 +1,48 @@
+"""Carrier: the transport of one Exchange stream, as the servicer sees it.
+
+    accepted --receive()--> Hello --carry()--> messages to ``on_message``, frames of the outbox to the peer
+                                                                 '--error--> end(error): the peer is told why
+
+``grpc_carrier.py`` and ``unix_carrier.py`` implement it. A carrier decides nothing about a stream.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch_ps.common.errors import PsError
+from torch_ps.ps.transport.streams import Stream
+
+#: Called with every message of an open stream; each holds one or more frames (``torch_ps.common.wire.frames``).
+MessageHandler = Callable[[bytes], None]
+
+
+class Carrier(Protocol):
+    """One stream of messages in both directions.
+
+    Back-pressure: while ``Stream.crowded``, ``carry`` reads no message; it takes frames out of the outbox only as fast
+    as the peer reads them, and the outbox bounds what may wait there.
+    """
+
+    @property
+    def peer(self) -> str:
+        """Address of the peer for people: "ipv4:10.0.0.7:41234"; what follows the last colon names no host."""
+
+    async def receive(self) -> bytes:
+        """Next message, before ``carry``; b"" once the peer has ended the stream.
+
+        Raises:
+            CorruptFrame: the peer announces a message that is too long.
+        """
+
+    async def carry(self, stream: Stream, on_message: MessageHandler) -> None:
+        """Pass every message to ``on_message`` and every frame of the outbox to the peer, until the peer ends.
+
+        Raises:
+            PsError: ``on_message`` raised it, or it was in the outbox.
+        """
+
+    async def close(self) -> None:
+        """Stop reading and release what was read; ``end`` may follow."""
+
+    async def end(self, error: PsError) -> None:
+        """Tell the peer why the stream ends. Nothing can be sent after it."""

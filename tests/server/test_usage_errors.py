@@ -1,0 +1,26 @@
+"""A wrong option of ps-serve is a usage error that says what is wrong, before anything starts."""
+
+import pytest
+from click.testing import CliRunner
+
+from torch_ps.ps.server import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "eventual"], "'eventual'"),
+        (["--workers", "0"], "workers must be >= 1; got 0"),
+        (["--lease", "-1"], "lease must be > 0 seconds; got -1"),
+        (["--bucket-size", "5"], "bucket_size must be > 0 and <= 4 MiB; got 5"),
+        (["--listen", "nonsense"], "an address must be HOST:PORT"),
+        (["--listen", "0.0.0.0:0"], "can be reached from other machines and nothing protects it"),
+        (["--shard", "2/2"], "I below N"),
+        (["--shard", "1/2"], "needs lead"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_bad_option_is_a_usage_error_that_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
