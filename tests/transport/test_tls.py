@@ -232,7 +232,7 @@ def served(tls: Tls) -> Iterator[str]:
 
 
 def test_token_is_not_told_to_other_machines_in_the_clear(token: str) -> None:
-    with pytest.raises(torch_ps.ConfigError, match=r"the token would travel readable to 192.0.2.1:50051; use TLS"):
+    with pytest.raises(torch_ps.ConfigError, match=r"the token would be sent in the clear to 192.0.2.1:50051; use TLS"):
         Link(parse("192.0.2.1:50051"), Access(token=TokenFile(token)))
     Link(parse("192.0.2.1:50051"), Access(token=TokenFile(token), insecure=True)).close()
     Link(parse("127.0.0.1:50051"), Access(token=TokenFile(token))).close()
@@ -307,8 +307,8 @@ def test_after_a_renewal_the_old_files_are_refused_and_the_new_ones_taken(renewa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("both.cert.pem", b"nonsense", "is not in PEM form; what was read before stays in force"),
-        ("believed.pem", b"nonsense", "holds no certificate in PEM form; what was read before stays in force"),
+        ("both.cert.pem", b"nonsense", "is not in PEM form; the content read before stays in use"),
+        ("believed.pem", b"nonsense", "holds no certificate in PEM form; the content read before stays in use"),
         ("token", b"short", "token 1 in .* has 5 characters; 16 to 1024 are needed"),
     ],
 )
