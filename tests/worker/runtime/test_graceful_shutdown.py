@@ -14,7 +14,7 @@ from tests.support.processes import Child
 #: Ten steps; what has to happen in the third is put in.
 SCRIPT = """
 import os, signal, sys, torch, torch_ps
-from torch_ps.worker.runtime import graceful_shutdown as drain
+from torch_ps.worker.runtime import graceful_shutdown
 def term(): os.kill(os.getpid(), signal.SIGTERM)
 {before}
 model = torch.nn.Linear(2, 1)
@@ -93,7 +93,7 @@ def test_second_sigterm_does_not_wait_for_the_step(tmp_path: Path) -> None:
 
 
 def test_step_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    before, third = "drain.STEP_SECONDS = 0.2", "term(); signal.pause(); signal.pause()"
+    before, third = "graceful_shutdown.STEP_SECONDS = 0.2", "term(); signal.pause(); signal.pause()"
     with job() as servers:
         code, lines, err = by_ps_worker(script(tmp_path, third=third, before=before), servers)
     assert (code, lines) == (143, ["1", "2", "cleaned up"]), err
@@ -121,17 +121,17 @@ def test_worker_that_waits_for_samples_leaves_at_once(tmp_path: Path) -> None:
 
 WAIT = """
 import os, signal, threading
-from torch_ps.worker.runtime import graceful_shutdown as drain
+from torch_ps.worker.runtime import graceful_shutdown
 class Optimizer: pass
 held, enders, ended = Optimizer(), [], threading.Event()
 def end():
     enders.append(threading.current_thread() is threading.main_thread())
     ended.set()
-drain.attach(held)
-with drain.waiting(end):
+graceful_shutdown.attach(held)
+with graceful_shutdown.interruptible(end):
     os.kill(os.getpid(), signal.SIGTERM)
     assert ended.wait(10)
-with drain.waiting(end):  # SIGTERM came just before the wait
+with graceful_shutdown.interruptible(end):  # SIGTERM came just before the wait
     pass
 print(enders)
 """
