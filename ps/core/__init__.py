@@ -31,8 +31,9 @@ Effects out
 Order
     1. One call at a time, for all machines of a process together: the core has no locks. The server makes every call on
        its event loop.
-    2. When ``push`` returns, hold the payload under (worker, session, bucket, step), unless one is held there already: it
-       is a repeat. Then obey the effects in the order in which they were returned, before the next call.
+    2. When ``push`` returns, hold the payload under (worker, session, bucket, step); if one is held there already, the
+       push is a repeat and the first payload stays. Then obey the effects in the order in which they were returned,
+       before the next call.
     3. Obeying may mean queueing. ``Apply`` takes its payloads out of hold when it is queued, not when it runs. Per
        bucket, ``Apply`` and ``Release`` run first in, first out, so an answer holds at least the version that it names.
        Buckets are independent of each other. The core decides ahead of the work and is never told that it is done.
