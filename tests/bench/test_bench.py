@@ -110,6 +110,12 @@ def test_path_names_the_files_of_both_sides() -> None:
         assert f"    {own}\n" in printed
 
 
+def test_buckets_measure_both_ends() -> None:
+    rows = bench("buckets.py", "--only", "10 buckets,2 workers,64 data sets").splitlines()
+    assert [row.rsplit(maxsplit=2)[0].strip() for row in rows[1:]] == ["10 buckets", "2 workers", "64 data sets"]
+    assert all(float(figure) > 0 for row in rows[1:] for figure in row.rsplit(maxsplit=2)[1:])
+
+
 def test_doctor() -> None:
     assert "10,000 parameters" in bench("doctor.py")
 
