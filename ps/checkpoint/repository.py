@@ -72,7 +72,7 @@ class Checkpoints:
         self.storage.write(manifests.commit_name(manifest.version), [manifests.dump(manifest)])
 
     def retain(self, keep: int) -> None:
-        """Remove all but the last ``keep`` checkpoints, and the files of older versions that never became checkpoints."""
+        """Remove all but the last ``keep`` checkpoints, and files of older versions that never became checkpoints."""
         good = self.versions()
         for version in self._folders():
             if good and version < good[0] and version not in good[:keep]:

@@ -6,8 +6,8 @@
 Rules of this file
   1. The lead chooses, once, so that all shards go on from one version.
   2. A damaged checkpoint is an error that names it. The one before is used only with --resume-previous.
-  3. Members and ledgers are taken over only where they still hold: the mode and the buckets are the same, and pushes are
-     not both applied one by one and clipped, for then some norms were under way between shards.
+  3. Members and ledgers are taken over only where they still hold: the mode and the buckets are the same, and pushes
+     are not both applied one by one and clipped, for then some norms were under way between shards.
 """
 
 import functools
