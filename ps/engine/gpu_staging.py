@@ -26,8 +26,8 @@ class Staging:
     Memory: two buckets on the device and three of pinned memory.
 
     Args:
-        numel: of the largest bucket.
-        device: of the tensors; the CPU will do, then with copies that nobody needs.
+        numel: number of elements of the largest bucket.
+        device: device of the tensors. The CPU works too, with needless copies.
     """
 
     def __init__(self, device: torch.device, numel: int) -> None:

@@ -118,7 +118,7 @@ class Store:
 
     Args:
         arena: shared memory for the parameters; None: they are private, as on a GPU they have to be.
-        device: of all tensors.
+        device: device of all tensors.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ class Arenas:
         """Where the worker finds the parameters of one bucket now; FRAME: nowhere yet.
 
         Args:
-            read: gives them, shape (numel,), fp32, on the CPU.
+            read: function that returns them, shape (numel,), fp32, on the CPU.
         """
         shared = self.workers.get((release.worker, release.session))
         if shared is None:

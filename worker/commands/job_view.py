@@ -84,7 +84,7 @@ class Look:
     """What all shards said at one moment.
 
     Args:
-        addresses: of the servers that said it.
+        addresses: addresses of the servers that answered.
         before: an earlier look at the same job.
     """
 

@@ -38,7 +38,7 @@ class Child:
     """One child process.
 
     Attributes:
-        name: in front of its lines and in messages.
+        name: name in front of its lines and in messages.
         last_lines: what it said last, on either stream.
     """
 
@@ -104,7 +104,7 @@ class Processes:
     """The children of this process. A context manager: leaving it ends those that are left.
 
     Args:
-        out, err: where their stdout and stderr go; this process's own if None.
+        out, err: streams for their stdout and stderr; those of this process if None.
     """
 
     def __init__(self, out: BinaryIO | None = None, err: BinaryIO | None = None) -> None:

@@ -111,7 +111,7 @@ class Secret:
 
     Attributes:
         token: "" where the options name a file.
-        access: how the driver asks the servers.
+        access: TLS and token settings of the driver.
     """
 
     def __init__(self, server: ServerConfig) -> None:

@@ -84,7 +84,7 @@ class Watched:
     """The servers of one job, asked again and again.
 
     Args:
-        seconds: in which each has to answer.
+        seconds: longest wait for each answer.
     """
 
     def __init__(self, shards: list[ShardServers], seconds: float) -> None:

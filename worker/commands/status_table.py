@@ -28,7 +28,7 @@ def tables(facts: Facts, width: int, *, live: bool = False) -> RenderableType:
 
     Args:
         width: characters of a line.
-        live: with rates, and without what never changes.
+        live: True to show rates, and to leave out what never changes.
     """
     parts: list[RenderableType] = [Text(_headline(facts))]
     parts += [Text.from_markup(f"[bold]warning[/bold]: {escape(advice)}") for advice in facts.advice]

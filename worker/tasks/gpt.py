@@ -168,10 +168,10 @@ def generate(
     """Let the model go on from ``prompt`` by ``length`` bytes.
 
     Args:
-        model: gives logits for each byte, as ``Gpt`` does; without gradients and in evaluation mode, by the caller.
+        model: model that returns logits for each byte, as ``Gpt`` does; the caller sets evaluation mode and no_grad.
         prompt: at least one byte.
         length: bytes to add.
-        context: how far back the model can look.
+        context: number of bytes that the model can look back.
         temperature: > 0; below 1 prefers likely bytes.
         seed: the same seed and model give the same text.
 

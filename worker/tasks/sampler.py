@@ -24,7 +24,7 @@ def shuffled(size: int, rank: int, world: int, batch_size: int, seed: int) -> It
         rank: 0 <= rank < world.
         world: workers that share the samples.
         batch_size: indices in a batch, >= 1; an epoch need not be a multiple of it.
-        seed: decides the order, with the number of the epoch.
+        seed: seed of the order, combined with the number of the epoch.
 
     Yields:
         shape (batch_size,), int64, 0 <= index < size.

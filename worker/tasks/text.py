@@ -9,8 +9,6 @@ Rules of this file
                     ^ 5 %   ^ validation ends     ^ 8 MB
 
 A single file, or a folder of fewer than 20, is split within: its last 5 % are validation.
-
-Source: none; the split is ours.
 """
 
 import hashlib
@@ -46,7 +44,7 @@ def read(path: str = "", *, least: int = 1) -> Text:
     """Read a file or a folder, or the standard library where no path is given.
 
     Args:
-        path: of a file (any bytes) or of a folder (its text files, in all folders below; hidden ones are left out).
+        path: path of a file (any bytes) or of a folder (its text files, also in sub-folders, but no hidden ones).
         least: bytes that each of the two parts must have.
 
     Raises:

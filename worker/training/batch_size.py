@@ -79,8 +79,8 @@ def find(task: Task, model: nn.Module, device: torch.device, config: WorkerConfi
     """The batch size for ``task`` on ``device``, and why, as the end of a sentence.
 
     Args:
-        task: gives batches and the loss.
-        model: on ``device``, not yet trained or joined.
+        task: source of batches and the loss.
+        model: model on ``device``, not yet trained or joined.
         device: CPU or GPU.
         config: samples, seed, precision and local steps are read.
 

@@ -29,7 +29,7 @@ class Events:
     """The file, or nothing where no path is given. A context manager that closes it.
 
     Args:
-        board: hears of every event too.
+        board: TensorBoard writer that gets every event too.
 
     Raises:
         ConfigError: the file cannot be written; says why.

@@ -19,7 +19,7 @@ class Precision:
 
     Args:
         name: fp32, bf16 or fp16.
-        device: where the loss is computed.
+        device: device on which the loss is computed.
         accumulate: backward passes per optimizer step, here or on the server; the scale changes between these alone.
     """
 

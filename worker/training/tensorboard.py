@@ -39,7 +39,7 @@ class Board:
     """The scalars of one worker, or nothing where no folder is given. A context manager that closes the file.
 
     Args:
-        folder: of all workers; each has one of its own in it.
+        folder: folder of all workers; each has a folder of its own in it.
         worker: its name.
 
     Raises:
