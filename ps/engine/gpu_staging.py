@@ -65,7 +65,7 @@ class Staging:
         return scratch
 
     def encode(self, codec: Codec, values: torch.Tensor) -> tuple[Buffer, ...]:
-        """The payload of ``values``, fp32 of shape (numel,) on the device, valid until the next ``encode``, ``host``."""
+        """Encode ``values``, fp32 of shape (numel,) on the device; valid until the next ``encode`` or ``host``."""
         by_device = on_device(codec)
         if by_device is None:
             return codec.encode(self.host(values))

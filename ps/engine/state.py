@@ -65,7 +65,7 @@ ReportKept = Callable[[Kept, float], Awaitable[bool]]
 
 
 @dataclass(slots=True)
-class KeptFacts:
+class CheckpointFacts:
     """State of a shard's checkpoints for ``ps-status``; ``written`` is on ``time.monotonic()``, 0: none yet."""
 
     url: str

@@ -186,10 +186,10 @@ def test_server_that_refuses_a_sign_of_life_for_its_token_is_alive(tmp_path: Pat
     with job(token_file=str(tmp_path / "right")) as servers:
         link = Link(parse(str(servers)), Access(None, TokenFile(str(tmp_path / "old"))))
         long_ago = time.monotonic() - 60.0
-        assert link.sign(pb.RenewRequest(), long_ago, 1.0) > long_ago
+        assert link.renew(pb.RenewRequest(), long_ago, 1.0) > long_ago
         servers.processes[0].end()
         with pytest.raises(torch_ps.Unreachable, match="no sign of life of"):
-            link.sign(pb.RenewRequest(), long_ago, 1.0)
+            link.renew(pb.RenewRequest(), long_ago, 1.0)
         link.close()
 
 

@@ -28,7 +28,7 @@ from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import environment_of
 from torch_ps.worker import tasks
-from torch_ps.worker.runtime import graceful_shutdown as drain
+from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.training import tensorboard as board
 
 
@@ -43,7 +43,7 @@ def main(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     ps-worker --servers 127.0.0.1:50051 train.py --epochs 3
     """
     lifeline.hold()
-    signal.signal(signal.SIGTERM, drain.on_sigterm)
+    signal.signal(signal.SIGTERM, graceful_shutdown.on_sigterm)
     check(worker, script)
     log.setup(f"worker {worker.name}".rstrip(), level=worker.log_level)
     try:
@@ -84,7 +84,7 @@ def _run_task(worker: WorkerConfig) -> None:
         raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run starts them by itself")
     import torch
 
-    from torch_ps.worker.client import default_name
+    from torch_ps.worker.runtime.access import default_name
     from torch_ps.worker.runtime.device import local_rank
     from torch_ps.worker.training.loop import prepare, train
 

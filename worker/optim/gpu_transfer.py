@@ -35,8 +35,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
-from torch_ps.worker.session.outcome import StepOutcome
-from torch_ps.worker.session.session import Session
+from torch_ps.worker.session.session import Session, StepOutcome
 
 #: Buckets that may be on their way from the GPU at once: one is sent while the next is copied, and one to spare.
 UP_SLOTS = 3

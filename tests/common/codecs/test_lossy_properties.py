@@ -13,7 +13,7 @@ from torch_ps.common.codecs.randk import draw_positions
 from torch_ps.common.codecs.registry import count
 from torch_ps.common.codecs.sign import BLOCK as SIGN_BLOCK
 from torch_ps.common.errors import CorruptFrame
-from torch_ps.worker.gradients.feedback import Residuals
+from torch_ps.worker.gradients.compressor import Residuals
 
 SEEDS = st.integers(0, 2**64 - 1)
 DENSITIES = st.sampled_from([0.001, 0.01, 0.1, 0.5, 1.0])
