@@ -32,6 +32,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Return what is free to the kernel once, after something that is not going to be repeated."""
+    """Return free memory to the kernel once, after a step that will not be repeated."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

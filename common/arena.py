@@ -1,19 +1,19 @@
-"""Shared-memory arenas: how a worker and a server on one host read each other's buckets without sending them.
+"""Shared-memory regions in which a worker and a server on one host read each other's buckets.
 
     creator: memfd, sealed at its size --Offer(host, pid, fd, token, size)--> peer: /proc/PID/fd/FD, checked, mapped
 
     [ token | per bucket: lock, version | values of bucket 0 | values of bucket 1 | ... ]
 
 Rules of this file
-  1. A region has no name: only processes of the same user on the same host can open it, and the kernel frees it with
-     the last of them, however they end.
-  2. Nothing that a peer says is believed: owner, kind, seals, size and token are checked before a byte is mapped. The
-     seals keep a region from shrinking under its readers.
-  3. One side writes a region and the other reads it. Who lends what it reads to somebody that may write there maps it
-     ``private``: what is written then stays in this process, until ``revert``.
+  1. A region has no name: only processes of the same user on the same host can open it, and the kernel frees it when
+     the last of them ends, however it ends.
+  2. An offer is untrusted: owner, kind, seals and size are checked before the region is mapped, the token before it is
+     used. The seals keep a region from shrinking under its readers.
+  3. One side writes a region and the other reads it. A reader whose tensors user code may write to maps the region
+     ``private``: such writes stay in its process, until ``revert``.
 
-A *lock* is a counter, odd while its bucket is being changed: a reader that finds another even number after its copy
-than before has copied a mixture and copies again.
+A *lock* is a counter that is odd while its bucket is being changed. A reader copies, and copies again if the counter
+differs afterwards: the copy may be a mixture of two versions.
 
 Source: memfd_create(2), fcntl(2) for seals, proc_pid_pagemap(5); the lock is a seqlock, Lameter, "Effective
 synchronization on Linux/NUMA systems", 2005.
@@ -44,20 +44,22 @@ _HEAD = 64
 _ENTRY = 16  # lock and version of one bucket, uint64 each
 #: Buckets begin on cache lines, their values on a page of their own.
 LINE, _PAGE = 64, 4096
-#: What /proc/self/pagemap says of a page: 8 bytes, with these bits.
+#: Bytes of one page's entry in /proc/self/pagemap, and the numbers of its flag bits.
 _PAGEMAP_ENTRY, _FILE_BIT, _SWAPPED_BIT, _PRESENT_BIT = 8, 61, 62, 63
-#: Seconds that a reader waits for a bucket that is being changed, and between two looks at it.
+#: Seconds that a reader waits for a bucket that is being changed, and seconds between two polls.
 _LOCKED_SECONDS, _LOOK_SECONDS = 5.0, 5e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Where a region is and how it is recognised.
+    """Location of a region, and the token that identifies it.
 
     Attributes:
-        host: ``host_id()`` of its process, so that equal process ids of two hosts are not confused.
-        token: random bytes that the region begins with.
-        size: bytes.
+        host: ``host_id()`` of the process that made it; process ids are unique within one host only.
+        pid: id of that process.
+        fd: its file descriptor of the region.
+        token: random bytes at the start of the region.
+        size: length of the region in bytes.
     """
 
     host: str
@@ -68,10 +70,10 @@ class Offer:
 
 
 class Layout:
-    """Where the buckets of one shard are in a region; both sides compute it from the plan."""
+    """Positions of one shard's buckets in a region; both sides compute them from the plan."""
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self.places: dict[int, int] = {}  # bucket -> place in the table
+        self.places: dict[int, int] = {}  # bucket -> row of the table
         self._spans: dict[int, tuple[int, int]] = {}
         at = -(-(_HEAD + _ENTRY * len(buckets)) // _PAGE) * _PAGE
         for place, bucket in enumerate(buckets):
@@ -81,15 +83,14 @@ class Layout:
         self.size = at
 
     def span(self, bucket: int) -> tuple[int, int]:
-        """First byte and end of a bucket's values."""
+        """Byte offsets of the first value of a bucket and of the end of its values."""
         return self._spans[bucket]
 
 
 class Arena:
     """One mapped region. ``memory`` is writable on the side that writes, read-only on the other.
 
-    Raises (from both constructors):
-        NoSharedMemory: the region cannot be made or opened; says why.
+    ``create`` and ``open`` raise ``NoSharedMemory`` with the reason if the region cannot be made or opened.
     """
 
     def __init__(self, layout: Layout, region: mmap.mmap, offer: Offer) -> None:
@@ -99,14 +100,14 @@ class Arena:
 
     @classmethod
     def create(cls, layout: Layout) -> "Arena":
-        """A new region of this process, all zeros."""
+        """Make a region of this process, filled with zeros."""
         try:
             fd = os.memfd_create("torch-ps", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, layout.size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             region = mmap.mmap(fd, layout.size)
         except (OSError, AttributeError) as error:
-            raise NoSharedMemory(f"no shared memory of {layout.size} bytes here: {error}") from None
+            raise NoSharedMemory(f"cannot allocate {layout.size} bytes of shared memory: {error}") from None
         token = secrets.token_bytes(_TOKEN)
         region[:_TOKEN] = token
         arena = cls(layout, region, Offer(host_id(), os.getpid(), fd, token, layout.size))
@@ -115,10 +116,13 @@ class Arena:
 
     @classmethod
     def open(cls, layout: Layout, offer: Offer, *, writable: bool = False, private: bool = False) -> "Arena":
-        """A region of another process of this user and host, read-only unless this side is to write it.
+        """Map a region of another process of this user and host.
 
         Args:
-            private: what this side writes is seen by nobody else and ends with ``revert``.
+            layout: layout of the buckets, the same as on the side that made the region.
+            offer: location of the region as the peer gave it; untrusted.
+            writable: True on the side that writes the region; the other maps it read-only.
+            private: True to make writes of this process visible to it alone, until ``revert``.
         """
         if not offer.host or offer.host != host_id():
             raise NoSharedMemory("it is on another host")
@@ -126,9 +130,9 @@ class Arena:
             raise NoSharedMemory(f"it has {offer.size} bytes; the buckets of this shard need {layout.size}")
         path = f"/proc/{int(offer.pid)}/fd/{int(offer.fd)}"
         try:
-            # Looked at before it is opened, for to open a pipe or a device may block or do something.
+            # stat before open: opening a pipe or a device may block or have an effect.
             if not stat.S_ISREG(os.stat(path).st_mode):
-                raise NoSharedMemory("it is no memory")
+                raise NoSharedMemory("it is not a memory file")
             fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise NoSharedMemory(f"process {offer.pid} cannot be seen from here: {error.strerror}") from None
@@ -143,7 +147,7 @@ class Arena:
     def _map(fd: int, offer: Offer, protection: int, flags: int) -> mmap.mmap:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise NoSharedMemory("it is no memory of this user")
+            raise NoSharedMemory("it is not a memory file of this user")
         try:
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
         except OSError:
@@ -168,10 +172,10 @@ class Arena:
         return torch.frombuffer(self.memory[begin:end], dtype=torch.float32)
 
     def revert(self, bucket: int) -> None:
-        """Give up what this process has written over one bucket of a ``private`` region; it is as its writer left it.
+        """Drop this process's writes to one bucket of a ``private`` region; the writer's values show again.
 
-        Whole pages: what was written beside the bucket goes with it.
-        Cost: a look at every page, 8 us per MB; to map them anew would cost as much as copying them.
+        Works on whole pages, so writes beside the bucket on its first and last page are dropped too.
+        Cost: 8 us per MB to read the state of every page; mapping all of them anew would cost as much as a copy.
         """
         begin, end = self.layout.span(bucket)
         first, last = begin // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)
@@ -181,7 +185,7 @@ class Arena:
                 found = os.pread(pages.fileno(), _PAGEMAP_ENTRY * (last - first), _PAGEMAP_ENTRY * (address + first))
         except OSError:
             found = b""
-        if len(found) < _PAGEMAP_ENTRY * (last - first):  # this system does not say
+        if len(found) < _PAGEMAP_ENTRY * (last - first):  # the system does not tell, so drop every page
             self._region.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
             return
         flags = np.frombuffer(found, np.uint64)
@@ -193,9 +197,9 @@ class Arena:
 
     @contextlib.contextmanager
     def changing(self, bucket: int, version: int) -> Iterator[None]:
-        """The writer's side: the values become those of ``version`` inside. One writer per bucket at a time."""
+        """Writer: hold the lock while the values become those of ``version``. One writer per bucket at a time."""
         entry = self._table[self.layout.places[bucket]]
-        entry[0] = int(entry[0]) + 1 | 1  # odd, also where a writer before this one was killed inside
+        entry[0] = int(entry[0]) + 1 | 1  # odd, even if an earlier writer was killed in here
         try:
             yield
         finally:
@@ -203,13 +207,14 @@ class Arena:
             entry[0] += 1
 
     def attempts(self, bucket: int, writer: int) -> Iterator[int]:
-        """The reader's side: copy once per item, which is the version; ends when a copy was whole.
+        """Reader: yield the version for each attempt to copy; end after the first consistent copy.
 
         Args:
-            writer: process id of the server that writes.
+            bucket: number of the bucket.
+            writer: process id of the server that writes it.
 
         Raises:
-            Unreachable: the writer is gone, or no copy was whole for seconds on end.
+            Unreachable: the writer has ended, or no copy was consistent for 5 s.
         """
         entry, deadline = self._table[self.layout.places[bucket]], time.monotonic() + _LOCKED_SECONDS
         while time.monotonic() < deadline:
@@ -222,11 +227,11 @@ class Arena:
                 time.sleep(_LOOK_SECONDS)
             else:
                 raise Unreachable(f"server process {writer} ended while it wrote bucket {bucket}")
-        raise Unreachable(f"bucket {bucket} could not be read whole in {_LOCKED_SECONDS:g} s; its server hangs")
+        raise Unreachable(f"no consistent copy of bucket {bucket} in {_LOCKED_SECONDS:g} s; its server hangs")
 
 
 def _runs(process: int) -> bool:
-    """Whether a process has not ended, though it may not have been waited for."""
+    """Whether a process still runs; a zombie does not."""
     try:
         handle = os.pidfd_open(process)
     except OSError:
@@ -248,9 +253,9 @@ def offer_from_proto(message: pb.ArenaOffer) -> Offer:
 
 
 def host_id() -> str:
-    """Names the running kernel and this process's part of its network; "" where there is none to be had.
+    """Boot id of the kernel and network namespace of this process; "" where the system has neither.
 
-    A network namespace counts as a host of its own: whoever made one wants what leaves it to go over its links.
+    A network namespace counts as a host of its own: traffic that leaves one is meant to use its links.
     """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

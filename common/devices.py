@@ -1,15 +1,15 @@
-"""Devices: which one an option means, and work that runs beside what computes there.
+"""Devices: the one that ``--device`` means, and CUDA streams beside the one that computes.
 
     compute   ..backward....|follow..................................join|...forward
-    side                    +--pack--encode--copy to pinned memory--mark-+
-    host                                                            mark.wait() --> the bytes are there
+    side                    +--pack--encode--copy to pinned memory-event-+
+    host                                                            event.wait() --> the bytes are there
 
 Rules of this file
-  1. Nothing here waits for a whole device: only for a mark, or for one side.
-  2. On the CPU all is done when it is called, so the same code runs there, and no test of it needs a GPU.
-  3. For the CPU nothing is asked of CUDA, which would load it.
+  1. Nothing here waits for a whole device, only for an event or for one stream.
+  2. On the CPU every call has finished when it returns, so the same code runs there and its tests need no GPU.
+  3. For the CPU nothing calls CUDA, which would load it.
 
-Source: the CUDA programming guide on streams and events; https://docs.pytorch.org/docs/stable/notes/cuda.html
+Source: CUDA programming guide, streams and events; https://docs.pytorch.org/docs/stable/notes/cuda.html
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch
 
 from torch_ps.common.errors import ConfigError
 
-#: Bytes that a payload may have beside 4 for each value, as for a scale.
+#: Bytes of a payload beyond 4 per value, such as a scale.
 HEAD = 64
 
 
@@ -28,10 +28,10 @@ def choose(wanted: str, local_rank: int = 0) -> torch.device:
 
     Args:
         wanted: auto, cpu, cuda or cuda:N. "auto" is the GPU of the local rank where there are GPUs, else the CPU.
-        local_rank: place of this process on its host. With more processes than GPUs they share them in turn.
+        local_rank: rank of this process among those of its host; processes share GPUs in turn if there are fewer.
 
     Raises:
-        ConfigError: a GPU that is not there; says which are.
+        ConfigError: the GPU does not exist; names those that do.
     """
     kind, _, number = wanted.partition(":")
     if kind == "cpu":
@@ -48,85 +48,86 @@ def choose(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
-class Side:
-    """Work for ``device`` beside its other work: a CUDA stream. Use it from one thread at a time."""
+class SideStream:
+    """A CUDA stream beside the one that computes; no stream on the CPU. Use it from one thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def running(self) -> contextlib.AbstractContextManager[object]:
-        """What this thread gives the device inside goes to this side."""
+        """Context in which the calling thread enqueues work on this stream."""
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def current(self) -> torch.cuda.Stream | None:
-        """Where the calling thread's work goes now; None on the CPU."""
+        """The stream on which the calling thread enqueues work now; None on the CPU."""
         return None if self._stream is None else torch.cuda.current_stream(self.device)
 
     def follow(self, streams: Iterable[torch.cuda.Stream | None]) -> None:
-        """What comes on this side begins after all that these have been given so far. The host does not wait."""
+        """Make later work of this stream wait for all work enqueued on ``streams`` so far. The host does not wait."""
         if self._stream is not None:
             for stream in streams:
                 if stream is not None:
                     self._stream.wait_stream(stream)
 
     def join(self) -> None:
-        """What the calling thread computes next begins after all that this side has been given. No wait of the host."""
+        """Make later work of the calling thread wait for all work enqueued on this stream. The host does not wait."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all that this side has been given is done."""
+        """Block until all work enqueued on this stream is done."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
-class Mark:
-    """A point in the work of a side; set again and again, the last one counts."""
+class StreamEvent:
+    """A point in the work of a stream; a later ``set`` replaces it."""
 
-    def __init__(self, side: Side) -> None:
-        # Without ``blocking`` the host would look again and again, which costs a core.
+    def __init__(self, side: SideStream) -> None:
+        # Without ``blocking`` the host would poll, which costs a core.
         gpu = side.device.type == "cuda"
         self._event = torch.cuda.Event(blocking=True) if gpu else None  # type: ignore[no-untyped-call]
 
     def set(self) -> None:
-        """Here, in the work of the side that is ``running``."""
+        """Record the event in the work of the stream that is ``running``."""
         if self._event is not None:
             self._event.record()
 
     def wait(self) -> None:
-        """Until the work before the mark is done; at once if it was never set. Other threads go on."""
+        """Block until the work before the event is done; return at once if it was never set. Other threads go on."""
         if self._event is not None:
             self._event.synchronize()
 
 
-class Pinned:
-    """Memory of the host, for one bucket, that a device copies to and from by itself.
+class PinnedBuffer:
+    """Pinned host memory for one bucket: a device copies to and from it asynchronously.
 
     Attributes:
-        bytes: shape (4 * numel + HEAD,), uint8. ``values`` is the same memory as fp32, shape (numel,).
-        mark: set behind the last copy from or to it; to be waited for before the memory is read, or used again.
+        bytes: shape (4 * numel + HEAD,), uint8.
+        values: the first 4 * numel of these bytes as fp32, shape (numel,).
+        event: end of the last copy from or to this memory; wait for it before reading or reusing the memory.
     """
 
-    def __init__(self, side: Side, numel: int) -> None:
+    def __init__(self, side: SideStream, numel: int) -> None:
         self.bytes = torch.empty(4 * numel + HEAD, dtype=torch.uint8, pin_memory=side.device.type == "cuda")
         self.values = self.bytes[: 4 * numel].view(torch.float32)
-        self.mark = Mark(side)
+        self.event = StreamEvent(side)
 
     def take(self, parts: Iterable[torch.Tensor]) -> int:
-        """Begin to copy tensors of bytes here, one after the other, and set the mark; gives how many bytes."""
+        """Begin to copy byte tensors here, one after the other, and set the event. Returns the number of bytes."""
         at = 0
         for part in parts:
             self.bytes[at : at + len(part)].copy_(part, non_blocking=True)
             at += len(part)
-        self.mark.set()
+        self.event.set()
         return at
 
 
-def used_here(tensor: torch.Tensor) -> torch.Tensor:
-    """Keep the memory of ``tensor`` until this thread's work of now is done, also if it is dropped sooner; returns it.
+def keep_for_stream(tensor: torch.Tensor) -> torch.Tensor:
+    """Keep the memory of ``tensor`` until the work enqueued so far is done, even if the tensor is dropped before.
 
-    For a tensor that was made on another side than the one that uses it.
+    Needed where a tensor was made on another stream than the one that uses it. Returns the tensor.
     """
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))

@@ -1,38 +1,38 @@
-"""Every error this project raises on purpose, as one tree.
+"""The errors that torch-ps raises on purpose, as one tree.
 
     PsError
     +-- ConfigError            bad option or argument, raised before any socket opens
-    +-- Unreachable            no server answers at an address; the address and the reason are named
+    +-- Unreachable            no server answers at an address; names the address and the reason
     +-- WaitTimeout            a wait reached its deadline; says who is waited for
     +-- Refused                the server listens but will not serve this worker (address, token, limits)
     |   +-- Overloaded         admission refused for now, safe to retry after a pause
-    |   +-- Unauthenticated    the token is missing or wrong; says which
-    +-- NotServing             this server is a standby, or another one serves in its place; says which
-    +-- NoSharedMemory         this worker and this server cannot share memory; the network carries all
+    |   +-- Unauthenticated    the token is missing or wrong; says which of the two
+    +-- NotServing             this server is a standby, or another one serves in its place; says which of the two
+    +-- NoSharedMemory         this worker and this server cannot share memory; buckets travel over the network
     +-- ServerStopped          the server ended the job or is shutting down
     +-- CheckpointError        a checkpoint is damaged, incomplete or foreign; names the file and what is wrong with it
     +-- ProtocolError          the peer sent something the contract forbids
         +-- UnknownWorker      no live membership under this worker name and session
         +-- NameTaken          another live worker has this name or rank
         +-- NotInitialised     the job has no parameters yet; call init first
-        +-- ModelMismatch      this worker's model differs from the job's; the first difference is named
+        +-- ModelMismatch      this worker's model differs from the job's; names the first difference
         +-- StepConflict       push for a step that is neither open nor already closed
-        |   +-- Restarted      the servers were started anew from a checkpoint
+        |   +-- Restarted      the servers were restarted from a checkpoint
         +-- StaleGradient      push computed from a version that is too old
         +-- CorruptFrame       a frame that cannot be decoded: truncated, oversized, wrong type
-        +-- UnknownCodec       a codec name that is not in the table
+        +-- UnknownCodec       a codec name that is not in the registry
 
-Nothing here knows about gRPC; ``torch_ps.common.rpc.status`` owns that mapping. An error that came over the wire is
-rebuilt from its class name and its message, so every class can be made from one sentence.
+gRPC is not known here; ``torch_ps.common.rpc.status`` maps errors to its status codes. The receiver of an error
+rebuilds it from its class name and its message, so every class takes one sentence.
 """
 
 
 class PsError(Exception):
-    """Base class. Catch this at the process edge and nowhere else."""
+    """Base class of all errors below."""
 
 
 class ConfigError(PsError):
-    """A bad option or argument; nothing has been opened or changed."""
+    """A bad option or argument. Nothing has been opened or changed."""
 
 
 class Unreachable(PsError):
@@ -52,15 +52,15 @@ class Overloaded(Refused):
 
 
 class Unauthenticated(Refused):
-    """The token is missing or not the job's; nothing was looked at."""
+    """The token is missing or not the job's; the request was not read."""
 
 
 class NotServing(PsError):
-    """This server does not serve its shard now; another one does, or will."""
+    """This server does not serve its shard now; another one does or will."""
 
 
 class NoSharedMemory(PsError):
-    """Two processes cannot share memory: not one host, not one user, or not what was offered."""
+    """Two processes cannot share memory: another host, another user, or not the region that was offered."""
 
 
 class ServerStopped(PsError):
@@ -96,7 +96,7 @@ class StepConflict(ProtocolError):
 
 
 class Restarted(StepConflict):
-    """The servers are of another start than the caller: pull, recompute, push again, once all of them are of one."""
+    """The servers were restarted since the caller joined; pull, recompute, push again once all of them are back."""
 
 
 class StaleGradient(ProtocolError):
@@ -108,7 +108,7 @@ class CorruptFrame(ProtocolError):
 
 
 class UnknownCodec(ProtocolError):
-    """A codec that is not in the table; the message lists those that are."""
+    """A codec that is not in the registry; the message lists those that are."""
 
 
 def _tree(root: type[PsError]) -> dict[str, type[PsError]]:

@@ -1,14 +1,14 @@
-"""Logging to stderr: one line per event, with the time and the process that speaks.
+"""Logging to stderr: one line per event, with the time and the process that logs it.
 
     2026-11-24T03:29:36.123Z server 0/2: worker w1 joined with rank 1
     2026-11-24T03:29:51.201Z server 0/2: warning: worker w1 was silent for 15 s and is dropped
 
 Rules of this file
-  1. An event is one line, whatever a peer put into a name: control characters are escaped.
+  1. An event is one line, whatever a peer writes into a name: control characters are escaped.
   2. A traceback follows its event, each line behind "    | ", so that a line without it always begins an event.
-  3. Only the logger "torch_ps" is touched; the logging of a user's script is the user's own.
+  3. Only the logger "torch_ps" is configured; the logging of a user's script stays as it is.
 
-Source: RFC 3339 for the time, always UTC, so that the lines of several hosts sort together.
+Source: RFC 3339 for the time, in UTC, so that the lines of several hosts sort together.
 """
 
 import logging
@@ -24,9 +24,9 @@ def setup(process: str, level: str = "info", stream: TextIO | None = None) -> No
     """Send the events of this process to ``stream``; a second call replaces the first.
 
     Args:
-        process: who speaks: role and name, such as "server 0/2" or "worker w1".
-        level: debug, info, warning or error.
-        stream: stderr if None.
+        process: role and name of this process, such as "server 0/2" or "worker w1".
+        level: least level that is written: debug, info, warning or error.
+        stream: stream to write to; stderr if None.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Line(process))

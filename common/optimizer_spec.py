@@ -1,14 +1,14 @@
-"""Optimizers by name: what travels is a class name and plain hyperparameters, never code.
+"""Optimizers by name: a class name and plain hyperparameters cross the wire, never code.
 
-The server builds the same ``torch.optim`` class over slices of the flat parameter vector, which is right for optimizers
-that treat every element alone. Those are listed here; any other (Adafactor, Muon, LBFGS, ...) is refused by name.
+The server builds the same ``torch.optim`` class over slices of the flat parameter vector. That is correct for
+optimizers whose update is elementwise; these are listed here, and any other (Adafactor, Muon, LBFGS, ...) is refused.
 
-Hyperparameters may change from step to step; they travel with each push. What torch would refuse, at the start or in
-the middle of a step, is refused here before anything is changed.
+Hyperparameters may change from step to step; they are sent with each push. Values that torch would refuse, at the start
+or in the middle of a step, are refused here before anything changes.
 
-Which of torch's implementations runs is the user's choice, as on one process: with ``fused=True`` the fused kernel,
-which for Adam is about three times faster on a CPU and rounds differently, else the plain one. So one worker over the
-server gives the bits of the same optimizer without it.
+The user chooses torch's implementation as in one process: with ``fused=True`` the fused kernel, which for Adam is about
+three times faster on a CPU and rounds differently, else the plain one. So one worker with servers gets the same bits as
+the optimizer alone.
 """
 
 import functools
@@ -24,7 +24,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 HyperValue = float | int | bool | str | None | tuple[float, ...]
 Hyper = dict[str, HyperValue]
 
-#: Optimizers whose update of an element needs that element's gradient and state alone.
+#: Optimizers whose update of an element depends on that element's gradient and state only.
 ELEMENTWISE = (
     "SGD",
     "Adam",
@@ -39,16 +39,16 @@ ELEMENTWISE = (
     "ASGD",
 )
 
-#: What decides which state an optimizer keeps, and so cannot change once it has stepped.
+#: Hyperparameters that decide which state an optimizer keeps, and so cannot change after its first step.
 STRUCTURAL = ("amsgrad", "centered", "fused")
-#: torch takes these from the constructor alone, also where a group has its own.
+#: Hyperparameters that torch takes from the constructor only, even if a group has its own.
 _OF_ALL_GROUPS = ("initial_accumulator_value",)
-#: No product or quotient of hyperparameters within this bound leaves fp32, which would end a step with an error.
+#: Bound of a hyperparameter: products and quotients within it stay in fp32; an overflow would fail in a step.
 LARGEST = 1e20
-#: Hyperparameters of one group and numbers in one of them; characters of a name or of a text.
+#: Most hyperparameters of a group and numbers in one of them; most characters of a name or a text.
 MAX_HYPER, MAX_TEXT = 64, 200
 
-#: How torch runs the update, not what it computes; the server chooses these itself. ``fused`` is not among them.
+#: Arguments that decide how torch runs the update, not what it computes; the server chooses them. Not ``fused``.
 _RUNTIME = frozenset({"foreach", "capturable", "differentiable"})
 
 
@@ -73,10 +73,10 @@ class OptimizerSpec:
 
 
 def describe(optimizer: torch.optim.Optimizer) -> tuple[str, list[Hyper]]:
-    """Class name and the hyperparameters of each group of a live optimizer.
+    """Class name, and hyperparameters of each group, of a live optimizer.
 
     Raises:
-        ConfigError: not an elementwise class of ``torch.optim`` itself.
+        ConfigError: its class is not an elementwise one of ``torch.optim``.
     """
     name = type(optimizer).__name__
     if getattr(torch.optim, name, None) is not type(optimizer):
@@ -84,19 +84,19 @@ def describe(optimizer: torch.optim.Optimizer) -> tuple[str, list[Hyper]]:
     known = arguments_of(name)
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ConfigError(
-            f"torch.optim.{name}: differentiable=True cannot be served: no graph goes through the servers"
+            f"torch.optim.{name}: differentiable=True cannot be served: no autograd graph crosses the servers"
         )
     common = {key: value for key, value in optimizer.defaults.items() if key in _OF_ALL_GROUPS}
     return name, [hyper_of(name, {**group, **common}, known) for group in optimizer.param_groups]
 
 
 def hyper_of(name: str, group: Mapping[str, object], known: frozenset[str]) -> Hyper:
-    """The hyperparameters in one entry of ``param_groups``; other keys (``initial_lr``, ...) stay behind."""
+    """The hyperparameters in one entry of ``param_groups``; other keys (``initial_lr``, ...) are left out."""
     return {key: _plain(name, key, value) for key, value in group.items() if key in known}
 
 
 def arguments_of(name: str) -> frozenset[str]:
-    """Names of the hyperparameters that the class takes and the server honours.
+    """Names of the hyperparameters that the class takes and the server applies.
 
     Raises:
         ConfigError: the class is not elementwise.
@@ -107,10 +107,10 @@ def arguments_of(name: str) -> frozenset[str]:
 
 
 def build(name: str, tensors: list[torch.Tensor], hyper: Mapping[str, HyperValue]) -> torch.optim.Optimizer:
-    """The optimizer over ``tensors``.
+    """Build the optimizer over ``tensors``.
 
     Raises:
-        ConfigError: an argument is unknown to the class, or torch refuses a value; says which.
+        ConfigError: the class has no such argument, or torch refuses a value; says which.
     """
     unknown = sorted(set(hyper) - arguments_of(name))
     if unknown:
@@ -127,12 +127,12 @@ def build(name: str, tensors: list[torch.Tensor], hyper: Mapping[str, HyperValue
 
 
 def check_change(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, HyperValue]) -> None:
-    """Whether an optimizer that was built with ``job`` can take its next step with ``hyper``.
+    """Check that an optimizer built with ``job`` can take its next step with ``hyper``.
 
     Raises:
-        ConfigError: says which value cannot, and why.
+        ConfigError: a value cannot change so; says which and why.
 
-    Cost: tens of microseconds; ask only when a value has changed.
+    Cost: tens of microseconds; call it only when a value has changed.
     """
     for key in STRUCTURAL:
         if bool(hyper.get(key)) != bool(job.get(key)):
@@ -147,8 +147,8 @@ def check_change(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, H
         )
 
 
-def changed(mine: Hyper, job: Hyper) -> Hyper:
-    """The values of ``mine`` that differ from the job's; they go along with every push."""
+def changed_values(mine: Hyper, job: Hyper) -> Hyper:
+    """The values of ``mine`` that differ from the job's; they are sent with every push."""
     return {key: value for key, value in mine.items() if key not in job or job[key] != value}
 
 
@@ -160,7 +160,7 @@ def hyper_from_proto(message: Mapping[str, pb.HyperValue]) -> Hyper:
     """Read hyperparameters that came over the wire.
 
     Raises:
-        ProtocolError: a value is no number where one is due, or larger than any optimizer's.
+        ProtocolError: a value is missing, not finite or too long, or there are too many.
     """
     if len(message) > MAX_HYPER or any(len(key) > MAX_TEXT for key in message):
         raise ProtocolError(f"{len(message)} hyperparameters, or one with a name of more than {MAX_TEXT} characters")
@@ -175,10 +175,10 @@ def _defaults(name: str) -> Mapping[str, object]:
 
 
 def _check_values(name: str, hyper: Mapping[str, HyperValue]) -> None:
-    """What torch's constructors leave unchecked and its steps trip over.
+    """Refuse values that torch's constructors accept and its steps fail on.
 
     Raises:
-        ConfigError: names the value.
+        ConfigError: a value has the wrong type or is too large; names it.
     """
     for key, value in hyper.items():
         default = _defaults(name)[key]

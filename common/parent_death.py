@@ -1,7 +1,7 @@
-"""No orphans: a child process ends when its parent does, however the parent ends.
+"""Lifeline: a child process ends when its parent does, however the parent ends.
 
-The parent holds the write end of a pipe and never writes; the child reads. The kernel closes the parent's end
-whatever kills it, SIGKILL included, and the child's read returns.
+The parent holds the write end of a pipe and never writes; the child reads. The kernel closes the parent's end whatever
+kills the parent, SIGKILL included, and the child's read returns.
 
     parent: Lifeline() --fd in $PS_LIFELINE--> child: hold()
 """
@@ -14,12 +14,12 @@ import time
 
 VARIABLE = "PS_LIFELINE"
 
-#: Seconds that a child gets to end well before it is ended.
+#: Seconds that a child gets to end after SIGTERM before it exits at once.
 GRACE = 5.0
 
 
 class Lifeline:
-    """The parent's end. Pass ``fds`` as ``pass_fds`` and ``environment`` to every child; keep the object."""
+    """The parent's end. Pass ``fds`` as ``pass_fds`` and ``environment`` to every child; keep the object alive."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -27,13 +27,13 @@ class Lifeline:
         self.environment = {VARIABLE: str(self._read)}
 
     def cut(self) -> None:
-        """End the children as if this process had ended."""
+        """Close the pipe, so that the children end as if this process had ended."""
         os.close(self._write)
         os.close(self._read)
 
 
 def hold() -> None:
-    """Called by a child as it starts: from now on it gets SIGTERM when its parent is gone, and soon after is ended."""
+    """In a child, at its start: from now on the end of the parent sends SIGTERM, and ``GRACE`` later exits."""
     text = os.environ.pop(VARIABLE, "")
     if text.isdigit():
         threading.Thread(target=_watch, args=(int(text),), name="lifeline", daemon=True).start()

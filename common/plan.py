@@ -1,17 +1,17 @@
-"""The bucket plan: how the flat parameter vector is cut into buckets and dealt to shards.
+"""The bucket plan: how the flat parameter vector is cut into buckets and assigned to shards.
 
 Rules of this file
-  1. A pure function of the model, the bucket size and the number of shards: both sides compute it and must agree.
-  2. A bucket never spans two parameter groups, so that one set of hyperparameters fits all of it.
-  3. Cuts inside a tensor fall on multiples of ``ALIGN`` elements from its start, so that vector and tail lanes of a
-     fused kernel stay where they are on the whole tensor, and so do its bits.
+  1. The plan is a pure function of model, bucket size and number of shards: both sides compute it and get the same.
+  2. A bucket never spans two parameter groups, so one set of hyperparameters applies to all of it.
+  3. Cuts inside a tensor fall on multiples of ``ALIGN`` elements from its start, so a fused kernel treats the same
+     elements in vector and tail lanes as on the whole tensor and gives the same bits.
 
     group 0: [ w w w w w w | w w w b b b ]  group 1: [ e e e e | e e e e ]  buffers: [ m v ]
                bucket 0      bucket 1                 bucket 2   bucket 3              bucket 4
                shard 0       shard 1                  shard 0    shard 1               shard 0
 
-A group that is worth cutting is cut into a multiple of the number of shards, in equal parts, dealt in turn. That
-balances bytes, and it balances *time* too: backward reaches neighbouring buckets one after the other, so all links
+A group that is worth splitting is cut into equal parts, a multiple of the number of shards, which are assigned to the
+shards in turn. That balances bytes and *time*: backward reaches neighbouring buckets one after the other, so all links
 are busy at once.
 """
 
@@ -25,11 +25,10 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.schema import Model, TensorSpec
 from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 
-#: Elements; a multiple of every CPU vector length (AVX-512 holds 16 floats).
+#: Cuts are multiples of this many elements, a multiple of every CPU vector length (AVX-512 holds 16 floats).
 ALIGN = 16
 MIN_BUCKET_BYTES = 1024
-#: A group with fewer elements per shard than this stays in one bucket: splitting it would cost messages and gain
-#: nothing.
+#: A group with fewer elements per shard stays in one bucket: splitting it would cost messages and gain nothing.
 WORTH_SPLITTING = 64
 
 #: "optimizer": one optimizer step with the averaged gradient. "mean": the average replaces the value (buffers).
@@ -38,9 +37,13 @@ Rule = Literal["optimizer", "mean"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Elements ``start`` to ``stop`` of one flattened tensor, at ``offset`` of the bucket.
+    """Elements ``start`` to ``stop`` of one flattened tensor.
 
-    ``tensor`` is the index in ``Model.tensors()``.
+    Attributes:
+        tensor: index of the tensor in ``Model.tensors()``.
+        start: first element.
+        stop: element after the last one.
+        offset: position of the first element in the bucket.
     """
 
     tensor: int
@@ -51,6 +54,17 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
+    """A contiguous slice of the flat parameter vector: the unit of messages and of optimizer steps.
+
+    Attributes:
+        index: number of the bucket in the job.
+        shard: number of the shard that holds it.
+        rule: what a step does with the averaged push, see ``Rule``.
+        group: number of the parameter group; that of the buffers is one past the last group.
+        numel: number of elements.
+        pieces: parts of tensors in the bucket, in order of ``offset``.
+    """
+
     index: int
     shard: int
     rule: Rule
@@ -61,6 +75,8 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """All buckets of a job, in order of their index."""
+
     buckets: tuple[Bucket, ...]
     num_shards: int
 
@@ -72,10 +88,12 @@ class Plan:
 
 
 def plan(model: Model, bucket_bytes: int, num_shards: int) -> Plan:
-    """Cut and deal.
+    """Cut a model into buckets and assign them to shards.
 
     Args:
-        bucket_bytes: fp32 bytes that a bucket holds at most, 1 KiB to 4 MiB.
+        model: groups and buffers of the job.
+        bucket_bytes: most fp32 bytes of a bucket, 1 KiB to 4 MiB.
+        num_shards: number of shards, at least 1.
 
     Raises:
         ConfigError: an argument is out of range.

@@ -1,11 +1,11 @@
-"""What a job trains: the names, shapes and dtypes of its tensors, in the order of the flat parameter vector.
+"""The model of a job: names, shapes and dtypes of its tensors, in the order of the flat parameter vector.
 
-Both sides derive the same bucket plan from the same ``Model``, so it is compared tensor by tensor when a worker
-joins, and the first difference is named.
+Both sides derive the bucket plan from the ``Model``, so the lead compares it tensor by tensor when a worker joins and
+names the first difference.
 
 Rules of this file
-  1. Nothing here holds values; a model of any size is a few kilobytes.
-  2. What comes off the wire is checked here, once, before anything is built from it.
+  1. No values: a ``Model`` of any size takes a few kilobytes.
+  2. A model that came over the wire is checked here, once, before anything is built from it.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 MAX_TENSORS = 100_000
 MAX_NAME = 1000
 MAX_ELEMENTS = 1 << 40
-#: Dimensions of one tensor, which is torch's own limit, and parameter groups of one optimizer.
+#: Most dimensions of one tensor, which is torch's own limit, and most parameter groups of one optimizer.
 MAX_DIMENSIONS = 64
 MAX_GROUPS = 10_000
 #: dtypes that an fp32 master copy can stand for. Integers are exact up to 2**24, which is enough for counters.
@@ -59,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Everything about a model but its values.
+    """A model without its values, and its optimizer.
 
     Attributes:
         optimizer: class name in ``torch.optim``.
@@ -72,7 +72,7 @@ class Model:
     buffers: tuple[TensorSpec, ...] = ()
 
     def tensors(self) -> Iterator[TensorSpec]:
-        """All tensors in flat order: the groups one after the other, then the buffers."""
+        """All tensors in the order of the flat vector: those of the groups, then the buffers."""
         for group in self.groups:
             yield from group.tensors
         yield from self.buffers
@@ -86,7 +86,7 @@ def check(model: Model) -> None:
     """Refuse a model that cannot be served.
 
     Raises:
-        ConfigError: no parameter, a name twice, a dtype that has no fp32 master copy, or a size beyond the limits.
+        ConfigError: the model has no parameter, a name twice, a dtype without fp32 master copy, or exceeds a limit.
     """
     seen: set[str] = set()
     total = 0
@@ -113,8 +113,8 @@ def check_same(job: Model, worker: Model, name: str) -> None:
     """Compare a worker's model with the job's. Hyperparameters may differ: they travel with each push.
 
     Raises:
-        ModelMismatch: names the worker and the first differing tensor with both its forms, or the hyperparameter that
-            the running optimizer cannot take.
+        ModelMismatch: a tensor differs, or the running optimizer cannot take a hyperparameter; names the worker, and
+            the first difference with both values.
     """
     if job.optimizer != worker.optimizer:
         raise ModelMismatch(f"worker {name!r} brings the optimizer {worker.optimizer}; the job uses {job.optimizer}")
@@ -152,7 +152,7 @@ def from_proto(message: pb.Model) -> Model:
     """Read and check a model that came over the wire.
 
     Raises:
-        ProtocolError: it breaks a limit of this file.
+        ProtocolError: the model exceeds a limit of this file.
     """
     _check_sizes(message)
     model = Model(
@@ -168,7 +168,7 @@ def from_proto(message: pb.Model) -> Model:
 
 
 def _check_sizes(message: pb.Model) -> None:
-    """Count before anything is built: a few megabytes of message can stand for a hundred times that in objects."""
+    """Check counts before anything is built: a few megabytes of message can make a hundred times that in objects."""
     tensors = sum(len(group.tensor) for group in message.group) + len(message.buffer)
     if tensors > MAX_TENSORS or len(message.group) > MAX_GROUPS or len(message.optimizer) > MAX_NAME:
         raise ProtocolError(

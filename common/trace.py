@@ -1,15 +1,15 @@
-"""What a process does in the steps that are traced, as spans of time, and what its clock is beside another's.
+"""Spans of time in the traced steps of one process, and the offset between the clocks of two hosts.
 
-    with trace.span("encode", step, bucket): ...        nothing at all unless that step is traced
-    trace --part()--> TracePart --> the lead, which has those of all processes
+    with trace.span("encode", step, bucket): ...        no effect unless that step is traced
+    trace --part()--> TracePart --> the lead, which collects those of all processes
 
 Rules of this file
-  1. A trace holds ``MOST`` spans and no more; what is too much is counted.
-  2. Times are of CLOCK_MONOTONIC, in nanoseconds. All processes of one system read the same clock; of another system's
-     the offset is estimated: half-way through the quickest of some round trips both clocks were read at once, give or
-     take half of that trip.
+  1. A trace holds at most ``MOST`` spans; further ones are counted and dropped.
+  2. Times are those of CLOCK_MONOTONIC, in nanoseconds. All processes of one host read the same clock. The offset to
+     another host's clock is estimated from the fastest of several round trips: the other clock was read half-way
+     through it, with an error of at most half its duration.
 
-Source: Mills, RFC 5905, section 8 and 10 (the clock filter takes the sample of least delay); time_namespaces(7).
+Source: Mills, RFC 5905, sections 8 and 10 (the clock filter takes the sample of least delay); time_namespaces(7).
 """
 
 import contextlib
@@ -24,25 +24,28 @@ from typing import NamedTuple
 from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.pb import parameter_server_pb2 as pb
 
-#: Spans of one process; as a message they take a few of the 5 MiB that it may have.
+#: Most spans of one process; a message with so many takes a few of the 5 MiB that a message may have.
 MOST = 50_000
-#: Round trips to read another system's clock.
+#: Round trips per estimate of another host's clock.
 TRIPS = 12
-#: Characters of a name in a trace.
+#: Most characters of a name in a trace.
 LONGEST_NAME = 200
 
 #: Reads the clock.
 clock = time.monotonic_ns
-NOTHING = contextlib.nullcontext()  # what a span is in a step that is not traced
+NOTHING = contextlib.nullcontext()  # the context of a step that is not traced
 
 
 class Span(NamedTuple):
-    """One thing that was done, by one thread unless ``thread`` is ""; then it is a time that passed.
+    """One activity or one wait.
 
     Attributes:
-        start, end: nanoseconds.
-        bucket: -1: it is about no single one.
-        worker: whose push or answer it is about, "" if that is clear or there are several.
+        name: kind of activity, such as "encode".
+        step: step that it belongs to.
+        start, end: clock readings in nanoseconds.
+        thread: name of the thread that worked; "" for a wait.
+        bucket: number of the bucket; -1 if no single one is meant.
+        worker: name of the worker whose push or answer is meant; "" if that is clear or there are several.
     """
 
     name: str
@@ -55,22 +58,22 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """The spans of one process. With no steps to trace it records nothing and costs about nothing."""
+    """The spans of one process. Without steps to trace it records nothing and costs next to nothing."""
 
     def __init__(self, steps: range = range(0)) -> None:
         self.steps = steps
         self.spans: list[Span] = []
         self.dropped = 0
-        self.given = 0  # spans that others have been told of
+        self.given = 0  # number of spans that have been sent
 
     def span(
         self, name: str, step: int, bucket: int = -1, worker: str = ""
     ) -> contextlib.AbstractContextManager[object]:
-        """What the calling thread does inside is one span, if ``step`` is traced."""
+        """Context whose duration on the calling thread becomes a span, if ``step`` is traced."""
         return _Open(self, name, step, bucket, worker) if step in self.steps else NOTHING
 
     def add(self, span: Span) -> None:
-        """Record a span, unless its step is not traced or there are too many already. On any thread."""
+        """Record a span if its step is traced and the trace is not full. Any thread may call it."""
         if span.step not in self.steps:
             return
         if len(self.spans) < MOST:
@@ -79,7 +82,7 @@ class Trace:
             self.dropped += 1
 
     def held(self, worker: str, step: int, bucket: int, since: float) -> None:
-        """A push was held until now: ``since`` it came, on ``time.monotonic()``."""
+        """Record that a push was held from ``since``, in seconds of ``time.monotonic()``, until now."""
         if step in self.steps:
             self.add(Span("held", step, int(since * 1e9), clock(), "", bucket, worker))
 
@@ -87,8 +90,8 @@ class Trace:
         """All spans so far as a message.
 
         Args:
-            ahead: nanoseconds by which the lead's clock is ahead of this one's.
-            error: nanoseconds by which that may be wrong.
+            ahead: nanoseconds by which the lead's clock is ahead of this one.
+            error: largest error of ``ahead`` in nanoseconds.
         """
         spans, words = tuple(self.spans), dict[str, int]()
 
@@ -112,7 +115,7 @@ class Trace:
 
 
 class _Open:
-    """A span that has not ended; slots and no generator, for there are thousands a second."""
+    """A span that has not ended; a class with slots, as there are thousands per second."""
 
     __slots__ = ("_about", "_start", "_trace")
 
@@ -133,7 +136,7 @@ def steps_to_proto(steps: range) -> pb.TraceSteps | None:
 
 
 def steps_of(message: pb.TraceSteps) -> range:
-    """The steps that a job traces; none where the message is absent."""
+    """The steps that a job traces; none if the message is absent."""
     return range(message.first, message.stop)
 
 
@@ -141,11 +144,13 @@ def spans_of(part: pb.TracePart) -> Iterable[Span]:
     """The spans of a part that came over the wire.
 
     Raises:
-        CorruptFrame: a span names what the part does not have.
+        CorruptFrame: the part has too many spans, or a span has the number of a name that does not exist.
     """
     words = list(part.word)
     if len(part.span) > MOST or len(words) > MOST or any(len(word) > LONGEST_NAME for word in words):
-        raise CorruptFrame(f"a part of a trace has {len(part.span)} spans with {len(words)} names; {MOST} are the most")
+        raise CorruptFrame(
+            f"a part of a trace has {len(part.span)} spans with {len(words)} names; at most {MOST} are allowed"
+        )
     for each in part.span:
         if max(each.name, each.thread, each.worker) >= len(words):
             raise CorruptFrame(f"a span has a name of number {max(each.name, each.thread, each.worker)}: there is none")
@@ -161,7 +166,7 @@ def spans_of(part: pb.TracePart) -> Iterable[Span]:
 
 
 def clock_name() -> str:
-    """Names the clock that this process reads: processes with the same name read the same. "": it has none."""
+    """Name of the clock that this process reads; processes with equal names read one clock. "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/time')}"
@@ -169,15 +174,15 @@ def clock_name() -> str:
         return ""
 
 
-class Trip(NamedTuple):
-    """A question for the other's clock: sent and received on one's own, ``theirs`` read in between; nanoseconds."""
+class RoundTrip(NamedTuple):
+    """One reading of another host's clock, ``theirs``, between two of this one, in nanoseconds."""
 
     sent: int
     theirs: int
     received: int
 
 
-def ahead(trips: Iterable[Trip]) -> tuple[int, int]:
-    """By how many nanoseconds the other's clock is ahead, and by how many that may be wrong."""
+def estimate_offset(trips: Iterable[RoundTrip]) -> tuple[int, int]:
+    """Nanoseconds by which the other clock is ahead of this one, and the largest error of that."""
     best = min(trips, key=lambda trip: trip.received - trip.sent)
     return best.theirs - (best.sent + best.received) // 2, (best.received - best.sent + 1) // 2

@@ -1,8 +1,8 @@
-"""``ps-compare``: the same work under several configurations, side by side.
+"""ps-compare: the same training under several configurations, side by side.
 
-    plans --execute()--> journals --measure()--> results --> table, results.json, report.html
+    planned runs --execute()--> journals --measure()--> results --> table, results.json, report.html
 
-Exit code 0: every run finished. 1: at least one did not. 2: an option was refused before anything started.
+Exit code 0: every run finished. 1: at least one did not. 2: an option was refused before training started.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from torch_ps.compare import shared_batch_size as batch_size
 from torch_ps.compare.events import Journal
 from torch_ps.compare.execute import Executed, execute, leave_nothing
 from torch_ps.compare.headline import bytes_sentence, headline
-from torch_ps.compare.measure import Facts, common_target, measure, with_target
+from torch_ps.compare.measure import RunInfo, common_target, measure, with_target
 from torch_ps.compare.options import CompareConfig, settings_of
 from torch_ps.compare.results import Results, RunResult
-from torch_ps.compare.run_process import PS_RUN, Plan, command_line
+from torch_ps.compare.run_process import PS_RUN, PlannedRun, command_line
 from torch_ps.compare.run_progress import reporter
 from torch_ps.compare.runs import Run, gradients_averaged, learning_rate, lr_rule, parse_runs
-from torch_ps.compare.seeds import together
+from torch_ps.compare.seeds import merge_seeds
 from torch_ps.compare.terminal_table import table
 
 
@@ -51,16 +51,16 @@ def main(compare: CompareConfig) -> None:
     """
     signal.signal(signal.SIGTERM, _as_interrupt)
     console = Console()
-    code = again(compare, console) if compare.report else compare_runs(compare, console)
+    code = rewrite_report(compare, console) if compare.report else compare_runs(compare, console)
     if code:
         sys.exit(code)
 
 
 def compare_runs(config: CompareConfig, console: Console, program: Sequence[str] = PS_RUN) -> int:
-    """The whole comparison; returns the exit code.
+    """Execute the runs and publish their results. Returns the exit code.
 
     Raises:
-        ConfigError: an option is refused; nothing has been started or written.
+        ConfigError: an option is refused; no run has trained and nothing is left on disk.
     """
     runs = parse_runs(config.runs)
     config = _with_defaults(config, runs)
@@ -81,12 +81,18 @@ def compare_runs(config: CompareConfig, console: Console, program: Sequence[str]
 
 
 def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
-    """The results of what was executed. ``config`` has no value left open that ps-compare can know."""
+    """Compute the results of the finished runs.
+
+    Args:
+        executed: journals of the finished runs, and the failures.
+        config: options of the comparison, with the defaults of the task filled in.
+        rule: learning rates of the runs in words, see ``lr_rule``.
+    """
     of_run: dict[str, list[tuple[RunResult, int]]] = {}
     for plan, journals in executed.finished:
         seed = config.seed if plan.seed is None else plan.seed
-        of_run.setdefault(plan.run.name, []).append((measure(_facts(plan, config), journals), seed))
-    measured = [together(*zip(*found, strict=True)) for found in of_run.values()]
+        of_run.setdefault(plan.run.name, []).append((measure(_info(plan, config), journals), seed))
+    measured = [merge_seeds(*zip(*found, strict=True)) for found in of_run.values()]
     target = config.target if config.target is not None else common_target(measured)
     first = executed.finished[0][1][0] if executed.finished else None
     return Results(
@@ -107,7 +113,7 @@ def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
 
 
 def publish(results: Results, folder: Path, console: Console) -> None:
-    """Table to the terminal, results.json and, where plotly is installed, report.html into ``folder``."""
+    """Print the table; write results.json and, if plotly is installed, report.html into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     format_.write(results, folder / "results.json")
     if results.runs:
@@ -119,7 +125,7 @@ def publish(results: Results, folder: Path, console: Console) -> None:
                 _say(console, sentence)
     for failure in results.failures:
         console.print(f"\n[red]{escape(failure.name)} did not finish:[/] {escape(failure.reason)}", highlight=False)
-        _say(console, f"whole log: {failure.log}")
+        _say(console, f"full log: {failure.log}")
     console.print()
     try:
         report.write(results, folder / "report.html")
@@ -130,19 +136,19 @@ def publish(results: Results, folder: Path, console: Console) -> None:
     _say(console, f"results: {(folder / 'results.json').absolute()}")
 
 
-def again(config: CompareConfig, console: Console) -> int:
-    """Table and report of an earlier comparison, beside its results.json or in ``--out``."""
+def rewrite_report(config: CompareConfig, console: Console) -> int:
+    """Print the table and write the report of an earlier comparison, beside its results.json or into ``--out``."""
     source = Path(config.report)
     results = format_.read(source)
     publish(results, Path(config.out) if config.out else source.parent, console)
     return 0
 
 
-def _plans(run: Run, config: CompareConfig, folder: Path) -> list[Plan]:
-    """One for each seed."""
+def _plans(run: Run, config: CompareConfig, folder: Path) -> list[PlannedRun]:
+    """The runs of one configuration, one per seed."""
     rate = learning_rate(run, config.lr, config.workers, scaled=config.scaled)
     seeds = range(config.seed, config.seed + config.seeds) if config.seeds > 1 else (None,)
-    plans = [Plan(run, rate, folder, seed) for seed in seeds]
+    plans = [PlannedRun(run, rate, folder, seed) for seed in seeds]
     return [replace(plan, folder=folder.joinpath(*plan.place)) for plan in plans]
 
 
@@ -161,7 +167,9 @@ def _with_defaults(config: CompareConfig, runs: Sequence[Run]) -> CompareConfig:
     return replace(config, **changes)
 
 
-def _with_batch_size(config: CompareConfig, first: Plan, program: Sequence[str], console: Console) -> CompareConfig:
+def _with_batch_size(
+    config: CompareConfig, first: PlannedRun, program: Sequence[str], console: Console
+) -> CompareConfig:
     folder = first.folder.parent / "batch-size"
     try:
         found = batch_size.find(replace(first, folder=folder), config, program)
@@ -182,13 +190,13 @@ def _output_folder(config: CompareConfig) -> Path:
         return next(p for i in range(1000) if not (p := stem.with_name(stem.name + (f"-{i}" if i else ""))).exists())
     folder = Path(config.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"out {config.out!r} exists and is not an empty folder; nothing in it is overwritten")
+        raise ConfigError(f"out {config.out!r} exists and is not an empty folder; give another one")
     return folder
 
 
-def _facts(plan: Plan, config: CompareConfig) -> Facts:
+def _info(plan: PlannedRun, config: CompareConfig) -> RunInfo:
     run = plan.run
-    return Facts(
+    return RunInfo(
         name=run.name,
         mode=run.mode,
         compress=run.compress,
@@ -199,15 +207,15 @@ def _facts(plan: Plan, config: CompareConfig) -> Facts:
 
 
 def _circumstances(journal: Journal | None) -> dict[str, Any]:
-    """Model and machine: what one needs to know to believe the seconds."""
-    facts: dict[str, Any] = {
+    """Settings that seconds depend on: model, device, machine and versions."""
+    settings: dict[str, Any] = {
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "torch": _version("torch"),
         "torch_ps": _version("torch-ps"),
     }
     if journal:
-        facts |= {"parameters": journal.start.parameters, "device": journal.start.device}
-    return facts
+        settings |= {"parameters": journal.start.parameters, "device": journal.start.device}
+    return settings
 
 
 def _version(package: str) -> str:

@@ -1,11 +1,11 @@
-"""Runs the plans one after another and keeps what each of them wrote.
+"""Executes the planned runs one after another and collects their journals.
 
 Rules of this file
-  1. A run that fails ends that run only; the reason is kept and the next one starts. Only where the first run is
-     refused for an option, nothing more is tried: what is wrong is wrong for all.
-  2. Ctrl-C ends the run that is under way and leaves the rest undone; what has finished is kept.
+  1. A failed run is recorded with its reason and the next one starts. If an option of the first run is refused, no
+     other is tried, as it would be refused too.
+  2. Ctrl-C ends the current run and skips the rest; finished runs are kept.
 
-    Plan --Child--> events --Tail--> Reporter
+    PlannedRun --Child--> events --Tail--> Reporter
                            --read_journals--> Finished | Failure
 """
 
@@ -26,65 +26,77 @@ from torch_ps.compare.run_process import (
     PS_RUN,
     USAGE_ERROR,
     Child,
-    Plan,
+    PlannedRun,
     RunRefused,
     arguments,
     command_line,
     describe_exit,
     refusal,
 )
-from torch_ps.compare.run_progress import Live, Reporter
+from torch_ps.compare.run_progress import Reporter, RunState
 
-#: Seconds between two looks at the events of a run.
+#: Seconds between two reads of a run's events.
 LOOK_EVERY = 0.25
 
 
 @dataclass(slots=True)
 class Executed:
-    """What came of the plans. ``interrupted``: Ctrl-C ended it before all of them ran."""
+    """Result of executing the planned runs.
 
-    finished: list[tuple[Plan, list[Journal]]] = field(default_factory=list)
+    Attributes:
+        finished: runs that finished, each with the journals of its workers.
+        failures: runs that did not finish.
+        interrupted: whether Ctrl-C ended the comparison before all runs had finished.
+    """
+
+    finished: list[tuple[PlannedRun, list[Journal]]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
 
 
 def execute(
-    plans: Sequence[Plan], config: CompareConfig, reporter: Reporter, program: Sequence[str] = PS_RUN
+    plans: Sequence[PlannedRun], config: CompareConfig, reporter: Reporter, program: Sequence[str] = PS_RUN
 ) -> Executed:
-    """Run every plan with ``program``, which understands the command line of ``ps-run``.
+    """Execute every planned run.
+
+    Args:
+        plans: runs in their order.
+        config: options that all runs share.
+        reporter: display of the progress.
+        program: command that takes the options of ps-run.
 
     Raises:
-        ConfigError: the first run was refused for an option; nothing is left of it.
+        ConfigError: an option of the first run was refused; its folder has been removed.
     """
     result = Executed()
     with reporter:
         for plan in plans:
-            watch = Watch(plan, config.workers)
+            monitor = RunMonitor(plan, config.workers)
             try:
-                journals = _run(plan, config, reporter, program, watch)
+                journals = _run(plan, config, reporter, program, monitor)
                 result.finished.append((plan, journals))
             except KeyboardInterrupt:
                 result.failures.append(_failure(plan, config, "stopped by Ctrl-C"))
-                reporter.done(plan.name, watch.live("stopped"), failed=True)
+                reporter.done(plan.name, monitor.state("stopped"), failed=True)
                 result.interrupted = True
                 break
             except RunRefused as error:
                 if plan is plans[0]:
-                    reporter.done(plan.name, watch.live("refused"), failed=True)
+                    reporter.done(plan.name, monitor.state("refused"), failed=True)
                     leave_nothing(plan.folder)
                     raise ConfigError(str(error)) from None
                 result.failures.append(_failure(plan, config, str(error)))
-                reporter.done(plan.name, watch.live("refused"), failed=True)
+                reporter.done(plan.name, monitor.state("refused"), failed=True)
             except PsError as error:
                 result.failures.append(_failure(plan, config, str(error)))
-                reporter.done(plan.name, watch.live("failed"), failed=True)
+                reporter.done(plan.name, monitor.state("failed"), failed=True)
     return result
 
 
-class Watch:
-    """Where a run stands, from the events that have appeared since the last look."""
+class RunMonitor:
+    """Progress of a run, from the events that its workers have written so far."""
 
-    def __init__(self, plan: Plan, workers: int) -> None:
+    def __init__(self, plan: PlannedRun, workers: int) -> None:
         self._plan = plan
         self._workers = workers
         self._tails: dict[str, Tail] = {}
@@ -94,15 +106,15 @@ class Watch:
         self._ended = 0
         self._losses: list[float] = []
 
-    def look(self) -> Live:
+    def look(self) -> RunState:
         for path in sorted(self._plan.events.glob("*.jsonl")):
             tail = self._tails.setdefault(path.name, Tail(path))
             self._see(tail.read())
-        return self.live()
+        return self.state()
 
-    def live(self, phase: str = "") -> Live:
+    def state(self, phase: str = "") -> RunState:
         recent = self._losses[-2 * self._workers :]
-        return Live(
+        return RunState(
             phase=phase or self._phase(),
             samples=self._samples,
             seconds=max(0.0, self._now - self._started) if math.isfinite(self._started) else 0.0,
@@ -130,36 +142,40 @@ class Watch:
         return "training" if self._losses else "starting"
 
 
-def _run(plan: Plan, config: CompareConfig, reporter: Reporter, program: Sequence[str], watch: Watch) -> list[Journal]:
+def _run(
+    plan: PlannedRun, config: CompareConfig, reporter: Reporter, program: Sequence[str], monitor: RunMonitor
+) -> list[Journal]:
     name = plan.name
-    reporter.show(name, watch.live())
+    reporter.show(name, monitor.state())
     with Child([*program, *arguments(plan, config)], plan) as child:
         while (code := child.wait(LOOK_EVERY)) is None:
-            reporter.show(name, watch.look())
-        watch.look()
+            reporter.show(name, monitor.look())
+        monitor.look()
         if code == USAGE_ERROR and (reason := refusal(plan.log)):
             raise RunRefused(reason)
         if code != 0:
             raise child.failure(describe_exit(code))
         journals = read_journals(plan.events)
         _check(journals, config, child)
-    reporter.done(name, watch.live("done"))
+    reporter.done(name, monitor.state("done"))
     return journals
 
 
 def _check(journals: Sequence[Journal], config: CompareConfig, child: Child) -> None:
-    """A run counts only if every worker trained to the end."""
+    """Refuse a run of which a worker did not train to the end."""
     ended = [journal for journal in journals if journal.end and journal.end.status == "ok" and journal.steps]
     if len(ended) < config.workers:
-        raise child.failure(f"ps-run ended well, but only {len(ended)} of {config.workers} workers wrote their end")
+        raise child.failure(
+            f"ps-run succeeded, but only {len(ended)} of {config.workers} workers wrote their last event"
+        )
 
 
 def leave_nothing(folder: Path) -> None:
-    """Remove the folders of a run that never began, so that the corrected command may use them."""
+    """Remove the folder of a run that never began, so that a corrected command can use it."""
     shutil.rmtree(folder)
     with suppress(OSError):
         folder.parent.rmdir()
 
 
-def _failure(plan: Plan, config: CompareConfig, reason: str) -> Failure:
+def _failure(plan: PlannedRun, config: CompareConfig, reason: str) -> Failure:
     return Failure(name=plan.name, reason=reason, log=str(plan.log), command=command_line(plan, config))

@@ -1,8 +1,8 @@
-"""What is shown while runs train: one bar per run on a terminal, plain lines elsewhere.
+"""Progress display of the runs: one bar per run on a terminal, plain lines elsewhere.
 
 Rules of this file
-  1. Reads nothing and computes nothing but a rate; it is told where a run stands.
-  2. Draws in the caller's thread only: no thread of ours is alive when a child is started.
+  1. The caller passes the state of a run; nothing is read here, and only a rate is computed.
+  2. All drawing is on the caller's thread: no other thread may exist when a child process is started.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ LINE_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """Where a run stands. ``loss`` is the newest training loss; ``seconds`` since its first worker started training."""
+class RunState:
+    """Progress of a run.
+
+    Attributes:
+        phase: waiting, starting, training, evaluating, done, failed, refused or stopped.
+        samples: samples that the job has trained on.
+        seconds: seconds since the first worker started training.
+        loss: mean training loss of the last steps; NaN before the first.
+    """
 
     phase: str
     samples: int = 0
@@ -37,7 +44,7 @@ class Live:
 
 
 class Reporter(Protocol):
-    """Both ways to show progress."""
+    """A display of progress."""
 
     def __enter__(self) -> Reporter: ...
 
@@ -45,15 +52,15 @@ class Reporter(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, name: str, live: Live) -> None:
-        """Show where a run stands; called a few times a second."""
+    def show(self, name: str, state: RunState) -> None:
+        """Show the state of a run; called a few times per second."""
 
-    def done(self, name: str, live: Live, *, failed: bool = False) -> None:
-        """The last word on a run."""
+    def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
+        """Show the final state of a run."""
 
 
 def reporter(console: Console, names: Sequence[str], samples: int) -> Reporter:
-    """Bars on a terminal, plain lines in a pipe or a log."""
+    """Choose the display: bars on a terminal, plain lines in a pipe or a log."""
     if console.is_terminal and not console.is_dumb_terminal:
         return Bars(console, names, samples)
     return Lines(console, samples)
@@ -71,7 +78,7 @@ class Bars:
             auto_refresh=False,
         )
         self._tasks: dict[str, TaskID] = {
-            name: self._progress.add_task(name, total=samples, live=Live("waiting")) for name in names
+            name: self._progress.add_task(name, total=samples, state=RunState("waiting")) for name in names
         }
 
     def __enter__(self) -> Bars:
@@ -83,38 +90,38 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def show(self, name: str, live: Live) -> None:
-        self._progress.update(self._tasks[name], completed=live.samples, live=live)
+    def show(self, name: str, state: RunState) -> None:
+        self._progress.update(self._tasks[name], completed=state.samples, state=state)
         self._progress.refresh()
 
-    def done(self, name: str, live: Live, *, failed: bool = False) -> None:
+    def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
         if failed:
             self._progress.update(self._tasks[name], description=f"[red]{name}")
-        self.show(name, live)
+        self.show(name, state)
 
 
 class _Figures(ProgressColumn):
-    """The text right of the bar."""
+    """The figures right of the bar."""
 
     max_refresh = None
 
     def render(self, task: Task) -> RenderableType:
-        live: Live = task.fields["live"]
+        state: RunState = task.fields["state"]
         total = int(task.total or 0)
-        words = [live.phase.ljust(8)]
-        if live.samples:
-            words += [f"{live.samples:>{len(str(total))}}/{total}", f"{live.rate:6.1f}/s"]
-        if math.isfinite(live.loss):
-            words.append(f"loss {live.loss:.3f}")
-        if live.samples and live.phase == "training":
-            words.append(f"{_clock((total - live.samples) / live.rate) if live.rate else '--:--'} left")
-        elif live.seconds:
-            words.append(f"{live.seconds:.1f} s")
+        words = [state.phase.ljust(8)]
+        if state.samples:
+            words += [f"{state.samples:>{len(str(total))}}/{total}", f"{state.rate:6.1f}/s"]
+        if math.isfinite(state.loss):
+            words.append(f"loss {state.loss:.3f}")
+        if state.samples and state.phase == "training":
+            words.append(f"{_clock((total - state.samples) / state.rate) if state.rate else '--:--'} left")
+        elif state.seconds:
+            words.append(f"{state.seconds:.1f} s")
         return Text("  ".join(words), no_wrap=True)
 
 
 class Lines:
-    """A line when something begins or ends, and one every ``LINE_EVERY`` seconds in between."""
+    """One line at each change of phase, and one every ``LINE_EVERY`` seconds of training."""
 
     def __init__(self, console: Console, samples: int) -> None:
         self._console = console
@@ -129,22 +136,22 @@ class Lines:
     ) -> None:
         return
 
-    def show(self, name: str, live: Live) -> None:
+    def show(self, name: str, state: RunState) -> None:
         phase, shown = self._last.get(name, ("", -math.inf))
         now = time.monotonic()
-        if live.phase != phase or (phase == "training" and now - shown >= LINE_EVERY):
-            self._last[name] = (live.phase, now)
-            self._print(name, live)
+        if state.phase != phase or (phase == "training" and now - shown >= LINE_EVERY):
+            self._last[name] = (state.phase, now)
+            self._print(name, state)
 
-    def done(self, name: str, live: Live, *, failed: bool = False) -> None:
-        self._print(name, live)
+    def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
+        self._print(name, state)
 
-    def _print(self, name: str, live: Live) -> None:
-        words = [f"{name}: {live.phase}"]
-        if live.samples:
-            words.append(f"{live.samples}/{self._samples} samples, {live.rate:.1f}/s, {live.seconds:.1f} s")
-        if math.isfinite(live.loss):
-            words.append(f"loss {live.loss:.3f}")
+    def _print(self, name: str, state: RunState) -> None:
+        words = [f"{name}: {state.phase}"]
+        if state.samples:
+            words.append(f"{state.samples}/{self._samples} samples, {state.rate:.1f}/s, {state.seconds:.1f} s")
+        if math.isfinite(state.loss):
+            words.append(f"loss {state.loss:.3f}")
         self._console.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -99,14 +99,8 @@ PURE = (
 )
 #: Violations that are still there. Whoever mends one deletes its line; when all are gone, so does this set.
 LEFT = {
-    "torch_ps.worker.optim.optimizer: torch_ps.worker.client.addresses_of",
-    "torch_ps.worker.optim.optimizer: torch_ps.worker.client.default_name",
-    "torch_ps.worker.session.trace_upload: torch_ps.worker.optim.pytree.tensors_in",
-    "torch_ps.worker.session.session > torch_ps.worker.session.trace_upload > torch_ps.worker.session.session",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
-    "ps/failover/fencing.py: grpc",
-    "ps/failover/standby.py: grpc",
     "ps/observability/http.py: _Page.server",
     "ps/transport/streams.py: Outbox._queue",
     "worker/optim/introspection.py: Facts._local, Facts._outcome, Facts._source, Facts.close, Facts.wait, "

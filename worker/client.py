@@ -8,9 +8,6 @@
 For algorithms of one's own and for black-box checks. A training loop wants ``torch_ps.ParameterServerOptimizer``.
 """
 
-import os
-import socket
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,16 +16,15 @@ from typing import Self
 import torch
 
 from torch_ps.common import schema
-from torch_ps.common.errors import ConfigError, ModelMismatch, NotInitialised
-from torch_ps.common.optimizer_spec import OptimizerSpec, changed
+from torch_ps.common.errors import ModelMismatch, NotInitialised
+from torch_ps.common.optimizer_spec import OptimizerSpec, changed_values
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
-from torch_ps.common.wire import address
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32, gather
 from torch_ps.worker.optim.introspection import Shown
-from torch_ps.worker.runtime.access import access
+from torch_ps.worker.runtime.access import access, addresses_of, default_name
 from torch_ps.worker.session.session import Session
 
 
@@ -64,24 +60,6 @@ class PushResult:
     applied: bool
     contributors: tuple[str, ...]
     samples: float
-
-
-def addresses_of(servers: str | None) -> tuple[tuple[address.Address, ...], ...]:
-    """Addresses in ``servers``, or in ``$PS_SERVERS`` where it is None: for each shard, of its servers.
-
-    Raises:
-        ConfigError: neither is given, or one is malformed.
-    """
-    text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
-    if not text:
-        raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')
-    return address.parse_servers(text)
-
-
-def default_name(rank: int | None = None) -> str:
-    """``$PS_NAME``, else that of the rank, which a restarted worker has again, else one that no other worker has."""
-    made_up = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    return os.environ.get("PS_NAME") or (made_up if rank is None else f"w{rank}")
 
 
 class Client(Shown):
@@ -168,7 +146,7 @@ class Client(Shown):
         self._prepare(model)
         source = FlatTensors([*params.values(), *(buffers or {}).values()])
         self._session.join(model, self._rank, lambda bucket: source.read(bucket, empty_fp32(bucket.numel)))
-        self._changed = changed(optimizer.hyper, self._session.job_model.groups[0].hyper)
+        self._changed = changed_values(optimizer.hyper, self._session.job_model.groups[0].hyper)
         self._joined = True
 
     def pull(self) -> Snapshot:
@@ -207,7 +185,6 @@ class Client(Shown):
         ordered = self._ordered(gradients)
         session = self._session
         session.discard_unanswered()
-        versions = session.versions
         step = session.next_step
         same = base is None or base == session.version
         for bucket in session.plan.buckets:
@@ -216,7 +193,7 @@ class Client(Shown):
                     bucket,
                     gather(bucket, ordered, values),
                     step=step,
-                    base=versions[bucket.index] if same else int(base or 0),
+                    base=session.version_of(bucket) if same else int(base or 0),
                     weight=weight,
                     hyper=self._changed if bucket.rule == "optimizer" else None,
                 )

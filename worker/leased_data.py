@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch_ps.common.errors import PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
-from torch_ps.worker.runtime import graceful_shutdown as drain
+from torch_ps.worker.runtime import graceful_shutdown
 
 #: Epochs of each data set that one optimizer has begun to read: a second ``shard`` of the same goes on after the first.
 _begun: "weakref.WeakKeyDictionary[ParameterServerOptimizer, Counter[bytes]]" = weakref.WeakKeyDictionary()
@@ -94,7 +94,7 @@ class LeasedShard:
                     life, samples = self._pending.popleft()
                     if life != self._session.sample_counts.life:
                         continue  # others have it now
-                    self._session.sample_counts.begin(self._key, samples)
+                    self._session.sample_counts.start(self._key, samples)
                     if self.weighs:
                         self._optimizer.weight = float(samples)
                     yield batch
@@ -126,11 +126,11 @@ class LeasedShard:
         while True:
             if optimizer.gathered or self._session.sample_counts.pending(self._key):
                 optimizer.settle()
-            drain.finish(optimizer.name, optimizer.close)
+            graceful_shutdown.exit_if_requested(optimizer.name, optimizer.close)
             try:
                 reply = self._ask(wait=True)
             except PsError as error:
-                drain.finish(optimizer.name, optimizer.close)
+                graceful_shutdown.exit_if_requested(optimizer.name, optimizer.close)
                 if not isinstance(error, UnknownWorker):
                     raise
                 optimizer.recover(error)
@@ -178,7 +178,7 @@ class LeasedShard:
             )
         )
         if reply.answer == pb.DataReply.PORTION:
-            sample_counts.arrived(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
+            sample_counts.add_received(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
         return reply
 
 

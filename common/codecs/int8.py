@@ -1,8 +1,8 @@
-"""int8: one byte a value and one fp32 scale per block of 256, 3.94 times smaller than fp32.
+"""int8: 1 byte per value and one fp32 scale per block of 256, 3.94 times smaller than fp32.
 
     payload: [ scale of each block | a byte per value ]        value = scale * byte,  -127 <= byte <= 127
 
-A value is off by at most 1/254 of the largest magnitude of its block. That is far finer than the noise of a gradient,
+The error of a value is at most 1/254 of the largest magnitude in its block. That is far below the noise of a gradient,
 so no error feedback is needed; it is too coarse for parameters, which are therefore pulled as differences.
 
 Source: Dettmers, ICLR 2016, arXiv:1511.04561, and its block-wise form, Dettmers et al., ICLR 2022, arXiv:2110.02861.
@@ -17,12 +17,12 @@ from torch_ps.common.wire.frames import Buffer
 
 #: Values that share a scale.
 BLOCK = 256
-#: Below this a block counts as this large, so that scale and reciprocal are normal numbers.
+#: Least magnitude that a scale is computed from, so that scale and reciprocal are normal numbers.
 _SMALLEST = 1e-30
 
 
 def blocks_of(values: torch.Tensor, block: int) -> torch.Tensor:
-    """``values`` as rows of ``block``, the last one filled up with zeros; a view where nothing has to be filled up."""
+    """``values`` as rows of ``block``, the last row padded with zeros; a view if no padding is needed."""
     short = -values.numel() % block
     return (torch.nn.functional.pad(values, (0, short)) if short else values).view(-1, block)
 
@@ -31,7 +31,7 @@ def check_scales(name: str, scales: memoryview) -> None:
     """Refuse scales that are negative, infinite or NaN.
 
     Raises:
-        CorruptFrame: names the first of them.
+        CorruptFrame: a scale is; names the first of them.
     """
     found = np.frombuffer(scales, np.float32)
     wrong = ~(np.isfinite(found) & (found >= 0))
@@ -41,6 +41,8 @@ def check_scales(name: str, scales: memoryview) -> None:
 
 
 class Int8:
+    """One signed byte per value, rounded to a multiple of its block's scale."""
+
     name = "int8"
     biased, coarse, sparse = False, True, False
 

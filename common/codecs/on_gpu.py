@@ -1,13 +1,13 @@
-"""Codecs that a GPU can run by itself: half the bytes cross its bus, and the CPU has nothing to compute.
+"""Codecs that run on a GPU: half the bytes cross its bus, and the CPU computes nothing.
 
-    device:  values --to_bytes()--> tensors of bytes --copy--> payload        (the bytes that ``encode`` would give)
+    GPU:     values --to_bytes()--> tensors of bytes --copy--> payload        (the bytes that ``encode`` would give)
              payload --copy--> raw --from_bytes()--> values                   (the values that ``decode`` would give)
 
 Rules of this file
-  1. What to send is decided on the device: to read one number back would wait for all that is queued there.
-  2. A codec that has these methods has them for the CPU too. Only which NaN a NaN becomes may differ between devices.
+  1. What to send is decided on the device: reading one number back would wait for all work queued there.
+  2. A codec that has these methods has them for the CPU too. Only the bits of a NaN may differ between devices.
 
-``plain`` has them; the others are encoded on the CPU, from fp32 values that have been copied there.
+The codecs of ``plain`` have them; the others encode on the CPU, from fp32 values that have been copied there.
 """
 
 from typing import Protocol, runtime_checkable
@@ -19,10 +19,10 @@ from torch_ps.common.codecs.registry import Codec
 
 @runtime_checkable
 class DeviceCodec(Codec, Protocol):
-    """A codec whose two directions run where the values are, without a wait for the device."""
+    """A codec that encodes and decodes on the device of the values, without waiting for the device."""
 
     def to_bytes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The payload of ``values``, shape (n,), fp32, as parts, uint8, on their device; views of it may be among them.
+        """The payload of ``values``, shape (n,), fp32, as uint8 parts on their device; parts may be views.
 
         All parts together have at most ``4 n + HEAD`` bytes (``torch_ps.common.devices``).
         """
@@ -31,12 +31,12 @@ class DeviceCodec(Codec, Protocol):
         """The values of a checked payload, shape (n,), fp32, on the device of ``raw``.
 
         Args:
-            payload: on the host.
+            payload: the bytes in host memory.
             raw: the same bytes on the device, uint8.
-            scratch: shape (n,), fp32, there; returned if the values cannot be a view of ``raw``.
+            scratch: buffer on the device, shape (n,), fp32; returned if the values cannot be a view of ``raw``.
         """
 
 
 def on_device(codec: Codec) -> DeviceCodec | None:
-    """``codec`` where a device can run it; None: it runs on the CPU."""
+    """``codec`` if it can run on a GPU, else None."""
     return codec if isinstance(codec, DeviceCodec) else None

@@ -1,11 +1,9 @@
-"""The codecs that keep every value: fp32 as it is, and two halves of it.
+"""Codecs that send every value: fp32 unchanged, fp16 and bf16.
 
 Rules of this file
-  1. Non-finite values stay non-finite: a gradient that overflowed travels by one of these, so that the server sees it.
-  2. Each runs on a GPU as well, see ``device``.
-  3. Everything is little-endian, as are all machines torch runs on.
-
-Source: see each class.
+  1. Non-finite values stay non-finite: a gradient that overflowed is sent with one of these, so the server sees it.
+  2. Each runs on a GPU too, see ``on_gpu.py``.
+  3. Payloads are little-endian, as are all machines that torch runs on.
 """
 
 import math
@@ -17,15 +15,15 @@ import torch
 from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.wire.frames import Buffer
 
-# Payloads are read-only views of what gRPC received, and nothing here writes to one. torch warns about the first such
-# view of a process; take that one here, so that no filter of the caller's can turn it into an error later.
+# Payloads are read-only views of received messages, and nothing here writes to one. torch warns at the first such view
+# in a process; provoke that warning here, so that no warning filter of the caller can turn it into an error later.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.frombuffer(bytes(4), dtype=torch.float32)
 
 
 class Plain:
-    """fp32 as it is: 4 bytes a value, no loss."""
+    """fp32 unchanged: 4 bytes per value, no loss."""
 
     name = "none"
     biased = coarse = sparse = False
@@ -47,7 +45,7 @@ class Plain:
 
 
 class Fp16:
-    """IEEE half precision with one power-of-two scale per bucket: 2 bytes a value and 4 for the scale.
+    """IEEE half precision with one power-of-two scale per bucket: 2 bytes per value and 4 for the scale.
 
     The scale moves the largest magnitude to just below 2**15, so values above 65504 and below 6e-8 survive, and full
     precision (11 bits) reaches 29 binades below the largest value. Scaling by a power of two is exact. A bucket that
@@ -84,7 +82,7 @@ class Fp16:
     def to_bytes(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         low, high = torch.aminmax(values)
         bits = torch.maximum(low.abs(), high.abs()).view(torch.int32)
-        exponent = bits >> 23  # math.frexp's, plus 126; less than that for a subnormal, where the bound is what counts
+        exponent = bits >> 23  # that of math.frexp plus 126; smaller for a subnormal, where the clamp decides
         shift = (15 + 126 - exponent).clamp(-126, 126)
         usual = (bits > 0) & (exponent < 255)  # neither all zero nor infinite
         scale = ((torch.where(usual, shift, 0) + 127) << 23).view(torch.float32)  # 2**shift, bit by bit
@@ -97,7 +95,7 @@ class Fp16:
 
 
 class Bf16:
-    """bfloat16: fp32's range with 8 bits of precision, 2 bytes a value."""
+    """bfloat16: fp32's range with 8 bits of precision, 2 bytes per value."""
 
     name = "bf16"
     biased = coarse = sparse = False
@@ -124,10 +122,10 @@ def bytes_of(values: torch.Tensor) -> memoryview:
 
 
 def check_size(name: str, payload: memoryview, expected: int) -> None:
-    """Refuse a payload of another length.
+    """Refuse a payload of another length than ``expected`` bytes.
 
     Raises:
-        CorruptFrame: it has another.
+        CorruptFrame: the length differs; says both.
     """
     if len(payload) != expected:
         raise CorruptFrame(f"{name} payload has {len(payload)} bytes; this bucket needs {expected}")

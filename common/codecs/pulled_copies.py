@@ -1,11 +1,11 @@
-"""What the other side's copy of the parameters holds: lossy pulls that do not drift.
+"""Error feedback for pulls: both sides keep the same copy of the parameters, so lossy pulls do not drift.
 
     server:  sends C(parameters - copy), then  copy += decoded       worker:  copy += decoded, and that is its model
 
-Both sides add the same bits, so the copies stay equal, and what one pull left out is in the difference that the next
-one sends. The first pull of a stream is sent whole. A restored server knows copies that workers had before the restart:
-those who begin anew are sent what they would have, so that they go on as if nothing had happened. A standby follows
-the copies one answer behind, for the last answer may not have arrived.
+Both sides add the same bits, so the copies stay equal, and the difference that the next pull sends contains what this
+one left out. The first pull of a stream is sent whole. A restored server has the copies that workers had before the
+restart: a worker that starts anew is sent its copy, so that it continues as without the restart. A standby follows the
+copies one answer behind, as the last answer may not have arrived.
 
 Memory: one fp32 copy of the parameters on each side, for every worker that pulls with a coarse codec; the server frees
 its copy when the worker's stream ends.
@@ -22,10 +22,10 @@ from torch_ps.common.wire.frames import Buffer
 
 
 class Copies:
-    """By number of the bucket. Calls for one bucket never overlap; calls for different buckets may.
+    """The copies of one worker by bucket. Calls for one bucket never overlap; calls for different buckets may.
 
     Args:
-        restored: copies, shape (numel,), fp32, that the other side has lost.
+        restored: copies by bucket, shape (numel,), fp32, that the other side has lost.
     """
 
     def __init__(self, restored: Mapping[int, torch.Tensor] | None = None) -> None:
@@ -34,11 +34,11 @@ class Copies:
         self._pending: dict[int, tuple[Codec, int]] = {}  # on a standby: codec and seed of the last answer
 
     def get(self, bucket: int) -> torch.Tensor | None:
-        """What the other side has of one bucket, shape (numel,); None before its first pull."""
+        """The other side's copy of one bucket, shape (numel,); None before its first pull."""
         return self._of.get(bucket)
 
     def encode(self, bucket: int, values: torch.Tensor, codec: Codec, seed: int) -> tuple[Buffer, ...] | None:
-        """What the other side lacks of ``values``, and the copy follows; None: it needs them whole."""
+        """Encode the difference of ``values`` and the copy, and update the copy. None: send ``values`` whole."""
         self._pending.pop(bucket, None)
         copy = self._of.get(bucket)
         if copy is None:
@@ -46,7 +46,7 @@ class Copies:
             return None
         lacks = values - copy
         if not lacks.sum().isfinite() and not lacks.isfinite().all():
-            copy.copy_(values)  # a model that has diverged: it is sent as it is
+            copy.copy_(values)  # a model that has diverged is sent whole
             self._lost.discard(bucket)
             return None
         payload = memoryview(b"".join(codec.encode(lacks, seed)))
@@ -54,29 +54,32 @@ class Copies:
         return (payload,)
 
     def lost(self, bucket: int) -> torch.Tensor | None:
-        """After ``encode``: the copy, if the other side has lost it and needs it whole; asked once, it has it again."""
+        """After ``encode``: the copy, to be sent whole, if the other side has lost it; the next call returns None."""
         if bucket not in self._lost:
             return None
         self._lost.remove(bucket)
         return self._of[bucket]
 
     def lose(self, bucket: int, copy: torch.Tensor) -> None:
-        """On a standby: the other side has ``copy``, and will need it whole from here."""
+        """On a standby: record that the other side has ``copy`` and needs it whole after a takeover."""
         self._of[bucket] = copy
         self._lost.add(bucket)
 
     def pend(self, bucket: int, codec: Codec, seed: int, *, whole: bool) -> None:
-        """On a standby: the other side is answered with what ``encode`` gives now, or it never gets that answer.
+        """On a standby: record an answer that the primary encodes now and that may or may not arrive.
 
         Args:
-            whole: there was no copy.
+            bucket: number of the bucket.
+            codec: codec of the answer.
+            seed: seed of the answer.
+            whole: True if the answer carries the values whole.
         """
         self._pending[bucket] = codec, seed
         if whole:
             self._of.pop(bucket, None)
 
     def settle(self, bucket: int, values: torch.Tensor) -> None:
-        """Before ``values`` change: if an answer is pending, the other side has it by now, or will get all anew."""
+        """Before ``values`` change: apply a pending answer, which the other side has, or it will get the copy whole."""
         if bucket in self._pending:
             codec, seed = self._pending[bucket]
             self.encode(bucket, values, codec, seed)
@@ -84,11 +87,11 @@ class Copies:
 
     @property
     def pending(self) -> Collection[int]:
-        """Buckets that ``settle`` has to be called for."""
+        """Buckets with a pending answer; call ``settle`` for each before it changes."""
         return tuple(self._pending)
 
     def take(self, bucket: int, decoded: torch.Tensor, *, delta: bool) -> torch.Tensor:
-        """The values after what has come: ``decoded`` added, or whole in the place of all there was."""
+        """Worker: add ``decoded`` to the copy, or replace the copy by it unless ``delta``; returns the copy."""
         copy = self._of.get(bucket)
         if copy is None or not delta:
             self._of[bucket] = copy = decoded.clone()

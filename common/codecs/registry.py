@@ -1,11 +1,11 @@
-"""The table of codecs: which names exist, what may stand behind the colon, and how a user adds one.
+"""The registry of codecs: names, arguments behind the colon, and how a user adds a codec.
 
     "topk:0.01"  --kind "topk", argument "0.01"-->  Kind  --check, make-->  Codec
 
 Rules of this file
-  1. No torch: options are checked here before anything heavy is loaded.
-  2. A name that a peer sent makes an object of what is registered here, or is refused; no module is looked for.
-  3. Both ends of a job need a codec of the user's: each process imports the modules that ``--codecs`` names.
+  1. No torch at import: options are checked here before anything heavy is loaded.
+  2. A name that a peer sent is looked up among the registered codecs or refused; no module is imported for it.
+  3. Both ends of a job need a codec of the user: each process imports the modules that ``--codecs`` names.
 
     class Halves:                                        # my_codecs.py
         name, biased, coarse, sparse = "halves", False, False, False
@@ -15,7 +15,7 @@ Rules of this file
 
     torch_ps.register_codec("halves", lambda argument: Halves())
 
-Source: the registry of codecs in Python's own ``codecs`` module, for the idea.
+Source: modelled on the registry of Python's ``codecs`` module, PEP 100.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _ARGUMENT = re.compile(r"[!-~]{0,64}", re.ASCII)
 
 
 class Codec(Protocol):
-    """One way to write fp32 values as bytes. Values are one-dimensional contiguous fp32 CPU tensors.
+    """A way to write fp32 values as bytes. Values are one-dimensional contiguous fp32 CPU tensors.
 
     Attributes:
-        name: as the peer has to look it up, argument included.
-        biased: a decoded value is wrong in the mean, so gradients need error feedback.
-        coarse: too rough for parameters; a pull sends what the worker's copy lacks instead of the values themselves.
-        sparse: most decoded values are 0.
+        name: name under which the peer looks the codec up, argument included.
+        biased: True if the mean error of a decoded value is not 0, so that gradients need error feedback.
+        coarse: True if the error is too large for parameters; a pull then sends differences from the worker's copy.
+        sparse: True if most decoded values are 0.
     """
 
     name: str
@@ -55,27 +55,27 @@ class Codec(Protocol):
     sparse: bool
 
     def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
-        """Write finite ``values``, shape (n,), as parts of a payload; views of it may be among them: join them at once.
+        """Encode ``values`` as parts of a payload. Parts may be views of ``values``: join them before it changes.
 
         Args:
             values: shape (n,), finite unless the codec is one of none, fp16 and bf16.
-            seed: 0 to 2**64 - 1, other for every bucket, step and worker; for codecs that draw lots.
+            seed: seed of a codec that draws at random, 0 to 2**64 - 1; differs for every bucket, step and worker.
         """
 
     def check(self, payload: memoryview, numel: int) -> None:
         """Refuse a payload that does not hold ``numel`` values.
 
         Raises:
-            CorruptFrame: says what was expected.
+            CorruptFrame: the payload is malformed; says what was expected.
         """
 
     def decode(self, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
-        """The values of a checked payload, shape (n,): a read-only view of it where possible, else ``scratch``."""
+        """Decode a checked payload: a read-only view of it where possible, else ``scratch``, shape (n,), filled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One entry: ``form`` is what a user writes, such as "topk:DENSITY"."""
+    """One entry of the registry: ``form`` shows users how to write the name, such as "topk:DENSITY"."""
 
     form: str
     make: Callable[[str], Codec]
@@ -85,17 +85,18 @@ class Kind:
 def register_codec(
     name: str, make: Callable[[str], Codec], *, argument: str = "", check: Callable[[str], None] | None = None
 ) -> None:
-    """Add a codec of one's own, on the server and on every worker (``--codecs MODULE`` imports the module that does).
+    """Register a codec; do so on the servers and on every worker (``--codecs MODULE`` imports a module that does).
 
     Args:
-        name: lower-case letters, digits, "-" and "_"; not that of a codec which comes with torch-ps.
-        make: builds the codec from what stands behind the colon of its name, "" if nothing does. It is called for names
-            that peers send, so an argument that it cannot take has to be refused by ``check``.
-        argument: word for that in messages, such as "DENSITY"; empty: the codec takes none.
-        check: raises ``ConfigError`` for an argument that cannot be; by default any is taken if ``argument`` names one.
+        name: lower-case letters, digits, "-" and "_", at most 32; not the name of a codec that comes with torch-ps.
+        make: factory that takes the text behind the colon of the name, "" without one. It is called for names that
+            peers send, so ``check`` has to refuse every argument that it cannot take.
+        argument: placeholder of the argument in messages, such as "DENSITY"; empty if the codec takes none.
+        check: function that raises ``ConfigError`` for a bad argument; without one every argument is accepted if
+            ``argument`` is given, and none otherwise.
 
     Raises:
-        ConfigError: the name is malformed or taken.
+        ConfigError: the name is malformed, or that of a codec that comes with torch-ps.
     """
     if not _KIND.fullmatch(name):
         raise ConfigError(f"a codec's name is lower-case letters, digits, '-' and '_', at most 32; got {name!r}")
@@ -108,20 +109,20 @@ def register_codec(
 
 
 def names() -> tuple[str, ...]:
-    """The kinds that exist: names without arguments."""
+    """Names of the registered codecs, without arguments."""
     return tuple(_KINDS)
 
 
 def forms() -> tuple[str, ...]:
-    """What a user may write, for help and errors."""
+    """How users write the registered codecs, for help and errors, such as "topk:DENSITY"."""
     return tuple(kind.form for kind in _KINDS.values())
 
 
 def load(modules: str) -> None:
-    """Import the modules that register a user's codecs, "a.b,c"; the working directory is searched too.
+    """Import the modules that register codecs of users, "a.b,c"; the working directory is searched too.
 
     Raises:
-        ConfigError: one cannot be imported; says why.
+        ConfigError: a module cannot be imported; says why.
     """
     for module in filter(None, (each.strip() for each in modules.split(","))):
         here = os.getcwd()
@@ -133,11 +134,11 @@ def load(modules: str) -> None:
             raise ConfigError(f"codecs: cannot import {module!r}: {type(error).__name__}: {error}") from error
 
 
-def chosen(name: str) -> Codec:
-    """The codec called ``name``, as a user asked for it.
+def make_codec(name: str) -> Codec:
+    """Make the codec that a user named.
 
     Raises:
-        ConfigError: lists those that exist, or says what is wrong with the argument.
+        ConfigError: the codec does not exist, and those that do are listed; or its argument is bad.
     """
     check_name(name)
     kind, _, argument = name.partition(":")
@@ -145,10 +146,10 @@ def chosen(name: str) -> Codec:
 
 
 def check_name(name: str) -> None:
-    """What ``chosen`` refuses, without building the codec.
+    """Refuse what ``make_codec`` refuses, without making the codec.
 
     Raises:
-        ConfigError: as there.
+        ConfigError: the same as that of ``make_codec``.
     """
     if name.partition(":")[0] not in _KINDS:
         raise ConfigError(f"codec {name!r} does not exist; choose one of {', '.join(forms())}")
@@ -156,10 +157,10 @@ def check_name(name: str) -> None:
 
 
 def check_argument(name: str) -> None:
-    """Check what stands behind the colon; a kind that is not known (yet) passes.
+    """Check the argument behind the colon; a name that is not registered (yet) passes.
 
     Raises:
-        ConfigError: says what is wrong.
+        ConfigError: the argument is bad; says why.
     """
     kind, colon, argument = name.partition(":")
     if not _ARGUMENT.fullmatch(argument) or (colon and not argument):
@@ -170,22 +171,22 @@ def check_argument(name: str) -> None:
 
 @lru_cache(maxsize=256)
 def codec(name: str) -> Codec:
-    """The codec called ``name``, as a peer asked for it.
+    """The codec that a peer named; cached.
 
     Raises:
-        UnknownCodec: lists those that exist.
+        UnknownCodec: the codec does not exist, or its argument is bad.
     """
     try:
-        return chosen(name)
+        return make_codec(name)
     except ConfigError as error:
         raise UnknownCodec(str(error)) from None
 
 
 def density_of(argument: str) -> float:
-    """Read the part of the values that a sparse codec sends.
+    """Parse the share of the values that a sparse codec sends.
 
     Raises:
-        ConfigError: not above 0 and at most 1.
+        ConfigError: the share is not > 0 and <= 1.
     """
     try:
         density = float(argument)
@@ -199,7 +200,7 @@ def density_of(argument: str) -> float:
 
 
 def count(density: float, numel: int) -> int:
-    """How many of ``numel`` values a sparse codec sends: no more than its density says, but at least one."""
+    """Number of the ``numel`` values that a sparse codec sends: density * numel rounded down, at least 1."""
     return max(1, int(density * numel * (1 + 1e-12)))
 
 

@@ -1,9 +1,9 @@
-"""sign: one bit a value and one fp32 scale per block of 4096, 31.75 times smaller than fp32.
+"""sign: 1 bit per value and one fp32 scale per block of 4096, 31.75 times smaller than fp32.
 
     payload: [ scale of each block | a bit per value, 1 for negative, lowest bit first ]        value = +-scale
 
-The scale is the mean magnitude of the block, which makes the decoded block the nearest of its kind. Without error
-feedback it goes astray where the sign of the mean is not the mean of the signs; with it, it converges.
+The scale is the mean magnitude of the block, which minimises the squared error of the decoded block. Training diverges
+without error feedback where the sign of the mean is not the mean of the signs; with feedback it converges.
 
 Source: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019, arXiv:1901.09847, for the scale and the feedback.
 """
@@ -22,6 +22,8 @@ _SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, 
 
 
 class Sign:
+    """The sign of each value times the mean magnitude of its block."""
+
     name = "sign"
     biased, coarse, sparse = True, True, False
 

@@ -1,9 +1,9 @@
-"""topk: the values of largest magnitude and where they are; of d values k = density * d, d / (2k) times smaller.
+"""topk: the values of largest magnitude and their indices; of d values k = density * d, d / (2k) times smaller.
 
     payload: [ index of each, int32, increasing | value of each, fp32 ]        all other values are 0
 
-Finding the k largest of a million values by partition alone takes ten times as long as reading them. So a sample says
-from which magnitude on a value is surely a candidate; the few candidates are then partitioned exactly.
+Partitioning a million values to find the k largest takes ten times as long as reading them. So a sample gives a
+threshold that few values besides the k largest reach; only these candidates are partitioned.
 
 Source: Stich et al., NeurIPS 2018, arXiv:1809.07599, with error feedback; the sampled threshold is that of Lin et al.,
 ICLR 2018, arXiv:1712.01887.
@@ -17,18 +17,18 @@ from torch_ps.common.codecs.registry import count, density_of
 from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.wire.frames import Buffer
 
-#: One value in this many is looked at to guess the threshold; a prime, so that no period of the data meets it.
+#: One value in this many is in the sample; a prime, so that it has no period in common with the data.
 _STRIDE = 61
-#: Candidates that the guess aims at, in times k and standard deviations of the sample's count.
+#: Number of candidates that the threshold aims at: k times the margin, plus standard deviations of the sample's count.
 _MARGIN, _DEVIATIONS = 1.1, 4.0
 
 
 def largest(
     magnitude: "np.ndarray[tuple[int], np.dtype[np.float32]]", k: int
 ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Where the ``k`` largest of ``magnitude``, shape (n,), are: increasing. Among equals any may be taken.
+    """Indices of the ``k`` largest of ``magnitude``, shape (n,), in increasing order; ties are broken arbitrarily.
 
-    Cost: O(n), in two passes over the values unless the sample misleads, then one partition of all of them.
+    Cost: O(n): two passes over the values, and a partition of all of them if the sample misleads.
     """
     n = len(magnitude)
     candidates = None
@@ -48,16 +48,18 @@ def largest(
 
 
 def check_finite(name: str, values: memoryview) -> None:
-    """Refuse an infinity or a NaN.
+    """Refuse values that are infinite or NaN.
 
     Raises:
-        CorruptFrame: there is one.
+        CorruptFrame: a value is.
     """
     if not np.isfinite(np.frombuffer(values, np.float32)).all():
         raise CorruptFrame(f"{name} payload has a value that is not finite; a gradient that is not travels as fp16")
 
 
 class TopK:
+    """A share of the values, those of largest magnitude; all other values are 0."""
+
     biased, coarse, sparse = True, True, True
 
     def __init__(self, argument: str) -> None:

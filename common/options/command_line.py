@@ -5,15 +5,16 @@
     def main(server: ServerConfig) -> None: ...
 
 Rules of this file
-  1. Flag beats environment variable beats TOML file (``--config``) beats default, for each option by itself.
-  2. Every value is checked before the command's own code runs; a refused one is a usage error, exit code 2, and the
-     sentence says where the value came from unless that was a flag.
+  1. For each option, a flag beats an environment variable, which beats the TOML file (``--config``), which beats the
+     default.
+  2. Every value is checked before the command's code runs. A refused one is a usage error, exit code 2, whose message
+     says where the value came from unless it was a flag.
   3. Several config classes on one command share the fields that they declare identically.
 
 In a TOML file an option stands at the top level or in the table of its config class (``[server]``, ``[worker]``);
-the table wins. Tables of other commands are left alone, so that one file can describe a whole job.
+the table wins. Tables of other commands are ignored, so one file can describe a whole job.
 
-Source: none; click does the parsing of argv and the layout of the help.
+Source: https://click.palletsprojects.com/ parses argv and lays out the help.
 """
 
 import difflib
@@ -55,7 +56,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Tables that a TOML file may hold; each command reads its own and leaves the others alone.
+#: Tables that a TOML file may have; each command reads its own and ignores the others.
 TABLES = ("server", "worker", "run", "compare", "status")
 
 _FILE = "torch_ps.config_file"
@@ -64,15 +65,15 @@ _FILE = "torch_ps.config_file"
 def options_of(
     config: type[Any], *, prefix: str = "PS", only: Collection[str] | None = None, exclude: Collection[str] = ()
 ) -> Callable[[F], F]:
-    """Give a click command the options of ``config``.
+    """Decorate a click command with the options of ``config``.
 
-    It receives the frozen object as an argument named after the class: ``server`` for ``ServerConfig``.
+    The command receives the frozen object as an argument named after the class: ``server`` for ``ServerConfig``.
 
     Args:
-        config: a frozen dataclass whose fields were made by ``option``.
-        prefix: environment variables are named ``PREFIX_FIELD``.
+        config: frozen dataclass whose fields were made by ``option``.
+        prefix: first part of the names of environment variables, as in ``PREFIX_FIELD``.
         only: names of the fields to offer; all if None.
-        exclude: names of the fields not to offer. Fields that are not offered keep their default.
+        exclude: names of the fields not to offer; they keep their defaults.
 
     Raises:
         TypeError: a name in ``only`` or ``exclude`` is unknown, or two stacked classes declare one name differently.
@@ -102,7 +103,7 @@ def options_of(
 
 
 class FieldOption(click.Option):
-    """A click option for one field. It carries text only: reading and checking it is the field's work."""
+    """A click option for one field. It passes text on: the field converts and checks it."""
 
     def __init__(self, field: Field, prefix: str, tables: set[str]) -> None:
         names = [field.name, field.flag + ("/--no-" + field.flag[2:] if field.kind is bool else "")]
@@ -120,7 +121,7 @@ class FieldOption(click.Option):
 
 
 class Command(click.Command):
-    """A click command of this project: help that fits a screen, errors as one sentence.
+    """A click command whose help fits a screen and whose errors are one sentence.
 
     ``--help`` lists the options declared as common, ``--help-all`` every one. ``ConfigError`` ends in exit code 2,
     any other ``PsError`` in 1; both print the sentence and no traceback.
@@ -199,7 +200,7 @@ def help_of(field: Field) -> tuple[str, str]:
 def _add(command: Callable[..., Any], chosen: dict[str, Field], table: str, prefix: str) -> None:
     params: list[click.Parameter] = command.__dict__.setdefault("__click_params__", [])
     present = {each.name: each for each in params}
-    # click reverses this list when it makes the command, because decorators are applied from the last to the first.
+    # click reverses this list when it makes the command, as decorators are applied from the last to the first.
     for name, field in reversed(chosen.items()):
         other = present.get(name)
         if other is None:
@@ -242,7 +243,7 @@ def _convert(field: Field, given: Any, source: str) -> Any:
 
 
 def _read_file(context: click.Context) -> dict[str, Any]:
-    """The TOML file of this call, {} if there is none. Every key in it that concerns this command is known."""
+    """The TOML file of this call, {} if there is none; its keys for this command have been checked."""
     if _FILE not in context.meta:
         path = context.params.get("config")
         try:

@@ -1,11 +1,11 @@
-"""What a server and a worker can be told, each option declared once.
+"""Options of servers and workers, each declared once.
 
 Rules of this file
   1. A field declared here is a flag, an environment variable and a TOML key, see ``command_line.py``.
-  2. ``__post_init__`` checks each value, then what values mean together. A config object that exists is sound.
-  3. Nothing below the command line sees argv or the environment: it gets one of these objects.
+  2. ``__post_init__`` checks each value, then combinations of values. A config object that exists is valid.
+  3. Code below the command line gets one of these objects and reads neither argv nor the environment.
 
-Options of one command only (ps-run, ps-compare, ps-status) are declared in the same way beside that command.
+Options of one command only (ps-run, ps-compare, ps-status) are declared in the same way in its module.
 
 Source: Li et al., OSDI 2014, for servers and workers; torchrun for RANK.
 """
@@ -26,11 +26,11 @@ from torch_ps.common.wire import address
 PLANES = ("auto", "memory", "network")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-#: Seconds between two checkpoints where nothing else is said.
+#: Seconds between two checkpoints if no option says otherwise.
 DEFAULT_CHECKPOINT_SECONDS = 600.0
-#: Buckets that a server steps side by side unless told otherwise: more wait for memory, not for each other.
+#: Default limit of the buckets that a server steps in parallel; with more of them, memory bandwidth is the limit.
 MOST_APPLY_THREADS = 4
-#: The outer optimizer of ``local_steps`` where nothing is given: DiLoCo's, arXiv:2311.08105, section 3.2.
+#: Defaults of the outer optimizer of ``local_steps``: those of DiLoCo, arXiv:2311.08105, section 3.2.
 DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM = 0.7, 0.9
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -39,10 +39,10 @@ _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?", re.ASCII)
 
 
 def check_codecs(compress: str, compress_pull: str) -> None:
-    """Refuse names that no codec has, once the user's own are imported.
+    """Refuse names of codecs that do not exist; call it when codecs of users are imported.
 
     Raises:
-        ConfigError: lists those that exist.
+        ConfigError: a codec does not exist; lists those that do.
     """
     for option_, name in (("compress", compress), ("compress_pull", compress_pull)):
         try:
@@ -52,23 +52,23 @@ def check_codecs(compress: str, compress_pull: str) -> None:
 
 
 def _address(*, free_port: bool, word: str = "") -> Check:
-    """``word`` is a text that may stand in the place of an address, as "off" does."""
+    """Check of an address; ``word`` is a text that is allowed instead of one, such as "off"."""
     return Check("", lambda text: text == word or bool(address.parse(text, free_port=free_port)))
 
 
 def _codec(help: str) -> Any:
-    """A name is looked up when ``codecs`` has been imported; until then an unknown one may be a user's own."""
+    """Option for a codec. Only its argument is checked here: the name may be one that ``--codecs`` registers later."""
 
-    def readable(name: str) -> bool:
+    def has_good_argument(name: str) -> bool:
         table.check_argument(name)
         return True
 
-    check = Check("", readable)
+    check = Check("", has_good_argument)
     return option("none", help, metavar="CODEC", check=check, common=True)
 
 
 def _codecs() -> Any:
-    return option("", "modules to import that register codecs of your own", metavar="MODULE[,...]")
+    return option("", "modules to import that register your own codecs", metavar="MODULE[,...]")
 
 
 def _log_level() -> Any:
@@ -77,7 +77,7 @@ def _log_level() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """One server process, that is, one shard of a job (or with ``shards``, the parent of several)."""
+    """Options of one server process: one shard of a job, or with ``shards`` the parent of several."""
 
     listen: str = option(
         "127.0.0.1:50051",
@@ -116,7 +116,7 @@ class ServerConfig:
     )
     standby_of: str = option(
         "",
-        "be the standby of the server there: have all that it has, and go on in its place if it dies",
+        "run as standby of the server there: replicate its state, and take over if it dies",
         metavar="HOST:PORT",
         check=_address(free_port=False),
         common=True,
@@ -124,7 +124,7 @@ class ServerConfig:
     )
     etcd: str = option(
         "",
-        "where it is kept who serves, in place of a vote of the workers: http(s)://[USER:PASSWORD@]HOST:PORT[/JOB]",
+        "etcd that decides which server serves, instead of the workers: http(s)://[USER:PASSWORD@]HOST:PORT[/JOB]",
         metavar="URL[,URL...]",
         check=Check("", lambda text: not text or bool(parse_etcd(text))),
     )
@@ -136,7 +136,7 @@ class ServerConfig:
         common=True,
     )
     insecure: bool = option(
-        False, "allow an address that other machines can reach, unprotected", common=True, per_process=True
+        False, "allow addresses that other machines can reach, without TLS or token", common=True, per_process=True
     )
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
@@ -152,15 +152,15 @@ class ServerConfig:
     )
     checkpoint: str = option(
         "",
-        "folder or URL (s3://...) in which the job is kept, the same for all shards",
+        "folder or URL (s3://...) for checkpoints, the same for all shards",
         metavar="DIR",
         common=True,
         job_wide=True,
     )
-    resume: bool = option(False, "go on from the newest checkpoint, if there is one", common=True)
-    resume_previous: bool = option(False, "the same, and from the one before where the newest is damaged")
+    resume: bool = option(False, "continue from the newest checkpoint, if there is one", common=True)
+    resume_previous: bool = option(False, "like --resume, but from the previous checkpoint if the newest is damaged")
     restart_together: bool = option(
-        False, "end when another shard was started anew, so that all are, by what starts them"
+        False, "end when another shard has restarted, so that whatever starts them restarts all"
     )
     checkpoint_every: int = option(0, "steps between two checkpoints", unit="steps", check=at_least(0), job_wide=True)
     checkpoint_seconds: float = option(
@@ -170,7 +170,7 @@ class ServerConfig:
         check=at_least(0),
         job_wide=True,
     )
-    keep: int = option(3, "checkpoints that stay", check=at_least(1), job_wide=True)
+    keep: int = option(3, "checkpoints to keep", check=at_least(1), job_wide=True)
     clip_norm: float = option(
         0.0, "largest norm of an averaged gradient; 0 clips none", check=at_least(0), job_wide=True
     )
@@ -196,7 +196,7 @@ class ServerConfig:
     )
     max_staleness: int | None = option(
         None,
-        "async, ssp: drop gradients from more than so many versions ago",
+        "async, ssp: drop gradients that are more versions old than this",
         metavar="VERSIONS",
         check=at_least(0),
         job_wide=True,
@@ -216,13 +216,13 @@ class ServerConfig:
     )
     device: str = option(
         "cpu",
-        "what holds parameters and optimizer: cpu, cuda or cuda:N; cuda is the GPU of the shard's number",
+        "device of parameters and optimizer: cpu, cuda or cuda:N; cuda is the GPU of the shard's number",
         metavar="DEVICE",
         check=Check("cpu, cuda or cuda:N", lambda text: bool(_DEVICE.fullmatch(text))),
     )
     apply_threads: int | None = option(
         None,
-        f"buckets that a server steps side by side; its CPUs, {MOST_APPLY_THREADS} at most, if not given",
+        f"buckets that a server steps in parallel; one per CPU, at most {MOST_APPLY_THREADS}, if not given",
         check=at_least(1),
     )
     codecs: str = _codecs()
@@ -246,7 +246,7 @@ class ServerConfig:
         self._check_checkpoint()
         if self.standby_of and (self.shards > 1 or self.resume or self.resume_previous):
             raise ConfigError(
-                f"standby_of={self.standby_of} is for one server, which goes on from what its primary has; start one "
+                f"standby_of={self.standby_of} is for one server, which takes its state from its primary; start one "
                 "for each shard, without shards and resume"
             )
         listen = address.parse(self.listen, free_port=True)
@@ -265,7 +265,7 @@ class ServerConfig:
         )
 
     def _check_checkpoint(self) -> None:
-        """What is about checkpoints is not given without a place for them."""
+        """Refuse options of checkpoints without a place to write them."""
         if not self.checkpoint:
             for name, idle in (
                 ("resume", False),
@@ -275,9 +275,9 @@ class ServerConfig:
                 ("checkpoint_seconds", 0),
             ):
                 if getattr(self, name) != idle:
-                    raise ConfigError(f"{name} needs checkpoint, the folder or URL in which the job is kept")
+                    raise ConfigError(f"{name} needs checkpoint, the folder or URL to write to")
         if self.restart_together and not (self.resume or self.resume_previous):
-            raise ConfigError("restart_together needs resume: it is for servers that are started again as they were")
+            raise ConfigError("restart_together needs resume: restarted servers continue from a checkpoint")
         if self.checkpoint_every and self.checkpoint_seconds:
             raise ConfigError(
                 f"checkpoint_every={self.checkpoint_every} and checkpoint_seconds={self.checkpoint_seconds:g} both say "
@@ -285,7 +285,7 @@ class ServerConfig:
             )
 
     def _check_mode(self) -> None:
-        """What belongs to one mode is not given to another, where it would be silently without effect."""
+        """Refuse options of one mode in another, where they would have no effect."""
         if self.slack is not None and self.mode != "ssp":
             raise ConfigError(f"slack={self.slack} is for mode ssp; the mode is {self.mode}")
         if self.backup_workers and self.mode != "sync":
@@ -308,11 +308,11 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """One worker process."""
+    """Options of one worker process."""
 
     servers: str = option(
         "",
-        "every shard of the job, shard 0 first; a standby behind its primary and a |",
+        "addresses of all shards, shard 0 first; a standby follows its primary after a |",
         metavar="HOST:PORT[|HOST:PORT],...",
         check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
@@ -320,7 +320,7 @@ class WorkerConfig:
     )
     name: str = option(
         "",
-        "name of this worker, its own in the job; if empty, w and its rank, or made up without one",
+        "unique name of this worker; if empty, w and its rank, or a random one without rank",
         check=Check(
             "letters, digits, '.', '_' or '-', at most 64", lambda text: not text or bool(_NAME.fullmatch(text))
         ),
@@ -329,14 +329,14 @@ class WorkerConfig:
     )
     rank: int | None = option(
         None,
-        "place of this worker; from the order of names if not given",
+        "rank of this worker; by the order of names if not given",
         env="RANK",
         check=at_least(0),
         per_process=True,
     )
     world: int = option(
         0,
-        "workers that are started together; 0 if it is not known",
+        "number of workers that are started together; 0 if unknown",
         env="WORLD_SIZE",
         check=at_least(0),
         per_process=True,
@@ -358,23 +358,25 @@ class WorkerConfig:
         common=True,
     )
     lr: float = option(0.0, "learning rate; 0 is the task's own", check=at_least(0), common=True)
-    compress: str = _codec(f"how gradients travel: {', '.join(table.forms())}")
-    compress_pull: str = _codec("how parameters travel: one of the same")
-    precision: str = option("fp32", "numbers that a task computes with", choices=PRECISIONS, common=True)
+    compress: str = _codec(f"codec of gradients: {', '.join(table.forms())}")
+    compress_pull: str = _codec("codec of parameters: one of the same")
+    precision: str = option("fp32", "number format that a task computes in", choices=PRECISIONS, common=True)
     feedback: str = option(
-        "auto", "keep what a codec leaves out for the next push; auto is for biased ones", choices=("auto", "on", "off")
+        "auto",
+        "add what a codec left out to the next push; auto: if the codec is biased",
+        choices=("auto", "on", "off"),
     )
     compress_warmup: int = option(
-        0, "steps in which topk and randk send more, 25 % at first", metavar="STEPS", check=at_least(0)
+        0, "first steps, in which topk and randk send more, from 25 % on down", metavar="STEPS", check=at_least(0)
     )
     momentum_correction: str = option(
-        "auto", "with topk and randk, SGD's momentum is the worker's, not the server's", choices=("auto", "off")
+        "auto", "with topk and randk, apply SGD's momentum on the worker, not on the server", choices=("auto", "off")
     )
     seed: int = option(0, "seed of the model and of the order of the data", check=at_least(0))
-    accumulate: int = option(1, "backward passes that one push sums up", check=at_least(1))
+    accumulate: int = option(1, "backward passes per push", check=at_least(1))
     local_steps: int = option(
         1,
-        "optimizer steps that a worker makes by itself before it pushes what they changed (DiLoCo)",
+        "optimizer steps of a worker between two pushes (DiLoCo)",
         check=at_least(1),
     )
     outer_lr: float | None = option(
@@ -401,7 +403,7 @@ class WorkerConfig:
     timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))
-    events: str = option("", "file for what happens, in JSON lines", metavar="FILE")
+    events: str = option("", "file for events, in JSON lines", metavar="FILE")
     tensorboard: str = option("", "folder for TensorBoard's event files, of every worker", metavar="DIR")
     threads: int = option(1, "CPU threads that a worker computes with", check=at_least(1))
     codecs: str = _codecs()
@@ -416,12 +418,12 @@ class WorkerConfig:
         self._check_local_steps()
         if self.overlap == "forward" and self.task:
             raise ConfigError(
-                f"overlap=forward is for training loops of one's own; that of task={self.task} reads at once what each "
-                "step came to, so nothing would overlap; give overlap=auto or on, or run a script"
+                f"overlap=forward is for training loops of one's own; that of task={self.task} reads each result "
+                "at once, so nothing would overlap; give overlap=auto or on, or run a script"
             )
 
     def _check_local_steps(self) -> None:
-        """What belongs to local steps is not given without them, nor what they leave without effect."""
+        """Refuse options of local steps without them, and options that have no effect with them."""
         if self.local_steps == 1:
             for name in ("outer_lr", "outer_momentum"):
                 if (value := getattr(self, name)) is not None:
@@ -431,6 +433,6 @@ class WorkerConfig:
                     )
         elif self.overlap in ("on", "forward"):
             raise ConfigError(
-                f"overlap={self.overlap} sends gradients during backward, but with local_steps={self.local_steps} what "
-                "is pushed exists after the last of these steps only; give overlap=auto or off"
+                f"overlap={self.overlap} sends gradients during backward, but with local_steps={self.local_steps} a "
+                "push exists only after the last of these steps; give overlap=auto or off"
             )

@@ -1,14 +1,14 @@
-"""One declaration of an option: its name, type, default, check, unit and help.
+"""Options as fields of frozen dataclasses: name, type, default, check, unit and help in one declaration.
 
 Rules of this file
-  1. An option is a field of a frozen dataclass, written with ``option(...)``; nothing else declares one.
+  1. An option is a field made by ``option(...)``; there is no other declaration.
   2. A check is a predicate and the words that complete "must be ...", so help and error say the same.
-  3. No click and no I/O: ``command_line.py`` makes the command line, this file the meaning of a value.
+  3. No click and no I/O: ``command_line.py`` makes the command line, this file parses and checks values.
 
     class field --declared()--> Field --convert()--> value --check()--> frozen config object
                                       <--environment_of() / arguments_of()-- for child processes
 
-Source: house style of this project; the shape follows ``dataclasses.field`` metadata.
+Source: metadata of ``dataclasses.field``, PEP 557.
 """
 
 import math
@@ -26,9 +26,9 @@ Choices = Callable[[], Iterable[str]] | Iterable[str]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A predicate and the words for it: ``says`` completes the sentence "lease must be ...", before the unit.
+    """A predicate, and in ``says`` the words that complete "lease must be ...", before the unit.
 
-    A predicate may also raise ``ConfigError`` where the reason needs a sentence of its own, as an address does.
+    A predicate may also raise ``ConfigError`` with a reason of its own.
     """
 
     says: str
@@ -50,10 +50,12 @@ def within(low: float, high: float) -> Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """An option as declared, with the name and type of its dataclass field.
+    """An option as declared, with the name and type of its dataclass field; see ``option`` for the other attributes.
 
-    ``kind`` is str, int, float, bool or tuple (of str; a flag that may be repeated). ``optional`` allows None.
-    ``words`` may stand in the place of a number: an ``int | Literal["auto"]`` is 64, "64" or "auto".
+    Attributes:
+        kind: str, int, float, bool, or tuple for several texts (a flag that may be repeated).
+        optional: whether None is allowed.
+        words: texts that are allowed instead of a number: an ``int | Literal["auto"]`` is 64, "64" or "auto".
     """
 
     name: str
@@ -77,7 +79,7 @@ class Field:
         return "--" + self.name.replace("_", "-")
 
     def variables(self, prefix: str) -> tuple[str, ...]:
-        """Environment variables that set this option, the first one found wins."""
+        """Environment variables that set this option; the first that is set wins."""
         return (f"{prefix}_{self.name.upper()}", *self.env)
 
     def allowed(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ class Field:
         """Return ``value`` if it has the right type and passes every check.
 
         Raises:
-            ConfigError: it does not; one sentence that names the option and the value.
+            ConfigError: the value is refused; names the option and the value.
         """
         if value is None and self.optional:
             return None
@@ -111,12 +113,12 @@ class Field:
         return value
 
     def convert(self, given: Any) -> Any:
-        """A value from a flag, a variable or a TOML file as the field's type, checked.
+        """Convert a value from a flag, a variable or a TOML file to the field's type, and check it.
 
-        Text is parsed. A number or a boolean is taken as it is, so ``lease = "5"`` in a TOML file works too.
+        Text is parsed, so ``lease = "5"`` in a TOML file works too; numbers and booleans are taken as they are.
 
         Raises:
-            ConfigError: it cannot be read as the field's type, or fails a check.
+            ConfigError: the value cannot be converted to the field's type, or fails a check.
         """
         value = given
         try:
@@ -133,7 +135,7 @@ class Field:
         return self.check(value)
 
     def text(self, value: Any) -> str:
-        """The inverse of ``convert``: what to write into a variable or behind a flag."""
+        """Text of a value for a variable or a flag; the inverse of ``convert``."""
         if self.kind is bool:
             return "1" if value else "0"
         return ",".join(value) if self.kind is tuple else str(value)
@@ -163,16 +165,16 @@ def option(
 
     Args:
         default: value when nothing sets it; the field's annotation is the type.
-        help: half a line; what it means, not its type, default or range, which are added.
+        help: meaning of the option in half a line; type, default and range are added to it.
         unit: plural noun behind a number, such as "seconds".
-        choices: the allowed values, or a function that returns them when they are needed.
-        check: one or several ``Check``.
-        metavar: what stands for the value in the help; made from choices, unit or type if empty.
+        choices: allowed values, or a function that returns them when they are needed.
+        check: one or several checks of a value.
+        metavar: placeholder of the value in the help; made from choices, unit or type if empty.
         env: further environment variables, read after ``$PS_NAME``.
         short: one-letter flag, such as "-n".
-        common: shown by ``--help``; the others are shown by ``--help-all``.
-        job_wide: the same on every server of a job; a standby takes the value over from its primary.
-        per_process: chosen by a launcher for each process that it starts, so no option of the launcher itself.
+        common: whether ``--help`` shows the option; ``--help-all`` shows every one.
+        job_wide: whether the value is the same on every server of a job; a standby takes it over from its primary.
+        per_process: whether a launcher chooses the value for each process that it starts; ps-run has no such option.
     """
     facts = {
         "help": help,
@@ -214,10 +216,10 @@ def per_process(config: type[Any]) -> tuple[str, ...]:
 
 
 def check_all(config: Any) -> None:
-    """Check every field of a config object; the first line of its ``__post_init__``.
+    """Check every field of a config object; called first in its ``__post_init__``.
 
     Raises:
-        ConfigError: a value is refused.
+        ConfigError: a value is refused; names the option and the value.
     """
     for name, each in declared(type(config)).items():
         each.check(getattr(config, name))
@@ -229,10 +231,10 @@ def table_of(config: type[Any]) -> str:
 
 
 def environment_of(config: Any, base: Mapping[str, str], *, prefix: str = "PS") -> dict[str, str]:
-    """The environment in which a child process reads exactly ``config``.
+    """Environment variables for a child process from which it reads exactly ``config``.
 
-    It is ``base`` without the variables of this config class and without ``$PS_CONFIG``, so that nothing that the
-    parent has already weighed is weighed again, and with the values that are not the default.
+    They are ``base`` without the variables of this config class and without ``$PS_CONFIG``, which the parent has read
+    already, and with every value that differs from its default.
     """
     known = declared(type(config))
     dropped = {f"{prefix}_CONFIG", *(name for each in known.values() for name in each.variables(prefix))}
@@ -244,7 +246,7 @@ def environment_of(config: Any, base: Mapping[str, str], *, prefix: str = "PS") 
 
 
 def from_environment(config: type[C], environment: Mapping[str, str], *, prefix: str = "PS") -> C:
-    """The config that ``environment`` describes: the inverse of ``environment_of``.
+    """Read a config from environment variables; the inverse of ``environment_of``.
 
     Raises:
         ConfigError: a value is refused; names the variable.
@@ -261,10 +263,9 @@ def from_environment(config: type[C], environment: Mapping[str, str], *, prefix:
 
 
 def arguments_of(config: Any) -> list[str]:
-    """The flags that give ``config``, only those that differ from the default.
+    """Flags for the values of ``config`` that differ from their defaults, for people to read and repeat.
 
-    For people to read and repeat; a child process is started with ``environment_of``, which an inherited variable
-    cannot disturb.
+    Start child processes with ``environment_of``, which inherited variables cannot override.
     """
     flags: list[str] = []
     for name, each in declared(type(config)).items():

@@ -1,4 +1,4 @@
-"""Values of options that are written in a form of their own.
+"""Parsers of option values that have a syntax of their own.
 
 --shard I/N    --delay-compensation FORM[:STRENGTH]    --etcd URL[,URL...]
 """
@@ -15,10 +15,10 @@ _SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})", re.ASCII)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read "I/N", shard I of N counted from 0; "" is the only shard, (0, 1).
+    """Read "I/N" as (I, N), shard I of N counted from 0; "" is the only shard, (0, 1).
 
     Raises:
-        ConfigError: not of that form, or I is not below N.
+        ConfigError: the text is not of that form, or I is not below N.
     """
     match = _SHARD.fullmatch(text or "0/1")
     if match is None:
@@ -30,10 +30,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_compensation(text: str) -> tuple[str, float]:
-    """Read off, constant, adaptive, or one of these with a strength, as a form and a strength; "1.5" is "constant:1.5".
+    """Read "FORM", "FORM:STRENGTH" or "STRENGTH" as (form, strength); "1.5" is "constant:1.5", "off" has strength 0.
 
     Raises:
-        ConfigError: not of that form, or the strength is not above 0.
+        ConfigError: the text is not of that form, or the strength is not above 0.
     """
     if text == "off":
         return "off", 0.0
@@ -53,7 +53,7 @@ def parse_compensation(text: str) -> tuple[str, float]:
 
 
 class Etcd(NamedTuple):
-    """One cluster: addresses without user and path, who we are there, and the name of the job."""
+    """Access to an etcd cluster: addresses without user and path, user, password, and the name of the job there."""
 
     urls: tuple[str, ...]
     user: str
@@ -65,7 +65,7 @@ def parse_etcd(text: str) -> Etcd:
     """Read the value of ``--etcd``.
 
     Raises:
-        ConfigError: not of that form.
+        ConfigError: the text is not of that form.
     """
     urls, user, password, name = [], "", "", ""
     for each in text.split(","):

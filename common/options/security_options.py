@@ -1,11 +1,11 @@
-"""The options of TLS and of the token, declared once for all commands, and what a server may listen on with them.
+"""Options of TLS and of the token, declared once for all commands, and the addresses that they allow a server.
 
-    tls_ca, tls_cert, tls_key, token_file      the same four at servers and workers, as flags, variables and TOML keys
+    tls_ca, tls_cert, tls_key, token_file      the same for servers and workers, as flags, variables and TOML keys
 
 Rules of this file
-  1. Names of files and addresses are weighed, no file is read: ``torch_ps.common.security.tls`` and ``token`` do that.
+  1. Only names of files and addresses are checked; ``torch_ps.common.security.tls`` and ``token`` read the files.
 
-Source: RFC 8446 and RFC 6750 for what the two protect.
+Source: RFC 8446 (TLS 1.3) and RFC 6750 (bearer tokens).
 """
 
 from typing import Any
@@ -16,24 +16,24 @@ from torch_ps.common.wire import address
 
 
 def tls_ca() -> Any:
-    return _file("TLS: authorities that the peer's certificate has to be of; at a server, clients then need one")
+    return _file("TLS: authorities that must have issued the peer's certificate; a server then requires one of clients")
 
 
 def tls_cert() -> Any:
-    return _file("TLS: certificate of this process, with its chain behind it")
+    return _file("TLS: certificate of this process, followed by its chain")
 
 
 def tls_key() -> Any:
-    return _file("TLS: its private key")
+    return _file("TLS: private key of that certificate")
 
 
 def token_file() -> Any:
-    return _file("file with the job's secret, at least 16 characters, which servers ask workers for")
+    return _file("file with the job's token, at least 16 characters, which workers have to show")
 
 
 def insecure() -> Any:
-    """At a client; a server's is about the address that it listens on."""
-    return option(False, "allow the token to travel in the clear to other machines", per_process=True)
+    """The option of clients; that of servers is about the address that they listen on."""
+    return option(False, "allow sending the token in the clear to other machines", per_process=True)
 
 
 def _file(help: str) -> Any:
@@ -43,13 +43,13 @@ def _file(help: str) -> Any:
 def check_server(
     *, listen: str, metrics: str, insecure: bool, tls_ca: str, tls_cert: str, tls_key: str, token_file: str
 ) -> None:
-    """Refuse an address that strangers can reach, unless something keeps them out or the user says so.
+    """Refuse an address that other machines can reach, unless TLS or a token protects it or the user allows it.
 
     Raises:
-        ConfigError: names the address and what would do.
+        ConfigError: an address is not protected, or a file is missing; names it and the remedy.
     """
     if tls_ca and not tls_cert:
-        raise ConfigError(f"tls_ca {tls_ca} needs tls_cert and tls_key: a server that speaks TLS shows its own")
+        raise ConfigError(f"tls_ca {tls_ca} needs tls_cert and tls_key: a server with TLS has a certificate of its own")
     if bool(tls_cert) != bool(tls_key):
         raise ConfigError("tls_cert and tls_key go together: a certificate and its private key")
     if insecure:

@@ -1,9 +1,7 @@
 """Workers that are slowed down on purpose: "w1:3x", worker 1 takes three times as long for each step.
 
 Rules of this file
-  1. The launcher and the comparison read the option here, so that both understand and refuse the same.
-
-Source: the notation is this project's own.
+  1. ps-run and ps-compare both parse the option here, so they accept the same texts.
 """
 
 import re
@@ -18,7 +16,7 @@ def parse_slow(texts: Iterable[str]) -> dict[int, float]:
     """Read ("w1:3x", "w2:2x") or ("w1:3x,w2:2x",) as {1: 3.0, 2: 2.0}.
 
     Raises:
-        ConfigError: not of that form, a factor below 1, or a worker twice.
+        ConfigError: a text is not of that form, a factor is below 1, or a worker is named twice.
     """
     found: dict[int, float] = {}
     for text in (part.strip() for each in texts for part in each.split(",") if part.strip()):
@@ -32,10 +30,10 @@ def parse_slow(texts: Iterable[str]) -> dict[int, float]:
 
 
 def slow_of(texts: Iterable[str], workers: int) -> dict[int, float]:
-    """The same for a job of ``workers`` workers.
+    """Read the texts as ``parse_slow`` does, for a job of ``workers`` workers.
 
     Raises:
-        ConfigError: as ``parse_slow``, or it names a worker that the job does not have.
+        ConfigError: ``parse_slow`` refuses a text, or it names a worker that the job does not have.
     """
     found = parse_slow(texts)
     for rank in found:

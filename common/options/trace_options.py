@@ -1,4 +1,4 @@
-"""The options that say which steps are traced, and where the trace goes."""
+"""Options of tracing: which steps, and the file of the trace."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.fields import Check, option
 
-#: Steps that are traced where nothing is said: warm, and few enough to look at.
+#: Steps that are traced by default: after warm-up, and few enough to look at.
 DEFAULT_STEPS = "10:13"
 #: Most steps of one trace.
 MOST_STEPS = 1000
@@ -15,10 +15,10 @@ _STEPS = re.compile(r"([0-9]{1,15}):([0-9]{1,15})", re.ASCII)
 
 
 def parse_steps(text: str) -> range:
-    """Read "FIRST:STOP"; "" is no step.
+    """Read "FIRST:STOP" as a range; "" is no step.
 
     Raises:
-        ConfigError: not of that form, or too many.
+        ConfigError: the text is not of that form, or has no or too many steps.
     """
     if not text:
         return range(0)
@@ -46,16 +46,16 @@ def trace_steps(default: str = DEFAULT_STEPS, help: str = "steps of that timelin
 
 
 def check(trace: str, trace_steps: str, *, shard: int, standby_of: str) -> None:
-    """Refuse what would have no effect.
+    """Refuse combinations that would have no effect.
 
     Raises:
-        ConfigError: says what.
+        ConfigError: an option has no effect; says which and why.
     """
     if trace and not trace_steps:
         raise ConfigError(f"trace={trace} needs trace_steps, such as {DEFAULT_STEPS}")
     if not trace and trace_steps not in ("", DEFAULT_STEPS):
         raise ConfigError(f"trace_steps={trace_steps} needs trace, the file to write")
     if trace and standby_of:
-        raise ConfigError(f"trace={trace} is for a server that begins the job; standby_of={standby_of} takes it over")
+        raise ConfigError(f"trace={trace} is for a server that starts the job; standby_of={standby_of} takes one over")
     if trace and shard:
-        raise ConfigError(f"trace={trace} is for shard 0, which tells the others and writes what all have done")
+        raise ConfigError(f"trace={trace} is for shard 0, which tells the other shards and writes the trace of all")

@@ -1,12 +1,12 @@
-"""What TLS files and the token become in gRPC: channels and call metadata of a client, the port of a server.
+"""gRPC credentials made from TLS files and the token: channels and call metadata of a client, the port of a server.
 
-    Access --connect()--> channel            Tls --port_credentials()--> port; each new connection asks the files anew
+    Access --connect()--> channel            Tls --port_credentials()--> port; reads the files for each connection
            --metadata---> of every call
 
 Rules of this file
-  1. What a connection was made with stays with it; renewed files are for the next one. ``Access.mark`` tells a client
-     whether its next connection would differ.
-  2. A token goes over a connection that others could read only if the user has said so.
+  1. A connection keeps the files that it was made with; renewed files apply to the next one. ``Access.mark`` tells a
+     client whether its next connection would use others.
+  2. A token is sent in the clear to another machine only if the user has allowed it.
 
 Source: https://grpc.github.io/grpc/python/grpc.html#create-server-credentials
 """
@@ -27,12 +27,12 @@ log = logging.getLogger("torch_ps")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a client reaches the servers of a job.
+    """TLS and token settings of a client of the servers.
 
     Attributes:
-        tls: verifies the servers, and shows them a certificate if it has one; None speaks in the clear.
-        token: goes along with every call.
-        insecure: the token may travel in the clear to other machines.
+        tls: files that verify the servers, and a certificate to show them if there is one; None for no TLS.
+        token: file whose token every call carries; None for no token.
+        insecure: True if the token may be sent in the clear to other machines.
     """
 
     tls: Tls | None = None
@@ -40,46 +40,46 @@ class Access:
     insecure: bool = False
 
     def check(self, address: Address) -> None:
-        """Refuse what would tell the token to whoever listens on the way.
+        """Refuse to send the token in the clear to another machine, unless that is allowed.
 
         Raises:
-            ConfigError: names the address.
+            ConfigError: it would be; names the address.
         """
         if self.token is not None and self.tls is None and not (address.loopback or self.insecure):
             raise ConfigError(
-                f"the token would travel readable to {address}; use TLS (tls_ca), or insecure=True (--insecure) if "
-                "everybody on the way is trusted"
+                f"the token would be sent in the clear to {address}; use TLS (tls_ca), or insecure=True (--insecure) "
+                "if the network is trusted"
             )
 
     @property
     def metadata(self) -> Metadata:
-        """What every call carries; read from the token file as it is now."""
+        """Metadata of a call; from the token file as it is now."""
         return self.token.metadata if self.token is not None else ()
 
     @property
     def mark(self) -> Pem | None:
-        """Changes when a new connection would show or verify something else."""
+        """A value that changes when a new connection would use other files; None without TLS."""
         return self.tls.pem if self.tls is not None else None
 
     def connect(self, address: Address, options: channel.Options = channel.OPTIONS) -> grpc.Channel:
-        """A channel for the threads of a worker."""
+        """Open a channel for the threads of a worker."""
         if self.tls is None:
             return grpc.insecure_channel(str(address), options=options)
         return grpc.secure_channel(str(address), _client(self.tls.pem), options=options)
 
     def connect_aio(self, address: Address) -> grpc.aio.Channel:
-        """A channel for an event loop."""
+        """Open a channel for an event loop."""
         if self.tls is None:
             return grpc.aio.insecure_channel(str(address), options=channel.OPTIONS)
         return grpc.aio.secure_channel(str(address), _client(self.tls.pem), options=channel.OPTIONS)
 
 
-#: In the clear and without a token, as between processes of one host.
+#: No TLS and no token, as between processes of one host.
 OPEN = Access()
 
 
 def access_of(tls_ca: str, tls_cert: str, tls_key: str, token_file: str, *, insecure: bool = False) -> Access:
-    """What the options of a command say.
+    """Settings from the options of a command.
 
     Raises:
         ConfigError: a file cannot be read or used.
@@ -89,15 +89,15 @@ def access_of(tls_ca: str, tls_cert: str, tls_key: str, token_file: str, *, inse
 
 
 def port_credentials(tls: Tls) -> grpc.ServerCredentials:
-    """For a server's port: the files as they are when a connection is made.
+    """Credentials of a server's port, which read the files as they are when a connection is made.
 
-    A client has to show a certificate if ``tls`` has a ``ca``.
+    Clients have to show a certificate if ``tls`` has a ``ca``.
     """
     first = tls.pem
     given: list[Pem] = [first]
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """On a thread of gRPC's, for every connection; None keeps what is in force."""
+        """Called by gRPC on a thread of its own for every connection; None keeps the current files."""
         pem = tls.pem
         if pem == given[0]:
             return None
@@ -106,7 +106,7 @@ def port_credentials(tls: Tls) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(first),
-        fetch,  # type: ignore[arg-type]  # the stub does not know that None keeps what is in force
+        fetch,  # type: ignore[arg-type]  # the stub does not allow None
         require_client_authentication=first.ca is not None,
     )
 

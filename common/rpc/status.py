@@ -1,7 +1,7 @@
-"""How an error crosses the wire: gRPC status, message, and the class name beside it.
+"""Errors as gRPC statuses: a status code, the message, and the class name in a trailer.
 
-Two classes can share a status, so the receiver rebuilds the class from the ``ps-error`` trailer: user code sees
-``StepConflict``, not a gRPC error. What is in no table is a bug: INTERNAL, with the trailer of the base class.
+Several classes share a code, so the receiver rebuilds the class from the ``ps-error`` trailer: user code sees
+``StepConflict``, not a gRPC error. A class without a code is a bug and becomes INTERNAL.
 """
 
 import grpc
@@ -10,6 +10,7 @@ from torch_ps.common import errors
 
 TRAILER = "ps-error"
 
+#: Status code of each class; the comment says what the caller should do.
 STATUS_OF: dict[type[errors.PsError], grpc.StatusCode] = {
     errors.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,  # never retry
     errors.WaitTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,  # the wait may be tried again
@@ -38,7 +39,12 @@ def trailers_of(error: errors.PsError) -> tuple[tuple[str, str], ...]:
 
 
 def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
-    """The error behind a failed call: rebuilt by class name, else the nearest one that says what happened."""
+    """Rebuild the error of a failed call from its trailer; without a trailer, choose a class by the status code.
+
+    Args:
+        failure: error that gRPC raised.
+        address: address of the server, for the message.
+    """
     code = failure.code()
     details = failure.details() or code.name
     trailers: tuple[tuple[str, str | bytes], ...] = tuple(failure.trailing_metadata() or ())  # type: ignore[arg-type]
@@ -47,17 +53,17 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
         return known(details)
     match code:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
-            # Without our trailer nothing of ours has spoken: a connection that broke comes as any of the three.
+            # Without our trailer no server of ours has answered; gRPC reports a broken connection as any of the three.
             return errors.Unreachable(f"server {address} does not answer: {details}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.WaitTimeout(f"server {address} did not answer in time: {details}")
         case grpc.StatusCode.UNIMPLEMENTED:
             return errors.Refused(f"{address} is a gRPC server but not one of torch-ps: {details}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "RPC limit" in details:
-            return errors.Overloaded(f"server {address} has as many calls open as it takes; try again later")
+            return errors.Overloaded(f"server {address} has reached its limit of open calls; try again later")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.CorruptFrame(f"server {address} refused a message: {details}")
-        case grpc.StatusCode.CANCELLED:  # by a server that ends before it could say so; another one may go on
+        case grpc.StatusCode.CANCELLED:  # by a server that ended before it could say so; another one may serve
             return errors.Unreachable(f"server {address} ended the call: {details}")
         case _:
-            return errors.PsError(f"server {address} failed with {code.name}: {details}; its log says more")
+            return errors.PsError(f"server {address} failed with {code.name}: {details}; see its log")

@@ -1,16 +1,16 @@
-"""Certificates: the files of one side of a TLS connection, read, checked and read again when they are renewed.
+"""TLS files of one process: read, checked, and read again when they are renewed.
 
-    tls_cert, tls_key   who this process is: a certificate (with the chain behind it) and its private key, in PEM
-    tls_ca              whom it believes: certificates of authorities, in PEM
-                        a client verifies the server's certificate with it; a server given one insists that clients
-                        show a certificate of it (mutual TLS)
+    tls_cert, tls_key   certificate of this process (with its chain) and its private key, in PEM
+    tls_ca              certificates of the authorities that this process trusts, in PEM
+                        A client verifies the server's certificate with it; a server that has one requires a
+                        certificate of each client (mutual TLS).
 
 Rules of this file
   1. No gRPC and no socket: ``torch_ps.common.rpc.credentials`` builds channels and ports from what is read here.
-  2. What a new connection could not use is refused here, with the file's name; a date that has passed is no reason
-     to refuse but to warn, for the clock may be wrong.
+  2. Files that no connection could use are refused here, with their names. An expired certificate is only warned
+     about, as the clock may be wrong.
 
-Source: RFC 5280 for what makes a chain valid; the checking is OpenSSL's, through the ssl module.
+Source: RFC 5280 for the validity of a chain; OpenSSL checks it, through the ssl module.
 """
 
 import logging
@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.security.watched_files import Watched
+from torch_ps.common.security.watched_files import WatchedFiles
 
 log = logging.getLogger("torch_ps")
 
 
 @dataclass(frozen=True, slots=True)
 class Pem:
-    """Contents of the files; None where none was given. The key is in no ``repr``."""
+    """Contents of the files; None for a file that was not given. ``repr`` leaves the key out."""
 
     ca: bytes | None
     cert: bytes | None
@@ -36,12 +36,12 @@ class Pem:
 
 @dataclass(frozen=True)
 class Tls:
-    """The files of one process.
+    """Paths of the TLS files of one process, "" for none.
 
     Attributes:
-        ca: authorities that the peer's certificate has to be of.
-        cert: this process's own certificate, with the chain behind it.
-        key: its private key, not encrypted.
+        ca: authorities that the peer's certificate has to be issued by.
+        cert: certificate of this process, with its chain.
+        key: private key of the certificate, not encrypted.
 
     Raises:
         ConfigError: a file cannot be read or used, or key and certificate do not belong together.
@@ -53,12 +53,12 @@ class Tls:
 
     def __post_init__(self) -> None:
         check_names(self.ca, self.cert, self.key)
-        self.files.refresh()  # the first look refuses what no connection could use
+        self.files.refresh()  # the first reading refuses files that no connection could use
 
     @cached_property
-    def files(self) -> Watched[Pem]:
+    def files(self) -> WatchedFiles[Pem]:
         """The contents, read again when the files change."""
-        return Watched([path for path in (self.ca, self.cert, self.key) if path], self._make)
+        return WatchedFiles([path for path in (self.ca, self.cert, self.key) if path], self._make)
 
     @property
     def pem(self) -> Pem:
@@ -72,16 +72,16 @@ class Tls:
         pem = Pem(ca, cert, key)
         if cert is not None:
             check_pair(self.cert, self.key, pem)
-            if reason := own_fault(self.cert, self.key, cert):
+            if reason := find_fault(self.cert, self.key, cert):
                 log.warning("certificate %s: %s; peers will refuse it", self.cert, reason)
         return pem
 
 
 def check_names(ca: str, cert: str, key: str) -> None:
-    """Refuse a set of files that says nothing or only a half.
+    """Refuse an empty set of files, or a certificate without key or a key without certificate.
 
     Raises:
-        ConfigError: says what is missing.
+        ConfigError: a file is missing; says which.
     """
     if bool(cert) != bool(key):
         given, missing = ("tls_cert", "tls_key") if cert else ("tls_key", "tls_cert")
@@ -109,38 +109,38 @@ def check_pair(cert: str, key: str, pem: Pem) -> None:
         raise ConfigError(f"tls_cert {cert} with tls_key {key} cannot be used: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read tls_cert {cert} or tls_key {key}: {error.strerror}") from None
-    except ValueError:  # from the password callback: there is nobody to ask
+    except ValueError:  # from the password callback
         raise ConfigError(f"tls_key {key} is encrypted; give a key without a passphrase") from None
 
 
 def load(context: ssl.SSLContext, cert: str, key: str) -> None:
-    """Give ``context`` the own certificate.
+    """Load certificate and key into ``context``.
 
     Raises:
-        ssl.SSLError: they do not belong together or are not in PEM form.
+        ssl.SSLError: the files do not belong together or are not in PEM form.
         ValueError: the key is encrypted.
     """
     context.load_cert_chain(cert, key, password=_no_password)
 
 
-def own_fault(cert: str, key: str, authorities: bytes) -> str:
-    """What a peer that believes ``authorities`` would say of a certificate; "" if nothing.
+def find_fault(cert: str, key: str, authorities: bytes) -> str:
+    """Reason why a peer that trusts ``authorities`` would refuse a certificate; "" if it would not.
 
-    A handshake in memory: both ends show the certificate, the server's end verifies it as a client's.
+    Performs a handshake in memory in which the server's end verifies the certificate as a client's.
     """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     for context in (server, client):
         load(context, cert, key)
     server.verify_mode = ssl.CERT_REQUIRED
-    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # so that without a CA the certificate vouches for itself
+    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # so that a certificate without a CA verifies itself
     server.load_verify_locations(cadata=_text(authorities))
     pipes = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (
         client.wrap_bio(pipes[0], pipes[1], server_side=False),
         server.wrap_bio(pipes[1], pipes[0], server_side=True),
     )
-    for _ in range(4):  # a full handshake takes two turns of each end
+    for _ in range(4):  # a full handshake takes two rounds
         for end in ends:
             try:
                 end.do_handshake()
@@ -158,5 +158,5 @@ def _no_password() -> str:
 
 
 def _text(pem: bytes) -> str:
-    """PEM as the ssl module wants it; what people write between the certificates may be anything."""
+    """PEM as text for the ssl module; comments between the certificates may hold any bytes."""
     return pem.decode("ascii", "ignore")

@@ -1,19 +1,17 @@
-"""Why a connection to a server fails: one look at its port with the ssl module, and a sentence.
-
-    gRPC says "failed to connect", for many reasons alike. So look:
+"""Probe of a server's port: explains why a connection fails, as gRPC reports "failed to connect" for any reason.
 
     TCP --> TLS handshake --> the server's first byte
-     |        |                 '- none: it refuses our certificate, or that there is none
-     |        '- its certificate: expired, of another authority, for another name; or it does not speak TLS at all
-     '- not even that: gRPC's own words are enough
+     |        |                 '- none: the server refuses the client's certificate, or requires one
+     |        '- fails: its certificate is expired, of another authority or for another name; or it does not speak TLS
+     '- fails: gRPC's own message is enough
 
 Rules of this file
-  1. Nothing of ours is sent but a certificate; no token.
-  2. Every look has a deadline. Whatever cannot be told is told by nobody: None.
-  3. A server that is about to end hangs up in the handshake, and refuses the next connection. One that speaks no TLS
-     hangs up each time.
+  1. The probe shows the server the client's certificate and never sends the token.
+  2. Every probe has a deadline. The result is None if TLS is not the reason.
+  3. A server that is about to end closes the connection in the handshake and refuses the next one; a server without
+     TLS closes it every time.
 
-Source: https://www.openssl.org/docs/man3.0/man3/X509_STORE_CTX_get_error.html for the numbers.
+Source: https://www.openssl.org/docs/man3.0/man3/X509_STORE_CTX_get_error.html for the error numbers.
 """
 
 import socket
@@ -22,35 +20,40 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from torch_ps.common.security.tls import Tls, load, own_fault
+from torch_ps.common.security.tls import Tls, find_fault, load
 from torch_ps.common.wire.address import Address
 
 _EXPIRED, _NOT_YET = 10, 9
 _OTHER_AUTHORITY = {18, 19, 20, 21}
 _OTHER_NAME = {62, 64}
-#: Times that a server has to hang up in a row, and seconds between them.
+#: Times in a row that a server has to close the connection, and seconds between two attempts.
 _TIMES, _PAUSE_SECONDS = 4, 0.25
 
 
 class _HungUp(Exception):
-    """In the handshake, without a word."""
+    """The server closed the connection in the handshake without an alert."""
 
 
 class _Connected(ssl.SSLSocket):
-    """Taken for connected though the peer may have hung up since: that shows in the handshake, which then closes it.
+    """Counts as connected even if the peer has closed the connection: the handshake then fails and closes the socket.
 
-    The class itself would find it not connected, and raise without closing it.
+    ``ssl.SSLSocket`` would find the socket not connected, and raise without closing it.
     """
 
     def getpeername(self) -> Any:
         return None
 
 
-def why(address: Address, tls: Tls | None, seconds: float) -> str | None:
-    """What TLS has to do with it, as a sentence; None if nothing that can be seen.
+def explain_failure(address: Address, tls: Tls | None, seconds: float) -> str | None:
+    """Connect to a server and explain how TLS makes that fail, in a sentence.
 
     Args:
-        seconds: for all, of which TCP, the handshake and the first byte may each take a third.
+        address: address of the server.
+        tls: files of the client; None for a client without TLS.
+        seconds: deadline of the probe; TCP, the handshake and the first byte may each take a third of it.
+
+    Returns:
+        The sentence, or None if TLS is not the reason or the reason cannot be found.
     """
     deadline = time.monotonic() + seconds
     for _ in range(_TIMES):
@@ -120,6 +123,6 @@ def _not_believed(address: Address, tls: Tls, error: ssl.SSLCertVerificationErro
 def _refused(address: Address, tls: Tls) -> str:
     if not tls.cert:
         return f"server {address} wants a certificate of its clients; give tls_cert and tls_key"
-    fault = own_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.ca else ""
+    fault = find_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.ca else ""
     reason = f": {fault}" if fault else ", though it is of the authority in tls_ca here" if tls.ca else ""
     return f"server {address} refuses the certificate {tls.cert}{reason}"

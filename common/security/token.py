@@ -1,15 +1,15 @@
-"""The worker token: a secret in a file that a worker shows with every call.
+"""The token of a job: a secret in a file that a worker sends with every call.
 
-    token file --read--> TokenFile --newest--> "authorization: Bearer ..." of a client
-      (one token a line)          --accepts--> what a server was shown, compared in constant time
+    token file --read--> TokenFile --metadata--> "authorization: Bearer ..." of a client
+      (one token per line)        --accepts--> a server's check of that header, in constant time
 
 Rules of this file
-  1. A token appears in no message, no log line and no ``repr``; errors name the file.
-  2. The file is read again when it has changed. A new content that is no good leaves the old tokens in force, and the
-     log says so once.
+  1. No message, log line or ``repr`` holds a token; errors name the file.
+  2. The file is read again when it has changed. If its new content is bad, the old tokens stay valid, and the log says
+     so once.
 
-A server accepts every line, a client shows the first: so a token is changed without refusing anybody by putting the new
-one above the old one on the servers, then on the workers, and by deleting the old line in the end.
+A server accepts the token of every line, a client sends that of the first. To change the token without
+interruption, put the new one above the old one on the servers, then on the workers, and delete the old line last.
 
 Source: RFC 6750, section 2.1, for the header and the characters of a token.
 """
@@ -20,11 +20,11 @@ import re
 from pathlib import Path
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.security.watched_files import Watched
+from torch_ps.common.security.watched_files import WatchedFiles
 
 log = logging.getLogger("torch_ps")
 
-#: Characters of a token: fewer could be guessed, more would not fit into a call's metadata.
+#: Least and most characters of a token: a shorter one could be guessed, a longer one exceeds a call's metadata.
 MIN_LENGTH, MAX_LENGTH = 16, 1024
 MAX_TOKENS = 8
 HEADER = "authorization"
@@ -38,22 +38,22 @@ class TokenFile:
     """The tokens in a file, as it is now.
 
     Raises:
-        ConfigError: the file cannot be read or holds no good token.
+        ConfigError: the file cannot be read, has no token, or has a malformed one.
     """
 
     def __init__(self, path: str) -> None:
-        self._file = Watched((path,), lambda contents: _tokens(path, contents[0]))
+        self._file = WatchedFiles((path,), lambda contents: _tokens(path, contents[0]))
 
     def __repr__(self) -> str:
         return f"TokenFile({self._file.paths[0]!r})"
 
     @property
     def metadata(self) -> Metadata:
-        """What a client sends with a call."""
+        """Metadata that a client sends with a call."""
         return ((HEADER, _SCHEME + self._file.value[0]),)
 
     def accepts(self, shown: str) -> bool:
-        """Whether the value of an authorization header is one of the tokens; takes the same time for any wrong one."""
+        """Whether the value of an authorization header is one of the tokens; equally fast for all wrong ones."""
         given = shown.encode()
         good = [hmac.compare_digest(given, (_SCHEME + token).encode()) for token in self._file.value]
         return any(good)
@@ -68,7 +68,9 @@ def _tokens(path: str, content: bytes) -> tuple[str, ...]:
     if not tokens:
         raise ConfigError(f"token file {path} is empty; {_advice(path)}")
     if len(tokens) > MAX_TOKENS:
-        raise ConfigError(f"token file {path} has {len(tokens)} lines; at most {MAX_TOKENS} tokens, one a line, may be")
+        raise ConfigError(
+            f"token file {path} has {len(tokens)} lines; at most {MAX_TOKENS} tokens, one per line, are allowed"
+        )
     for number, token in enumerate(tokens, 1):
         if not MIN_LENGTH <= len(token) <= MAX_LENGTH:
             raise ConfigError(

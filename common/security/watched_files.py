@@ -1,11 +1,11 @@
-"""Files that are read again when they change: certificates, keys and tokens, renewed under a running process.
+"""Files that are read again when they change: certificates, keys and tokens, renewed while a process runs.
 
-    value --> changed since the last look? --no--> what was made from them before
-                                           --yes-> read all, make; no good? keep the old value and say so once
+    value --> changed since the last look? --no--> the value made before
+                                           --yes-> read all, make the value; if refused, keep the old one, log once
 
 Rules of this file
-  1. What is made from the files is made from all of them together, and never from a mixture of two moments.
-  2. The first reading raises; later ones keep what was good.
+  1. A value is made from all files together, never from a mixture of two states of them.
+  2. The first reading raises errors; a later one keeps the last good value.
 
 Cost: one ``stat`` per file and look.
 """
@@ -19,15 +19,15 @@ from torch_ps.common.errors import ConfigError
 
 log = logging.getLogger("torch_ps")
 
-#: More than any certificate chain or token has; a device or a wrong file must not fill the memory.
+#: Most bytes of a file, more than any certificate chain has: a device or a wrong file must not fill the memory.
 MAX_BYTES = 1 << 20
 
 T = TypeVar("T")
 _Marks = tuple[tuple[int, int, int] | None, ...]
 
 
-class Watched(Generic[T]):
-    """What ``make`` makes from the contents of ``paths``.
+class WatchedFiles(Generic[T]):
+    """The value that ``make`` computes from the contents of ``paths``.
 
     Raises:
         ConfigError: a file cannot be read, or ``make`` refuses what is in it.
@@ -44,18 +44,18 @@ class Watched(Generic[T]):
         return self._value
 
     def refresh(self) -> bool:
-        """Look at the files. True if there is a new value."""
+        """Read the files again if they changed. Returns whether there is a new value."""
         marks = self._look()
         if marks == self._marks:
             return False
         try:
             value = self._read()
         except ConfigError as error:
-            log.warning("%s; what was read before stays in force", error)
+            log.warning("%s; the content read before stays in use", error)
             self._marks = marks
             return False
         if marks != self._look():
-            return False  # they change at this moment; the next look sees them whole
+            return False  # they are being written; the next call reads them whole
         self._marks, self._value = marks, value
         log.info("%s changed and is read again", ", ".join(self.paths))
         return True
@@ -68,7 +68,7 @@ class Watched(Generic[T]):
 
 
 def _mark(path: str) -> tuple[int, int, int] | None:
-    """Another one when the file is another one; None if there is none."""
+    """Time, size and inode of a file, by which a change is recognised; None if it does not exist."""
     try:
         found = os.stat(path)
     except OSError:

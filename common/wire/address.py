@@ -1,7 +1,7 @@
-"""Addresses: "host:port" texts, lists of them, and whether one stays on this machine.
+"""Addresses: "host:port" texts, lists of them, and whether one is of this machine only.
 
 Rules of this file
-  1. Only text is looked at: nothing is resolved, nothing is opened.
+  1. Addresses are parsed as text: no name is resolved, no socket is opened.
   2. IPv6 addresses stand in brackets, as in URLs: ``[::1]:50051``.
 
 Source: RFC 3986, section 3.2.2, for the brackets.
@@ -17,7 +17,7 @@ _FORM = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[A-Za-z0-9_.-]+))
 
 
 class Address(NamedTuple):
-    """A host name or IP address without brackets, and a TCP port (0 means "any free one" where that makes sense)."""
+    """A host name or IP address without brackets, and a TCP port; 0 is any free port, for a server to listen on."""
 
     host: str
     port: int
@@ -38,11 +38,11 @@ def parse(text: str, *, free_port: bool = False) -> Address:
     """Read "host:port".
 
     Args:
-        text: what a user wrote; spaces around it are ignored.
-        free_port: whether port 0 is allowed, as it is for an address to listen on.
+        text: text that a user wrote; spaces around it are ignored.
+        free_port: whether port 0 is allowed, as for an address to listen on.
 
     Raises:
-        ConfigError: not of that form; names the value.
+        ConfigError: the text is not of that form; quotes it.
     """
     match = _FORM.fullmatch(text.strip())
     if match is None:
@@ -62,7 +62,7 @@ def parse_list(text: str) -> tuple[Address, ...]:
     """Read "host:port,host:port": at least one address, none of them twice, in the order of the shards.
 
     Raises:
-        ConfigError: an address is malformed or repeated, or there is none; names the value.
+        ConfigError: an address is malformed or repeated, or there is none; quotes the text.
     """
     addresses = tuple(parse(each) for each in text.split(",") if each.strip())
     if not addresses:
@@ -77,7 +77,7 @@ def parse_servers(text: str) -> tuple[tuple[Address, ...], ...]:
     """Read "host:port|host:port,host:port": the servers of each shard, in the order of the shards.
 
     Raises:
-        ConfigError: as ``parse_list``.
+        ConfigError: an address is malformed or repeated, or there is none; quotes the text.
     """
     shards = tuple(tuple(parse(each) for each in shard.split("|")) for shard in text.split(",") if shard.strip())
     parse_list(text.replace("|", ","))

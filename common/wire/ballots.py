@@ -1,4 +1,4 @@
-"""Terms, configurations and votes on the wire; see ``torch_ps.common.wire.terms`` for what they are."""
+"""Terms, configurations and votes as protobuf messages; ``torch_ps.common.wire.terms`` defines them."""
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.terms import Configuration, Term, Vote

@@ -1,15 +1,15 @@
 """Frames: a small protobuf header, then the payload, cut and joined without copying the payload twice.
 
-``UpFrame``, ``DownFrame`` and ``SeedFrame`` of the contract all have the same two fields::
+``UpFrame``, ``DownFrame`` and ``SeedFrame`` have the same two fields::
 
     0x0a  varint(len(header))  header  0x12  varint(len(payload))  payload
 
-Frames without a payload that wait for the same stream travel as one message, which is simply one after the other: for
-protobuf the header is repeated. On a round trip of 0.4 ms that counts where buckets are small or in shared memory.
+Frames without a payload that wait for the same stream are sent as one message, one after the other: to protobuf the
+header is a repeated field. A round trip takes 0.4 ms, so that matters for small buckets and for shared memory.
 
-protobuf's own parser would copy the payload out of the message; for megabytes of gradient that copy costs more than all
-of the parsing. So the header alone goes through protobuf and the payload is a ``memoryview`` of what gRPC received.
-What is written here is what protobuf would write, which a test checks byte for byte.
+protobuf's own parser would copy the payload out of the message, which for megabytes of gradient costs more than the
+parsing. So protobuf parses the header only, and the payload is a ``memoryview`` of the message that gRPC received. The
+bytes written here are those that protobuf would write; a test compares them.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
@@ -21,12 +21,12 @@ from google.protobuf.message import DecodeError, Message
 
 from torch_ps.common.errors import CorruptFrame
 
-#: fp32 bytes that a bucket holds at most.
+#: Most fp32 bytes of a bucket.
 MAX_BUCKET_BYTES = 4 << 20
 #: Longest message that either side accepts: one bucket and its header.
 MAX_MESSAGE_BYTES = MAX_BUCKET_BYTES + (1 << 20)
 
-#: Frames in one message at most, so that nobody waits long for their turn.
+#: Most frames of one message, so that no frame waits long for its turn.
 MAX_FRAMES = 256
 
 _HEADER = 0x0A  # field 1, length-delimited
@@ -37,7 +37,7 @@ Header = TypeVar("Header", bound=Message)
 
 
 def pack(header: Message, payload: Iterable[Buffer] = ()) -> bytes:
-    """One frame. ``payload`` is joined from its parts; no parts, no payload field.
+    """Serialize one frame. The payload is joined from its parts; without parts the frame has no payload field.
 
     Cost: one copy of the payload.
     """
@@ -51,7 +51,7 @@ def pack(header: Message, payload: Iterable[Buffer] = ()) -> bytes:
 
 
 def unpack(frame: bytes | memoryview, header_type: type[Header]) -> tuple[Header, memoryview]:
-    """The header and a view of the payload (empty if there is none).
+    """Parse one frame into its header and a view of its payload, empty if there is none.
 
     Raises:
         CorruptFrame: the bytes are not exactly one header and at most one payload.
@@ -70,10 +70,10 @@ def unpack(frame: bytes | memoryview, header_type: type[Header]) -> tuple[Header
 
 
 def unpack_all(message: bytes, header_type: type[Header]) -> Iterator[tuple[Header, memoryview]]:
-    """Every frame of one message, in order; all but the last have no payload.
+    """Parse the frames of one message, in order; only the last one may have a payload.
 
     Raises:
-        CorruptFrame: as ``unpack``, or there are more than ``MAX_FRAMES``.
+        CorruptFrame: a frame is malformed, or there are more than ``MAX_FRAMES``.
     """
     view, at = memoryview(message), 0
     for _ in range(MAX_FRAMES):
@@ -87,7 +87,7 @@ def unpack_all(message: bytes, header_type: type[Header]) -> Iterator[tuple[Head
 
 
 def messages(frames: Iterable[bytes]) -> Iterator[bytes]:
-    """As few messages as carry ``frames`` in this order."""
+    """Join ``frames``, in their order, into as few messages as possible."""
     run: list[bytes] = []
     for frame in frames:
         alone = _field(memoryview(frame), 0, _HEADER)[1] < len(frame)
@@ -112,7 +112,7 @@ def _varint(value: int) -> bytes:
 
 
 def _field(view: memoryview, at: int, tag: int) -> tuple[memoryview, int]:
-    """The length-delimited field that starts at ``at``, and where it ends."""
+    """The length-delimited field that starts at byte ``at``, and the byte after its end."""
     if at >= len(view) or view[at] != tag:
         raise CorruptFrame(f"frame of {len(view)} bytes: expected field tag {tag:#04x} at byte {at}")
     length, shift, at = 0, 0, at + 1

@@ -1,15 +1,15 @@
-"""Who is meant to serve a shard: terms, configurations, and what a worker says when it is asked for its vote.
+"""Terms, configurations and votes: which server of a shard serves, and a worker's answer to a request for its vote.
 
 Rules of this file
-  1. Plain facts that servers and workers exchange. Who decides what is the business of ``ps/core/failover/seat.py`` on
-     a server and of ``worker/transport/acceptor.py`` on a worker.
-  2. A server's name is that of one life of one process. A server that is started again has another name, so nothing
-     that was promised to, or acknowledged by, a life of before counts for it.
-  3. A term belongs to one server, whose name it carries: two servers never have the same, however they number them.
+  1. Plain values that servers and workers exchange. ``ps/core/failover/seat.py`` decides for a server,
+     ``worker/transport/acceptor.py`` for a worker.
+  2. A server's name stands for one process. A restarted server has another name, so promises to and acknowledgements of
+     the former process do not count for it.
+  3. A term carries the name of its server, so two servers never have the same term, whatever numbers they choose.
 
-Term 0 is that of a job whose servers never had a standby: nobody else can serve, so there is nothing to promise.
+Term 0 is that of a job whose servers never had a standby: no other server can serve, so workers promise nothing.
 
-Source: terms are the ballots of Paxos (Lamport, 1998).
+Source: terms are the ballots of Paxos, Lamport, 1998.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, order=True)
 class Term:
-    """Numbers who is meant to serve; ordered by number, then by server.
+    """A period in which one server is the primary; ordered by number, then by server.
 
     Attributes:
-        number: >= 0.
-        server: the primary, ``ADDRESS/RANDOM``.
+        number: number of the term, >= 0.
+        server: name of the primary, ``ADDRESS/RANDOM``.
     """
 
     number: int = 0
@@ -35,10 +35,11 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Who serves in a term.
+    """The primary of a term and its standby.
 
     Attributes:
-        standby: the server without whose receipt the primary acknowledges nothing; "" is none: the primary is alone.
+        term: term, which names the primary.
+        standby: server whose receipt the primary needs before it acknowledges a push; "" if it serves alone.
     """
 
     term: Term = Term()
@@ -57,10 +58,10 @@ class Vote:
     """A worker's answer to a server that asks for its vote.
 
     Attributes:
-        term: that was asked for.
-        granted: the worker keeps to this term now; False: it does not, see ``promised`` and ``served``.
-        promised: highest term that this worker keeps to.
-        served: newest configuration that it knows to be in force.
+        term: term that the server asked for.
+        granted: whether the worker promises the term; if not, ``promised`` and ``served`` say why.
+        promised: highest term that this worker has promised.
+        served: newest configuration that the worker knows to be in force.
     """
 
     term: Term

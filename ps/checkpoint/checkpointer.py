@@ -1,11 +1,11 @@
-"""Keeps a shard's checkpoints while it trains: when, on which thread, who has to know, and what if it fails.
+"""Writes a shard's checkpoints while it trains: decides when, writes on its own thread, reports to the lead.
 
     CutPlanner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, plan next
 
 Rules of this file
-  1. Training never waits for a file: one thread writes, the event loop only hears of it.
+  1. Training never waits for a file: one thread writes, and the event loop only hears of the result.
   2. Whatever the file system does, training goes on. A failure is logged with what to do, counted and shown; the next
-     checkpoint is tried as if nothing had happened. What some shards have written of it goes, as it takes room.
+     checkpoint is tried as planned. What some shards have written of a failed one is removed, as it takes room.
 """
 
 import asyncio
@@ -16,81 +16,94 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from torch_ps.common.errors import ProtocolError
 from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.state import Cutter, Kept, KeptFacts, ReportKept, ShardState
+from torch_ps.ps.engine.state import CheckpointFacts, Cutter, Kept, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.listeners import JobListener
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Seconds that a stopping shard takes at most to write what it has come to.
+#: Longest time in seconds that a stopping shard takes to write its last checkpoint.
 FINISH_SECONDS = 60.0
-#: Seconds in which a report reaches the lead; when stopping, too, and that the lead then waits for one.
+#: Seconds that a report to the lead may take; the same when stopping, where the lead waits as long for one.
 REPORT_SECONDS, LAST_REPORT_SECONDS = 300.0, 5.0
-
 #: Characters of an error that are passed on.
 MAX_ERROR = 500
 
 
-class Checkpointer:
-    """One shard's. All methods but ``_on_state`` run on the event loop.
+class Checkpointer(JobListener):
+    """The checkpoints of one shard. All methods but ``_on_state`` run on the event loop.
 
     Args:
-        every, seconds: between two checkpoints, one of them 0.
-        keep: how many stay.
-        tell: how another shard than the lead reports to it.
+        checkpoints: Repository that they are written to.
+        every: Versions between two checkpoints; 0 if ``seconds`` decides.
+        seconds: Seconds between two checkpoints; 0 if ``every`` decides.
+        keep: Number of checkpoints that stay.
+        report: Reports this shard's part to the lead; None on the lead.
+
+    Attributes:
+        checkpoints: The repository.
+        facts: How the checkpoints of this shard do.
     """
 
     def __init__(
-        self, job: Job, checkpoints: Checkpoints, *, every: int, seconds: float, keep: int, tell: ReportKept | None
+        self,
+        job: Job,
+        checkpoints: Checkpoints,
+        *,
+        every: int,
+        seconds: float,
+        keep: int,
+        report: ReportKept | None,
     ) -> None:
-        self._job, self._checkpoints, self._keep, self._tell = job, checkpoints, keep, tell
+        self._job, self.checkpoints, self._keep, self._report_kept = job, checkpoints, keep, report
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: set[asyncio.Task[None]] = set()
         self._cutter: Cutter | None = None
         self._planner: CutPlanner[FileFact] | None = None
         if job.membership is not None:
-            self._planner = CutPlanner(every=every, seconds=seconds, num_shards=job.num_shards, now=time.monotonic())
+            now = time.monotonic()
+            self._planner = CutPlanner(every=every, seconds=seconds, num_shards=job.settings.num_shards, now=now)
         self._part: Kept | None = None  # this shard's last
-        self._settled = asyncio.Event()  # its checkpoint is good, or never will be
-        self.facts = job.kept = KeptFacts(checkpoints.storage.url, job.resumed_version)
-        job.on_begun, job.on_initialised = self.begun, self.plan
-        job.on_missed = self._missed
-        if self._planner is not None:
-            job.on_kept = self.kept
+        self._settled = asyncio.Event()  # the last checkpoint is good, or never will be
+        self.facts = CheckpointFacts(checkpoints.storage.url, job.resumed_version)
 
     # -------------------------------------------------------------- when
 
-    def begun(self, engine: Engine) -> None:
-        """The engine is there."""
+    def on_engine_built(self, engine: Engine) -> None:
         self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state)
         engine.work.take = self._cutter.take
+
+    def on_parameters_ready(self) -> None:
+        self.plan()
 
     def plan(self) -> None:
         """Lead: announce the next cut when it is time for one."""
         job = self._job
-        if self._planner is None or job.engine is None or not job.initialised:
+        if self._planner is None or job.engine is None or not job.seeding.initialised:
             return
         version = self._planner.due(
-            time.monotonic(), job.engine.core.open_step, job.lead.num_sessions, stale=job.mode.stale
+            time.monotonic(), job.engine.core.open_step, job.lead.num_sessions, stale=job.settings.mode.stale
         )
         if version is not None:
             job.plan_cut(version)
 
     # -------------------------------------------------------------- writing
 
-    def _missed(self, version: int) -> None:
-        """Without a word the lead would wait for this part, if it has not come yet, and keep no other version."""
-        if self._tell is not None:
+    def on_cut_missed(self, version: int) -> None:
+        """Report the part as failed: without that the lead waits for it and plans no other version."""
+        if self._report_kept is not None:
             error = "the server that was to write it is gone; its standby goes on"
-            self._spawn(self._say(self._tell, Kept(self._job.index, version, 0, "", error)))
+            self._spawn(self._report_missed(self._report_kept, Kept(self._job.settings.index, version, 0, "", error)))
 
-    async def _say(self, tell: ReportKept, kept: Kept) -> None:
-        await tell(kept, LAST_REPORT_SECONDS)  # a lead that is gone too plans anew
+    async def _report_missed(self, report: ReportKept, kept: Kept) -> None:
+        await report(kept, LAST_REPORT_SECONDS)  # a lead that is gone too plans again by itself
 
     def _on_state(self, state: ShardState) -> None:
         """On the executor: all buckets have been copied."""
@@ -101,46 +114,46 @@ class Checkpointer:
         fact, error = FileFact("", 0, ""), ""
         try:
             fact = await self._loop.run_in_executor(
-                self._thread, self._checkpoints.write, state, job.index, job.num_shards
+                self._thread, self.checkpoints.write, state, job.settings.index, job.settings.num_shards
             )
         except Exception as failure:  # noqa: BLE001 - whatever a file system raises, training goes on
             error = _said(failure)
         else:
             job.metrics.checkpoint_seconds.observe(time.monotonic() - begin)
-        self._part = Kept(job.index, state.version, fact.size, fact.sha256, error)
+        self._part = Kept(job.settings.index, state.version, fact.size, fact.sha256, error)
         await self._report(self._part, seconds)
 
     async def _report(self, kept: Kept, seconds: float) -> None:
-        if self._tell is None:
-            self.kept(kept)
+        if self._report_kept is None:
+            self.take_report(kept)
         else:
             self._note(kept.version, kept.error)
-            if not await self._tell(kept, seconds):
-                log.warning("the lead does not hear of this shard's part of version %d", kept.version)
+            if not await self._report_kept(kept, seconds):
+                log.warning("the lead has not taken the report about this shard's part of version %d", kept.version)
 
-    def kept(self, kept: Kept) -> None:
+    def take_report(self, kept: Kept) -> None:
         """Lead: a shard has written its part, or could not.
 
         Raises:
-            ProtocolError: there is no such shard.
+            ProtocolError: There is no such shard, or this one is not the lead.
         """
         planner, now, job = self._planner, time.monotonic(), self._job
         if planner is None:
-            return
+            raise ProtocolError(f"shard {job.settings.index} collects no checkpoints; the lead does")
         if kept.error:
             if planner.failed(kept.shard, kept.version, now):
                 self._note(kept.version, f"shard {kept.shard}: {kept.error[:MAX_ERROR]}")
                 self._settled.set()
                 self.plan()
         else:
-            name = shard_name(kept.version, kept.shard, job.num_shards, "json")
+            name = shard_name(kept.version, kept.shard, job.settings.num_shards, "json")
             facts = planner.reported(kept.shard, kept.version, FileFact(name, kept.size, kept.sha256), now)
             if facts is not None and job.model is not None and job.engine is not None:
                 version, sections = job.engine.core.cut.taken
                 manifest = Manifest(
                     version=version,
-                    mode=str(job.mode),
-                    bucket_bytes=job.bucket_bytes,
+                    mode=str(job.settings.mode),
+                    bucket_bytes=job.settings.bucket_bytes,
                     model=job.model,
                     shards=facts,
                     sections=sections,
@@ -164,16 +177,16 @@ class Checkpointer:
         self.plan()
 
     async def _discard(self, version: int) -> None:
-        """Remove what there is of a checkpoint that will never be one."""
+        """Remove the files of a checkpoint that will never be complete."""
         try:
-            await self._loop.run_in_executor(self._thread, self._checkpoints.discard, version)
+            await self._loop.run_in_executor(self._thread, self.checkpoints.discard, version)
         except Exception as failure:  # noqa: BLE001 - as in _write; the next good one removes it
             log.info("what is left of version %d stays for now: %s", version, _said(failure))
 
     def _make_good(self, manifest: Manifest) -> None:
         """On the thread."""
-        self._checkpoints.commit(manifest)
-        self._checkpoints.retain(self._keep)
+        self.checkpoints.commit(manifest)
+        self.checkpoints.retain(self._keep)
 
     def _note(self, version: int, error: str) -> None:
         facts, metrics = self.facts, self._job.metrics
@@ -196,7 +209,7 @@ class Checkpointer:
     # -------------------------------------------------------------- the end
 
     async def finish(self) -> None:
-        """Keep what the job has come to, if it is at rest, and end the thread. Takes ``FINISH_SECONDS`` at most."""
+        """Write a last checkpoint, if the job is at rest, and end the thread. Takes ``FINISH_SECONDS`` at most."""
         try:
             async with asyncio.timeout(FINISH_SECONDS):
                 while self._tasks:
@@ -214,14 +227,21 @@ class Checkpointer:
         version = engine.core.open_step
         if self._planner is not None and version == self.facts.version:
             return
-        if self._part is not None and self._part.version == version and not self._part.error and self._tell is not None:
+        if (
+            self._part is not None
+            and self._part.version == version
+            and not self._part.error
+            and self._report_kept is not None
+        ):
             await self._report(self._part, LAST_REPORT_SECONDS)
             return
         state = self._cutter.at_rest()
         if state is None:
             log.info("version %d is not kept: its step was under way when the shard stopped", version)
-            if self._tell is not None:
-                await self._report(Kept(self._job.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS)
+            if self._report_kept is not None:
+                await self._report(
+                    Kept(self._job.settings.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS
+                )
             return
         if self._planner is not None:
             self._planner.last(version)

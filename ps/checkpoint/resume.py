@@ -70,9 +70,9 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
     """
     parts = checkpoints.parts(manifest)
     old = plan_of(manifest)
-    new = plan(manifest.model, job.bucket_bytes, job.num_shards)
+    new = plan(manifest.model, job.settings.bucket_bytes, job.settings.num_shards)
     if old == new:
-        state = checkpoints.load(manifest, parts[job.index])
+        state = checkpoints.load(manifest, parts[job.settings.index])
     else:
 
         @functools.lru_cache(1)
@@ -83,8 +83,10 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
             return shard(old.buckets[bucket].shard).buckets[bucket]
 
         order = sorted(old.buckets, key=lambda bucket: bucket.shard)  # so that each file is opened once
-        state = reshard(order, new.of_shard(job.index), manifest.version, read)
-    same = old == new and str(job.mode) == manifest.mode and not (job.mode.stale and job.clipping.norm)
+        state = reshard(order, new.of_shard(job.settings.index), manifest.version, read)
+    same = (
+        old == new and str(job.settings.mode) == manifest.mode and not (job.settings.mode.stale and job.clipping.norm)
+    )
     if not same:
         state = ShardState(state.version, {i: _forgotten(part) for i, part in state.buckets.items()}, state.counters)
     try:
@@ -95,7 +97,7 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
         ) from None
     log.info(
         "shard %d goes on from version %d of %s%s",
-        job.index,
+        job.settings.index,
         manifest.version,
         checkpoints.storage.url,
         "" if same else "; workers of before have to join again, for shards, buckets or mode are not the same",

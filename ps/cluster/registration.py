@@ -1,4 +1,4 @@
-"""How another shard than the lead enters the job, before it listens and reads a checkpoint, and how the lead lets it.
+"""Registration of another shard with the lead, before it listens and reads a checkpoint: both ends.
 
 start --> Enter --> lead: is the place free? --> number of the incarnation, version that the lead has gone on from
 """
@@ -7,6 +7,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 
 import grpc
 
@@ -17,43 +18,55 @@ from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.job.job import Job
+from torch_ps.ps.core.incarnation import Incarnation
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Seconds in which the lead has to have come up and read its part of a checkpoint.
+#: Seconds in which the lead has to come up and read its part of a checkpoint.
 LEAD_SECONDS = 300.0
-#: Seconds between two tries.
+#: Seconds between two attempts.
 RETRY_SECONDS = 0.5
-#: Seconds in which the lead's port has to show why a connection fails.
+#: Seconds for the probe that finds out why TLS fails at the lead's port.
 PROBE_SECONDS = 3.0
 
 
-def let_in(job: Job, shard: int, num_shards: int, process: int) -> None:
-    """On the lead: a process takes the place of a shard.
+class Registrar:
+    """On the lead: takes processes in the places of the other shards.
 
-    Raises:
-        Restarted: it was started alone, and this start of the servers ends for that: it has to ask again.
-        Refused: the same, and it does not end.
+    Args:
+        on_restart: Called when a shard was started alone, to end this start of the servers; None goes on without it.
     """
-    try:
-        job.incarnation.enter(shard, num_shards, process)
-    except Refused:
-        if job.on_alone is None:
-            raise
-        error = Restarted(f"shard {shard} was started anew, so all servers have to start together again")
-        job.on_alone(error)
-        raise error from None
+
+    def __init__(self, incarnation: Incarnation, on_restart: Callable[[Restarted], None] | None) -> None:
+        self._incarnation, self._on_restart = incarnation, on_restart
+
+    def register(self, shard: int, num_shards: int, process: int) -> None:
+        """Give ``process`` the place of a shard; to ask again changes nothing.
+
+        Raises:
+            ProtocolError: This server is not the lead.
+            ConfigError: There is no such shard.
+            Restarted: The shard was started alone, and this start of the servers ends for that: it has to ask again.
+            Refused: The shard was started alone, and the servers go on.
+        """
+        try:
+            self._incarnation.enter(shard, num_shards, process)
+        except Refused:
+            if self._on_restart is None:
+                raise
+            error = Restarted(f"shard {shard} was started anew, so all servers have to start together again")
+            self._on_restart(error)
+            raise error from None
 
 
-async def enter(lead: Address, shard: int, num_shards: int, access: Access) -> pb.EnterReply:
-    """Take the place of ``shard``; waits until the lead answers.
+async def register(lead: Address, shard: int, num_shards: int, access: Access) -> pb.EnterReply:
+    """Take the place of ``shard`` at the lead; wait until the lead answers.
 
     Raises:
-        Refused: the place was another process's, whose state is lost; says what to do.
-        ConfigError: the lead's job has another number of shards.
-        Unreachable: TLS does not fit; says how.
-        WaitTimeout: the lead has not come up.
+        Refused: Another process had the place and its state is lost; the message says what to do.
+        ConfigError: The lead's job has another number of shards.
+        Unreachable: TLS fails; the message says why.
+        WaitTimeout: The lead has not come up within ``LEAD_SECONDS``.
     """
     request = pb.EnterRequest(shard=shard, num_shards=num_shards, process=secrets.randbits(63))
     begin, told = time.monotonic(), False
@@ -70,7 +83,7 @@ async def enter(lead: Address, shard: int, num_shards: int, access: Access) -> p
             failure = error_of(error, str(lead))
             if not isinstance(failure, Unreachable | WaitTimeout | Restarted):
                 raise failure from None
-        if reason := await asyncio.to_thread(probe.why, lead, access.tls, PROBE_SECONDS):
+        if reason := await asyncio.to_thread(probe.explain_failure, lead, access.tls, PROBE_SECONDS):
             raise Unreachable(reason)
         if time.monotonic() - begin > LEAD_SECONDS:
             raise WaitTimeout(f"shard {shard} has waited for {LEAD_SECONDS:g} s for the lead: {failure}")

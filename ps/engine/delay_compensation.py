@@ -9,7 +9,7 @@ Rules of this file
   1. What a worker had pulled is kept as it was decoded there, together with its version. A gradient that was computed
      from another version (a caller of the low-level client may hold an older one) is applied as it came.
   2. ``pulled`` and ``correct`` run on executor threads; calls for one bucket never overlap. ``keep`` runs on the event
-     loop, which may drop a copy while a GPU still reads it on some side: hence ``used_here``.
+     loop, which may drop a copy while a GPU still reads it on some side: hence ``keep_for_stream``.
 
 Memory: one fp32 copy of the shard's parameters per worker; one more in the adaptive form.
 
@@ -20,7 +20,7 @@ from typing import Self
 
 import torch
 
-from torch_ps.common.devices import used_here
+from torch_ps.common.devices import keep_for_stream
 from torch_ps.ps.core.effects import Apply
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Roster
@@ -74,7 +74,7 @@ class Compensator:
             return
         of_bucket = self._pulled.setdefault(bucket, {})
         _, copy = of_bucket.get((worker, session), (0, None))
-        of_bucket[worker, session] = version, values.clone() if copy is None else used_here(copy).copy_(values)
+        of_bucket[worker, session] = version, values.clone() if copy is None else keep_for_stream(copy).copy_(values)
 
     def correct(self, bucket: int, apply: Apply, gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The gradient to apply in the place of ``gradient``, which is left alone; all have the shape (numel,)."""
@@ -85,7 +85,7 @@ class Compensator:
             squares.mul_(_DECAY).addcmul_(gradient, gradient, value=1 - _DECAY)
         if before is None or version != apply.version - 1 - pushed.staleness:
             return gradient
-        change = torch.sub(values, used_here(before)).mul_(gradient)
+        change = torch.sub(values, keep_for_stream(before)).mul_(gradient)
         if self._adaptive:
             change.div_((squares + _EPSILON).sqrt_())
         return torch.addcmul(gradient, change, gradient, value=self._strength)

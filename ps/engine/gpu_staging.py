@@ -16,7 +16,7 @@ import torch
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.on_gpu import on_device
 from torch_ps.common.codecs.plain import bytes_of
-from torch_ps.common.devices import Pinned, Side
+from torch_ps.common.devices import PinnedBuffer, SideStream
 from torch_ps.common.wire.frames import Buffer
 
 
@@ -31,14 +31,14 @@ class Staging:
     """
 
     def __init__(self, device: torch.device, numel: int) -> None:
-        self.side = Side(device)
+        self.side = SideStream(device)
         pairs = []
         with self.side.running():
             for _ in range(2):
-                pinned = Pinned(self.side, numel)
+                pinned = PinnedBuffer(self.side, numel)
                 pairs.append((pinned, torch.empty(len(pinned.bytes), dtype=torch.uint8, device=device)))
         self._in = itertools.cycle(pairs)
-        self._out = Pinned(self.side, numel)
+        self._out = PinnedBuffer(self.side, numel)
 
     def decode(self, codec: Codec, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
         """The values of a checked payload, shape of ``scratch``, on the device; to be read until the next but one call.
@@ -47,19 +47,19 @@ class Staging:
             scratch: shape (numel,), fp32, on the device; what is returned may be another tensor.
         """
         pinned, raw = next(self._in)
-        pinned.mark.wait()  # the copy of two calls ago
+        pinned.event.wait()  # the copy of two calls ago
         by_device, size = on_device(codec), len(payload)
         if by_device is not None:
             pinned.bytes[:size].copy_(torch.frombuffer(payload, dtype=torch.uint8))
             raw[:size].copy_(pinned.bytes[:size], non_blocking=True)
-            pinned.mark.set()
+            pinned.event.set()
             return by_device.from_bytes(payload, raw[:size], scratch)
         host = pinned.values[: scratch.numel()]
         decoded = codec.decode(payload, host)
         if decoded.data_ptr() != host.data_ptr():
             host.copy_(decoded)
         scratch.copy_(host, non_blocking=True)
-        pinned.mark.set()
+        pinned.event.set()
         return scratch
 
     def encode(self, codec: Codec, values: torch.Tensor) -> tuple[Buffer, ...]:
@@ -68,11 +68,11 @@ class Staging:
         if by_device is None:
             return codec.encode(self.host(values))
         size = self._out.take(by_device.to_bytes(values))
-        self._out.mark.wait()
+        self._out.event.wait()
         return (bytes_of(self._out.bytes[:size]),)
 
     def host(self, values: torch.Tensor) -> torch.Tensor:
         """A copy of ``values`` on the CPU; good until the next call of it or of ``encode``."""
         self._out.take((values.view(torch.uint8),))
-        self._out.mark.wait()
+        self._out.event.wait()
         return self._out.values[: values.numel()]

@@ -226,19 +226,20 @@ class Clipping:
         norm: Largest norm of an update; 0: no clipping.
         index: Index of the shard; 0 is the lead.
         request_norm: Requests norms from the lead; None on the lead.
+        before_answer: Called on the lead with each decision and a function that replies to the shards.
     """
 
-    def __init__(self, norm: float, index: int, request_norm: RequestNorm | None) -> None:
+    def __init__(self, norm: float, index: int, request_norm: RequestNorm | None, before_answer: BeforeAnswer) -> None:
         self.norm, self._index = norm, index
         self.request_norm: RequestNorm = request_norm or self._report
-        self.before_answer: BeforeAnswer = lambda group, square, then: then()
+        self._before_answer = before_answer
         self.norms: NormCollector | None = None  # on the lead of a job that clips
 
     def begin(self, plan: Plan, roster: Roster) -> None:
         """Start to collect norms for the buckets of a model."""
         if self._index == 0 and self.norm:
             shards = [bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"]
-            self.norms = NormCollector(shards, self.before_answer)
+            self.norms = NormCollector(shards, self._before_answer)
             self.norms.set_roster(roster)
 
     def set_roster(self, roster: Roster) -> None:

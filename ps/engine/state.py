@@ -65,7 +65,7 @@ ReportKept = Callable[[Kept, float], Awaitable[bool]]
 
 
 @dataclass(slots=True)
-class KeptFacts:
+class CheckpointFacts:
     """How a shard's checkpoints do, for ``ps-status``; ``written`` is on ``time.monotonic()``, 0: none yet."""
 
     url: str

@@ -1,14 +1,14 @@
-"""etcd's JSON gateway, as far as a seat needs it: a lease, two keys, and transactions on them.
+"""Client of etcd's JSON gateway for what a seat needs: a lease, two keys, and transactions on them.
 
     URL[,URL...]    http(s)://[USER:PASSWORD@]HOST:PORT[/NAME]    one cluster; NAME keeps jobs apart
 
 Rules of this file
-  1. Plain HTTP and JSON of the standard library: no client to keep up with. Every call has a deadline and tries the
-     addresses in turn.
-  2. A lease is believed for its length from before the call that renewed it was sent, by a clock that goes on while the
-     machine sleeps.
+  1. It uses HTTP and JSON of the standard library, so that no client library has to be kept up to date. Every call has
+     a deadline and tries the addresses in turn.
+  2. A lease counts from the moment before the call that renewed it was sent, on a clock that goes on while the machine
+     sleeps.
 
-Source: etcd's API reference, v3 (gRPC gateway).
+Source: https://etcd.io/docs/v3.5/dev-guide/api_grpc_gateway/
 """
 
 import base64
@@ -26,11 +26,12 @@ from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.seat import Transact
 from torch_ps.ps.job.conditions import clock
 
+#: Seconds that a call may take at each address.
 SECONDS = 3.0
 
 
 class Refusal(PsError):
-    """etcd does not want to."""
+    """etcd has answered with an HTTP error below 500, its ``status``."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -38,7 +39,7 @@ class Refusal(PsError):
 
 
 class Seen(NamedTuple):
-    """What is there: see ``LeasedSeat.observed``."""
+    """The two keys of a seat at one moment: see ``LeasedSeat.observed``."""
 
     revision: int
     configuration: Configuration | None
@@ -49,9 +50,13 @@ class EtcdClient:
     """The seat of one shard. Calls block; none takes longer than ``SECONDS`` at each address.
 
     Args:
-        shard: its number.
-        ttl: seconds that a lease lasts, whole, >= 2.
-        tls: for https; None believes the authorities that the system does, and shows no certificate.
+        endpoint: Addresses, credentials and the name of the job.
+        shard: Index of the shard.
+        ttl: Seconds that a lease lasts, >= 2.
+        tls: Certificates for https; None trusts the system's authorities and shows no certificate.
+
+    Attributes:
+        until: Time on ``clock`` until which the lease holds at least.
     """
 
     def __init__(self, endpoint: Endpoint, shard: int, ttl: int, tls: Tls | None = None) -> None:
@@ -60,11 +65,10 @@ class EtcdClient:
         self._holder = f"/{endpoint.name}/{shard}/holder"
         self._lease = ""  # a number, as JSON has it
         self._token = ""
-        #: The lease holds until then at least, by ``clock``.
         self.until = 0.0
 
     def renew(self) -> None:
-        """Make the lease last anew, or get another one.
+        """Renew the lease, or get a new one if it has run out.
 
         Raises:
             PsError: etcd does not answer, or refuses.
@@ -79,10 +83,10 @@ class EtcdClient:
         self._lease, self.until = reply["ID"], sent + min(self._ttl, int(reply["TTL"]))
 
     def look(self) -> Seen:
-        """Both keys at one moment.
+        """Read both keys at one moment.
 
         Raises:
-            PsError: as ``renew``, or the key holds something else.
+            PsError: etcd does not answer or refuses, or the key does not hold a configuration.
         """
         both = [{"request_range": {"key": _text(key)}} for key in (self._configuration, self._holder)]
         found = [
@@ -94,13 +98,16 @@ class EtcdClient:
         return Seen(revision, configuration, base64.b64decode(found[1].get("value", "")).decode())
 
     def transact(self, wanted: Transact, me: str) -> int:
-        """The revision that it was written at; 0: something was not as it had been.
+        """Write the configuration and this server as its holder, if both keys are as ``wanted`` expects.
 
         Args:
-            me: name of this life of this server, which then holds the seat.
+            me: Name of this life of this server, which then holds the seat.
+
+        Returns:
+            The revision of the write; 0 if a key had changed.
 
         Raises:
-            PsError: as ``renew``; it may have been done or not.
+            PsError: etcd does not answer or refuses; the write may have happened or not.
         """
         holder = {"key": _text(self._holder)}
         as_it_was: dict[str, Any] = (
@@ -122,10 +129,10 @@ class EtcdClient:
         return int(reply["header"]["revision"]) if reply.get("succeeded") else 0
 
     def give_up(self) -> None:
-        """End the lease, and with it what this server holds.
+        """End the lease, and with it this server's hold of the seat.
 
         Raises:
-            PsError: as ``renew``.
+            PsError: etcd does not answer, or refuses.
         """
         if self._lease:
             self._call("lease/revoke", {"ID": self._lease})
@@ -141,7 +148,7 @@ class EtcdClient:
         except Refusal as refusal:
             if not self._endpoint.user or refusal.status != http.client.UNAUTHORIZED:
                 raise
-        self._sign_in()  # its token has run out
+        self._sign_in()  # the token has expired
         return self._post(method, body)
 
     def _sign_in(self) -> None:
@@ -150,7 +157,7 @@ class EtcdClient:
         self._token = self._post("auth/authenticate", who)["token"]
 
     def _context(self) -> ssl.SSLContext:
-        """With the certificates as they are now."""
+        """TLS settings from the certificate files as they are now."""
         context = ssl.create_default_context(cafile=(self._tls and self._tls.ca) or None)
         if self._tls is not None and self._tls.cert:
             load(context, self._tls.cert, self._tls.key)

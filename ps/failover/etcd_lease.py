@@ -1,11 +1,11 @@
-"""A seat in etcd is looked at, held and asked for, beside everything else that a server does.
+"""Holds the lease of a seat in etcd and carries out the transactions that the seat asks for.
 
-    Seat --Transact--> want() --> etcd --> decided()
+    Seat --Transact--> on_transact() --> etcd --> decided()
          <-- observed() <-- renew, look, several times within a lease
 
 Rules of this file
-  1. Decides nothing. One call of etcd is under way at a time, on a thread; what it says is told to the seat in order.
-  2. That etcd does not answer is logged and not the end: what is held back then is held back by the seat.
+  1. It decides nothing. One call to etcd is open at a time, on a thread; the seat hears of the replies in order.
+  2. An etcd that does not answer is logged, not an error: the seat holds back answers until it is back.
 """
 
 import asyncio
@@ -15,40 +15,40 @@ from torch_ps.common.errors import NameTaken, PsError
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.failover.seat import Transact
 from torch_ps.ps.failover.etcd import EtcdClient, Seen
-from torch_ps.ps.job.seat_driver import SeatDriver
+from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Looks at the seat within one lease.
+#: Reads of the seat's keys within one lease.
 LOOKS = 5
-#: Seconds; etcd gives none that is shorter.
+#: Shortest lease that etcd grants, in seconds.
 SHORTEST_LEASE = 2
 
 
-class EtcdLease:
-    """One server's hold of a seat.
+class EtcdLease(SeatListener):
+    """One server's lease.
 
     Args:
-        seat_driver: of this server; its seat comes to be another one when it follows anew.
-        ttl: seconds that a lease lasts.
+        driver: Driver of this server's seat, which is replaced when the server follows another primary.
+        ttl: Seconds that a lease lasts.
     """
 
-    def __init__(self, seat_driver: SeatDriver, etcd: EtcdClient, ttl: float) -> None:
-        self._driver, self._etcd, self._pause = seat_driver, etcd, ttl / LOOKS
+    def __init__(self, driver: SeatDriver, etcd: EtcdClient, ttl: float) -> None:
+        self._driver, self._etcd, self._pause = driver, etcd, ttl / LOOKS
         self._wanted: Transact | None = None
         self._wake = asyncio.Event()
         self._silent = False
 
-    def want(self, transact: Transact) -> None:
-        """Try this at once; only the last one counts."""
+    def on_transact(self, transact: Transact) -> None:
+        """Try ``transact`` at once; it replaces one that has not been tried yet."""
         self._wanted = transact
         self._wake.set()
 
-    async def keep(self) -> None:
-        """Hold, look and ask until cancelled.
+    async def hold(self) -> None:
+        """Renew the lease, read the keys and try transactions until cancelled.
 
         Raises:
-            NameTaken: this server may not serve; says who does.
+            NameTaken: This server may not serve; the message says which one does.
         """
         while True:
             await self._turn()
@@ -100,8 +100,8 @@ class EtcdLease:
         return seat
 
     async def give_up(self) -> None:
-        """Let go of the seat at once, when this server has said its last."""
+        """End the lease at once, after the last answer of this server."""
         try:
             await asyncio.to_thread(self._etcd.give_up)
         except PsError as error:
-            log.warning("the seat is held until its lease runs out: %s", error)
+            log.warning("cannot end the lease in etcd, which keeps the seat until it runs out: %s", error)

@@ -1,4 +1,4 @@
-"""Waiting for a sign of life of somebody, by a process that may stand still itself (SIGSTOP, a paused machine).
+"""Heartbeat timeout that does not count time in which this process itself was suspended (SIGSTOP, a paused machine).
 
 Rules of this file
   1. Silence counts only while this process could have heard something: what came meanwhile is not read yet.
@@ -11,15 +11,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Parts of a wait; a process that stands still loses two of them at most.
+#: Parts of a wait; a process that was suspended loses two of them at most.
 PARTS = 8
 
 
-async def heard(sign: Awaitable[T], seconds: float) -> T:
+async def wait_alive(sign: Awaitable[T], seconds: float) -> T:
     """Wait for ``sign``, which is cancelled after ``seconds`` in which this process has run.
 
     Raises:
-        TimeoutError: there was none.
+        TimeoutError: It has not come by then.
     """
     task, part, left = asyncio.ensure_future(sign), seconds / PARTS, seconds
     try:

@@ -1,4 +1,4 @@
-"""A primary and its standby: what is decided here is known there before anybody hears of it.
+"""The primary's side of replication: logs changes to the standby, holds back what would disclose them before that.
 
     standby: Replicate --> model --> state of each bucket, in its lane's order --> complete
     lane:    step, answer ---+
@@ -6,11 +6,11 @@
     norms:   decided --------+
 
 Rules of this file
-  1. What is sent first is received first. Whatever discloses a change (an answer, a roster that takes effect, a norm)
-     waits until the standby has said that it has all frames up to it.
-  2. Nothing is sent, copied or kept while there is no standby.
-  3. What waits here is bounded by what workers have under way, for they wait too: a slow standby slows the job down and
-     does not fill the memory of its primary. A state is copied ``AT_A_TIME`` buckets at a time.
+  1. Frames arrive in the order in which they were sent. Whatever discloses a change (an answer, a roster that takes
+     effect, a norm) waits until the standby has acknowledged all frames up to it.
+  2. Nothing is sent, copied or held back while there is no standby.
+  3. What waits here is bounded by the open calls of workers, which wait too: a slow standby slows the job down and does
+     not fill the memory of its primary. A state is copied ``AT_A_TIME`` buckets at a time.
 
 Source: primary-backup replication, Alsberg and Day, ICSE 1976; as records of a log, VMware FT, Scales et al., 2010.
 """
@@ -40,20 +40,23 @@ from torch_ps.ps.engine.bucket_jobs import Response, Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.state import tensors_of
 from torch_ps.ps.failover import records
-from torch_ps.ps.failover.liveness import heard
+from torch_ps.ps.failover.liveness import wait_alive
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.lead_address import LeadAddress
+from torch_ps.ps.job.listeners import JobListener
+from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Buckets whose state is copied and not yet with the standby.
+#: Buckets whose state is copied and not yet sent to the standby.
 AT_A_TIME = 4
-#: Characters of a server's name.
+#: Longest name of a server, in characters.
 MAX_SERVER = 300
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What is to be done when the standby has ``number`` frames; ``since`` is ``time.monotonic()``."""
+    """What to do when the standby has record ``number``; ``since`` is a time on ``time.monotonic()``."""
 
     number: int
     since: float
@@ -61,25 +64,29 @@ class _Waiting:
 
 
 class Follower:
-    """One standby that is attached: frames to it, and how many of them it has.
+    """One standby that is attached: the frames to it, and how many of them it has.
 
     Args:
-        server: its name.
-        base: number of the last record before its first frame.
+        server: Name of the standby.
+        base: Number of the last record before its first frame.
+
+    Attributes:
+        received: Number of the last record that it has acknowledged.
+        begun: It has been sent a model.
+        copied: Indices of the buckets whose state has been copied; lanes read it.
+        complete: It has the whole state, and the seat relies on it.
     """
 
     def __init__(self, server: str, base: int) -> None:
         self.server, self._base = server, base
         self.outbox: asyncio.Queue[bytes | PsError] = asyncio.Queue()
-        self.received = base  # number of the last record that it has
-        self.begun = False  # it has been sent a model
-        #: Buckets whose state has been copied; lanes read it.
+        self.received = base
+        self.begun = False
         self.copied: set[int] = set()
-        #: It has all, and the seat relies on it.
         self.complete = False
 
     def number(self, frames: int) -> int:
-        """Of the record that is the last of so many frames."""
+        """Number of the last record after ``frames`` frames."""
         return self._base + frames
 
     @property
@@ -87,19 +94,19 @@ class Follower:
         return address_of(self.server)
 
 
-class Replication:
-    """One shard's, as a primary. All methods but ``step`` and ``answered`` run on the event loop."""
+class Replication(JobListener, SeatListener):
+    """The log of one primary. All methods but ``step`` and ``answered`` run on the event loop.
 
-    def __init__(self, job: Job) -> None:
-        seat_driver = job.seat_driver
-        self._job, self._driver = job, seat_driver
+    Listens to the job and to the seat driver, and is the engine's ``Recorder`` while a standby follows.
+
+    Args:
+        lead: Where another shard than the lead finds it; None on the lead.
+    """
+
+    def __init__(self, job: Job, driver: SeatDriver, lead: LeadAddress | None) -> None:
+        self._job, self._driver, self._lead = job, driver, lead
         self._waiting: deque[_Waiting] = deque()
         self.follower: Follower | None = None
-        job.before_roster, job.lag = self._roster, self.lag
-        job.clipping.before_answer = self._norm
-        job.on_anew, job.on_stop = self._anew, self._stop
-        seat_driver.on_acknowledge = self._release
-        seat_driver.on_change = self._change
 
     @property
     def _seat(self) -> Seat:
@@ -108,10 +115,14 @@ class Replication:
     # -------------------------------------------------------------- the standby
 
     async def serve(self, messages: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]) -> None:
-        """One standby, from its hello to the end of its stream.
+        """Serve one standby, from its hello to the end of its stream.
+
+        Args:
+            messages: What the standby sends.
+            send: Sends it one frame.
 
         Raises:
-            Refused: there is another one, or the last one is lost and that is not settled yet.
+            Refused: There is another one, or the last one is lost and that is not settled yet.
         """
         hello = pb.ReplicaUp.FromString(await anext(messages, b""))
         follower = self._attach(hello.hello.server)
@@ -134,7 +145,7 @@ class Replication:
             await asyncio.gather(*tasks, return_exceptions=True)  # so that nobody reads from the stream any more
 
     def _attach(self, server: str) -> Follower:
-        index = self._job.index
+        index = self._job.settings.index
         if not 1 <= len(server) <= MAX_SERVER or not server.isprintable():
             raise ProtocolError(f"a standby has a name of 1 to {MAX_SERVER} printable characters")
         if self.follower is not None:
@@ -146,9 +157,9 @@ class Replication:
         return follower
 
     async def _fill(self, follower: Follower) -> None:
-        """Send all that this shard is, and from then on what changes."""
+        """Send the whole state of this shard; its changes follow from then on."""
         job = self._job
-        await job.until_initialised()
+        await job.seeding.until_initialised()
         engine = job.engine
         if engine is None:
             return
@@ -187,14 +198,14 @@ class Replication:
 
     async def _next(self, follower: Follower, messages: AsyncIterator[bytes]) -> bytes:
         try:
-            return await heard(anext(messages, b""), self._job.lease)
+            return await wait_alive(anext(messages, b""), self._job.settings.lease)
         except TimeoutError:
             raise WaitTimeout(
-                f"no sign of life of the standby at {follower.address} for {self._job.lease:g} s (the lease)"
+                f"no sign of life of the standby at {follower.address} for {self._job.settings.lease:g} s (the lease)"
             ) from None
 
     def _detach(self, follower: Follower, reason: str) -> None:
-        """Its stream has ended."""
+        """Forget a standby whose stream has ended."""
         self.follower = None
         if self._job.engine is not None:
             self._job.engine.core.replicate_none()
@@ -206,37 +217,37 @@ class Replication:
         self._release()
 
     def _release(self) -> None:
-        """Let go what does not have to wait any more."""
+        """Release what no longer has to wait for the standby."""
         follower, safe = self.follower, self._seat.safe
         if follower is not None and not follower.complete:
-            safe = min(safe, follower.received)  # nobody relies on it, but a slow one must not fill the memory
+            safe = min(safe, follower.received)  # nothing relies on it, but a slow one must not fill the memory
         while self._waiting and self._waiting[0].number <= safe:
             self._waiting.popleft().then()
         engine, seat = self._job.engine, self._seat
         if engine is None or seat.follows:
             return
         if seat.lapses:
-            engine.work.recorder = self  # who is alone may come to hold back, too
+            engine.work.recorder = self  # a primary alone may have to hold back later, too
         elif follower is None and seat.role is Role.ALONE and not self._waiting:
             engine.work.recorder = None
 
-    def _anew(self) -> None:
-        """The job begins again with other parameters: whoever follows has to begin again too."""
+    def on_engine_built(self, engine: Engine) -> None:
+        """Have a standby of the engine before attach again."""
         self._release()
         if self.follower is not None and self.follower.begun:
             self.follower.outbox.put_nowait(Refused("the parameters are sent anew; attach again"))
 
-    def _stop(self, error: PsError) -> None:
+    def on_stop(self, error: PsError) -> None:
         if self.follower is not None:
             self.follower.outbox.put_nowait(error)
 
     def lag(self) -> tuple[int, float]:
-        """Records that the standby has not said to have, and seconds that the oldest answer waits."""
+        """Records that the standby has not acknowledged, and seconds that the oldest answer has waited for it."""
         follower = self.follower
         behind = self._seat.recorded - follower.received if follower is not None else 0
         return behind, time.monotonic() - self._waiting[0].since if self._waiting else 0.0
 
-    # -------------------------------------------------------------- what it hears
+    # -------------------------------------------------------------- records
 
     def _copy(self, engine: Engine, follower: Follower, bucket: Bucket, progress: Mapping[str, Any]) -> list[bytes]:
         """On the bucket's lane."""
@@ -244,7 +255,7 @@ class Replication:
         return records.of_state(bucket.index, tensors_of(engine, bucket, self._job.streams), progress)
 
     def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
-        """On the bucket's lane: one optimizer step."""
+        """On the bucket's lane: frames about one optimizer step."""
         engine = self._job.engine
         if apply.progress is None or engine is None or self.follower is None:
             return []
@@ -257,7 +268,7 @@ class Replication:
         return [*frames, step]
 
     def answered(self, bucket: Bucket, response: Response) -> list[bytes]:
-        """On the bucket's lane: a worker is about to be answered, and what it has then will matter."""
+        """On the bucket's lane, before an answer is encoded: frames where the copy of the worker matters later."""
         follower, stream, engine = self.follower, response.stream, self._job.engine
         matters = stream.codec.coarse or (engine is not None and engine.compensator is not None)
         if not matters or bucket.rule == "mean" or stream.worker is None:
@@ -268,36 +279,38 @@ class Replication:
         return [records.of_answer(bucket.index, stream.worker, stream.codec.name, whole=whole)]
 
     def data(self) -> list[bytes]:
-        """Lead: which samples are whose."""
+        """Lead: a frame about which samples are whose."""
         engine = self._job.engine
         data = engine.core.data() if engine is not None else None
         return [] if data is None else [records.of_data(data)]
 
     def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
-        """Send frames; ``then`` is called when all up to them may be known to others."""
+        """Send frames; ``then`` is called when others may know of all up to them."""
         follower, now = self.follower, time.monotonic()
         if self._seat.follows:
-            return  # another one serves: nobody hears anything from here any more
+            return  # another server serves: nothing is disclosed from here any more
         if follower is not None:
             for frame in frames:
                 follower.outbox.put_nowait(frame)
                 self._record()
         elif self._seat.role is not Role.ALONE or self._seat.lapses:
-            self._record()  # something may have changed of which there is no frame
+            self._record()  # something may have changed without a frame
         self._waiting.append(_Waiting(self._seat.recorded, now, then))
         self._release()
 
     def _record(self) -> None:
         self._driver.obey(self._seat.record()[1])
 
-    def _change(self, change: ConfigChange) -> None:
-        """The seat has made a record."""
+    def on_acknowledge(self) -> None:
+        self._release()
+
+    def on_change(self, change: ConfigChange) -> None:
         if self.follower is not None:
             self.follower.outbox.put_nowait(records.of_change(change))
 
-    def _roster(self, roster: Roster, then: Callable[[], None]) -> None:
+    def on_roster_decided(self, roster: Roster, take_effect: Callable[[], None]) -> None:
         def known() -> None:
-            then()
+            take_effect()
             self._driver.obey(self._seat.set_roster((m.name, m.session) for m in roster.members))
 
         if self._recording:
@@ -305,11 +318,11 @@ class Replication:
         else:
             known()
 
-    def _norm(self, group: Group, square: float | None, then: Callable[[], None]) -> None:
+    def on_norm_decided(self, group: Group, square: float | None, answer: Callable[[], None]) -> None:
         if self._recording:
-            self.send([records.of_norm(group, square)], then)
+            self.send([records.of_norm(group, square)], answer)
         else:
-            then()
+            answer()
 
     @property
     def _recording(self) -> bool:
@@ -320,15 +333,15 @@ class Replication:
         if job.membership is not None:
             return job.membership.hand_over()
         members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
-        lead = list(job.lead_at or ())
+        lead = list(self._lead or ())
         return {"epoch": roster.epoch, "members": members, "open": roster.open, "cut": roster.cut, "lead": lead}
 
 
 async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:
-    """Send what is in the outbox, until an error is next.
+    """Send what is in the outbox, until an error comes out of it.
 
     Raises:
-        PsError: that one.
+        PsError: That error.
     """
     while True:
         item = await follower.outbox.get()

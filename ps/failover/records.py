@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from torch_ps.common.optimizer_spec import Hyper, changed, hyper_to_proto
+from torch_ps.common.optimizer_spec import Hyper, changed_values, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_from_proto, configuration_to_proto
 from torch_ps.common.wire.frames import Buffer, pack
@@ -57,7 +57,7 @@ def of_step(
         progress=text(apply.progress or {}),
         idle=mean is None,
         lr_scale=apply.lr_scale,
-        hyper=hyper_to_proto(changed(hyper, job)),
+        hyper=hyper_to_proto(changed_values(hyper, job)),
         late=late,
         nonfinite=nonfinite,
         staleness=[each.staleness for each in apply.contributions],

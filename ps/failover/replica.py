@@ -1,14 +1,14 @@
-"""What a standby has of its primary: the state of one shard, frame by frame one step further.
+"""The standby's copy of a shard: applies the records of its primary, frame by frame.
 
     frame --take()--> checked --> lane of its bucket: the same optimizer step on the same bits
                               '-> ledger, roster, samples, norms: the newest is kept
     take_over() --> job: serves from here
 
 Rules of this file
-  1. The frames of one connection are taken in order; what has been taken is never lost while this process lives.
-  2. At any moment this is a state in which the primary's core has been, but for pushes that were not applied: their
+  1. The frames of one connection are taken in order; what has been taken is not lost while this process lives.
+  2. At any moment the state is one in which the primary's core has been, except for pushes that were not applied: their
      workers send them again.
-  3. What a worker with lossy pulls has is followed one answer behind; see ``torch_ps.common.codecs.pulled_copies``.
+  3. What a worker with lossy pulls has is tracked one answer behind; see ``torch_ps.common.codecs.pulled_copies``.
 """
 
 import asyncio
@@ -34,18 +34,26 @@ from torch_ps.ps.engine.grad_clip import REMEMBERED
 from torch_ps.ps.engine.state import Tensors, restore_bucket
 from torch_ps.ps.failover import records
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.lead_address import LeadAddress
 
-#: Frames that may wait for their lanes; with more the primary is not read from.
+#: Frames that may wait for their lanes; with more, nothing is read from the primary.
 MOST_WAITING = 64
 
 
 class Replica:
-    """The state of ``job``'s shard as its primary has it. All methods run on the event loop."""
+    """The state of ``job``'s shard as its primary has it. All methods run on the event loop.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self.complete = False  # every bucket has come
-        self.roster: dict[str, Any] = {}
+    Args:
+        lead: Where another shard than the lead finds it, which the primary's records say too; None on the lead.
+
+    Attributes:
+        complete: Every bucket has come.
+    """
+
+    def __init__(self, job: Job, lead: LeadAddress | None) -> None:
+        self._job, self._lead = job, lead
+        self.complete = False
+        self._membership: dict[str, Any] = {}  # or, on another shard than the lead, the roster in the same form
         self._sessions: dict[str, int] = {}
         self._data: dict[str, Any] = {}
         self._progress: dict[int, dict[str, Any]] = {}  # by bucket
@@ -63,7 +71,7 @@ class Replica:
         """Take one frame.
 
         Raises:
-            CorruptFrame: it is not what a primary sends here. It has changed nothing.
+            CorruptFrame: It is not what a primary sends here. It has changed nothing.
         """
         kind = header.WhichOneof("kind")
         try:
@@ -87,7 +95,7 @@ class Replica:
                 case "complete":
                     self._complete()
                 case _:
-                    raise ValueError("it is of no kind that is known here")
+                    raise ValueError("its kind is not known here")
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFrame(f"a frame ({kind}) of the primary cannot be taken: {error!r}") from None
 
@@ -178,12 +186,12 @@ class Replica:
     def _roster(self, header: pb.ReplicaRoster) -> None:
         told = records.data_of(header.membership, "roster")
         members = {str(member[0]) for member in told["members"]}
-        self.roster = told
+        self._membership = told
         self._sessions = {str(member[0]): int(member[1]) for member in told["members"]}
         if self._engine is not None and self._engine.compensator is not None:
             self._engine.compensator.keep(parse_roster(told))
-        if self._job.lead_at is not None:
-            self._job.lead_at.told(str(each) for each in told["lead"])
+        if self._lead is not None:
+            self._lead.learn(str(each) for each in told["lead"])
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
 
     def _norm(self, header: pb.ReplicaNorm) -> None:
@@ -212,18 +220,18 @@ class Replica:
         self._changed.set()
 
     async def room(self, most: int = MOST_WAITING) -> None:
-        """Wait until at most so many frames wait for their lanes."""
+        """Wait until at most ``most`` frames wait for their lanes."""
         while self._waiting > most:
             self._changed.clear()
             await self._changed.wait()
 
-    # -------------------------------------------------------------- the end of it
+    # -------------------------------------------------------------- takeover
 
     async def take_over(self) -> None:
-        """Have the job serve from the state that is here.
+        """Have the job serve from this state.
 
         Raises:
-            ValueError: there is none, or the primary has sent what it cannot have had.
+            ValueError: There is no state, or it is not one that a primary can have had.
         """
         engine = self._working()
         await self.room(0)
@@ -233,11 +241,11 @@ class Replica:
                 engine.work.unsettled[index] = [*engine.work.unsettled.get(index, ()), copies]
         if self._job.clipping.norms is not None:
             self._job.clipping.norms.answers.update(self._norms)
-        self._job.take_over(self._copies, self.roster, self._data)
+        self._job.take_over(self._copies, self._membership, self._data)
 
     @property
     def version(self) -> int:
-        """Steps that every bucket here has had."""
+        """Number of steps that every bucket here has had."""
         return min((int(each["version"]) for each in self._progress.values()), default=0)
 
     def _advance(self, bucket: int, progress: dict[str, Any]) -> None:

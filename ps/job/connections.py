@@ -1,10 +1,10 @@
-"""Who is connected: what opens a stream, keeps a lease and shares memory with a worker.
+"""Opens the stream of a worker, renews its lease and shares memory with it.
 
-    Exchange: Hello --open()--> Stream --heard()--> lease renewed --close()--> its answers are forgotten
+    Exchange: Hello --open()--> Stream --renew()--> lease renewed --close()--> its answers are dropped
     Share --share()--> the memory of a worker on this host is mapped
 
 Rules of this file
-  1. Decides nothing about steps or members: the core does. It is asked before anything changes.
+  1. It decides nothing about steps or members: the core does, and is asked before anything changes.
 """
 
 import itertools
@@ -15,23 +15,28 @@ from torch_ps.common.arena import Offer
 from torch_ps.common.errors import NoSharedMemory, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.seat_driver import SeatDriver
 from torch_ps.ps.transport.streams import Stream
 
 
 class Connections:
-    """Those of one shard. All methods run on the event loop."""
+    """The connections of one shard. All methods run on the event loop.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    Args:
+        port: Port at which this shard listens.
+    """
+
+    def __init__(self, job: Job, driver: SeatDriver, port: int) -> None:
+        self._job, self._driver, self._port = job, driver, port
         self._observers = itertools.count(1)
 
     async def open(self, hello: pb.Hello) -> Stream:
-        """Check the first frame of an Exchange.
+        """Open the stream that the first frame of an Exchange asks for.
 
         Raises:
-            UnknownCodec: for pulls.
-            UnknownWorker: not in the roster.
-            NotInitialised: an observer came before the parameters.
+            UnknownCodec: The codec for pulls is not known here.
+            UnknownWorker: The worker is not in the roster.
+            NotInitialised: An observer came before the parameters.
         """
         codec = codecs.codec(hello.pull_codec or "none")
         if not hello.worker:
@@ -47,41 +52,42 @@ class Connections:
             self._job.engine.disconnected(before)
         self._job.streams.add(stream)
         if stream.worker is not None:
-            for frame in self._job.seat_driver.greeting():
+            for frame in self._driver.greeting():
                 stream.outbox.put_nowait(frame)
         return stream
 
     def close(self, stream: Stream) -> None:
+        """Forget a stream that has ended."""
         if self._job.streams.remove(stream) and self._job.engine is not None:
             self._job.engine.disconnected(stream)
 
-    def heard(self, worker: str | None, session: int) -> None:
-        """Traffic renews the lease; None: that of an observer, who has none.
+    def renew(self, worker: str | None, session: int) -> None:
+        """Renew the lease of a worker that something has come from; ``worker`` is None for an observer, who has none.
 
         Raises:
-            UnknownWorker: the lease has run out before, and the standby, if there is one, knows that too.
+            UnknownWorker: The lease has run out before, and the standby, if there is one, knows that too.
         """
         if self._job.membership is None or worker is None:
             return
         try:
             self._job.membership.renew(worker, session, time.monotonic())
         except UnknownWorker:
-            # What waits for the standby is said to nobody; and whether to go on without that one is for workers to say.
+            # An eviction that waits for the standby is told to nobody; workers decide whether to go on without it.
             if not self._job.is_member(worker, session):
                 raise
 
     async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:
-        """Map the memory of a worker on this host; answers with that of the parameters.
+        """Map the memory of a worker on this host. Returns the offer of this shard's parameters.
 
         Args:
-            dialled: port at which the worker has found this shard, 0 if that is not to matter.
+            dialled: Port at which the worker has found this shard; 0 skips the check for a proxy.
 
         Raises:
-            UnknownWorker: not in the roster.
-            NotInitialised: the parameters are not there yet.
-            NoSharedMemory: it cannot be mapped; says why.
+            UnknownWorker: The worker is not in the roster.
+            NotInitialised: The parameters are not there yet.
+            NoSharedMemory: The memory cannot be mapped; the message says why.
         """
         await self._job.until_member(worker, session)
-        if dialled not in (0, self._job.port):
+        if dialled not in (0, self._port):
             raise NoSharedMemory(f"something stands between port {dialled} and this server, so all goes through it")
         return self._job.working().arenas.admit(worker, session, gradients, answers)

@@ -1,36 +1,28 @@
-"""One shard's part in a job: who takes part, which model is trained, and whether its parameters are there.
+"""One shard's part in a job: its members, its engine, and what becomes of a roster that was decided.
 
-    lead:    Join -> seed? --yes--> Seed on every shard, the lead last --> initialised
-                          --no---> waits until initialised; takes over when the seeding worker dies
-    others:  Seed, and the roster from the lead
+    lead:    Join, Leave, tick --> Membership --effects--> listeners (the standby knows) --> in force: engine, watchers
+    others:  WatchRoster -------------------------------->
 
 Rules of this file
-  1. Decides nothing about steps: the core does. Touches no tensor: the engine does.
+  1. It decides nothing about steps: the core does. It touches no tensor: the engine does.
   2. Every wait has a deadline and says what it waits for.
 """
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-import torch
-
-from torch_ps.common import schema
 from torch_ps.common.codecs.pulled_copies import Copies
-from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, Restarted, UnknownWorker
+from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.consistent_cut import Sections
 from torch_ps.ps.core.effects import Announce, Effect, Evict
-from torch_ps.ps.core.failover.elected import ElectedSeat
-from torch_ps.ps.core.failover.seat import Seat
 from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.membership import Membership, tick_seconds
-from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Roster, parse_roster
 from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.core.shard import Shard
@@ -38,156 +30,122 @@ from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import Clipping, RequestNorm
-from torch_ps.ps.engine.parameter_store import CPU
-from torch_ps.ps.engine.state import Kept, KeptFacts, ShardState, restore
+from torch_ps.ps.engine.state import ShardState, restore
 from torch_ps.ps.job.conditions import Conditions
-from torch_ps.ps.job.lead_address import LeadAddress
+from torch_ps.ps.job.listeners import JobListener, JobListeners
+from torch_ps.ps.job.roster_feed import RosterFeed
 from torch_ps.ps.job.sample_requests import SampleRequests
-from torch_ps.ps.job.seat_driver import SeatDriver
+from torch_ps.ps.job.seeding import Seeding
+from torch_ps.ps.job.settings import JobSettings
 from torch_ps.ps.observability.metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
-from torch_ps.ps.transport.streams import RosterQueue, Streams
+from torch_ps.ps.transport.streams import Streams
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Seconds that another shard may take to hear of a new roster from the lead.
 ROSTER_DEADLINE = 20.0
-#: Seconds for which it counts that a worker has asked a standby to take over; workers repeat it several times a second.
-PATIENCE_SECONDS = 5.0
-
-
-def elected(name: str, primary: str) -> Seat:
-    """Who serves is decided by the workers."""
-    return ElectedSeat(name, primary, patience=PATIENCE_SECONDS)
 
 
 class Job:
     """The state of one shard between its sockets and its engine. All methods run on the event loop.
 
     Args:
-        index, num_shards: which shard this is; 0 is the lead.
-        incarnation: the start of the servers that it is of.
-        max_workers: most members of the roster.
-        bucket_bytes: fp32 bytes that a bucket holds at most.
-        clip_norm: largest norm of an update; 0 is none.
-        ask_norm: how another shard than the lead asks it for the norm of an update.
-        device: that holds parameters and optimizer state.
-        name: of this life of this server, see ``torch_ps.common.wire.terms``.
-        primary: of the server whose standby this is.
-        lead: where another shard than the lead finds it.
-        trace: of the steps that are traced.
-        apply_threads: of the executor.
+        incarnation: Start of the servers that this one belongs to.
+        executor: Threads that work on buckets, ``settings.apply_threads`` of them.
+        on_failure: Called, on any thread, with an error after which the shard cannot go on.
+        request_norm: Requests the norm of an update from the lead; None on the lead.
+        trace: Trace of this shard; None traces nothing.
+
+    Attributes:
+        engine: The engine, from the moment the model is known.
+        membership, data: On the lead, the members and their leases, and which samples are whose; None elsewhere.
+        copies: After a restart or a takeover, what workers with lossy pulls have, by name, until they are back.
+        resumed_version: Version of the checkpoint that the job went on from; 0 for none.
     """
 
     def __init__(
         self,
+        settings: JobSettings,
         *,
-        mode: Mode,
-        index: int,
-        num_shards: int,
         incarnation: Incarnation,
-        quorum: int,
-        lease: float,
-        bucket_bytes: int,
         executor: Executor,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
-        max_workers: int = 256,
-        clip_norm: float = 0.0,
-        ask_norm: RequestNorm | None = None,
-        device: torch.device = CPU,
-        name: str = "server/0",
-        primary: str = "",
-        seat: Callable[[str, str], Seat] = elected,
-        lead: LeadAddress | None = None,
+        request_norm: RequestNorm | None = None,
         trace: ShardTrace | None = None,
-        apply_threads: int = 1,
     ) -> None:
-        self.mode, self.index, self.num_shards, self.incarnation = mode, index, num_shards, incarnation
-        self.quorum, self.lease, self.bucket_bytes = quorum, lease, bucket_bytes
-        self.clipping = Clipping(clip_norm, index, ask_norm)
+        self.settings, self.incarnation, self.metrics = settings, incarnation, metrics
         self.trace = trace or ShardTrace()
-        self.metrics = metrics
         self.streams = Streams(metrics)
-        self.engine: Engine | None = None
-        self.initialised = False
-        self.roster = Roster()
-        self.lead_at = lead  # where the others find the lead; None: this is it
-        started = int(1000 * time.time())
-        members = Membership(quorum=quorum, lease=lease, limit=max_workers, started=started)
-        self.membership = members if index == 0 else None
-        self.data = SampleAssigner(mode) if index == 0 else None  # which samples are whose
+        self.rosters = RosterFeed(metrics, 2 * settings.max_workers + settings.num_shards)
         self.sample_requests = SampleRequests()
-        self.started = self._ticked = time.monotonic()
-        self.port = 0  # that this shard listens at, once it does
-        self.watchers: set[RosterQueue] = set()
-        self.advice = Advice(mode, metrics)
-        self.sections = Sections()  # what else belongs to a checkpoint
-        if self.membership is not None:
+        self.advice = Advice(settings.mode, metrics)
+        self.engine: Engine | None = None
+        self.membership: Membership | None = None
+        self.data: SampleAssigner | None = None
+        self.sections = Sections()
+        if settings.index == 0:
+            self.membership = Membership(
+                quorum=settings.quorum,
+                lease=settings.lease,
+                limit=settings.max_workers,
+                started=int(1000 * time.time()),
+            )
+            self.data = SampleAssigner(settings.mode)
             self.sections.add("roster", self.membership)
-        if self.data is not None:
             self.sections.add("data", self.data)
-        self.on_begun: Callable[[Engine], None] = lambda engine: None
-        self.on_anew: Callable[[], None] = lambda: None  # called when the engine is another one
-        self.on_stop: Callable[[PsError], None] = lambda error: None  # called when all open streams end
-        self.on_initialised: Callable[[], None] = lambda: None
-        self.on_alone: Callable[[Restarted], None] | None = None  # called when another shard was started anew, alone
-        self.seat_driver = SeatDriver(seat, name, primary, self.streams)
-        self.seat_driver.on_configuration.append(lambda configuration: self._show_roster())
-        self.closed = ""  # why this process does not serve: it is a standby, or another one serves
-        #: Called with a roster that was decided and with what makes it take effect.
-        self.before_roster: Callable[[Roster, Callable[[], None]], None] = lambda roster, then: then()
-        self.on_kept: Callable[[Kept], None] = _not_kept  # lead: called with what has become of a shard's part
-        self.on_missed: Callable[[int], None] = lambda version: None  # called with a version that cannot be kept here
-        self.kept: KeptFacts | None = None  # how the checkpoints do
-        self.lag: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # of the standby: records, seconds
-        self.replicated: Callable[[], tuple[int, bool]] = lambda: (0, False)  # here, of a primary: version, all
+        self.copies: dict[str, Copies] = {}
         self.resumed_version = 0
-        self.copies: dict[str, Copies] = {}  # restored, of workers that are not back yet
-        self._executor, self._on_failure, self._device = executor, on_failure, device
-        self.apply_threads = apply_threads
-        self._conditions = Conditions(f"shard {index}")
-        self._model: Model | None = None  # lead: of the worker that seeds or has seeded
-        self.seeder = ("", 0)
+        self.started = self._ticked = time.monotonic()
+        self._executor, self._on_failure = executor, on_failure
+        self._listeners = JobListeners()
+        self.clipping = Clipping(settings.clip_norm, settings.index, request_norm, self._listeners.on_norm_decided)
+        self._conditions = Conditions(f"shard {settings.index}")
+        self.seeding = Seeding(self._conditions)
+
+    def add_listener(self, listener: JobListener) -> None:
+        """Have ``listener`` hear of everything that happens from now on."""
+        self._listeners.add(listener)
+
+    @property
+    def roster(self) -> Roster:
+        """The roster in force."""
+        return self.rosters.roster
 
     @property
     def lead(self) -> Membership:
+        """The members and their leases.
+
+        Raises:
+            ProtocolError: This shard is not the lead.
+        """
         if self.membership is None:
-            raise ProtocolError(f"shard {self.index} is not the lead; ask shard 0")
+            raise ProtocolError(f"shard {self.settings.index} is not the lead; ask shard 0")
         return self.membership
 
     @property
     def model(self) -> Model | None:
-        return self.engine.model if self.engine and self.initialised else None
+        """The model, once its parameters are there."""
+        return self.engine.model if self.engine and self.seeding.initialised else None
 
     # -------------------------------------------------------------- membership
 
     async def join(self, worker: str, rank: int | None, model: Model, seconds: float) -> tuple[int, bool]:
-        """Become a worker of the job. Returns its session, and whether it has to seed the parameters.
+        """Make ``worker`` a member. Returns its session, and whether it has to seed the parameters.
 
         Raises:
-            ModelMismatch: the job trains another model.
-            NameTaken: a connected worker has this name, or another one this rank.
-            WaitTimeout: the parameters were not there within ``seconds``.
+            ModelMismatch: The job trains another model.
+            NameTaken: A connected worker has this name, or another one this rank.
+            WaitTimeout: The parameters were not there within ``seconds``.
         """
         lead, deadline = self.lead, time.monotonic() + seconds
-        while True:
-            if self._model is not None:
-                schema.check_same(self._model, model, worker)
-                model = self._model if model == self._model else model  # so that many who wait hold one
-            if self.initialised or self._model is None:
-                break
-            await self._conditions.until(
-                lambda: self.initialised or self._model is None,
-                deadline,
-                f"worker {self.seeder[0]!r} has not sent the first parameters",
-            )
+        model = await self.seeding.until_decided(worker, model, deadline)
         if self.streams.connected(worker):
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
         member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())
-        if not self.initialised:
-            self._model = model
-            self.seeder = (worker, member.session)
+        if not self.seeding.initialised:
+            self.seeding.choose(member.key, model)
         self._announce(effects)
         await self._conditions.until(
             lambda: self.roster.epoch >= member.session,
@@ -196,29 +154,20 @@ class Job:
         )
         self.advice.check_settings(model, len(self.roster.members))
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
-        return member.session, not self.initialised
+        return member.session, not self.seeding.initialised
 
     def leave(self, worker: str, session: int) -> None:
+        """Lead: take a worker out of the roster; one that is not in it changes nothing."""
         effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())
         if effects:
             self._announce(effects)
             log.info("worker %s leaves; roster: %s", worker, _names(self.lead.roster))
 
-    def _show_roster(self) -> None:
-        for queue in self.watchers:
-            queue.put_nowait(self.roster)
-
-    def stop(self, error: PsError) -> None:
-        """End every open stream, so that none has to be cancelled when the server ends."""
-        self.streams.close(error)
-        self.on_stop(error)
-        for queue in self.watchers:
-            queue.put_nowait(None)
-
     def tick(self) -> None:
         """Lead, every ``tick_seconds``: drop the workers whose lease has run out while this process ran."""
+        lease = self.settings.lease
         before, self._ticked = self._ticked, time.monotonic()
-        if (late := self._ticked - before - tick_seconds(self.lease)) > self.lease / 8:
+        if (late := self._ticked - before - tick_seconds(lease)) > lease / 8:
             log.warning("this process stood still for %.1f s, in which no worker's lease ran out", late)
             self.lead.stood_still(late, self._ticked)
         effects = self.lead.tick(self._ticked, self._open_step())
@@ -233,7 +182,7 @@ class Job:
         self._announce(self.lead.plan_cut(version))
 
     def follow(self, roster: Roster) -> None:
-        """Take over a roster from the lead; one of a lead that does not know of newer ones changes nothing."""
+        """Take over a roster from the lead; an older one than that in force changes nothing."""
         if roster.epoch < self.roster.epoch:
             return
         self._announce((Announce(roster, "the lead has announced it"),))
@@ -243,7 +192,7 @@ class Job:
         effects = tuple(effects)
         rosters = [effect.roster for effect in effects if isinstance(effect, Announce)]
         if rosters:
-            self.before_roster(rosters[-1], lambda: self._take_effect(effects))
+            self._listeners.on_roster_decided(rosters[-1], lambda: self._take_effect(effects))
         else:
             self._take_effect(effects)
 
@@ -251,80 +200,83 @@ class Job:
         for effect in effects:
             match effect:
                 case Announce():
-                    self.roster = effect.roster
-                    self.metrics.roster.set(len(self.roster.members))
-                    self.metrics.epoch.set(self.roster.epoch)
-                    if self.engine is not None:
-                        self._follow(self.engine, effect.roster)
-                    self.clipping.set_roster(effect.roster)
-                    self._show_roster()
+                    self._put_in_force(effect.roster)
                 case Evict():
                     self.streams.evict(effect)
-        if self._model is not None and not self.initialised and not self.is_member(*self.seeder):
-            log.warning("worker %s left before it had sent the parameters; another one may", self.seeder[0])
-            self._model = None
+        if seeder := self.seeding.drop_seeder(self.is_member):
+            log.warning("worker %s left before it had sent the parameters; another one may", seeder)
         self._conditions.notify()
         self.sample_requests.wake()
 
-    def _follow(self, engine: Engine, roster: Roster) -> None:
-        engine.set_roster(roster)
-        cut = engine.core.cut
-        missed, cut.missed = cut.missed, 0
-        if missed:
-            self.on_missed(missed)
+    def _put_in_force(self, roster: Roster) -> None:
+        self.rosters.roster = roster  # the engine's answers name its epoch
+        if self.engine is not None:
+            self.engine.set_roster(roster)
+            cut = self.engine.core.cut
+            missed, cut.missed = cut.missed, 0
+            if missed:
+                self._listeners.on_cut_missed(missed)
+        self.clipping.set_roster(roster)
+        self.rosters.publish(roster)
 
     # -------------------------------------------------------------- the engine
 
     def begin(self, model: Model) -> Engine:
         """Build the engine for a model; there are no parameters yet."""
-        whole = plan(model, self.bucket_bytes, self.num_shards)
-        buckets = whole.of_shard(self.index)
+        settings = self.settings
+        whole = plan(model, settings.bucket_bytes, settings.num_shards)
+        buckets = whole.of_shard(settings.index)
         self.clipping.begin(whole, self.roster)
         monitor = self.advice.monitor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
             buckets,
-            Shard(buckets=len(buckets), mode=self.mode, sections=self.sections, data=self.data),
+            Shard(buckets=len(buckets), mode=settings.mode, sections=self.sections, data=self.data),
             self._executor,
             self.metrics,
             self.streams,
             clip_norm=self.clipping.norm,
-            compensator=Compensator.of(self.mode),
+            compensator=Compensator.of(settings.mode),
             request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
             monitor=monitor,
-            device=self._device,
+            device=settings.device,
             trace=self.trace,
         )
-        self.on_begun(self.engine)
-        self.on_anew()
+        self._listeners.on_engine_built(self.engine)
         return self.engine
+
+    def finish_seeding(self) -> None:
+        """A worker has sent the last of the parameters."""
+        self.seeding.finish()
+        self._listeners.on_parameters_ready()
 
     def restore(self, model: Model, state: ShardState, sections: Mapping[str, Mapping[str, Any]]) -> None:
         """Begin with a state that was kept, before anything is asked of this job.
 
         Args:
-            sections: the lead's.
+            sections: Sections of the checkpoint on the lead; empty elsewhere.
 
         Raises:
-            KeyError, TypeError, ValueError: a record or a section is not what was exported.
+            KeyError, TypeError, ValueError: A record or a section is not what was exported.
         """
         self.sections.restore(sections)
         engine = self.begin(model)
         self.copies = restore(engine, state)
         if self.membership is not None and self.data is not None:
-            self.roster = self.membership.roster
+            self.rosters.roster = self.membership.roster
             self.data.begin_after(self.roster.epoch)
             engine.set_roster(self.roster)
-        self._model, self.initialised, self.resumed_version = model, True, state.version
+        self.resumed_version = state.version
+        self.seeding.finish(model)
 
     def take_over(self, copies: Mapping[str, Copies], told: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Serve from now on, with an engine that has the state of a primary.
 
         Args:
-            copies: what workers with lossy pulls have, by name.
-            told: the lead's ``Membership.hand_over``, or of another shard the roster in the same form.
-            data: the lead's ``SampleAssigner.hand_over``.
+            copies: What workers with lossy pulls have, by name.
+            told: On the lead, ``Membership.hand_over``; elsewhere, the roster in the same form.
+            data: On the lead, ``SampleAssigner.hand_over``.
 
         Raises:
             KeyError, TypeError, ValueError: ``told`` or ``data`` is not that.
@@ -332,8 +284,9 @@ class Job:
         engine = self.engine
         if engine is None:
             raise ValueError("there is no state to go on from")
-        self.copies, self._model, self.initialised = dict(copies), engine.model, True
+        self.copies = dict(copies)
         self._ticked = time.monotonic()
+        self.seeding.finish(engine.model)
         if self.membership is None or self.data is None:
             self.follow(parse_roster(told))
         else:
@@ -342,57 +295,59 @@ class Job:
             self._announce(effects)
         self._conditions.notify()
 
+    def stop(self, error: PsError) -> None:
+        """End every open stream, so that none has to be cancelled when the server ends."""
+        self.streams.close(error)
+        self._listeners.on_stop(error)
+        self.rosters.stop()
+
     # -------------------------------------------------------------- what there is
 
     def working(self) -> Engine:
         """The engine, once the parameters are there.
 
         Raises:
-            NotInitialised: they are not.
+            NotInitialised: They are not.
         """
-        if self.engine is None or not self.initialised:
-            raise NotInitialised(f"shard {self.index} has no parameters yet; one worker has to call init first")
+        if self.engine is None or not self.seeding.initialised:
+            raise NotInitialised(
+                f"shard {self.settings.index} has no parameters yet; one worker has to call init first"
+            )
         return self.engine
 
-    async def data_is_known(self) -> None:
-        """Lead: wait until the standby, if there is one, knows which samples are whose now."""
-        if self.engine is not None and self.engine.work.recorder is not None:
-            known = asyncio.Event()
-            self.engine.tell_data(known.set)
-            await known.wait()
-
-    # -------------------------------------------------------------- waiting
-
-    async def until_initialised(self) -> None:
-        """Wait for the parameters, for as long as the caller lives."""
-        await self._conditions.until(lambda: self.initialised, math.inf, "no parameters")
-
-    def seeded(self) -> None:
-        """The parameters are there."""
-        self.initialised = True
-        self._conditions.notify()
-        self.on_initialised()
-
-    async def until_member(self, worker: str, session: int) -> None:
-        if self.membership is None and session > self.roster.epoch:
-            deadline = time.monotonic() + ROSTER_DEADLINE
-            await self._conditions.until(
-                lambda: session <= self.roster.epoch, deadline, "the lead has not announced this worker"
-            )
-        if not self.is_member(worker, session):
-            raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
-
     def is_member(self, worker: str, session: int) -> bool:
+        """Whether this session of a worker is in the roster in force."""
         member = self.roster.member(worker)
         return member is not None and member.session == session
 
     def _open_step(self) -> int:
         return self.engine.core.clock if self.engine is not None else 0
 
+    # -------------------------------------------------------------- waiting
+
+    async def until_member(self, worker: str, session: int) -> None:
+        """Wait until this shard has heard from the lead whether the session is of a member.
+
+        Raises:
+            UnknownWorker: It is not.
+            WaitTimeout: The lead has announced nothing within ``ROSTER_DEADLINE``.
+        """
+        if self.membership is None and session > self.roster.epoch:
+            await self._conditions.until(
+                lambda: session <= self.roster.epoch,
+                time.monotonic() + ROSTER_DEADLINE,
+                "the lead has not announced this worker",
+            )
+        if not self.is_member(worker, session):
+            raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
+
+    async def until_samples_recorded(self) -> None:
+        """Lead: wait until the standby, if there is one, knows which samples are whose now."""
+        if self.engine is not None and self.engine.work.recorder is not None:
+            recorded = asyncio.Event()
+            self.engine.tell_data(recorded.set)
+            await recorded.wait()
+
 
 def _names(roster: Roster) -> str:
     return ", ".join(member.name for member in roster.members) or "empty"
-
-
-def _not_kept(kept: Kept) -> None:
-    raise ProtocolError(f"shard {kept.shard} keeps checkpoints, the lead does not; give all the same --checkpoint")

@@ -1,4 +1,4 @@
-"""Where the lead is: the address of its server and of that one's standby, the likeliest first."""
+"""Where the lead is: the addresses of its server and of that server's standby, the likeliest first."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,10 +8,10 @@ from torch_ps.common.wire.address import Address
 
 
 class LeadAddress:
-    """As another shard knows it.
+    """What another shard knows of the lead's addresses. Iterating gives them as "HOST:PORT".
 
     Args:
-        servers: "host:port" of at least one, where one of them serves or will.
+        servers: At least one address.
     """
 
     def __init__(self, servers: Sequence[Address]) -> None:
@@ -19,20 +19,21 @@ class LeadAddress:
 
     @property
     def address(self) -> Address:
-        """Where to ask next."""
+        """The address to ask next."""
         return self._servers[0]
 
     @property
     def several(self) -> bool:
+        """Whether there is another address to try."""
         return len(self._servers) > 1
 
-    def elsewhere(self, than: Address) -> None:
-        """That one did not answer, or does not serve: ask the next one, if nobody else has found that out already."""
-        if self._servers[0] == than:
+    def skip(self, failed: Address) -> None:
+        """Ask another address next, unless someone else has moved on from ``failed`` already."""
+        if self._servers[0] == failed:
             self._servers.append(self._servers.pop(0))
 
-    def told(self, servers: Iterable[str]) -> None:
-        """What the lead says about itself; what cannot be read is left out."""
+    def learn(self, servers: Iterable[str]) -> None:
+        """Add addresses that the lead gives of itself; one that cannot be parsed is ignored."""
         for text in servers:
             try:
                 found = address.parse(text)

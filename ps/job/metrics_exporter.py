@@ -1,10 +1,10 @@
-"""What is worked out when somebody looks at ``/metrics``: the figures of ``ps-status``, as gauges and counters.
+"""Metrics computed at scrape time: the figures of ``ps-status`` as gauges and counters.
 
-    GET /metrics --> refresh() on the event loop --> status_of_job --> gauges, and a row for each worker
+    GET /metrics --> refresh() --event loop--> StatusReporter --> gauges, and one row per worker
 
 Rules of this file
-  1. Costs nothing while nobody looks. A loop that does not answer in ``LOOP_SECONDS`` leaves the figures as they were.
-  2. A worker that has left has no row any more.
+  1. Nothing is computed between scrapes. If the event loop does not answer within ``LOOP_SECONDS``, the figures stay.
+  2. A worker that has left has no row.
 """
 
 import asyncio
@@ -18,10 +18,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.ps.job.job import Job
-from torch_ps.ps.job.status import status_of_job
+from torch_ps.ps.job.settings import JobSettings
+from torch_ps.ps.job.status import StatusReporter
+from torch_ps.ps.observability.metrics import Metrics
 
-#: Seconds in which the event loop has to say how things are.
+#: Seconds that a scrape waits for the event loop.
 LOOP_SECONDS = 2.0
 
 _GAUGES: dict[str, tuple[str, Callable[[pb.WorkerStatus], float]]] = {
@@ -44,7 +45,12 @@ _COUNTERS: dict[str, tuple[str, Callable[[pb.WorkerStatus], float]]] = {
 
 
 class Workers(Collector):
-    """A row for each worker of one shard."""
+    """One row per worker of one shard.
+
+    Attributes:
+        rows: Workers as of the last refresh, in rank order.
+        lead: Whether the shard is the lead, which alone knows how long a worker has been silent.
+    """
 
     def __init__(self) -> None:
         self.rows: tuple[pb.WorkerStatus, ...] = ()
@@ -64,26 +70,30 @@ class Workers(Collector):
             yield counter
 
 
-def register_metrics(job: Job) -> Callable[[], None]:
-    """Have the figures of ``job`` in its metrics; gives what brings them up to date, to be called on another thread."""
-    metrics, workers, loop = job.metrics, Workers(), asyncio.get_running_loop()
-    workers.lead = job.index == 0
+def register_metrics(metrics: Metrics, settings: JobSettings, reporter: StatusReporter) -> Callable[[], None]:
+    """Register the scrape-time metrics of a shard.
+
+    Returns:
+        A function that brings them up to date; it blocks and may be called on any thread but the event loop's.
+    """
+    workers, loop = Workers(), asyncio.get_running_loop()
+    workers.lead = settings.index == 0
     metrics.registry.register(workers)
-    metrics.info.labels(str(job.index), str(job.num_shards), job.mode.name, _version()).set(1)
-    metrics.lease.set(job.lease)
-    metrics.apply_threads.set(job.apply_threads)
+    metrics.info.labels(str(settings.index), str(settings.num_shards), settings.mode.name, _version()).set(1)
+    metrics.lease.set(settings.lease)
+    metrics.apply_threads.set(settings.apply_threads)
 
     async def look() -> None:
-        reply = status_of_job(job, time.monotonic())
+        reply = reporter.reply(time.monotonic())
         workers.rows = tuple(reply.worker)
         metrics.samples.set(reply.samples)
         metrics.version.set(reply.version)
         metrics.queued.set(reply.load.queued)
-        records, seconds = job.lag()
+        records, seconds = reporter.replication.lag()
         metrics.lag_records.set(records)
         metrics.lag_seconds.set(seconds)
-        metrics.term.set(job.seat_driver.seat.configuration.term.number)
-        metrics.serving.set(not job.closed)
+        metrics.term.set(reporter.seat.configuration.term.number)
+        metrics.serving.set(not reporter.replication.closed)
 
     def refresh() -> None:
         looking = look()

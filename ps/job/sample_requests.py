@@ -1,12 +1,12 @@
-"""Workers that ask for samples: the core gives them out, and whoever has to wait for some waits here.
+"""Pending requests of workers for samples: the core assigns samples, and a request that has to wait does so here.
 
     Data --> core.request_samples --> Portion, Idle, Over -----------------------> answered
                ^      --> Later --> waits until something changes --+
                +----------------------------------------------------+
 
 Rules of this file
-  1. Decides nothing: which samples, and whether to wait, is the core's answer.
-  2. Every wait has a deadline, says whom it waits for and since when, and is seen in ``ps-status``.
+  1. It decides nothing: the core says which samples a worker gets and whether it has to wait.
+  2. Every wait has a deadline, names those it waits for and since when, and is shown by ``ps-status``.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from torch_ps.ps.core.shard import Shard
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An ask that is not answered yet; ``since`` is ``time.monotonic()``."""
+    """A request without an answer yet; ``since`` is a time on ``time.monotonic()``."""
 
     since: float
     waiting_for: tuple[str, ...]
@@ -30,7 +30,7 @@ class Waiting:
 
 
 class SampleRequests:
-    """The asks of one lead. All methods run on the event loop."""
+    """The requests at one lead. All methods run on the event loop."""
 
     def __init__(self) -> None:
         #: By worker and session: requests that are not answered yet.
@@ -38,21 +38,21 @@ class SampleRequests:
         self._changed = asyncio.Event()
 
     def waiting(self, worker: str, session: int) -> Waiting | None:
-        """What this worker waits for, if it does."""
+        """What this worker waits for; None if it does not wait."""
         return self.pending.get((worker, session))
 
     def wake(self) -> None:
-        """Something has changed: a push, the roster, another ask."""
+        """Have every pending request ask the core again, after a push, a change of the roster or another request."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def ask(self, core: Shard, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        """Answer one ask, when there is an answer.
+        """Answer one request, as soon as the core has an answer.
 
         Raises:
-            UnknownWorker: not in the roster, or not any more.
-            ProtocolError: a number out of its range.
-            WaitTimeout: nothing within ``seconds``; says who has what is left.
+            UnknownWorker: The worker is not in the roster, or has left it meanwhile.
+            ProtocolError: A number is out of its range.
+            WaitTimeout: There was none within ``seconds``; the message says who has the samples that are left.
         """
         begin = time.monotonic()
         life = request.worker, request.session
@@ -62,7 +62,7 @@ class SampleRequests:
             while True:
                 answer = core.request_samples(ask)
                 if life not in self.pending or not isinstance(answer, Later):
-                    self.wake()  # it may be the ask, or have dealt the samples, that others wait for
+                    self.wake()  # others may wait for this request, or for samples that it has freed
                 if not isinstance(answer, Later):
                     return _reply(answer if request.wait or not isinstance(answer, Idle) else None)
                 if not request.wait:

@@ -1,77 +1,83 @@
-"""The first parameters of one shard, as a worker sends them: bucket by bucket, until none is missing."""
+"""Who sends the first parameters of a job, of which model they are, and whether they are there.
 
-import logging
+lead:  first worker --choose--> seeder --Seed on every shard, the lead last--> initialised
+       other workers wait in until_decided; when the seeder leaves before that, one of them becomes the seeder
+"""
 
-from torch_ps.common import codecs
-from torch_ps.common.errors import CorruptFrame, ProtocolError
-from torch_ps.common.plan import Bucket
+import math
+from collections.abc import Callable
+
+from torch_ps.common import schema
 from torch_ps.common.schema import Model
-from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.job.job import Job
-
-log = logging.getLogger("torch_ps.ps")
+from torch_ps.ps.core.roster import SessionKey
+from torch_ps.ps.job.conditions import Conditions
 
 
 class Seeding:
-    """How one shard gets its first parameters. All methods run on the event loop."""
+    """State of the seeding of one shard. All methods run on the event loop.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._engine: Engine | None = None  # while a worker sends them
-        self._buckets: dict[int, Bucket] = {}
-        self._missing: set[int] = set()
+    Attributes:
+        initialised: The parameters of this shard are there.
+        seeder: Worker that the lead has asked for the parameters; ("", 0) before that.
+    """
 
-    async def begin(self, worker: str, session: int, model: Model) -> None:
-        """Get ready for the parameters of this shard.
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self.initialised = False
+        self.seeder: SessionKey = ("", 0)
+        self._model: Model | None = None  # on the lead: of the worker that seeds or has seeded
 
-        Raises:
-            UnknownWorker: the worker is not in the roster.
-            ProtocolError: training has begun, or another worker seeds.
-        """
-        job = self._job
-        await job.until_member(worker, session)
-        if job.engine is not None and job.engine.core.begun:
-            raise ProtocolError(f"worker {worker!r} cannot seed shard {job.index}: training has begun")
-        if job.membership is not None and (job.initialised or (worker, session) != job.seeder):
-            raise ProtocolError(f"worker {worker!r} was not asked to seed the parameters")
-        job.initialised = False
-        self._engine = job.begin(model)
-        self._engine.set_roster(job.roster)
-        self._buckets = {bucket.index: bucket for bucket in self._engine.buckets}
-        self._missing = set(self._buckets)
+    async def until_decided(self, worker: str, model: Model, deadline: float) -> Model:
+        """Lead: wait until the parameters are there or nobody is about to send them.
 
-    def take(self, bucket: int, payload: memoryview) -> None:
-        """Take the fp32 parameters of one bucket.
+        Args:
+            worker: Name of the worker that waits.
+            model: Model of that worker.
+            deadline: Time on ``time.monotonic()``.
+
+        Returns:
+            The job's own object where ``model`` equals it, so that many who wait hold one.
 
         Raises:
-            CorruptFrame: no such bucket here, or not its size.
+            ModelMismatch: The job trains another model.
+            WaitTimeout: The seeder has not sent the parameters by then.
         """
-        if self._engine is None:
-            raise CorruptFrame(f"bucket {bucket} comes to shard {self._job.index} before the model that it is of")
-        if bucket not in self._buckets:
-            raise CorruptFrame(f"bucket {bucket} is not one of shard {self._job.index}")
-        plain = codecs.codec("none")
-        plain.check(payload, self._buckets[bucket].numel)
-        self._engine.store.load(bucket, plain, payload)
-        self._missing.discard(bucket)
+        while True:
+            if self._model is not None:
+                schema.check_same(self._model, model, worker)
+                model = self._model if model == self._model else model
+            if self._decided:
+                return model
+            await self._conditions.until(
+                lambda: self._decided, deadline, f"worker {self.seeder[0]!r} has not sent the first parameters"
+            )
 
-    def end(self, worker: str) -> None:
-        """All buckets of this shard have come.
+    @property
+    def _decided(self) -> bool:
+        return self.initialised or self._model is None
 
-        Raises:
-            CorruptFrame: some have not.
-        """
-        engine = self._engine
-        if engine is None:
-            raise CorruptFrame(f"worker {worker!r} has sent nothing to shard {self._job.index}")
-        if self._missing:
-            raise CorruptFrame(f"worker {worker!r} left out {len(self._missing)} buckets of shard {self._job.index}")
-        log.info(
-            "parameters of worker %s are here: %d in %d buckets on this shard; optimizer %s",
-            worker,
-            sum(bucket.numel for bucket in engine.buckets),
-            len(engine.buckets),
-            engine.model.optimizer,
-        )
-        self._engine = None
-        self._job.seeded()
+    async def until_initialised(self) -> None:
+        """Wait for the parameters, for as long as the caller lives."""
+        await self._conditions.until(lambda: self.initialised, math.inf, "no parameters")
+
+    def choose(self, life: SessionKey, model: Model) -> None:
+        """Lead: have this worker send the parameters of ``model``."""
+        self.seeder, self._model = life, model
+
+    def begin(self) -> None:
+        """The parameters of this shard are being replaced."""
+        self.initialised = False
+
+    def finish(self, model: Model | None = None) -> None:
+        """The parameters are there; ``model`` is given where no worker has sent them."""
+        if model is not None:
+            self._model = model
+        self.initialised = True
+        self._conditions.notify()
+
+    def drop_seeder(self, is_member: Callable[[str, int], bool]) -> str:
+        """Let another worker seed if the seeder has left too early. Returns its name then, else ""."""
+        if self._model is None or self.initialised or is_member(*self.seeder):
+            return ""
+        self._model = None
+        return self.seeder[0]

@@ -1,4 +1,4 @@
-"""One look at a shard, as ``ps-status``, the text of a worker's timeout and ``/metrics`` show it."""
+"""The state of a shard in numbers, for ``ps-status``, the message of a worker's timeout and ``/metrics``."""
 
 import os
 import time
@@ -6,73 +6,95 @@ from pathlib import Path
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_to_proto
+from torch_ps.ps.core.failover.seat import Seat
 from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.engine.state import CheckpointFacts
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.replication_status import ReplicationStatus
+from torch_ps.ps.job.seat_driver import SeatDriver
 
 
-def status_of_job(job: Job, now: float) -> pb.StatusReply:
-    """Plain numbers of this moment. ``now``: ``time.monotonic()``. Cost: O(workers x buckets), no tensor is read."""
-    reply = pb.StatusReply(
-        shard=job.index,
-        num_shards=job.num_shards,
-        mode=job.mode.name,
-        mode_details=str(job.mode),
-        initialised=job.initialised,
-        epoch=job.roster.epoch,
-        open=job.roster.open,
-        uptime_seconds=now - job.started,
-        advice=job.advice.sentences,
-    )
-    if job.kept is not None:
-        kept = job.kept
-        reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
-        reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0
-        reply.checkpoint.failures, reply.checkpoint.error = kept.failures, kept.error
-    seat = job.seat_driver.seat
-    if seat.configuration.term.number or job.closed:
-        standby = reply.standby
-        standby.role = seat.role.value
-        standby.configuration.CopyFrom(configuration_to_proto(seat.configuration))
-        standby.version, standby.complete = job.replicated()
-        standby.lag_records, standby.lag_seconds = job.lag()
-    engine = job.engine
-    if engine is not None:
-        reply.version = engine.core.open_step
-        reply.num_buckets = len(engine.core.versions)
-        reply.num_parameters = engine.num_parameters
-        reply.staleness.update(engine.staleness)
-        reply.late, reply.nonfinite = engine.late, engine.nonfinite
-        reply.samples = engine.core.samples
-        reply.load.queued, reply.load.apply_seconds = engine.queued, engine.busy_seconds
-        reply.load.bytes_pushed, reply.load.bytes_pulled = engine.bytes_pushed, engine.bytes_pulled
-    reply.load.apply_threads, reply.load.cpu_seconds = job.apply_threads, time.process_time()
-    reply.load.memory_bytes = resident_bytes()
-    views = {view.worker: view for view in engine.core.status().workers} if engine is not None else {}
-    for rank, member in enumerate(job.roster.members):
-        worker = reply.worker.add(worker=member.name, session=member.session, rank=rank)
-        stream = job.streams.get(member.name, member.session)
-        if stream is not None:
-            worker.connected = True
-            worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
-            worker.samples = stream.samples
-            if stream.staleness is not None:
-                worker.staleness = stream.staleness
-        worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
-        if job.membership is not None and job.membership.roster.member(member.name):
-            worker.silent_seconds = job.membership.silent_for(member.name, now)
-        view = views.get(member.name)
-        if view is not None:
-            worker.clock = view.clock
-            wait = view.hold or job.sample_requests.waiting(member.name, member.session)
-            if wait is not None:
-                worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
-                worker.waiting_for.extend(wait.waiting_for)
-                worker.reason = wait.reason
-    return reply
+class StatusReporter:
+    """Reads the figures of one shard. All methods run on the event loop.
+
+    Args:
+        checkpoints: Facts about the checkpoints; None where none are written.
+    """
+
+    def __init__(
+        self, job: Job, driver: SeatDriver, replication: ReplicationStatus, checkpoints: CheckpointFacts | None
+    ) -> None:
+        self._job, self._driver, self._checkpoints = job, driver, checkpoints
+        self.replication = replication
+
+    @property
+    def seat(self) -> Seat:
+        """The seat of this server."""
+        return self._driver.seat
+
+    def reply(self, now: float) -> pb.StatusReply:
+        """The figures at ``now``, a time on ``time.monotonic()``. Cost: O(workers x buckets); no tensor is read."""
+        job, settings = self._job, self._job.settings
+        reply = pb.StatusReply(
+            shard=settings.index,
+            num_shards=settings.num_shards,
+            mode=settings.mode.name,
+            mode_details=str(settings.mode),
+            initialised=job.seeding.initialised,
+            epoch=job.roster.epoch,
+            open=job.roster.open,
+            uptime_seconds=now - job.started,
+            advice=job.advice.sentences,
+        )
+        if (kept := self._checkpoints) is not None:
+            reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
+            reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0
+            reply.checkpoint.failures, reply.checkpoint.error = kept.failures, kept.error
+        seat = self.seat
+        if seat.configuration.term.number or self.replication.closed:
+            standby = reply.standby
+            standby.role = seat.role.value
+            standby.configuration.CopyFrom(configuration_to_proto(seat.configuration))
+            standby.version, standby.complete = self.replication.progress()
+            standby.lag_records, standby.lag_seconds = self.replication.lag()
+        engine = job.engine
+        if engine is not None:
+            reply.version = engine.core.open_step
+            reply.num_buckets = len(engine.core.versions)
+            reply.num_parameters = engine.num_parameters
+            reply.staleness.update(engine.staleness)
+            reply.late, reply.nonfinite = engine.late, engine.nonfinite
+            reply.samples = engine.core.samples
+            reply.load.queued, reply.load.apply_seconds = engine.queued, engine.busy_seconds
+            reply.load.bytes_pushed, reply.load.bytes_pulled = engine.bytes_pushed, engine.bytes_pulled
+        reply.load.apply_threads, reply.load.cpu_seconds = settings.apply_threads, time.process_time()
+        reply.load.memory_bytes = resident_bytes()
+        views = {view.worker: view for view in engine.core.status().workers} if engine is not None else {}
+        for rank, member in enumerate(job.roster.members):
+            worker = reply.worker.add(worker=member.name, session=member.session, rank=rank)
+            stream = job.streams.get(member.name, member.session)
+            if stream is not None:
+                worker.connected = True
+                worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
+                worker.samples = stream.samples
+                if stream.staleness is not None:
+                    worker.staleness = stream.staleness
+            worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
+            if job.membership is not None and job.membership.roster.member(member.name):
+                worker.silent_seconds = job.membership.silent_for(member.name, now)
+            view = views.get(member.name)
+            if view is not None:
+                worker.clock = view.clock
+                wait = view.hold or job.sample_requests.waiting(member.name, member.session)
+                if wait is not None:
+                    worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
+                    worker.waiting_for.extend(wait.waiting_for)
+                    worker.reason = wait.reason
+        return reply
 
 
 def roster_view(roster: Roster) -> pb.RosterView:
-    """Who takes part, as workers and other shards hear of it."""
+    """The roster as WatchRoster sends it."""
     return pb.RosterView(
         epoch=roster.epoch,
         open=roster.open,
@@ -85,7 +107,7 @@ def roster_view(roster: Roster) -> pb.RosterView:
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 where the system does not say."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:

@@ -31,22 +31,18 @@ from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
 from torch_ps.common.wire.frames import unpack, unpack_all
-from torch_ps.ps.cluster.registration import let_in
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.state import Kept
-from torch_ps.ps.failover.primary import Replication
-from torch_ps.ps.job.connections import Connections
-from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.sample_requests import data_set
-from torch_ps.ps.job.seeding import Seeding
-from torch_ps.ps.job.status import roster_view, status_of_job
+from torch_ps.ps.job.status import roster_view
+from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.transport import limits
 from torch_ps.ps.transport.admission import Admission, host_of
 from torch_ps.ps.transport.carrier import Carrier
 from torch_ps.ps.transport.error_mapping import map_errors, serve_exchange
 from torch_ps.ps.transport.grpc_carrier import GrpcCarrier, messages_of
 from torch_ps.ps.transport.limits import Rate
-from torch_ps.ps.transport.streams import RosterQueue, Stream
+from torch_ps.ps.transport.streams import Stream
 from torch_ps.ps.transport.unix_carrier import UnixListener
 
 #: Seconds that a call without a deadline of its own may wait.
@@ -69,21 +65,21 @@ class Servicer:
     """The methods of one shard.
 
     Args:
-        job: The shard's part in the job.
-        max_workers: Largest number of workers of the job.
+        parts: The shard.
+        port: Port at which it listens.
         max_model: Largest size of parameters and optimizer state of this shard, in bytes.
         options: Options of this server for a standby, as JSON.
     """
 
-    def __init__(self, job: Job, *, max_workers: int, max_model: int, options: str = "{}") -> None:
-        self._options, self._replication = options, Replication(job)
-        self._job, self._max_workers, self._max_model = job, max_workers, max_model
+    def __init__(self, parts: Parts, *, port: int, max_model: int, options: str = "{}") -> None:
+        self._parts, self._job, self._driver = parts, parts.job, parts.driver
+        self._port, self._max_model, self._options = port, max_model, options
+        self._max_workers = parts.job.settings.max_workers
         self._hellos, self._requests = Admission(), Admission()  # two, so that silent streams do not block ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
-        self._seeding, self._connections = Seeding(job), Connections(job)
         self._engine: Engine | None = None  # that has the parameters; a server that serves keeps one engine
-        self._unix = UnixListener(self._serve_exchange, 4 * max_workers)
+        self._unix = UnixListener(self._serve_exchange, 4 * self._max_workers)
         self.listen, self.close = self._unix.listen, self._unix.close
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -148,31 +144,31 @@ class Servicer:
         return call
 
     async def describe(self, request: pb.DescribeRequest, context: Context) -> pb.JobDescription:
-        job = self._job
+        job, settings = self._job, self._job.settings
         return pb.JobDescription(
-            mode=job.mode.name,
-            mode_details=str(job.mode),
-            shard=job.index,
-            num_shards=job.num_shards,
-            bucket_bytes=job.bucket_bytes,
-            lease_seconds=job.lease,
-            quorum=job.quorum,
+            mode=settings.mode.name,
+            mode_details=str(settings.mode),
+            shard=settings.index,
+            num_shards=settings.num_shards,
+            bucket_bytes=settings.bucket_bytes,
+            lease_seconds=settings.lease,
+            quorum=settings.quorum,
             clip_norm=job.clipping.norm,
-            initialised=job.initialised,
+            initialised=job.seeding.initialised,
             resumed_version=job.resumed_version,
             options=self._options,
-            configuration=ballots.configuration_to_proto(job.seat_driver.seat.configuration),
-            closed=job.closed,
+            configuration=ballots.configuration_to_proto(self._driver.seat.configuration),
+            closed=self._parts.replication_status.closed,
             incarnation=job.incarnation.number,
             trace=steps_to_proto(job.trace.steps),
             model=schema.to_proto(job.model) if request.model and job.model is not None else None,
             codec=codecs.names(),
-            socket=self._unix.offer(job.port),
+            socket=self._unix.offer(self._port),
         )
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
-        let_in(job, request.shard, request.num_shards, request.process)
+        self._parts.registrar.register(request.shard, request.num_shards, request.process)
         steps = steps_to_proto(job.trace.steps)
         return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
 
@@ -196,7 +192,7 @@ class Servicer:
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
             offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
-            parameters = await self._connections.share(
+            parameters = await self._parts.connections.share(
                 request.worker, request.session, *offers, dialled=request.dialled_port
             )
         except NoSharedMemory as error:  # no mistake of the worker, which cannot know before it tries
@@ -204,7 +200,7 @@ class Servicer:
         return pb.ShareReply(parameters=offer_to_proto(parameters))
 
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
-        self._connections.heard(request.worker or None, request.session)
+        self._parts.connections.renew(request.worker or None, request.session)
         return pb.RenewReply()
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
@@ -216,14 +212,14 @@ class Servicer:
         if request.give_back:
             core.return_samples(request.worker, request.session, data_set(request.data), request.received)
             self._job.sample_requests.wake()
-            await self._job.data_is_known()
+            await self._job.until_samples_recorded()
             return pb.DataReply()
         reply = await self._job.sample_requests.ask(core, request, _seconds(context))
-        await self._job.data_is_known()
+        await self._job.until_samples_recorded()
         return reply
 
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
-        return status_of_job(self._job, time.monotonic())
+        return self._parts.status.reply(time.monotonic())
 
     async def norm(self, request: pb.NormRequest, context: Context) -> pb.NormReply:
         self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
@@ -233,15 +229,20 @@ class Servicer:
 
     async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
         self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
-        self._job.on_kept(Kept(request.shard, request.version, request.size, request.sha256, request.error))
+        checkpointer = self._parts.checkpointer
+        if checkpointer is None:
+            raise ProtocolError(
+                f"shard {request.shard} keeps checkpoints, the lead does not; give all the same --checkpoint"
+            )
+        checkpointer.take_report(Kept(request.shard, request.version, request.size, request.sha256, request.error))
         return pb.KeptReply()
 
     async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
-        seat_driver = self._job.seat_driver
+        driver = self._driver
         return pb.BallotReply(
-            ballot=seat_driver.ballot(request),
-            closed=self._job.closed,
-            configuration=ballots.configuration_to_proto(seat_driver.seat.configuration),
+            ballot=driver.ballot(request),
+            closed=self._parts.replication_status.closed,
+            configuration=ballots.configuration_to_proto(driver.seat.configuration),
         )
 
     async def trace(self, request: pb.TraceRequest, context: Context) -> pb.TraceReply:
@@ -256,11 +257,11 @@ class Servicer:
     async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
         self._check_serving()
         async with aclosing(messages_of(frames)) as messages:
-            await self._replication.serve(messages, context.write)
+            await self._parts.replication.serve(messages, context.write)
 
     def _check_serving(self) -> None:
-        if self._job.closed:
-            raise NotServing(self._job.closed)
+        if closed := self._parts.replication_status.closed:
+            raise NotServing(closed)
 
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
         worker = ""
@@ -270,10 +271,10 @@ class Servicer:
             if not worker:
                 worker = header.worker
                 self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
-                await self._seeding.begin(worker, header.session, self._model(header.model))
+                await self._parts.seeds.begin(worker, header.session, self._model(header.model))
             else:
-                self._seeding.take(header.bucket, payload)
-        self._seeding.end(worker)
+                self._parts.seeds.take(header.bucket, payload)
+        self._parts.seeds.end(worker)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 
@@ -291,7 +292,7 @@ class Servicer:
             await carrier.carry(stream, functools.partial(self._on_message, stream))
         finally:
             self._observing -= stream.worker is None
-            self._connections.close(stream)
+            self._parts.connections.close(stream)
 
     async def _serve_exchange(self, carrier: Carrier) -> None:
         await serve_exchange(self.exchange, carrier, self._job.metrics)
@@ -307,7 +308,7 @@ class Servicer:
         self._job.incarnation.check(header.hello.incarnation, f"worker {worker!r}" if worker else "an observer")
         if not worker and self._observing >= limits.MAX_OBSERVERS:
             raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        stream = await self._connections.open(header.hello)
+        stream = await self._parts.connections.open(header.hello)
         if worker:
             self._job.incarnation.close()
         return stream, frames
@@ -315,31 +316,26 @@ class Servicer:
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
         if request.incarnation:
             self._job.incarnation.check(request.incarnation, "a shard")
-        if len(self._job.watchers) >= 2 * self._max_workers + self._job.num_shards:
-            raise Overloaded(f"{len(self._job.watchers)} callers watch the roster already; try again later")
-        queue = RosterQueue()
-        queue.put_nowait(self._job.roster)
-        self._job.watchers.add(queue)
-        try:
+        with self._job.rosters.watch() as queue:
             while (roster := await queue.get()) is not None:
                 view = roster_view(roster)
-                view.lead.extend(self._job.seat_driver.addresses)
+                view.lead.extend(self._driver.addresses)
                 await context.write(view)
-        finally:
-            self._job.watchers.discard(queue)
 
     def _model(self, message: pb.Model) -> schema.Model:
         """Decode a model and check that this shard has room for it."""
-        model, job = schema.from_proto(message), self._job
-        limits.check_model(model, num_shards=job.num_shards, bucket_bytes=job.bucket_bytes, most_bytes=self._max_model)
+        model, settings = schema.from_proto(message), self._job.settings
+        limits.check_model(
+            model, num_shards=settings.num_shards, bucket_bytes=settings.bucket_bytes, most_bytes=self._max_model
+        )
         return model
 
     def _on_message(self, stream: Stream, message: bytes) -> None:
         """Handle one message of an open stream, which also renews the worker's lease."""
         now = time.monotonic()
         if now >= stream.renew_at:
-            stream.renew_at = now + self._job.lease / RENEWALS
-            self._connections.heard(stream.worker, stream.session)
+            stream.renew_at = now + self._job.settings.lease / RENEWALS
+            self._parts.connections.renew(stream.worker, stream.session)
         self._handle(stream, unpack_all(message, pb.UpHeader))
 
     def _handle(self, stream: Stream, frames: Frames) -> None:
@@ -357,7 +353,7 @@ class Servicer:
                 case "renew":
                     pass
                 case "ballot" if stream.worker is not None:
-                    job.seat_driver.paper((stream.worker, stream.session), header.ballot)
+                    self._driver.take_paper((stream.worker, stream.session), header.ballot)
                 case kind:
                     who = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
                     raise ProtocolError(f"{who} cannot send {kind} here")
@@ -373,7 +369,7 @@ class Servicer:
         engine = self._engine
         if engine is None:
             engine = self._engine = self._job.working()
-        stream.outbox.most = 2 * len(engine.buckets) * self._job.bucket_bytes + limits.WORKER_BYTES
+        stream.outbox.most = 2 * len(engine.buckets) * self._job.settings.bucket_bytes + limits.WORKER_BYTES
         return engine
 
 

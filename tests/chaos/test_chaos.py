@@ -52,6 +52,7 @@ def test_ledger_asks_after_a_restart_for_what_the_checkpoint_has(tmp_path: Path)
         found.check(torch.tensor([0.0, 0.0, 0.0, 0.0]))
 
 
+@pytest.mark.tier("all")
 def test_a_minute_of_random_faults_loses_doubles_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     found = chaos(seed=7, seconds=60.0, size=2500, patience=60.0)  # timing never decides here; it does in make chaos
     assert sum(found.faults.values()) >= 5

@@ -46,5 +46,10 @@ def train(servers: str, name: str, size: int, batch_size: int, plane: str, acks:
             began = now()
             optimizer.step()
             if optimizer._last.applied:
-                file.write(json.dumps([began, optimizer.session.versions[0], indices.tolist()]) + "\n")
+                file.write(
+                    json.dumps(
+                        [began, optimizer.session.version_of(optimizer.session.plan.buckets[0]), indices.tolist()]
+                    )
+                    + "\n"
+                )
             optimizer.zero_grad()

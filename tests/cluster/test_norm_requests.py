@@ -13,10 +13,11 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.rpc.credentials import OPEN
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.cluster import lead_client as follow
+from torch_ps.ps.cluster import lead_client
+from torch_ps.ps.cluster.lead_client import LeadClient
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.job.lead_address import LeadAddress
-from torch_ps.ps.server.server import last_word
+from torch_ps.ps.server.shutdown import last_word
 
 
 class Lead:
@@ -45,9 +46,10 @@ class Lead:
         address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         try:
-            ask = follow.norms_of(LeadAddress([address]), 1, 7, OPEN, seconds, SECONDS)
+            lead = LeadAddress([address])
+            client = LeadClient(lead, shard=1, incarnation=7, access=OPEN, lease=SECONDS, norm_seconds=seconds)
             async with asyncio.timeout(SECONDS):
-                return await ask(group, 16.0)
+                return await client.request_norm(group, 16.0)
         finally:
             await server.stop(None)
 
@@ -56,21 +58,21 @@ class Lead:
 def test_shard_that_gets_no_norm_gives_up_and_says_who_owes_it(
     group: Group, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "ASK_SECONDS", 0.05)
-    monkeypatch.setattr(follow, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(lead_client, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lead_client, "RETRY_SECONDS", 0.01)
     lead = Lead(math.inf)
     with pytest.raises(
         WaitTimeout, match=rf"shard 1 has waited for \d.* s for the lead at 127.0.0.1:\d+ to say the norm of {what} \("
     ) as caught:
         asyncio.run(lead.ask(group, 0.2))
-    told = last_word(1, [caught.value])  # the shard ends, and its workers hear why
+    told = last_word(1, caught.value)  # the shard ends, and its workers hear why
     assert isinstance(told, ServerStopped)
     assert str(told) == f"shard 1 failed: {caught.value}"
 
 
 def test_question_that_is_not_answered_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "ASK_SECONDS", 0.05)
-    monkeypatch.setattr(follow, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(lead_client, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lead_client, "RETRY_SECONDS", 0.01)
     lead = Lead(2)
     assert asyncio.run(lead.ask(("", 0, 3), SECONDS)) == 25.0
     assert lead.asked > 2

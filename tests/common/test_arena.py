@@ -65,7 +65,7 @@ os.ftruncate(GROWS, LAYOUT.size)
         (other(pid=1), "cannot be seen|no memory of this user|cannot be mapped|may shrink|not the region"),
         (other(fd=10_000), "cannot be seen"),
         (other(fd=FILE), "may shrink"),
-        (other(fd=PIPE), "it is no memory"),
+        (other(fd=PIPE), "it is not a memory file"),
         (other(fd=GROWS), "may shrink"),
         (other(token=bytes(16)), "not the region that was offered"),
         (other(token=b""), "not the region that was offered"),

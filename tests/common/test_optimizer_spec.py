@@ -70,7 +70,7 @@ def test_live_optimizer_is_described_so_that_it_can_be_built_again(name: str) ->
 
 
 def test_changed_values_alone_travel_with_a_push() -> None:
-    assert optim.changed({"lr": 0.2, "momentum": 0.9, "new": None}, {"lr": 0.1, "momentum": 0.9}) == {
+    assert optim.changed_values({"lr": 0.2, "momentum": 0.9, "new": None}, {"lr": 0.1, "momentum": 0.9}) == {
         "lr": 0.2,
         "new": None,
     }

@@ -14,7 +14,7 @@ from torch_ps.compare.events import read_journals
 from torch_ps.compare.execute import Executed
 from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.results import Results
-from torch_ps.compare.run_process import Plan
+from torch_ps.compare.run_process import PlannedRun
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs
 
 FILE = Path(__file__).with_name("results.json")
@@ -32,7 +32,7 @@ def compute() -> Results:
         runs = parse_runs(config.runs)
         for run in runs:
             rate = learning_rate(run, config.lr, config.workers, scaled=True)
-            plan = Plan(run, rate, Path(folder) / run.slug)
+            plan = PlannedRun(run, rate, Path(folder) / run.slug)
             job = Job(mode=run.mode, compress=run.compress, factors=(1.0, 3.0), samples=1024, lr=rate, evaluations=8)
             write(job, plan.events)
             executed.finished.append((plan, read_journals(plan.events)))

@@ -15,7 +15,7 @@ from tests.compare.test_runs import EVERY_KIND
 from torch_ps.compare import report
 from torch_ps.compare.results import Failure, Results, RunResult, Staleness
 from torch_ps.compare.runs import parse_runs
-from torch_ps.compare.seeds import together
+from torch_ps.compare.seeds import merge_seeds
 
 NAMES = ["sync fp32", "sync fp16", "async fp32", "async fp16"]
 
@@ -305,7 +305,7 @@ def test_print_is_light_and_every_plot_fits_the_paper(browser: Browser, tmp_path
 def test_several_seeds_are_bands_that_go_with_their_run(browser: Browser, tmp_path: Path) -> None:
     results = golden()
     worse = [replace(run, curve=[replace(p, loss=(p.loss or 0) + 0.1) for p in run.curve]) for run in results.runs]
-    joined = [together([run, other], [0, 1]) for run, other in zip(results.runs, worse, strict=True)]
+    joined = [merge_seeds([run, other], [0, 1]) for run, other in zip(results.runs, worse, strict=True)]
     settings = results.settings | {"seeds": 2, "seed": 0}
     browser.open(page_of(replace(results, runs=joined, settings=settings), tmp_path))
     bands = "document.getElementById('plot-loss-seconds').data.filter((trace) => trace.fill === 'toself').length"

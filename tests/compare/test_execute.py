@@ -16,7 +16,7 @@ from tests.compare import golden, synthetic
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.compare import cli, defaults
 from torch_ps.compare.options import CompareConfig
-from torch_ps.compare.run_process import Plan, arguments, child_environment
+from torch_ps.compare.run_process import PlannedRun, arguments, child_environment
 from torch_ps.compare.runs import parse_runs
 
 PROGRAM = (sys.executable, synthetic.__file__)
@@ -50,7 +50,7 @@ def test_a_comparison_leaves_table_report_results_and_logs(tmp_path: Path) -> No
 
 
 def test_every_run_is_told_to_write_a_trace_of_its_own(tmp_path: Path) -> None:
-    plan, config = Plan(parse_runs("sync")[0], 0.1, tmp_path / "sync-fp32"), CompareConfig(trace_steps="3:5")
+    plan, config = PlannedRun(parse_runs("sync")[0], 0.1, tmp_path / "sync-fp32"), CompareConfig(trace_steps="3:5")
     told = arguments(plan, config)
     assert f"--trace={tmp_path}/sync-fp32/trace.json" in told
     assert "--trace-steps=3:5" in told
@@ -105,7 +105,7 @@ def test_a_run_that_ends_well_without_events_has_failed(tmp_path: Path) -> None:
     code, terminal, results = compare(tmp_path / "out", task="silent", runs="sync")
     assert code == 1
     assert results["runs"] == []
-    assert "only 0 of 2 workers wrote their end" in terminal
+    assert "only 0 of 2 workers wrote their last event" in terminal
 
 
 def test_an_option_that_the_first_run_refuses_ends_the_comparison_and_leaves_nothing(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_rate_that_is_not_known_cannot_be_scaled(tmp_path: Path) -> None:
 def test_all_that_defines_a_run_is_on_its_command_line(tmp_path: Path) -> None:
     (run,) = parse_runs("sync:compress=fp16:shards=2")
     config = CompareConfig(task="digits", data="a b", samples=64, slow=("w1:3x",), workers=3, seed=7)
-    given = arguments(Plan(run, 0.3, tmp_path), config)
+    given = arguments(PlannedRun(run, 0.3, tmp_path), config)
     assert given[:2] == ["-n", "3"]
     for flag in ("--mode=sync", "--compress=fp16", "--shards=2", "--lr=0.3", "--data=a b", "--seed=7", "--slow=w1:3x"):
         assert given.count(flag) == 1

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from torch_ps.compare.events import End, Evaluation, Journal, Start, Step
-from torch_ps.compare.measure import Facts, common_target, measure, seconds_to, staleness, with_target
+from torch_ps.compare.measure import RunInfo, common_target, measure, seconds_to, staleness, with_target
 from torch_ps.compare.results import CurvePoint, RunResult
 
-FACTS = Facts(name="async fp32", mode="async", compress="none", compress_pull="none", lr=0.1, command="ps-run")
+FACTS = RunInfo(name="async fp32", mode="async", compress="none", compress_pull="none", lr=0.1, command="ps-run")
 
 
 def step(time: float, number: int, job: int, *, stale: int | None = 0, loss: float = 1.0, wait: float = 0.0) -> Step:

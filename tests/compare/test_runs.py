@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.slow_workers import parse_slow
 from torch_ps.compare.options import DEFAULT_RUNS, CompareConfig
-from torch_ps.compare.run_process import Plan, arguments
+from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs, run_options
 
 
@@ -93,9 +93,9 @@ def test_local_steps_are_an_option_of_ps_run_and_a_mode_of_the_report() -> None:
     assert (plain.mode, plain.job_mode, plain.slug) == ("local", "sync", "local-8-fp32")
     assert (other.mode, other.job_mode) == ("local", "async")
     config = CompareConfig(task="digits", lr=0.1, samples=64)
-    flags = arguments(Plan(plain, 0.1, Path("x")), config)
+    flags = arguments(PlannedRun(plain, 0.1, Path("x")), config)
     assert flags.count("--mode=sync") == flags.count("--local-steps=8") == flags.count("--lr=0.1") == 1
-    flags = arguments(Plan(other, 0.1, Path("x")), config)
+    flags = arguments(PlannedRun(other, 0.1, Path("x")), config)
     assert [flag for flag in flags if flag.startswith("--mode")] == ["--mode=async"]
     assert {"--local-steps=4", "--outer-lr=1"} <= set(flags)
 
@@ -111,7 +111,7 @@ def test_ps_run_reads_the_command_line_of_every_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ps_run, "run_job", note)
     config = CompareConfig(task="digits", lr=0.1, samples=64, device="cpu")
     for run in parse_runs(EVERY_KIND):
-        result = CliRunner().invoke(ps_run.main, arguments(Plan(run, 0.1, Path("x")), config))
+        result = CliRunner().invoke(ps_run.main, arguments(PlannedRun(run, 0.1, Path("x")), config))
         assert result.exit_code == 0, result.output
     assert [job._server.mode for job in told] == ["sync", "async", "ssp", "async", "sync", "sync", "async", "sync"]
     assert [job._worker.local_steps for job in told] == [1, 1, 1, 1, 1, 8, 4, 1]

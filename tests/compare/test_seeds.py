@@ -14,7 +14,7 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.compare import cli, results
 from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.results import RunResult
-from torch_ps.compare.seeds import together
+from torch_ps.compare.seeds import merge_seeds
 
 
 def shifted(run: RunResult, by: float) -> RunResult:
@@ -25,7 +25,7 @@ def shifted(run: RunResult, by: float) -> RunResult:
 
 def test_figures_are_means_and_ranges_reach_from_the_lowest_to_the_highest() -> None:
     first = golden().runs[0]
-    joined = together([first, shifted(first, 0.5), shifted(first, 1.0)], [7, 8, 9])
+    joined = merge_seeds([first, shifted(first, 0.5), shifted(first, 1.0)], [7, 8, 9])
     assert joined.seeds == [7, 8, 9]
     assert joined.command.splitlines() == 3 * [first.command]
     assert joined.validation_loss == pytest.approx((first.validation_loss or 0) + 0.5)
@@ -48,7 +48,7 @@ def test_seeds_that_were_measured_at_other_samples_are_compared_at_the_same_ones
     run = golden().runs[0]
     line = [replace(p, samples=100 * i, loss=5 - 0.1 * i, accuracy=None) for i, p in enumerate(run.curve)]
     sparse = [line[0], *[replace(p, samples=p.samples + 50, loss=(p.loss or 0) - 0.05) for p in line[2:-2:2]], line[-1]]
-    joined = together([replace(run, curve=line), replace(run, curve=sparse)], [0, 1])
+    joined = merge_seeds([replace(run, curve=line), replace(run, curve=sparse)], [0, 1])
     assert [point.samples for point in joined.curve] == [point.samples for point in line]
     for before, point in zip(line, joined.curve, strict=True):
         assert point.loss_range is not None
@@ -58,12 +58,12 @@ def test_seeds_that_were_measured_at_other_samples_are_compared_at_the_same_ones
 
 def test_a_single_seed_is_given_back_as_it_is() -> None:
     first = golden().runs[0]
-    assert together([first], [0]) is first
+    assert merge_seeds([first], [0]) is first
 
 
 def test_what_one_seed_lacks_the_mean_lacks() -> None:
     first = golden().runs[0]
-    joined = together([first, replace(first, validation_loss=None)], [0, 1])
+    joined = merge_seeds([first, replace(first, validation_loss=None)], [0, 1])
     assert joined.validation_loss is None
     assert joined.spread is not None
     assert joined.spread.validation_loss is None

@@ -129,6 +129,7 @@ def test_eight_synchronous_workers_at_eight_times_the_rate_are_the_equal_of_one(
     assert trained("sync", 8, 0.8, side_by_side) == pytest.approx(97.5, abs=TOLERANCE)
 
 
+@pytest.mark.tier("all")
 def test_eight_synchronous_workers_at_the_rate_of_one_have_made_an_eighth_of_the_progress() -> None:
     assert trained("sync", 8, 0.1, side_by_side) == pytest.approx(95.2, abs=TOLERANCE)
 
@@ -137,18 +138,22 @@ def test_eight_asynchronous_workers_at_the_rate_of_one_are_its_equal() -> None:
     assert trained("async", 8, 0.1, in_turn) == pytest.approx(97.1, abs=TOLERANCE)
 
 
+@pytest.mark.tier("all")
 def test_eight_asynchronous_workers_at_three_times_the_rate_diverge() -> None:
     assert trained("async", 8, 0.3, in_turn) < 20
 
 
+@pytest.mark.tier("all")
 def test_rate_that_follows_staleness_trains_at_six_times_the_rate() -> None:
     assert trained("async", 8, 0.6, in_turn, staleness_lr="inverse") == pytest.approx(96.9, abs=TOLERANCE)
 
 
+@pytest.mark.tier("all")
 def test_worker_that_is_eight_times_slower_costs_async_no_accuracy() -> None:
     assert trained("async", 8, 0.1, with_one_eight_times_slower) == pytest.approx(97.4, abs=TOLERANCE)
 
 
+@pytest.mark.tier("all")
 @pytest.mark.parametrize("compress", ["fp16", "int8"])
 def test_gradients_of_two_bytes_or_one_cost_less_than_a_third_of_a_point(compress: str) -> None:
     whole, small = (trained("sync", 8, 0.8, side_by_side, compress=codec) for codec in ("none", compress))
@@ -156,14 +161,17 @@ def test_gradients_of_two_bytes_or_one_cost_less_than_a_third_of_a_point(compres
     assert small >= whole - 0.3
 
 
+@pytest.mark.tier("all")
 def test_one_gradient_value_in_a_hundred_is_enough_with_feedback() -> None:
     assert trained("sync", 1, 0.1, in_turn, compress="topk:0.01") == pytest.approx(97.3, abs=TOLERANCE)
 
 
+@pytest.mark.tier("all")
 def test_one_gradient_value_in_a_hundred_is_too_little_without_feedback() -> None:
     found = trained("sync", 1, 0.1, in_turn, compress="topk:0.01", feedback="off")
     assert found == pytest.approx(93.9, abs=TOLERANCE)
 
 
+@pytest.mark.tier("all")
 def test_one_gradient_value_in_a_thousand_reaches_95_with_feedback() -> None:
     assert trained("sync", 8, 0.8, side_by_side, compress="topk:0.001") >= 95.5

@@ -16,6 +16,7 @@ import torch
 
 import torch_ps
 from tests.support.jobs import Servers, job, until
+from tests.support.pairwise import pairwise
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
@@ -270,12 +271,12 @@ def _moves(model: torch.nn.Module) -> None:
         parameter.data = parameter.data.clone()
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("overlap", ["off", "on"])
-@pytest.mark.parametrize("change", [_keeps, _clamps, _swaps, _moves])
+@pytest.mark.parametrize(
+    ("change", "overlap", "set_to_none", "mode"),
+    pairwise([_keeps, _clamps, _swaps, _moves], ["off", "on"], [True, False], ["sync", "async"]),
+)
 def test_what_a_loop_does_to_tensors_in_shared_memory_counts_as_it_does_over_the_network(
-    mode: str, set_to_none: bool, overlap: str, change: Any
+    change: Any, overlap: str, set_to_none: bool, mode: str
 ) -> None:
     ends = []
     for plane in PLANES:

@@ -19,6 +19,8 @@ RUN_BY = {
     ": .": "by hand: a part of setting up",
     ": pip install": "test_wheel_alone_runs_a_whole_job",
     ": make demo": COMPARED,
+    ": make quick": "by hand: a tier of the tests; tests/test_tiers.py looks at what is in it",
+    ": make check": "by hand: a tier of the tests; tests/test_tiers.py looks at what is in it",
     ": make test": "by hand: it is what runs the tests; the workflow of CI calls it",
     ": make bench": "test_each_system_has_a_row_and_the_right_answer",
     ": make chaos": "test_a_minute_of_random_faults_loses_doubles_and_leaves_nothing",

@@ -59,7 +59,7 @@ def test_newcomer_joins_where_the_standby_serves(
                 joined = spawn(lambda: newcomer.init({"x": torch.zeros(8)}, torch_ps.OptimizerSpec("SGD", lr=1.0)))
                 joined.result(SECONDS)
                 if number == signal.SIGSTOP:  # by its silence for a lease, not when gRPC finds out
-                    assert "asks again: no sign of life of" in caplog.text
+                    assert "trying again: no sign of life of" in caplog.text
                 stop.set()
                 others.result(SECONDS)
                 newcomer.push({"x": torch.ones(8)})

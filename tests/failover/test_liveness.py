@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from torch_ps.ps.failover.liveness import heard
+from torch_ps.ps.failover.liveness import wait_alive
 
 
 def test_sign_that_came_while_the_process_stood_still_is_heard() -> None:
@@ -18,7 +18,7 @@ def test_sign_that_came_while_the_process_stood_still_is_heard() -> None:
             await sign.wait()
             return "here"
 
-        return await heard(wait(), 0.2)
+        return await wait_alive(wait(), 0.2)
 
     assert asyncio.run(run()) == "here"
 
@@ -27,7 +27,7 @@ def test_silence_ends_the_wait_and_what_was_waited_for() -> None:
     async def run() -> bool:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with pytest.raises(TimeoutError):
-            await heard(future, 0.05)
+            await wait_alive(future, 0.05)
         return future.cancelled()
 
     assert asyncio.run(run())
@@ -38,4 +38,4 @@ def test_error_in_place_of_a_sign_is_raised() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        asyncio.run(heard(fail(), 1.0))
+        asyncio.run(wait_alive(fail(), 1.0))

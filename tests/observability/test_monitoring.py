@@ -19,7 +19,7 @@ from tests.support.quadratic import quadratics, round_robin
 from torch_ps.common.rpc import channel
 from torch_ps.common.wire.address import Address, parse
 from torch_ps.ps.observability.http import VISITORS, HttpServer
-from torch_ps.ps.server.server import Beat
+from torch_ps.ps.observability.loop_health import LoopHealth
 
 STEPS, SIZE = 11, 3
 
@@ -61,9 +61,9 @@ def test_health_page_of_every_shard_says_serving(servers: Servers, shard: int) -
 
 
 def test_health_page_says_why_a_shard_does_not_work() -> None:
-    beat = Beat()
-    assert beat.missing(time.monotonic()) == ""
-    server = HttpServer(Address("127.0.0.1", 0), CollectorRegistry(), lambda: beat.missing(time.monotonic() + 60))
+    health = LoopHealth()
+    assert health.problem(time.monotonic()) == ""
+    server = HttpServer(Address("127.0.0.1", 0), CollectorRegistry(), lambda: health.problem(time.monotonic() + 60))
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"http://{server.address}/health", timeout=30)
     assert caught.value.code == 503

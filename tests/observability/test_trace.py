@@ -23,7 +23,7 @@ from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError, Unk
 from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.trace import Span, Trace, Trip, ahead
+from torch_ps.common.trace import RoundTrip, Span, Trace, estimate_offset
 from torch_ps.ps.observability.perfetto import PARTS
 
 TRACED = (2, 3, 4)
@@ -192,9 +192,9 @@ def test_the_offset_of_a_clock_is_wrong_by_no_more_than_it_says() -> None:
         offset, now, trips = chance.randrange(-(10**12), 10**12), 0, []
         for _ in range(8):
             there, back = chance.randrange(10**6), chance.randrange(10**6)
-            trips.append(Trip(now, now + there + offset, now + there + back))
+            trips.append(RoundTrip(now, now + there + offset, now + there + back))
             now += there + back
-        found, error = ahead(trips)
+        found, error = estimate_offset(trips)
         assert abs(found - offset) <= error == (min(t.received - t.sent for t in trips) + 1) // 2
 
 

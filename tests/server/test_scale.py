@@ -13,6 +13,7 @@ from tests.support.threads import at_once
 LARGE = 540_000_000  # 2.16 GB of fp32
 
 
+@pytest.mark.tier("all")
 @pytest.mark.parametrize("plane", ["network", "memory"])
 @pytest.mark.parametrize(("num_workers", "num_shards", "steps"), [(32, 1, 100), (64, 4, 20)])
 def test_many_workers_at_once_train_synchronously(num_workers: int, num_shards: int, steps: int, plane: str) -> None:
@@ -42,6 +43,7 @@ def free_bytes() -> int:
     return 0
 
 
+@pytest.mark.tier("all")
 @pytest.mark.skipif(free_bytes() < 12 << 30, reason="needs 12 GiB of free memory")
 @pytest.mark.parametrize("plane", ["network", "memory"])
 def test_model_of_more_than_two_gigabytes_goes_through_in_messages_of_one_bucket(plane: str) -> None:

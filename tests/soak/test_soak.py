@@ -11,6 +11,7 @@ from tests.soak.run import Found, Reading, check, soak, table
 YOUNG = 10.0
 
 
+@pytest.mark.tier("all")
 @pytest.mark.timeout(600)
 def test_servers_of_workers_that_die_and_join_for_a_minute_hold_on_to_nothing() -> None:
     found = soak(45.0, 15.0, pause=0.2, window=6)

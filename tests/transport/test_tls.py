@@ -186,10 +186,10 @@ def test_server_that_refuses_a_sign_of_life_for_its_token_is_alive(tmp_path: Pat
     with job(token_file=str(tmp_path / "right")) as servers:
         link = Link(parse(str(servers)), Access(None, TokenFile(str(tmp_path / "old"))))
         long_ago = time.monotonic() - 60.0
-        assert link.sign(pb.RenewRequest(), long_ago, 1.0) > long_ago
+        assert link.renew(pb.RenewRequest(), long_ago, 1.0) > long_ago
         servers.processes[0].end()
         with pytest.raises(torch_ps.Unreachable, match="no sign of life of"):
-            link.sign(pb.RenewRequest(), long_ago, 1.0)
+            link.renew(pb.RenewRequest(), long_ago, 1.0)
         link.close()
 
 
@@ -232,7 +232,7 @@ def served(tls: Tls) -> Iterator[str]:
 
 
 def test_token_is_not_told_to_other_machines_in_the_clear(token: str) -> None:
-    with pytest.raises(torch_ps.ConfigError, match=r"the token would travel readable to 192.0.2.1:50051; use TLS"):
+    with pytest.raises(torch_ps.ConfigError, match=r"the token would be sent in the clear to 192.0.2.1:50051; use TLS"):
         Link(parse("192.0.2.1:50051"), Access(token=TokenFile(token)))
     Link(parse("192.0.2.1:50051"), Access(token=TokenFile(token), insecure=True)).close()
     Link(parse("127.0.0.1:50051"), Access(token=TokenFile(token))).close()
@@ -307,8 +307,8 @@ def test_after_a_renewal_the_old_files_are_refused_and_the_new_ones_taken(renewa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("both.cert.pem", b"nonsense", "is not in PEM form; what was read before stays in force"),
-        ("believed.pem", b"nonsense", "holds no certificate in PEM form; what was read before stays in force"),
+        ("both.cert.pem", b"nonsense", "is not in PEM form; the content read before stays in use"),
+        ("believed.pem", b"nonsense", "holds no certificate in PEM form; the content read before stays in use"),
         ("token", b"short", "token 1 in .* has 5 characters; 16 to 1024 are needed"),
     ],
 )

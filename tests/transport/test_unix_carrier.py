@@ -92,7 +92,7 @@ def test_wrong_token_is_let_go_and_costs_nobody_anything() -> None:
     ("bytes_sent", "error", "text"),
     [
         (put(b"\xff\xff"), "CorruptFrame", "expected field tag"),
-        (LENGTH.pack(1 << 30), "CorruptFrame", "a message of 1073741824 bytes; 5242880 are the most"),
+        (LENGTH.pack(1 << 30), "CorruptFrame", "a message of 1073741824 bytes; at most 5242880 are allowed"),
         (put(pack(pb.UpHeader(renew=pb.Renew()))), "CorruptFrame", "the first frame of an Exchange has to be Hello"),
         (put(pack(pb.UpHeader(hello=pb.Hello(worker="w9", session=9, incarnation=9)))), "Restarted", "w9"),
     ],

@@ -23,9 +23,9 @@ from torch_ps.common.options import security_options as protection
 from torch_ps.common.options.command_line import Check, Command, at_least, check_all, more_than, option, options_of
 from torch_ps.common.rpc.credentials import access_of
 from torch_ps.common.wire import address
-from torch_ps.worker.client import addresses_of
 from torch_ps.worker.commands.job_view import JobView, Poll
 from torch_ps.worker.commands.status_table import render
+from torch_ps.worker.runtime.access import addresses_of
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
 

@@ -81,7 +81,7 @@ def _run_task(worker: WorkerConfig) -> None:
         raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run sets it for its workers")
     import torch
 
-    from torch_ps.worker.client import default_name
+    from torch_ps.worker.runtime.access import default_name
     from torch_ps.worker.runtime.device import local_rank
     from torch_ps.worker.training.loop import prepare, train
 

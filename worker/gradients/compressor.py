@@ -1,54 +1,63 @@
-"""From a bucket's gradient to what is pushed: codec of the step, error feedback, momentum correction.
+"""Codecs of a worker: from a bucket's gradient to the payload of a push, from the payload of a pull to values.
 
-    gradient --momentum--> + residual --codec--> payload
-                               ^                    |
-                               +-- what it lacks <--+
+    gradient --momentum--> + residual --codec--> payload        payload --codec--> values, or what the copy lacks
+                               ^                    |                                        |
+                               +-- what it lacks <--+                        copy += it <----+
+
+Error feedback keeps what a lossy push left out and adds it to the next one:
+
+    sent = C(gradient + residual)        residual = gradient + residual - decoded(sent)
+
+So the sum of what was applied and what is kept is the sum of all gradients, whatever the codec does to each of them. A
+biased codec converges with error feedback and may not without.
 
 Rules of this file
   1. A gradient that is not finite travels as fp16, so that the server sees, counts and names it; the residual stays.
   2. A gradient of weight 0 leaves the residual alone: nothing of it will be applied.
   3. A push that was dropped as late goes back into the residual. A repeat is the same bytes and changes nothing here.
 
-Source: see ``feedback`` and ``dgc``.
+Memory: error feedback needs one fp32 copy of the parameters per worker, made at the first push.
+
+Source: Seide et al., Interspeech 2014, and Karimireddy et al., ICML 2019, arXiv:1901.09847, for error feedback;
+``momentum_correction.py`` for momentum.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from torch_ps.common import codecs
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.on_gpu import DeviceCodec, on_device
+from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.optimizer_spec import HyperValue
 from torch_ps.common.plan import Bucket
 from torch_ps.common.wire.frames import Buffer
-from torch_ps.worker.gradients import momentum_correction as dgc
-from torch_ps.worker.gradients.feedback import Residuals
 from torch_ps.worker.gradients.flat_tensors import empty_fp32
-from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
+from torch_ps.worker.gradients.momentum_correction import MomentumCorrection, has_density, warmup_codec
 
 
 class Compressor:
-    """The way of one worker's gradients.
+    """Encodes the gradients of one worker.
 
     Args:
         compress: codec of gradients.
         feedback: "auto" keeps the residual of biased codecs, "on" of all, "off" of none.
-        warmup: steps in which a sparse codec sends more than its density; 0: none.
-        worker: name, so that workers draw different lots.
+        warmup: number of first steps in which a sparse codec sends more than its density; 0 for none.
+        worker: name of the worker; part of the seed of codecs that choose values at random.
 
     Raises:
-        ConfigError: an unknown codec, or a warm-up of a codec without density.
+        ConfigError: the codec does not exist, or has no density and ``warmup`` is given.
     """
 
     def __init__(self, compress: str, *, feedback: str = "auto", warmup: int = 0, worker: str = "") -> None:
-        codecs.chosen(compress)  # says what is wrong with it
+        codecs.make_codec(compress)  # its error says what is wrong with the text
         self.codec = codecs.codec(compress)
         if feedback not in ("auto", "on", "off"):
             raise ConfigError(f"feedback must be one of auto, on, off; got {feedback!r}")
-        if warmup and not dgc.has_density(compress):
+        if warmup and not has_density(compress):
             raise ConfigError(f"compress_warmup is for topk and randk; compress is {compress!r}")
         self._feedback = feedback == "on" or (feedback == "auto" and self.codec.biased)
         self._warmup, self._worker = warmup, worker
@@ -63,15 +72,15 @@ class Compressor:
 
     @property
     def corrects_momentum(self) -> bool:
-        """Whether momentum has to be given to ``encode`` rather than to the server, where the optimizer has any."""
+        """Whether momentum has to be given to ``encode`` instead of the server, if the optimizer has any."""
         return self._feedback and self.codec.sparse
 
     def leaves_alone(self, bucket: Bucket) -> bool:
-        """Whether the payload of this bucket is the bytes of its fp32 values."""
+        """Whether the payload of a bucket is the bytes of its fp32 values."""
         return bucket.rule != "optimizer" or self.lossless
 
     def on_device(self, bucket: Bucket) -> DeviceCodec | None:
-        """The codec of this bucket where a GPU can encode it; None: it has to go through ``encode``, on the CPU."""
+        """The codec of a bucket if a GPU can encode it; None if it has to go through ``encode``, on the CPU."""
         if bucket.rule != "optimizer":
             return on_device(self._plain)
         alone = not (self._feedback or self.codec.coarse or self.codec.biased)
@@ -86,17 +95,23 @@ class Compressor:
         weight: float,
         momentum: Mapping[str, HyperValue] | None = None,
     ) -> tuple[Codec, tuple[Buffer, ...]]:
-        """The payload of one push and the codec that reads it.
+        """Encode the gradient of one bucket.
 
         Args:
-            values: the gradient, shape (numel,); overwritten.
-            momentum: hyperparameters of SGD, to correct its momentum here.
+            bucket: bucket of the gradient.
+            values: gradient, shape (numel,), fp32; overwritten.
+            step: step of the push.
+            weight: part of the gradient in the mean.
+            momentum: hyperparameters of SGD if its momentum is to be corrected here.
+
+        Returns:
+            The codec that decodes the payload, and the payload.
         """
         if bucket.rule != "optimizer":
             return self._plain, self._plain.encode(values)
-        codec = (
-            codecs.codec(dgc.warmup_codec(self.codec.name, step, self._warmup)) if step < self._warmup else self.codec
-        )
+        codec = self.codec
+        if step < self._warmup:
+            codec = codecs.codec(warmup_codec(codec.name, step, self._warmup))
         if (self._feedback or codec.coarse or codec.biased) and not _is_finite(values):
             return self._half, self._half.encode(values)
         seed = self._seed(step, bucket.index)
@@ -113,15 +128,15 @@ class Compressor:
             self._momentum.mask(bucket.index, decoded)
         return codec, (payload,)
 
-    def dropped(self, bucket: Bucket, codec: Codec, payload: memoryview) -> None:
-        """A push was answered but not applied."""
+    def put_back(self, bucket: Bucket, codec: Codec, payload: memoryview) -> None:
+        """Add the payload of a push that was answered but not applied to the residual."""
         if self._feedback and bucket.rule == "optimizer":
             decoded = codec.decode(payload, empty_fp32(bucket.numel))
             if _is_finite(decoded):
                 self._residuals.put_back(bucket.index, decoded)
 
     def residual(self, bucket: Bucket) -> torch.Tensor:
-        """What has been left out of one bucket so far, shape (numel,)."""
+        """What has been left out of one bucket so far, shape (numel,), fp32; zeros if nothing was."""
         kept = self._residuals.get(bucket.index)
         return empty_fp32(bucket.numel).zero_() if kept is None else kept
 
@@ -130,6 +145,69 @@ class Compressor:
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
+class Residuals:
+    """The residuals of one worker, by number of the bucket."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, torch.Tensor] = {}
+
+    def add_to(self, bucket: int, values: torch.Tensor) -> None:
+        """Add the residual of a bucket to ``values``, in place."""
+        if bucket in self._of:
+            values.add_(self._of[bucket])
+
+    def keep(self, bucket: int, sent: torch.Tensor, decoded: torch.Tensor) -> None:
+        """Keep what ``decoded`` lacks of ``sent`` as the residual of a bucket."""
+        if bucket not in self._of:
+            self._of[bucket] = torch.empty_like(sent)
+        torch.sub(sent, decoded, out=self._of[bucket])
+
+    def put_back(self, bucket: int, decoded: torch.Tensor) -> None:
+        """Add a push that came too late to count: all of it was left out after all."""
+        if bucket in self._of:
+            self._of[bucket].add_(decoded)
+
+    def get(self, bucket: int) -> torch.Tensor | None:
+        """The residual of a bucket, shape (numel,); None if nothing was ever kept."""
+        return self._of.get(bucket)
+
+
+class Decompressor:
+    """Decodes the parameters that the servers send to one worker. The answers of one shard come one at a time.
+
+    Args:
+        codec: codec of pulls. A coarse one sends what the worker's copy lacks, so a copy is kept.
+        buckets: all buckets of the job.
+    """
+
+    def __init__(self, codec: Codec, buckets: Sequence[Bucket]) -> None:
+        self._codec, self._copies = codec, Copies()
+        largest = max((bucket.numel for bucket in buckets), default=0)
+        self._scratch = {shard: empty_fp32(largest) for shard in {bucket.shard for bucket in buckets}}
+
+    def decode(self, bucket: Bucket, name: str, payload: memoryview, *, delta: bool) -> torch.Tensor:
+        """Decode the parameters of one bucket.
+
+        Args:
+            bucket: bucket of the payload.
+            name: codec of the payload.
+            payload: bytes that came.
+            delta: whether the payload is what the worker's copy lacks, not the values themselves.
+
+        Returns:
+            Values, shape (numel,), fp32; valid until the next answer of the same shard.
+
+        Raises:
+            CorruptFrame: the payload does not fit the bucket.
+        """
+        codec = codecs.codec(name)
+        codec.check(payload, bucket.numel)
+        values = codec.decode(payload, self._scratch[bucket.shard][: bucket.numel])
+        if self._codec.coarse and bucket.rule == "optimizer":
+            values = self._copies.take(bucket.index, values, delta=delta)
+        return values
+
+
 def _is_finite(values: torch.Tensor) -> bool:
-    """Whether all are; the sum says so at once unless it overflows."""
+    """Whether all values are finite. The sum shows it at once, unless it overflows."""
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())

@@ -4,42 +4,51 @@ Rules of this file
   1. Reads ``.grad`` and never changes it.
   2. A step whose gradients are not finite is pushed with weight 0: nobody waits for this worker, nothing is applied.
 
-    torch.amp.GradScaler --grad_scale, found_inf--> at_step() --> gather(): times 1 / scale
-                                                              \-> left_out: the first tensor that is not finite
+    torch.amp.GradScaler --grad_scale, found_inf--> begin_step() --> gather(): times 1 / scale
+                                                                 \-> left_out: the first tensor that is not finite
 
-What torch does with a parameter that has no gradient is to leave it alone, weight decay and momentum too. Here that
-holds for a *bucket* none of whose parameters has a gradient on any worker; in a bucket that mixes them, or where
-another worker has a gradient, one that is missing counts as zero, as it does in the mean of one large batch.
+torch leaves a parameter without a gradient alone, weight decay and momentum included. Here that holds for a *bucket*
+none of whose parameters has a gradient on any worker. In a bucket where some have one, or where another worker has one,
+a missing gradient counts as zero, as it does in the mean of one large batch.
 
 Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius et al., ICLR 2018, arXiv:1710.03740.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.gradients.finite import FiniteCheck
 from torch_ps.worker.gradients.flat_tensors import gather
 
 log = logging.getLogger("torch_ps.worker")
 
+#: Elements up to which tensors are checked together: one call for all of them, and a copy that stays in the cache, in
+#: place of a call for each.
+SMALL = 16384
+
 
 class Gradients:
-    """Of the parameters of one model, which are in the order of ``Model.tensors()``.
+    """The gradients of one model.
 
     Args:
-        accumulate: backward passes whose sum ``.grad`` is; their mean is what counts.
-        decays: whether weight decay moves a parameter of this group whose gradient is zero.
+        parameters: trained parameters, in the order of ``Model.tensors()``.
+        names: names of the parameters.
+        accumulate: backward passes whose sum ``.grad`` is; their mean is pushed.
+        decays: takes a parameter group; returns whether weight decay moves its parameters where the gradient is zero.
 
     Attributes:
-        passes: of the coming push, where they are fewer than ``accumulate``; else 0.
-        scaled: the coming push is one of a GradScaler's, so what left before ``at_step`` was scaled.
-        left_out: why the coming push has weight 0, the name of a tensor; "" when it has its weight.
-        num_left_out: pushes of weight 0 so far; ``in_a_row`` of them since the last that was not.
+        passes: backward passes of the coming push if they are fewer than ``accumulate``; else 0.
+        scaled: whether a GradScaler scales the coming push, so that what left before ``begin_step`` was scaled.
+        left_out: reason why the coming push has weight 0, such as the name of a tensor; "" if it has its weight.
+        num_left_out: pushes of weight 0 so far.
+        in_a_row: pushes of weight 0 since the last one that had its weight.
+        finite: finds values that are not finite in tensors like ``parameters``.
     """
 
     def __init__(
@@ -52,24 +61,24 @@ class Gradients:
         self.parameters, self.names, self._accumulate, self._decays = parameters, names, accumulate, decays
         self.finite = FiniteCheck(parameters, names)
         self._warned = self._warned_of_zeros = False
-        self._had: set[int] = set()  # parameters that have had a gradient, in buckets where some lack theirs
+        self._had: set[int] = set()  # parameters that have had a gradient
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget the push that is done."""
+        """Begin a new push; the last one is done."""
         self.passes, self.scaled, self.left_out = 0, False, ""
         self._scale: float | None = None
         self._scales_differ = False
         self._dense: dict[int, torch.Tensor] = {}
 
-    def at_step(self, scale: torch.Tensor | None, overflow: torch.Tensor | None, *, last: bool) -> None:
+    def begin_step(self, scale: torch.Tensor | None, overflow: torch.Tensor | None, *, last: bool) -> None:
         """Note what a GradScaler has set on the optimizer before it called ``step``.
 
         Args:
-            scale: factor of the gradients; None when ``unscale_`` has taken it out, or where there is no GradScaler.
-            overflow: above 0 when a gradient is not finite; None where there is no GradScaler.
-            last: this ``step`` pushes; the others of ``accumulate`` do not.
+            scale: factor of the gradients; None if ``unscale_`` has removed it, or without a GradScaler.
+            overflow: above 0 if a gradient is not finite; None without a GradScaler.
+            last: whether this ``step`` pushes; only the last of ``accumulate`` does.
 
         Raises:
             PsError: ``unscale_`` was called while gradients are still being accumulated.
@@ -89,14 +98,15 @@ class Gradients:
             self.left_out = self._first_not_finite() or "a scale that changed while gradients were accumulated"
 
     def check(self) -> None:
-        """Look whether every gradient is finite; only while none has left."""
+        """Leave the push out if a gradient is not finite. Call it while no bucket has left."""
         self.left_out = self.left_out or self._first_not_finite()
 
     def report(self, worker: str, step: str) -> None:
-        """Count and say what is left out.
+        """Count and log a push that is left out.
 
         Args:
-            step: which one it is, in words.
+            worker: name of the worker.
+            step: number of the step, in words.
         """
         self.in_a_row = self.in_a_row + 1 if self.left_out else 0
         if self.left_out:
@@ -105,7 +115,7 @@ class Gradients:
             log.log(level, "gradient of worker %s, %s is not finite in %s: not applied", worker, step, self.left_out)
 
     def missing(self, bucket: Bucket) -> bool:
-        """Whether no parameter of this bucket has a gradient."""
+        """Whether no parameter of a bucket has a gradient."""
         found = [piece.tensor for piece in bucket.pieces if self.parameters[piece.tensor].grad is not None]
         if len(found) not in (0, len(bucket.pieces)):
             self._warn_of_zeros(bucket)
@@ -113,7 +123,7 @@ class Gradients:
         return not found
 
     def _warn_of_zeros(self, bucket: Bucket) -> None:
-        """Where a zero does what no gradient would not."""
+        """Warn once where a gradient of zero moves a parameter that torch would leave alone."""
         for index in () if self._warned_of_zeros else {piece.tensor for piece in bucket.pieces}:
             if self.parameters[index].grad is None and (index in self._had or self._decays(bucket.group)):
                 self._warned_of_zeros = True
@@ -126,14 +136,14 @@ class Gradients:
                 return
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
-        """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros when they are left out."""
+        """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros if the push is left out."""
         if self.left_out:
             return into.zero_()
         gather(bucket, {piece.tensor: self._gradient(piece.tensor) for piece in bucket.pieces}, into)
-        return self.averaged(into)
+        return self.average(into)
 
-    def averaged(self, values: torch.Tensor) -> torch.Tensor:
-        """What was read from a ``.grad`` without its scale, and as the mean of the accumulated passes; in place."""
+    def average(self, values: torch.Tensor) -> torch.Tensor:
+        """Turn values of ``.grad`` into the mean of the accumulated passes, without the scale; in place."""
         if self._scale is not None:
             values.mul_(1 / self._scale)
         passes = self.passes or self._accumulate
@@ -155,19 +165,19 @@ class Gradients:
         return self._dense[index]
 
     def _first_not_finite(self) -> str:
-        return self.finite.first_not([parameter.grad for parameter in self.parameters])
+        return self.finite.first_not_finite([parameter.grad for parameter in self.parameters])
 
 
 class NoGradients:
-    """What a push takes its buckets from where there is no gradient: as if no parameter had one."""
+    """Stands in for ``Gradients`` in a push of weight 0: no parameter has a gradient."""
 
     left_out, num_left_out, in_a_row = "", 0, 0
 
     def check(self) -> None:
-        """There is nothing that could be infinite."""
+        """Every gradient is finite, as there is none."""
 
     def report(self, worker: str, step: str) -> None:
-        """Nothing is left out."""
+        """Nothing is left out, so nothing is logged."""
 
     def missing(self, bucket: Bucket) -> bool:
         return True
@@ -176,4 +186,57 @@ class NoGradients:
         return into.zero_()
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Nothing is kept from push to push."""
+
+
+class FiniteCheck:
+    """Finds values that are not finite in tensors, or their gradients, before anything of them leaves.
+
+    Args:
+        parameters: tensors that give the sizes, in the order of those that are checked.
+        names: names of the tensors.
+
+    Source: a sum is finite only if every value is. torch.amp.GradScaler checks each value, for it scales each anyway.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+        self._names = names
+        self._small = [parameter.numel() <= SMALL for parameter in parameters]
+
+    def first_not_finite(self, tensors: Sequence[torch.Tensor | None]) -> str:
+        """The first of ``tensors`` with a value that is not finite, in words; "" if there is none.
+
+        Cost: one sum per large tensor and one of all small ones, one synchronisation with a GPU.
+        """
+        if math.isfinite(self._sum(tensors)):
+            return ""
+        # A sum of finite values may overflow, so each value is checked now.
+        for tensor, name in zip(tensors, self._names, strict=True):
+            if tensor is not None and not _values(tensor).float().isfinite().all().item():
+                return f"tensor {name!r}"
+        return ""
+
+    def _sum(self, tensors: Sequence[torch.Tensor | None]) -> float:
+        together, sums = [], []
+        for tensor, small in zip(tensors, self._small, strict=True):
+            if tensor is None:
+                continue
+            if small and tensor.is_cpu and tensor.layout is torch.strided:
+                together.append(tensor)
+            else:
+                sums.append(_sum_of(tensor))
+        if together:
+            sums.append(_sum_of(_flatten_dense_tensors(together)))  # type: ignore[no-untyped-call]
+        if len({each.device for each in sums}) > 1:
+            sums = [each.cpu() for each in sums]
+        return torch.stack(sums).sum().item() if len(sums) > 1 else sum(each.item() for each in sums)
+
+
+def _sum_of(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype is torch.float32 and tensor.layout is torch.strided:
+        return tensor.detach().sum()  # the usual case, without what the others need
+    return _values(tensor).sum(dtype=torch.float32)
+
+
+def _values(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach() if tensor.layout is torch.strided else tensor.detach().coalesce().values()

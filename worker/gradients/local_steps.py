@@ -4,14 +4,14 @@
     H times     backward --> inner step: the optimizer that the user wrapped, on the model itself
     push        start - end, the pseudo-gradient, for the servers' outer optimizer: SGD with Nesterov momentum
 
-A *round* is what lies between two pushes. With learning rate 1 and no momentum the outer step is the mean of the
+A *round* is the steps between two pushes. With learning rate 1 and no momentum the outer step is the mean of the
 workers' models.
 
 Rules of this file
-  1. The inner optimizer may be any: it runs here, on whole tensors, and keeps its state from round to round.
+  1. The inner optimizer may be of any class: it runs here, on whole tensors, and keeps its state from round to round.
   2. An inner step whose gradients are not finite is not made and its samples do not count. A round in which none was
      made, or whose end is not finite, is pushed with weight 0: nobody waits for this worker, nothing is applied.
-  3. After a push, also one that failed, the round begins at what the model holds then: no change is pushed twice.
+  3. After a push, also one that failed, the next round begins at what the model holds then: no change is pushed twice.
 
 Memory on each worker: one more fp32 copy of the parameters (the start), and the state of the inner optimizer.
 
@@ -35,7 +35,7 @@ Closure = Callable[[], Any]
 
 
 def outer_optimizer(inner: torch.optim.Optimizer, config: WorkerConfig) -> torch.optim.Optimizer:
-    """What the servers run over the parameters of ``inner``, in the same groups. It never steps here."""
+    """The optimizer that the servers run over the parameters of ``inner``, in the same groups. It never steps here."""
     momentum = DEFAULT_OUTER_MOMENTUM if config.outer_momentum is None else config.outer_momentum
     return torch.optim.SGD(
         [{"params": list(group["params"])} for group in inner.param_groups],
@@ -46,7 +46,7 @@ def outer_optimizer(inner: torch.optim.Optimizer, config: WorkerConfig) -> torch
 
 
 def reuse_first_loss(closure: Closure | None, loss: Any) -> Closure | None:
-    """``closure`` for the inner optimizer: its first result is ``loss``, the gradients of which are there already."""
+    """Wrap ``closure`` for the inner optimizer: the first result is ``loss``, whose gradients are there already."""
     if closure is None:
         return None
     results = [loss]
@@ -54,20 +54,21 @@ def reuse_first_loss(closure: Closure | None, loss: Any) -> Closure | None:
 
 
 class LocalSteps:
-    """The rounds of one worker. What ``Gradients`` is to a push of gradients, this is to one of pseudo-gradients.
+    """The rounds of one worker: gives a push pseudo-gradients as ``Gradients`` gives it gradients.
 
     Args:
         steps: inner steps of a round.
-        inner: the optimizer that makes them.
-        gradients: what it steps with.
-        flat: reads the parameters.
-        buckets: those with parameters.
+        inner: optimizer that makes the inner steps.
+        gradients: gradients of the inner steps.
+        flat: tensors of the model.
+        buckets: buckets with parameters.
 
     Attributes:
-        left_out: why the coming push has weight 0; "" when it has its weight.
+        left_out: reason why the coming push has weight 0; "" if it has its weight.
         num_left_out: inner steps, and rounds with an end that is not finite, that were left out so far.
-        in_a_row: how many of them there have been since the last round that was pushed with a weight.
-        applied: sum of the weights of this round's inner steps, without those left out; ``passed`` has them too.
+        in_a_row: how many of these there have been since the last round that was pushed with a weight.
+        applied: sum of the weights of this round's inner steps that were made.
+        passed: sum of the weights of all inner steps of this round, also of those left out.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class LocalSteps:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a round where the model stands."""
+        """Begin a round at what the model holds."""
         self.left_out = ""
         self.applied, self.passed = 0.0, 0.0
         self._passes, self._made = 0, 0  # inner steps that were due so far, and those that were made
@@ -99,12 +100,12 @@ class LocalSteps:
         return self._passes > 0
 
     def step(self, weight: float, worker: str, closure: Closure | None) -> bool:
-        """Make one inner step with the gradients that are there.
+        """Make one inner step with the gradients that the parameters have.
 
         Args:
-            weight: of the passes since the last one.
-            worker: name, for the log.
-            closure: for an optimizer that evaluates the model by itself, as LBFGS does.
+            weight: sum of the weights of the passes since the last inner step.
+            worker: name of the worker, for the log.
+            closure: evaluates the model, for an optimizer that does so itself, as LBFGS does.
 
         Returns:
             Whether the round is complete, so that a push is due.
@@ -119,7 +120,7 @@ class LocalSteps:
                 return self._passes == self._steps
             for index, parameter in enumerate(self._parameters):
                 if parameter.grad is not None:
-                    self._gradients.averaged(parameter.grad.detach())
+                    self._gradients.average(parameter.grad.detach())
                     self._stepped.add(index)
         finally:
             self._gradients.reset()
@@ -135,11 +136,11 @@ class LocalSteps:
     # -------------------------------------------------------------- the push
 
     def check(self) -> None:
-        """Look whether what the round has made can be applied; before anything of it leaves."""
-        self.left_out = self._gradients.finite.first_not(self._parameters) if self._made else "every inner step"
+        """Leave the push out if the round has made no step, or ends not finite. Call it while no bucket has left."""
+        self.left_out = self._gradients.finite.first_not_finite(self._parameters) if self._made else "every inner step"
 
     def report(self, worker: str, step: str) -> None:
-        """Count and say what is left out; an inner step has been counted when it was."""
+        """Count and log a round that is left out; its inner steps were counted when they were left out."""
         if not self.left_out:
             self.in_a_row = 0
         elif self._made:
@@ -147,11 +148,11 @@ class LocalSteps:
             log.warning("local steps of worker %s, %s end not finite in %s: not applied", worker, step, self.left_out)
 
     def missing(self, bucket: Bucket) -> bool:
-        """Whether no parameter of this bucket had a gradient in any inner step."""
+        """Whether no parameter of a bucket had a gradient in any inner step."""
         return all(piece.tensor not in self._stepped for piece in bucket.pieces)
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
-        """Write the pseudo-gradient of one bucket to ``into``, shape (numel,), fp32; zeros when it is left out."""
+        """Write the pseudo-gradient of one bucket to ``into``, shape (numel,), fp32; zeros if the push is left out."""
         if self.left_out:
             return into.zero_()
         start = self._start[bucket.index].to(into.device)  # which differs if the model has moved since

@@ -1,13 +1,13 @@
-"""Deep gradient compression: what lets sparse gradients train as well as whole ones.
+"""Deep gradient compression: momentum correction and warm-up, with which sparse gradients train as well as whole ones.
 
 Momentum correction. A value that is sent once in a hundred steps should arrive with the momentum that it would have had
-in each of them. So the momentum is computed here, before the residual, and the server runs without:
+in each of them. So the worker computes the momentum, before the residual, and the server runs without:
 
     velocity = momentum * velocity + gradient        sent = C(velocity + residual)
     where a value was sent: velocity = 0             (momentum factor masking: stale momentum would carry it on)
 
 Warm-up. In the first steps gradients are large and change fast, so more of them is sent: 25 %, 6.25 %, 1.56 %, ... in
-equally long stages, down to the density that was asked for.
+equally long stages, down to the density of the codec.
 
 Memory: one fp32 copy of the parameters per worker, beside that of error feedback.
 
@@ -21,16 +21,17 @@ import torch
 from torch_ps.common.codecs.registry import density_of
 from torch_ps.common.optimizer_spec import HyperValue
 
-#: First density of the warm-up, and what the next ones are of the one before.
+#: First density of the warm-up, and the factor from one stage to the next.
 _FIRST, _FACTOR = 0.25, 0.25
 
 
 def has_density(codec: str) -> bool:
+    """Whether a codec sends a part of the values that its text chooses."""
     return codec.partition(":")[0] in ("topk", "randk")
 
 
 def warmup_codec(codec: str, step: int, steps: int) -> str:
-    """The codec for ``step`` when the first ``steps`` steps are a warm-up for ``codec``, such as "topk:0.01".
+    """The codec of one step, where the first ``steps`` steps are a warm-up for ``codec``, such as "topk:0.01".
 
     >>> [warm("topk:0.01", step, 6) for step in (0, 1, 2, 3, 4, 5, 6)]
     ['topk:0.25', 'topk:0.25', 'topk:0.0625', 'topk:0.0625', 'topk:0.015625', 'topk:0.015625', 'topk:0.01']
@@ -46,9 +47,9 @@ def warmup_codec(codec: str, step: int, steps: int) -> str:
 
 
 class MomentumCorrection:
-    """Momentum of one worker, by number of the bucket; in place of that of ``torch.optim.SGD`` on the server."""
+    """The momentum of one worker, by number of the bucket, in place of the server's ``torch.optim.SGD``."""
 
-    #: What the server is told with each push: its own momentum is off, and decay is in the gradient already.
+    #: Hyperparameters of each push: the server's momentum is off, and the decay is in the gradient already.
     HYPER: Mapping[str, HyperValue] = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class MomentumCorrection:
 
     @staticmethod
     def fits(optimizer: str, hyper: Mapping[str, HyperValue]) -> bool:
-        """Whether this computes what that optimizer would: SGD with momentum, without dampening and not ascending."""
+        """Whether the optimizer's momentum can be computed here: that of SGD, not dampened and not ascending."""
         return (
             optimizer == "SGD"
             and bool(hyper.get("momentum"))

@@ -1,10 +1,9 @@
-"""The optimizer that the servers run, as a worker sees it: class and hyperparameters by name, parameters by model.
+"""The optimizer that the servers run, described by a ``torch.optim`` object of the worker.
 
     torch.optim object --describe--> class name, hyperparameters per group     (registered when the worker joins)
                        --changed---> what differs from the job's by now        (travels with each push)
 
-Rules of this file
-  1. The object never steps; it says what the servers are to do, and its ``param_groups`` may change at any time.
+The object never steps here. Its ``param_groups`` may change at any time.
 """
 
 from collections.abc import Sequence
@@ -21,12 +20,18 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 
-#: The largest integer up to which fp32 holds all, and the dtypes that hold larger ones.
+#: Largest integer up to which fp32 holds every one, and the dtypes that hold larger ones.
 LARGEST_INTEGER, _WIDE = 1 << 24, (torch.int64, torch.int32)
 
 
 class ServerOptimizer:
-    """What the servers run for ``optimizer``.
+    """Describes what the servers run in place of ``optimizer``.
+
+    Args:
+        optimizer: elementwise optimizer of ``torch.optim``.
+
+    Attributes:
+        name: class of the optimizer.
 
     Raises:
         ConfigError: the optimizer cannot run on slices of the parameters.
@@ -36,12 +41,17 @@ class ServerOptimizer:
         self._optimizer = optimizer
         self.name, self._hyper = optim.describe(optimizer)
         self._arguments = optim.arguments_of(self.name)
+        #: The last call of ``changed``, where it can be repeated: the job's groups, all values, the result.
+        self._last: tuple[Sequence[Group], list[dict[str, object]], list[Hyper]] | None = None
 
     def tensors(self, model: torch.nn.Module) -> tuple[list[torch.Tensor], Model, list[torch.Tensor]]:
-        """The trained parameters in flat order, the model they make, and the buffers that go along.
+        """What the servers hold of ``model``.
+
+        Returns:
+            The trained parameters in flat order, the model as the job describes it, and the persistent buffers.
 
         Raises:
-            ConfigError: a parameter is not in ``model``, or it cannot be served.
+            ConfigError: a parameter is not in ``model`` or has no shape yet, or a buffer cannot be held in fp32.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         parameters: list[torch.Tensor] = []
@@ -75,7 +85,7 @@ class ServerOptimizer:
         return parameters, described, list(buffers.values())
 
     def hyper(self, group: int) -> Hyper:
-        """Of one group, as it is now."""
+        """The hyperparameters of one group, as they are now."""
         return optim.hyper_of(self.name, self._optimizer.param_groups[group], self._arguments)
 
     def decays(self, group: int) -> bool:
@@ -83,9 +93,15 @@ class ServerOptimizer:
         return bool(self._optimizer.param_groups[group].get("weight_decay"))
 
     def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: FlatTensors) -> Hyper | None:
-        """The hyperparameters of the momentum that a worker computes, None if the server does.
+        """Prepare a gradient for momentum correction: add the weight decay, as SGD does before its momentum.
 
-        Adds the weight decay to ``gradient``, shape (numel,), as SGD does before its momentum.
+        Args:
+            bucket: bucket of the gradient.
+            gradient: gradient, shape (numel,), fp32; changed in place.
+            flat: parameters.
+
+        Returns:
+            The hyperparameters of the momentum; None, and no change, if the server computes it.
         """
         hyper = self.hyper(bucket.group)
         if not MomentumCorrection.fits(self.name, hyper):
@@ -95,16 +111,31 @@ class ServerOptimizer:
         return hyper
 
     def changed(self, job: Sequence[Group]) -> list[Hyper]:
-        """Per group, what differs from the job's hyperparameters.
+        """Per group, the hyperparameters that differ from the job's.
+
+        Args:
+            job: groups of the job's model.
 
         Raises:
             ConfigError: torch would refuse a value; nothing has been sent.
         """
+        read = [{key: group.get(key) for key in self._arguments} for group in self._optimizer.param_groups]
+        if self._last is not None and self._last[0] is job and self._last[1] == read:
+            return self._last[2]
         found = []
         for number, (own, group) in enumerate(zip(self._optimizer.param_groups, job, strict=True)):
             hyper = optim.hyper_of(self.name, own, self._arguments)
             if hyper != self._hyper[number]:
                 optim.check_change(self.name, group.hyper, hyper)
                 self._hyper[number] = hyper
-            found.append(optim.changed(hyper, group.hyper))
+            found.append(optim.changed_values(hyper, group.hyper))
+        values = [value for group in read for value in group.values()]
+        self._last = (job, read, found) if all(map(_is_constant, values)) else None
         return found
+
+
+def _is_constant(value: object) -> bool:
+    """Whether a hyperparameter changes only when another object takes its place, as no tensor and no list does."""
+    return isinstance(value, float | int | str | None) or (
+        isinstance(value, tuple) and all(isinstance(each, float | int) for each in value)
+    )

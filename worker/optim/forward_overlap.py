@@ -35,8 +35,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.optim.gpu_transfer import GpuTransfer
 from torch_ps.worker.optim.pytree import tensors_in
-from torch_ps.worker.session.outcome import StepOutcome
-from torch_ps.worker.session.session import Session
+from torch_ps.worker.session.session import Session, StepOutcome
 
 log = logging.getLogger("torch_ps.worker")
 

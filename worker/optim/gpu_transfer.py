@@ -29,14 +29,13 @@ import torch
 
 from torch_ps.common.codecs.on_gpu import DeviceCodec
 from torch_ps.common.codecs.plain import bytes_of
-from torch_ps.common.devices import Pinned, Side
+from torch_ps.common.devices import PinnedBuffer, SideStream
 from torch_ps.common.errors import WaitTimeout
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
-from torch_ps.worker.session.outcome import StepOutcome
-from torch_ps.worker.session.session import Session
+from torch_ps.worker.session.session import Session, StepOutcome
 
 #: Buckets that may be on their way from the GPU at once: one is sent while the next is copied, and one to spare.
 UP_SLOTS = 3
@@ -47,8 +46,8 @@ DOWN_SLOTS = 2
 class _Slot:
     """Memory for one bucket on both sides of the bus, and what was done with it last."""
 
-    def __init__(self, side: Side, numel: int) -> None:
-        self.pinned = Pinned(side, numel)
+    def __init__(self, side: SideStream, numel: int) -> None:
+        self.pinned = PinnedBuffer(side, numel)
         self.values = empty_fp32(numel, device=side.device)
         self.sent: futures.Future[None] | None = None
 
@@ -66,7 +65,7 @@ class GpuTransfer:
     def __init__(self, session: Session, compressor: Compressor, flat: FlatTensors, device: torch.device) -> None:
         self._session, self._compressor, self._flat, self._device = session, compressor, flat, device
         largest = max((bucket.numel for bucket in session.plan.buckets), default=0)
-        self._up, self._down = Side(device), Side(device)
+        self._up, self._down = SideStream(device), SideStream(device)
         self._ring = itertools.cycle([_Slot(self._up, largest) for _ in range(UP_SLOTS)])
         self._filling: _Slot | None = None
         self._streams: set[torch.cuda.Stream | None] = set()  # that gradients of this backward were computed on
@@ -119,7 +118,7 @@ class GpuTransfer:
         facts: dict[str, Any],
     ) -> None:
         """On the sending thread. ``read`` is what the GPU reads until the mark; only held."""
-        slot.pinned.mark.wait()
+        slot.pinned.event.wait()
         read.clear()
         encoded = None if codec is None else (codec, (bytes_of(slot.pinned.bytes[:size]),))
         self._session.push(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
@@ -166,13 +165,13 @@ class GpuTransfer:
         """Take the fresh ``values``, shape (numel,), fp32, on the CPU, of one bucket; they are copied at once."""
         slot = self._free.get(timeout=self._session.timeout)  # each thread has one at most, and there are more
         try:
-            slot.pinned.mark.wait()
+            slot.pinned.event.wait()
             host, there = slot.pinned.values[: bucket.numel], slot.values[: bucket.numel]
             host.copy_(values)
             with self._writing, self._down.running():
                 there.copy_(host, non_blocking=True)
                 self._flat.write(bucket, there)
-                slot.pinned.mark.set()
+                slot.pinned.event.set()
         finally:
             self._free.put(slot)
 

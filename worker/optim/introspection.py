@@ -12,9 +12,8 @@ from collections.abc import Callable
 from torch_ps.common.errors import PsError
 from torch_ps.worker.gradients.gradients import Gradients, NoGradients
 from torch_ps.worker.gradients.local_steps import LocalSteps
-from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.session.outcome import StepOutcome
-from torch_ps.worker.session.session import Session
+from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.session.session import Session, StepOutcome
 
 
 class Shown:
@@ -104,7 +103,7 @@ class Facts(Shown):
         try:
             return super().workers
         except PsError:
-            drain.finish(self.name, self.close)
+            graceful_shutdown.exit_if_requested(self.name, self.close)
             raise
 
     @property

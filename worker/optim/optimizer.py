@@ -29,7 +29,6 @@ from torch_ps.common.options.fields import from_environment
 from torch_ps.common.plan import Bucket
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.trace import NOTHING
-from torch_ps.worker.client import addresses_of, default_name
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.gradients.gradients import Gradients, NoGradients
@@ -41,11 +40,11 @@ from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
 from torch_ps.worker.optim.param_groups import Shared
 from torch_ps.worker.optim.rejoin import Elastic
+from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import UntrackedWrites
-from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.runtime.access import access_fields, access_in
+from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.runtime.access import access_fields, access_in, addresses_of, default_name
 from torch_ps.worker.session.session import Session
-from torch_ps.worker.session.trace_upload import StepTrace
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -88,7 +87,8 @@ class ParameterServerOptimizer(Elastic, Shared):
             ``step`` returns when all is sent: whoever reads a parameter or buffer then waits for it, the next forward
             layer by layer. The bits are the same, errors of ``step`` come where the waiting is.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
-        tls, token_file: as for ``torch_ps.Client``: whom to believe and what to show, and the job's secret.
+        tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
+        token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
@@ -210,7 +210,7 @@ class ParameterServerOptimizer(Elastic, Shared):
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
         if self._session.trace.steps:
             self._steps = StepTrace(model, self._session)
-        drain.attach(self)
+        graceful_shutdown.attach(self)
 
     # -------------------------------------------------------------- the training loop
 
@@ -241,19 +241,19 @@ class ParameterServerOptimizer(Elastic, Shared):
             self.wait()
         except (UnknownWorker, StepConflict) as error:
             self.recover(error)
-            drain.finish(self.name, self.close)
+            graceful_shutdown.exit_if_requested(self.name, self.close)
             return loss
         if self._local is not None:
             self._untracked_writes.check(self._session.version)  # before an inner step writes, which nobody has to send
         self._micro_step += 1
         last = self._micro_step == self._accumulate
-        self._gradients.at_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
+        self._gradients.begin_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
         if self._gradients.scaled:
             self._views.release_gradients()
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
-            drain.finish(self.name, self.close)
+            graceful_shutdown.exit_if_requested(self.name, self.close)
             return loss
         self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
         try:
@@ -264,7 +264,7 @@ class ParameterServerOptimizer(Elastic, Shared):
         finally:
             self._earlier_weight = 0.0
             self._overlap.armed = self._accumulate == 1
-        drain.finish(self.name, self.close)
+        graceful_shutdown.exit_if_requested(self.name, self.close)
         return loss
 
     def _push(self) -> None:
@@ -327,7 +327,7 @@ class ParameterServerOptimizer(Elastic, Shared):
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
-        drain.detach(self)
+        graceful_shutdown.detach(self)
         if hasattr(self, "_overlap"):  # joining may have failed
             self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
             if self._steps is not None:
@@ -363,7 +363,7 @@ class ParameterServerOptimizer(Elastic, Shared):
             self._flat.follow()
             self._changed = self._server_optimizer.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
-        with self._session.trace.span("push", step, bucket.index), self._pusher.staging(bucket) as staging:
+        with self._session.span("push", step, bucket.index), self._pusher.staging(bucket) as staging:
             if trained:
                 self._source.gather(bucket, staging)
             else:
@@ -378,7 +378,7 @@ class ParameterServerOptimizer(Elastic, Shared):
                 bucket,
                 staging,
                 step=step,
-                base=self._session.versions[bucket.index],
+                base=self._session.version_of(bucket),
                 weight=self._weight_of(trained),
                 hyper=hyper,
                 momentum=momentum,

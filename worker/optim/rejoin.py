@@ -30,9 +30,8 @@ from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import GpuTransfer
 from torch_ps.worker.optim.introspection import Facts
 from torch_ps.worker.optim.shared_views import SharedViews
-from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.session.outcome import StepOutcome
-from torch_ps.worker.session.session import Session
+from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.session.session import Session, StepOutcome
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -94,7 +93,7 @@ class Elastic(Facts):
             self._overlap.armed = self._accumulate == 1
         if passes:
             self.zero_grad()  # the loop's own did nothing
-        drain.finish(self.name, self.close)
+        graceful_shutdown.exit_if_requested(self.name, self.close)
 
     @property
     def session(self) -> Session:
@@ -120,7 +119,7 @@ class Elastic(Facts):
         if self._forward is not None:
             self._forward.abandon()
         outcome = None
-        if isinstance(why, StepConflict) and not session.sample_counts.any:
+        if isinstance(why, StepConflict) and not session.sample_counts.used:
             with contextlib.suppress(UnknownWorker):
                 outcome = self._pulled()
         if outcome is None:

@@ -1,26 +1,50 @@
-"""How a worker's program says who it is and whom it believes: arguments, or the environment that ps-worker makes.
+"""A worker's servers, name, TLS files and token: from arguments, or from the environment that ps-worker makes.
 
     tls="ca.pem"                         verify the servers
     tls=Tls(ca=..., cert=..., key=...)   and show them a certificate
     token_file="token"                   and a token
 
-Rules of this file
-  1. An argument that is None is taken from the environment, as everywhere; ``tls`` is taken as a whole.
+An argument that is None is taken from the environment; ``tls`` is taken as a whole.
 """
 
 import os
+import socket
+import uuid
 from dataclasses import dataclass
 
+from torch_ps.common.errors import ConfigError
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import declared, from_environment
 from torch_ps.common.rpc.credentials import Access, access_of
 from torch_ps.common.security.tls import Tls
+from torch_ps.common.wire import address
+
+
+def addresses_of(servers: str | None) -> tuple[tuple[address.Address, ...], ...]:
+    """For each shard, the addresses of its servers, from ``servers`` or, if that is None, from ``$PS_SERVERS``.
+
+    Raises:
+        ConfigError: neither is given, or an address is malformed.
+    """
+    text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
+    if not text:
+        raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')
+    return address.parse_servers(text)
+
+
+def default_name(rank: int | None = None) -> str:
+    """The name of a worker that was given none.
+
+    It is ``$PS_NAME``, else made of the rank, which a restarted worker has again, else one that no other worker has.
+    """
+    made_up = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    return os.environ.get("PS_NAME") or (made_up if rank is None else f"w{rank}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """The part of ``WorkerConfig`` that is about access."""
+    """The options of ``WorkerConfig`` about TLS and the token."""
 
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
@@ -30,7 +54,7 @@ class _Files:
 
 
 def tls_fields(tls: Tls | str | None) -> dict[str, str]:
-    """The options that ``tls`` stands for; {} for None."""
+    """The options that an argument ``tls`` stands for; none for None."""
     if tls is None:
         return {}
     tls = Tls(ca=tls) if isinstance(tls, str) else tls
@@ -38,12 +62,12 @@ def tls_fields(tls: Tls | str | None) -> dict[str, str]:
 
 
 def access_fields(tls: Tls | str | None, token_file: str | None) -> dict[str, str | None]:
-    """The options that both stand for; None where nothing is said."""
+    """The options that both arguments stand for; None where an argument is None."""
     return {**tls_fields(tls), "token_file": token_file}
 
 
 def access(tls: Tls | str | None, token_file: str | None, insecure: bool | None) -> Access:
-    """What the arguments of a client say, and the environment where they say nothing.
+    """TLS and token settings from the arguments of a client, and from the environment where these are None.
 
     Raises:
         ConfigError: a file cannot be read or used.
@@ -58,7 +82,7 @@ def access(tls: Tls | str | None, token_file: str | None, insecure: bool | None)
 
 
 def tls_in(config: WorkerConfig) -> Tls | None:
-    """The TLS files in the options of a worker; None: it speaks in the clear.
+    """The TLS files in the options of a worker; None if it uses no TLS.
 
     Raises:
         ConfigError: a file cannot be read or used.
@@ -68,7 +92,7 @@ def tls_in(config: WorkerConfig) -> Tls | None:
 
 
 def access_in(config: WorkerConfig) -> Access:
-    """What the options of a worker say.
+    """TLS and token settings from the options of a worker.
 
     Raises:
         ConfigError: a file cannot be read or used.

@@ -1,1 +1,1 @@
-"""One life of a worker in a job: join, push, pull, reconnect, leave."""
+"""One worker's session in a job: join, push, pull, reconnect, leave."""

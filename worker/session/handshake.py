@@ -1,4 +1,4 @@
-"""The first questions: are all shards one job's, in order, able to do what this worker asks, and do they let it in?"""
+"""Before a session: checks that all shards are one job's, in order, and have what this worker needs; joins the job."""
 
 import logging
 import time
@@ -14,16 +14,16 @@ from torch_ps.worker.transport.shard_servers import ShardServers
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds after which a lead that took no more workers is asked again.
-AGAIN_SECONDS = 2.0
-#: Seconds after which shards that are not of one start yet are asked again.
-SHARDS_SECONDS = 0.2
+OVERLOADED_PAUSE_SECONDS = 2.0
+#: Seconds after which shards that are of different incarnations are asked again.
+INCARNATION_PAUSE_SECONDS = 0.2
 
 
 def check_arguments(timeout: float, plane: str) -> None:
-    """Refuse what no session can be made with.
+    """Check the arguments of a session.
 
     Raises:
-        ConfigError: says what.
+        ConfigError: an argument is wrong; says which.
     """
     if not timeout > 0:
         raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
@@ -34,19 +34,22 @@ def check_arguments(timeout: float, plane: str) -> None:
 def describe_all(
     shards: Sequence[ShardServers], codecs: Collection[str], seconds: float, before: pb.JobDescription | None = None
 ) -> pb.JobDescription:
-    """What the lead says of the job, once all shards have answered, fit together and are of one incarnation.
+    """Ask all shards to describe their job until they fit together and are of one incarnation.
 
     Args:
-        voters: of all shards, shard 0 first.
-        codecs: that this worker will use.
-        seconds: for all answers together, or the lease if that is longer.
-        before: what it said when this worker joined.
+        shards: servers of every shard, shard 0 first.
+        codecs: names of the codecs that this worker will use.
+        seconds: time for all answers together; the lease if that is longer.
+        before: description of the job when this worker joined; None if it has not.
+
+    Returns:
+        What the lead says of the job.
 
     Raises:
         ConfigError: the addresses are not those of one job's shards in order, or a shard lacks a codec.
         Unreachable: a server does not answer.
-        ServerStopped: the servers have been started since ``before``, and not from a checkpoint.
-        WaitTimeout: some servers are still of another start than the lead; says which.
+        ServerStopped: the servers were started after ``before``, and not from a checkpoint.
+        WaitTimeout: some servers are still of another incarnation than the lead; says which.
     """
     seconds = max(seconds, before.lease_seconds if before is not None else 0.0)
     deadline = time.monotonic() + seconds
@@ -64,11 +67,11 @@ def describe_all(
                 f"{links[0].address} are not of one start of the servers: start all of them together, with --resume if "
                 "there is a checkpoint"
             )
-        time.sleep(SHARDS_SECONDS)
+        time.sleep(INCARNATION_PAUSE_SECONDS)
 
 
 def _check(links: Sequence[Link], jobs: Sequence[pb.JobDescription], codecs: Collection[str]) -> None:
-    """Raises ConfigError as ``describe_all`` does."""
+    """Check order, clip norm and codecs of all shards, as ``describe_all`` says."""
     for index, (link, job) in enumerate(zip(links, jobs, strict=True)):
         if (job.shard, job.num_shards) != (index, len(jobs)):
             raise ConfigError(
@@ -94,10 +97,15 @@ def _check_resumed(job: pb.JobDescription, before: pb.JobDescription | None) -> 
 
 
 def retry_join(join: Callable[[], None], shards: Sequence[ShardServers], lease: float) -> None:
-    """Do what it takes to join; again from its beginning when a server that has a standby goes away meanwhile.
+    """Call ``join``, and again from its beginning if a server that has a standby goes away meanwhile.
+
+    Args:
+        join: does all that it takes to join.
+        shards: servers of every shard, shard 0 first.
+        lease: length of a lease in seconds.
 
     Raises:
-        PsError: as ``join``.
+        PsError: the error of the last ``join``.
     """
     if any(len(shard.servers) > 1 for shard in shards):
         call_with_retry(
@@ -108,39 +116,41 @@ def retry_join(join: Callable[[], None], shards: Sequence[ShardServers], lease: 
 
 
 def join_with_retry(lead: Link, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
-    """Join; where the lead takes no more at the moment, it is asked again.
+    """Send Join to the lead, and again while it takes no more workers at the moment.
 
     Raises:
-        Overloaded: it still takes no more after ``seconds``.
-        PsError: what else it says.
+        Overloaded: the lead still takes no more after ``seconds``.
+        PsError: the lead refuses for another reason.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
             return lead.join(request, max(deadline - time.monotonic(), 0.1))
         except Overloaded as error:
-            if time.monotonic() + AGAIN_SECONDS > deadline:
+            if time.monotonic() + OVERLOADED_PAUSE_SECONDS > deadline:
                 raise
             log.warning("%s; trying again", error)
-            time.sleep(AGAIN_SECONDS)
+            time.sleep(OVERLOADED_PAUSE_SECONDS)
 
 
-def wait_for_quorum(shard_servers: ShardServers, job: pb.JobDescription, seconds: float) -> pb.RosterView:
-    """The roster of the lead, once the first quorum of workers is complete.
+def wait_for_quorum(lead: ShardServers, job: pb.JobDescription, seconds: float) -> pb.RosterView:
+    """Wait until the first quorum of workers is complete; returns the roster of the lead.
 
     Args:
-        voter: of the lead.
+        lead: servers of shard 0.
+        job: description of the job.
+        seconds: longest time to wait.
 
     Raises:
         WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
-        Unreachable: nobody serves in the place of a lead that is gone.
+        Unreachable: the lead is gone and no other server serves in its place.
     """
     here: list[str] = []
     deadline = time.monotonic() + seconds
 
-    def first() -> pb.RosterView | None:
+    def watch_roster() -> pb.RosterView | None:
         try:
-            for view in shard_servers.link.rosters(max(deadline - time.monotonic(), 0.1)):
+            for view in lead.link.rosters(max(deadline - time.monotonic(), 0.1)):
                 if view.open:
                     return view
                 here[:] = [member.worker for member in view.member]
@@ -148,7 +158,7 @@ def wait_for_quorum(shard_servers: ShardServers, job: pb.JobDescription, seconds
             pass
         return None
 
-    if view := call_with_retry(first, shard_servers.patience(job.lease_seconds)):
+    if view := call_with_retry(watch_roster, lead.patience(job.lease_seconds)):
         return view
     raise WaitTimeout(
         f"after {seconds:g} s {job.quorum - len(here)} of {job.quorum} workers have not joined the job; "

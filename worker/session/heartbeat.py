@@ -1,13 +1,13 @@
-"""Signs of life, both ways: a worker keeps its lease, and notices a server that stands still.
+"""Heartbeats both ways: a worker keeps its lease, and notices a server that stands still.
 
     every third of a lease: Renew --stream to the lead--> behind all that was sent before
                             Renew --call--> a shard that was silent lately; the lead also while it owes an answer
-                                  <--answer-- it lives; none for a lease: given up, the stream opens where one serves
+                                  <--reply-- the server lives; none for a lease: its stream is opened where one serves
 
 Rules of this file
-  1. On a slow link a bucket travels for longer than a lease, so calls go over another connection than buckets.
-  2. A server that is stopped keeps its connections open: whether it still lives shows only if it is asked.
-  3. Where no other server could take over there is less hurry: it may be the machine that is slow.
+  1. On a slow network a bucket travels for longer than a lease, so the calls use another connection than the buckets.
+  2. A stopped server keeps its connections open, so only a call shows whether it lives.
+  3. A server without a standby gets more time: nothing is gained by giving it up, and the machine may only be slow.
 """
 
 import threading
@@ -20,46 +20,40 @@ from torch_ps.common.wire.frames import pack
 from torch_ps.worker.session.shard_streams import ShardStreams
 from torch_ps.worker.transport.shard_servers import ShardServers
 
-#: Seconds of silence at least after which a server without a standby is given up.
+#: Seconds of silence, at least, after which a server without a standby is given up.
 ALONE_SECONDS = 20.0
 
 
 def start_heartbeat(
-    exchange: ShardStreams, shards: Sequence[ShardServers], worker: str, session: int, lease: float
+    streams: ShardStreams, shards: Sequence[ShardServers], worker: str, session: int, lease: float
 ) -> None:
-    """Begin to, with all shards of ``exchange`` until it is closed; ``session`` 0: of an observer, who has no lease."""
+    """Start the thread that exchanges heartbeats with all shards until ``streams`` is closed.
+
+    Args:
+        streams: streams to all shards.
+        shards: servers of every shard, shard 0 first.
+        worker: name of the worker.
+        session: number of its session; 0 for an observer, which has no lease.
+        lease: length of a lease in seconds.
+    """
     request = pb.RenewRequest(worker=worker if session else "", session=session)
-    threading.Thread(target=_signs, args=(exchange, shards, request, lease), name="signs of life", daemon=True).start()
+    threading.Thread(target=_run, args=(streams, shards, request, lease), name="heartbeat", daemon=True).start()
 
 
-def _signs(exchange: ShardStreams, shards: Sequence[ShardServers], request: pb.RenewRequest, lease: float) -> None:
+def _run(streams: ShardStreams, shards: Sequence[ShardServers], request: pb.RenewRequest, lease: float) -> None:
     frame = pack(pb.UpHeader(renew=pb.Renew()))
     heard = [time.monotonic()] * len(shards)
-    while not exchange.pause(lease / 3):
+    while not streams.pause(lease / 3):
         if request.session:
-            exchange.send_unkept(0, frame)
-        for shard, shard_servers in enumerate(shards):
-            heard[shard] = max(heard[shard], exchange.heard(shard))
-            if not exchange.has(shard):
-                heard[shard] = time.monotonic()  # it is being looked for
-            elif time.monotonic() - heard[shard] > lease / 4 or (not shard and exchange.waiting):
-                heard[shard] = _ask(exchange, shard, shard_servers, request, heard[shard], lease)
-
-
-def _ask(
-    exchange: ShardStreams,
-    shard: int,
-    shard_servers: ShardServers,
-    request: pb.RenewRequest,
-    heard: float,
-    lease: float,
-) -> float:
-    """When a shard was heard last, on ``time.monotonic()``."""
-    try:
-        return shard_servers.link.sign(
-            request, heard, lease if len(shard_servers.servers) > 1 else max(lease, ALONE_SECONDS)
-        )
-    except Unreachable as error:
-        exchange.give_up(shard, error)
-        shard_servers.link.interrupt()
-        return heard
+            streams.send_unkept(0, frame)
+        for number, shard in enumerate(shards):
+            heard[number] = max(heard[number], streams.last_heard(number))
+            if not streams.is_open(number):
+                heard[number] = time.monotonic()  # its stream is being opened again
+            elif time.monotonic() - heard[number] > lease / 4 or (not number and streams.waiting):
+                patience = lease if len(shard.servers) > 1 else max(lease, ALONE_SECONDS)
+                try:
+                    heard[number] = shard.link.renew(request, heard[number], patience)
+                except Unreachable as error:
+                    streams.fail_stream(number, error)
+                    shard.link.interrupt()

@@ -1,6 +1,6 @@
-"""Who a session is to the servers, and what it says of itself: the messages that bring it into a job.
+"""The messages by which a worker tells the servers who it is and what it trains.
 
-Join --> session --> Seed, where it was asked to --> Hello, the first frame of every stream
+Join --> session --> Seed, if the lead asks for it --> Hello, the first frame of every stream
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +17,12 @@ from torch_ps.common.wire.frames import pack
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One worker in one incarnation of the servers.
+    """One session of one worker in one incarnation of the servers.
 
     Attributes:
-        session: 0: an observer, or not joined yet.
+        worker: name.
+        session: number of the session; 0 for an observer, or before joining.
+        incarnation: joint start of the servers.
     """
 
     worker: str
@@ -28,9 +30,11 @@ class Identity:
     incarnation: int
 
     def join(self, model: Model, rank: int | None) -> pb.JoinRequest:
+        """The request to join with ``model``; without a rank, the order of names decides."""
         return pb.JoinRequest(worker=self.worker, rank=rank, model=schema.to_proto(model), incarnation=self.incarnation)
 
     def hello(self, pull_codec: str) -> bytes:
+        """The first frame of a stream, which names the codec of pulls."""
         worker = self.worker if self.session else ""
         hello = pb.Hello(worker=worker, session=self.session, pull_codec=pull_codec, incarnation=self.incarnation)
         return pack(pb.UpHeader(hello=hello))
@@ -38,7 +42,13 @@ class Identity:
     def seeds(
         self, model: Model, buckets: Sequence[Bucket], values: Callable[[Bucket], torch.Tensor]
     ) -> Iterator[bytes]:
-        """Frames with one shard's first parameters; ``values`` gives those of one of its buckets, shape (numel,)."""
+        """Frames with the first parameters of one shard.
+
+        Args:
+            model: model of the job.
+            buckets: buckets of the shard.
+            values: returns the fp32 values of one bucket, shape (numel,).
+        """
         header = pb.SeedHeader(worker=self.worker, session=self.session, model=schema.to_proto(model))
         header.incarnation = self.incarnation
         yield pack(header)

@@ -1,9 +1,9 @@
-"""Before a stream that broke is used again: the server behind it may be another process, which has mapped no memory.
+"""Prepares a server that answers again: it may be another process, which has mapped no memory of this worker.
 
-    stream breaks --> server answers again --prepare()--> memory shared anew --> what was not answered is sent again
+    stream breaks --> server answers again --restore_shared_memory()--> what was not answered is sent again
 
-Whether the server still knows this worker, and its step, shows in the answers; see ``worker/optim/rejoin.py``. One of
-another incarnation is spoken to only when all shards are of it; see ``torch_ps.worker.session.handshake``.
+Whether the server still knows this worker, and its step, shows in the answers: see ``worker/optim/rejoin.py``. A server
+of another incarnation is spoken to only when all shards are of that one: see ``worker/session/handshake.py``.
 """
 
 import logging
@@ -20,42 +20,47 @@ from torch_ps.worker.transport.link import Link
 log = logging.getLogger("torch_ps.worker")
 
 
-def check(link: Link, now: pb.JobDescription, before: pb.JobDescription) -> None:
-    """Whether the server that answers again is of the incarnation of before.
+def check_incarnation(link: Link, now: pb.JobDescription, before: pb.JobDescription) -> None:
+    """Compare what a server says of its job now with what it said before.
 
     Raises:
-        Restarted: it is not.
+        Restarted: the server is of another incarnation.
     """
     if now.incarnation != before.incarnation:
         raise Restarted(f"server {link.address} was started anew")
 
 
-def prepare(
-    shared_memory: SharedMemory,
-    exchange: ShardStreams,
-    link: Link,
-    buckets: Sequence[Bucket],
-    worker: str,
-    session: int,
+def restore_shared_memory(
+    memory: SharedMemory, streams: ShardStreams, link: Link, buckets: Sequence[Bucket], worker: str, session: int
 ) -> None:
-    """Before the stream to one shard, which has ``buckets``, is opened again: let its server read this memory.
+    """Share memory again with a shard whose stream is about to be opened.
+
+    If the shard shares none any more, what was not answered gets its payload back, for the network to carry.
+
+    Args:
+        memory: memory that this worker shares.
+        streams: keeps the frames that were not answered.
+        link: connection to the shard.
+        buckets: buckets of the shard.
+        worker: name of the worker.
+        session: number of its session.
 
     Raises:
         UnknownWorker: the server does not know this worker.
-        PsError: it does not answer.
+        PsError: the server does not answer.
     """
     shard = buckets[0].shard if buckets else -1
-    if not shared_memory.has(shard):
+    if not memory.has(shard):
         return
     try:
-        shared_memory.share_again(link, shard, worker, session)
+        memory.share_again(link, shard, worker, session)
     except NoSharedMemory as error:
-        log.info("from now on the network carries all to and from %s: %s", link.address, error)
+        log.info("the network carries all payloads to and from %s from now on: %s", link.address, error)
         for bucket in buckets:
-            frame = exchange.unanswered(bucket.index)
+            frame = streams.unanswered(bucket.index)
             header = unpack(frame, pb.UpHeader)[0] if frame else pb.UpHeader()
             if header.push.HasField("arena_bytes"):
-                payload = shared_memory.payload(bucket, header.push.arena_bytes)
+                payload = memory.payload(bucket, header.push.arena_bytes)
                 header.push.ClearField("arena_bytes")
-                exchange.keep(bucket.index, pack(header, (payload,)))
-        shared_memory.forget(shard)
+                streams.replace_unanswered(bucket.index, pack(header, (payload,)))
+        memory.forget(shard)

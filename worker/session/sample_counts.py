@@ -1,6 +1,10 @@
-"""Which samples the pushes of one session cover: per data set, counts of its samples, ever.
+"""Per data set, monotonic counts of the samples that this session received, started and pushed.
 
-received >= begun >= pushed        arrived --> received; begin --> begun; taken goes into a push --> pushed
+received >= started >= pushed
+
+add_received   the lead has given samples to this worker
+start          the training loop has got samples
+cover          a push leaves: it covers all that was started
 """
 
 from collections import defaultdict
@@ -11,55 +15,61 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 
 @dataclass(slots=True)
 class _Counts:
-    number: int = 0  # of the data set, as the lead counts them; known when something has been received
+    number: int = 0  # of the data set, as the lead counts them; known once samples were received
     received: int = 0
-    begun: int = 0
+    started: int = 0
     pushed: int = 0
 
 
 class SampleCounts:
-    """A data set is named by its bytes on the wire."""
+    """The counts of one session. A data set is named by its message on the wire, as bytes.
+
+    Attributes:
+        life: grows with every session. Unlike the session's number, it also grows when new servers count sessions anew.
+        used: whether this session has started samples of any data set.
+    """
 
     def __init__(self) -> None:
-        #: Grows with every session; unlike its number also from one that servers of before have given out.
-        self.life = 0
-        self._sets: defaultdict[bytes, _Counts] = defaultdict(_Counts)
+        self.life, self.used = 0, False
+        self._counts: defaultdict[bytes, _Counts] = defaultdict(_Counts)
 
     def received(self, key: bytes) -> int:
-        """Samples that answers of the lead held."""
-        return self._sets[key].received
+        """Samples of a data set that the lead has given to this worker."""
+        return self._counts[key].received
 
-    def arrived(self, key: bytes, number: int, samples: int) -> None:
-        """An answer of the lead held ``samples`` more of data set ``number``."""
-        counts = self._sets[key]
+    def add_received(self, key: bytes, number: int, samples: int) -> None:
+        """Count ``samples`` more of a data set, to which the lead has given ``number``."""
+        counts = self._counts[key]
         counts.number = number
         counts.received += samples
 
-    def begin(self, key: bytes, samples: int) -> None:
-        """Samples were handed to the training loop."""
-        self._sets[key].begun += samples
+    def start(self, key: bytes, samples: int) -> None:
+        """Count samples that the training loop has got."""
+        self._counts[key].started += samples
+        self.used = True
 
     def give_up(self, key: bytes, *, gathered: bool) -> None:
-        """The loop has stopped reading; what it has begun and not pushed it keeps only if it has ``gathered`` that."""
-        counts = self._sets[key]
-        counts.received = counts.begun = counts.begun if gathered else counts.pushed
+        """Take back what was received and will not be pushed, as the loop has stopped reading.
 
-    def taken(self) -> list[pb.Covers]:
-        """What a push that leaves now says."""
-        for counts in self._sets.values():
-            counts.pushed = counts.begun
-        return [pb.Covers(number=c.number, samples=c.begun) for c in self._sets.values() if c.begun]
+        Args:
+            key: data set.
+            gathered: whether the next push has gradients of the started samples, so that these stay.
+        """
+        counts = self._counts[key]
+        counts.received = counts.started = counts.started if gathered else counts.pushed
+
+    def cover(self) -> list[pb.Covers]:
+        """Count all started samples as pushed; returns what the push that leaves now says of them."""
+        for counts in self._counts.values():
+            counts.pushed = counts.started
+        return [pb.Covers(number=c.number, samples=c.started) for c in self._counts.values() if c.started]
 
     def pending(self, key: bytes) -> bool:
-        """Whether samples were begun that no push has covered."""
-        return self._sets[key].begun != self._sets[key].pushed
-
-    @property
-    def any(self) -> bool:
-        """Whether this session has begun samples of any data set."""
-        return any(counts.begun for counts in self._sets.values())
+        """Whether samples of a data set were started that no push has covered."""
+        return self._counts[key].started != self._counts[key].pushed
 
     def clear(self) -> None:
-        """A new session has begun nothing."""
+        """Begin a new session, which has received nothing."""
         self.life += 1
-        self._sets.clear()
+        self.used = False
+        self._counts.clear()

@@ -1,19 +1,24 @@
-r"""A worker's life in a job: connect, join, seed if asked to, exchange buckets, leave.
+r"""One session of a worker in a job: connect, join, seed if asked to, exchange buckets, leave.
 
     connect --> join --(seed)--> pull --> push, wait, push, wait, ... --> close
             \\-> observe --> pull, pull, ...
 
+    push --compressor--> frame --> shard_streams.py --> server
+    on_values <-- values <-- decompressor, or shared memory <-- answer <-- server
+
 Rules of this file
-  1. Knows buckets, versions and steps; knows neither models nor training loops (``client`` and ``optimizer`` do).
-  2. Never asks for the mode: the servers say which step comes next and when it may go on.
-  3. Which plane carries a bucket is decided here: memory where the shard shares some and the bucket's place is free.
-  4. No wait without a deadline, and the error of a wait says who is waited for.
+  1. It knows buckets, versions and steps; it knows neither models nor training loops (``client.py`` and ``optim/`` do).
+  2. It never asks for the mode: the servers say which step comes next and when it may go on.
+  3. Shared memory carries a bucket if the shard shares some and the bucket's place is free, else the network does.
+  4. Every wait has a deadline, and its error says who is waited for.
 """
 
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -33,10 +38,10 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Plan, plan
 from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.schema import Model
-from torch_ps.common.trace import Trace, steps_of
+from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.frames import Buffer, pack, unpack
-from torch_ps.worker.gradients.compressor import Compressor
+from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
+from torch_ps.worker.gradients.compressor import Compressor, Decompressor
 from torch_ps.worker.session.handshake import (
     check_arguments,
     describe_all,
@@ -46,13 +51,11 @@ from torch_ps.worker.session.handshake import (
 )
 from torch_ps.worker.session.heartbeat import start_heartbeat
 from torch_ps.worker.session.identity import Identity
-from torch_ps.worker.session.outcome import BucketVersions, StepOutcome
-from torch_ps.worker.session.reconnect import check, prepare
-from torch_ps.worker.session.responses import OnValues, ResponseDecoder
+from torch_ps.worker.session.reconnect import check_incarnation, restore_shared_memory
 from torch_ps.worker.session.sample_counts import SampleCounts
 from torch_ps.worker.session.shard_streams import ShardStreams
 from torch_ps.worker.session.shared_memory import SharedMemory
-from torch_ps.worker.session.trace_upload import report
+from torch_ps.worker.session.trace_upload import upload_trace
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.retry import call_with_retry
 from torch_ps.worker.transport.shard_servers import ShardServers
@@ -62,22 +65,123 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
+#: Seconds in which the lead has to answer that the worker leaves.
+LEAVE_SECONDS = 5.0
+
+#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread.
+OnValues = Callable[[Bucket, torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What the answers since the last ``wait`` said, all buckets together.
+
+    Attributes:
+        version: optimizer steps that every bucket has had.
+        staleness: staleness of the first bucket; where pushes of several workers cross, others may differ by a few.
+        applied: False if a bucket of the push came late and was dropped.
+        samples: sum of the weights that the job has absorbed.
+        contributors: workers whose gradients made the first bucket's version, in rank order.
+    """
+
+    version: int
+    staleness: int
+    applied: bool
+    samples: float
+    contributors: tuple[str, ...]
+
+
+class _Lowest:
+    """The lowest of many numbers, at first 0, that change one at a time.
+
+    Cost of a change: that of the different numbers there are, which are few, not of all. In sync mode there are two.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._values = [0] * count
+        self._times = Counter(self._values)  # how often each number is there
+        self.value = 0
+
+    def __getitem__(self, index: int) -> int:
+        return self._values[index]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        before, self._values[index] = self._values[index], value
+        self._times[value] += 1
+        self._times[before] -= 1
+        gone = not self._times[before]
+        if gone:
+            del self._times[before]
+        if value < self.value:
+            self.value = value
+        elif gone and before == self.value:
+            self.value = min(self._times)
+
+
+class _Progress:
+    """What the answers of one session have said.
+
+    Args:
+        num_buckets: buckets of the job.
+        epoch: epoch of the roster that the session began with.
+
+    Attributes:
+        versions: by bucket, the version of this worker's copy.
+        next_steps: by bucket, the step to push next.
+        epoch: newest epoch that an answer has named.
+    """
+
+    def __init__(self, num_buckets: int, epoch: int) -> None:
+        self.versions, self.next_steps, self.epoch = _Lowest(num_buckets), _Lowest(num_buckets), epoch
+        self._samples, self._contributors = 0.0, tuple[str, ...]()
+        self._staleness, self._applied = 0, True
+
+    def add(self, header: pb.DownHeader, version: int) -> None:
+        """Note one answer, which has brought ``version`` of its bucket."""
+        self.versions[header.bucket] = version
+        self.next_steps[header.bucket] = header.next_step
+        self.epoch = max(self.epoch, header.epoch)
+        self._applied &= header.applied or not header.HasField("step")
+        if header.bucket == 0:
+            self._staleness, self._samples = header.staleness, header.samples
+            self._contributors = tuple(header.contributor)
+
+    def take_outcome(self) -> StepOutcome:
+        """The outcome of the answers since the last call."""
+        outcome = StepOutcome(self.versions.value, self._staleness, self._applied, self._samples, self._contributors)
+        self._staleness, self._applied, self._contributors = 0, True, ()
+        return outcome
 
 
 class Session:
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
-        servers: for all shards, shard 0 first, the addresses of their servers.
-        name: of the worker.
-        compressor: of pushes.
+        servers: for each shard, shard 0 first, the addresses of its servers.
+        name: name of the worker.
+        compressor: encodes what is pushed.
         compress_pull: codec of pulls.
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none.
         timeout: seconds that a wait for other workers may take.
-        access: how the servers are spoken to.
+        access: TLS and token settings.
+
+    Attributes:
+        number: number of this session; 0 if the worker is not in the job.
+        job: what the servers say of the job.
+        job_model: the job's model with the job's hyperparameters, once joined.
+        first: whether this worker has given the job its first parameters.
+        plan: buckets of the job, once joined or observing.
+        shared_memory: memory shared with shards, once joined.
+        sample_counts: samples that pushes cover.
+        trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
+        on_values: takes the values of every answer; set it before the first ``pull``.
+        on_leave: called before the session ends, while shared memory is still mapped.
+        wait_seconds: seconds spent in ``wait`` so far.
+        pushed_bytes: encoded gradients sent so far.
+        pulled_bytes: encoded parameters received so far.
 
     Raises:
-        ConfigError: an unknown codec, or the addresses are not those of one job's shards in order.
+        ConfigError: a codec does not exist, or the addresses are not those of one job's shards in order.
         Unreachable: a server does not answer.
     """
 
@@ -94,14 +198,15 @@ class Session:
     ) -> None:
         check_arguments(timeout, plane)
         self.name, self.timeout, self._plane = name, timeout, plane
-        self._compressor, self._pull_codec = compressor, codecs.chosen(compress_pull)
-        self._exchange: ShardStreams | None = None
-        self.number = 0  # names this life of the worker; 0: it is not in the job
-        self._versions = BucketVersions(0, epoch=0)
-        self.sample_counts = SampleCounts()  # the samples that pushes are of
+        self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
+        self._shard_streams: ShardStreams | None = None
+        self.number, self.first = 0, False
+        self._progress = _Progress(0, epoch=0)
+        self.sample_counts = SampleCounts()
+        self.shared_memory = SharedMemory(plane)
         self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
-        self._step = 0  # that was pushed last
-        self._wait_failed = False  # the last wait has not come to its end
+        self._step = 0  # of the last push
+        self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         keep_freed_memory()
@@ -111,17 +216,18 @@ class Session:
             stack.callback(self._close_links)
             self.job = self._describe()
             self.trace = Trace(steps_of(self.job.trace))
+            self.span = self.trace.span if self.trace.steps else _no_span
             stack.pop_all()
 
     def _describe(self) -> pb.JobDescription:
-        """What the job is; ServerStopped: it is not the one that this session has taken part in."""
+        """Ask what the job is now; raises ServerStopped if it is not the one that this session has taken part in."""
         used = (self._compressor.codec.name, self._pull_codec.name)
-        return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._exchange is not None else None)
+        return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._shard_streams is not None else None)
 
     # -------------------------------------------------------------- joining
 
     def observe(self) -> Model:
-        """Open the streams to pull only. Returns the job's model.
+        """Open the streams to pull only; returns the job's model.
 
         Raises:
             NotInitialised: no worker has called init yet.
@@ -138,7 +244,9 @@ class Session:
         """Become a worker of the job; sends the first parameters if the job has none yet.
 
         Args:
-            values: gives the fp32 values of one bucket, shape (numel,), to seed the job with.
+            model: tensors and optimizer of this worker.
+            rank: place of the worker in sums; None for the order of names.
+            values: returns the fp32 values of one bucket, shape (numel,), to seed the job with.
 
         Raises:
             ModelMismatch: the job trains another model.
@@ -148,13 +256,13 @@ class Session:
         retry_join(lambda: self._join(model, rank, values), self._shards, self.job.lease_seconds)
 
     def _join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
-        if self._exchange is not None:
-            self._exchange.close()  # of an earlier life, whose streams would have the name
+        if self._shard_streams is not None:
+            self._shard_streams.close()  # the earlier session's streams would hold the name
         self.job = self._describe()
         reply = join_with_retry(self._links[0], self._identity.join(model, rank), self.timeout)
         self.number, self.first = reply.session, reply.seed
-        for shard_servers in self._shards:
-            shard_servers.life = self.name, self.number
+        for shard in self._shards:
+            shard.identity = self.name, self.number
         self.sample_counts.clear()
         self._start(model, reply.epoch)
         self.job_model = model
@@ -169,59 +277,63 @@ class Session:
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
 
+        Args:
+            seconds: longest time to wait; None for the session's ``timeout``.
+
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
         return wait_for_quorum(self._shards[0], self.job, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model, epoch: int = 0) -> None:
-        if self._exchange is not None:
-            self._exchange.close()
+        if self._shard_streams is not None:
+            self._shard_streams.close()
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
         largest = max((b.numel for b in buckets), default=0)
         self._staging = torch.empty(largest, dtype=torch.float32, device="cpu")
-        self._versions = BucketVersions(len(buckets), epoch)
+        self._progress = _Progress(len(buckets), epoch)
         self.shared_memory = SharedMemory(self._plane)
-        self._decoder = ResponseDecoder(buckets, len(self._links), self.shared_memory, self._pull_codec)
-        self._exchange = ShardStreams(
-            self._links,
+        self._decompressor = Decompressor(self._pull_codec, buckets)
+        self._shard_streams = ShardStreams(
+            self._shards,
             self._identity.hello(self._pull_codec.name),
             [bucket.shard for bucket in buckets],
             self.job.lease_seconds,
             self._receive,
-            self._back,
-            self._shards,
+            self._restore,
         )
-        start_heartbeat(self._exchange, self._shards, self.name, self.number, self.job.lease_seconds)
+        start_heartbeat(self._shard_streams, self._shards, self.name, self.number, self.job.lease_seconds)
 
     @property
     def _identity(self) -> Identity:
         return Identity(self.name, self.number, self.job.incarnation)
 
-    def _back(self, shard: int, now: pb.JobDescription) -> None:
-        """One shard answers again, and says what it is now."""
+    def _restore(self, shard: int, now: pb.JobDescription) -> None:
+        """Prepare a shard that answers again, and says what it is now, for its stream to be opened."""
         link, buckets = self._links[shard], self.plan.of_shard(shard)
-        check(link, now, self.job)
-        prepare(self.shared_memory, self._streams, link, buckets, self.name, self.number)
+        check_incarnation(link, now, self.job)
+        restore_shared_memory(self.shared_memory, self._streams, link, buckets, self.name, self.number)
 
     # -------------------------------------------------------------- buckets
 
     @property
     def version(self) -> int:
         """Optimizer steps that every bucket of this worker's copy has had."""
-        return self._versions.version
+        return self._progress.versions.value
 
-    @property
-    def versions(self) -> tuple[int, ...]:
-        return tuple(self._versions.versions)
+    def version_of(self, bucket: Bucket) -> int:
+        """Optimizer steps that one bucket of this worker's copy has had."""
+        return self._progress.versions[bucket.index]
 
     def staging(self, bucket: Bucket) -> contextlib.AbstractContextManager[torch.Tensor]:
         """A tensor to build the gradient of one bucket in, shape (numel,), fp32, and to push it from.
 
-        Where the bucket travels as it is through shared memory, this is the place from which the server reads it.
+        If shared memory carries the bucket as it is, the tensor is the place from which the server reads.
         """
-        place = self.shared_memory.place(bucket) if self._compressor.leaves_alone(bucket) else None
+        memory, place = self.shared_memory, None
+        if memory.shards and self._compressor.leaves_alone(bucket):
+            place = memory.place(bucket)
         return contextlib.nullcontext(self._staging[: bucket.numel] if place is None else place)
 
     def push(
@@ -238,17 +350,24 @@ class Session:
         nonfinite: bool = False,
         encoded: tuple[Codec, Sequence[Buffer]] | None = None,
     ) -> None:
-        """Send one bucket's gradient, shape (numel,), which is overwritten. The answer comes in ``wait``.
+        """Send the gradient of one bucket; ``wait`` waits for the answer.
 
         Args:
-            encoded: its payload where a GPU has made it; None: the compressor makes it here.
-            momentum: hyperparameters of SGD's momentum, where the compressor computes it.
-            missing: the gradient is zero because there is none; the server steps the bucket only if another has one.
-            nonfinite: the weight is 0 because a gradient of this step is not finite; the server counts it.
+            bucket: bucket of the gradient.
+            values: gradient, shape (numel,), fp32; overwritten.
+            step: step of the push.
+            base: version of the parameters that the gradient was computed from.
+            weight: part of the gradient in the mean, finite and >= 0.
+            hyper: hyperparameters that differ from the job's.
+            momentum: hyperparameters of SGD's momentum if the compressor computes it.
+            missing: whether the gradient is zero because there is none; the server steps the bucket only if another
+                worker has one.
+            nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
+            encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
         """
-        # What is missing may not be applied, so nothing of the residual goes with it.
-        part, trace, self._step = 0.0 if missing else weight, self.trace, step
-        with trace.span("encode", step, bucket.index):
+        # A push without a gradient may not be applied, so nothing of the residual goes with it.
+        part, self._step = 0.0 if missing else weight, step
+        with self.span("encode", step, bucket.index):
             codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
         header = pb.Push(
             step=step,
@@ -256,28 +375,29 @@ class Session:
             base=base,
             weight=weight,
             codec=codec.name,
-            epoch=self._versions.epoch,
+            epoch=self._progress.epoch,
             hyper=hyper_to_proto(hyper) if hyper else None,
             missing=missing,
             nonfinite=nonfinite,
         )
-        if bucket.index == 0:
-            header.covers.extend(self.sample_counts.taken())
+        if bucket.index == 0 and self.sample_counts.used:
+            header.covers.extend(self.sample_counts.cover())
         size = sum(map(len, parts))
         self.pushed_bytes += size
-        with trace.span("send", step, bucket.index):
-            if self.shared_memory.put(bucket, step, values, parts):
+        with self.span("send", step, bucket.index):
+            if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
                 header.arena_bytes, parts = size, ()
             self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
 
     def pull(self, bucket: Bucket) -> None:
-        """Ask for one bucket's parameters. The answer comes in ``wait``."""
+        """Ask for the parameters of one bucket; ``wait`` waits for the answer."""
         self._streams.send(bucket.index, pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
 
     def discard_unanswered(self) -> None:
-        """Before a push or pull of all buckets: forget what a wait that failed or was interrupted has left.
+        """Forget what a wait that failed or was interrupted has left. Call it before a push or pull of all buckets.
 
-        An answer on its way would be taken for one to what is sent next, and every later step end one too early.
+        Otherwise an answer under way would count as the answer to what is sent next, and each later step would end one
+        answer too early.
         """
         if self._wait_failed:
             self._streams.reset(self._identity.hello(self._pull_codec.name))
@@ -286,33 +406,36 @@ class Session:
     @property
     def next_step(self) -> int:
         """The step that this worker pushes next."""
-        return self._versions.next_step
+        return self._progress.next_steps.value
 
     def wait(self) -> StepOutcome:
         """Wait until everything that was sent is answered.
 
         Raises:
-            WaitTimeout: not within ``timeout``; says who is waited for.
-            PsError: what ended a stream, such as ``StepConflict``. The session can go on with another pull.
+            WaitTimeout: an answer has not come within ``timeout``; says who is waited for.
+            PsError: the error that ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
         self.wait_for(None)
-        return self._versions.outcome()
+        return self._progress.take_outcome()
 
     def wait_for(self, buckets: Collection[int] | None) -> None:
-        """Wait until these buckets, None: all, are answered, if they were sent; ``wait`` says what the answers were.
+        """Wait until some buckets are answered, as far as they were sent; ``wait`` returns what the answers said.
+
+        Args:
+            buckets: buckets to wait for; None: all.
 
         Raises:
             WaitTimeout, PsError: as in ``wait``.
         """
         begin, self._wait_failed = time.monotonic(), True
         try:
-            with self.trace.span("wait", self._step), self._streams.changed:
+            with self.span("wait", self._step), self._streams.changed:
                 done = self._streams.wait(self.timeout, buckets)
         except StepConflict as error:
             if isinstance(error, Restarted):
                 self.job = self._describe()
                 for shard in range(len(self._links)):
-                    self._back(shard, self.job)
+                    self._restore(shard, self.job)
             self.discard_unanswered()
             raise
         finally:
@@ -331,37 +454,65 @@ class Session:
 
     @property
     def _streams(self) -> ShardStreams:
-        if self._exchange is None:
+        if self._shard_streams is None:
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
-        return self._exchange
+        return self._shard_streams
 
-    def _receive(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
-        """On the reader thread of one shard."""
+    # -------------------------------------------------------------- answers, on the reader thread of a shard
+
+    def _receive(self, shard: int, message: bytes) -> None:
+        for header, payload in unpack_all(message, pb.DownHeader):
+            if not header.HasField("ballot"):
+                self._take_answer(shard, header, payload)
+            elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
+                self._streams.send_unkept(shard, frame)
+
+    def _take_answer(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         if header.bucket >= len(self.plan.buckets):
             raise CorruptFrame(f"server {self._links[shard].address} sent bucket {header.bucket}, which does not exist")
         bucket, step = self.plan.buckets[header.bucket], header.step if header.HasField("step") else -1
-        with self.trace.span("receive", step, bucket.index):
-            version, size = self._decoder.take(header, payload, self.on_values, self.trace, step)
+        with self.span("receive", step, bucket.index):
+            version, size = self._take_values(bucket, header, payload, step)
         if header.HasField("step") and not header.applied:
             self._put_back(bucket, header.step)
         with self._streams.changed:
-            self._versions.take(header, version)
+            self._progress.add(header, version)
             self.pulled_bytes += size
-            if header.HasField("step"):
-                self.shared_memory.answered(bucket, header.step)
-            self._streams.answered(bucket.index)
+            if header.HasField("step") and self.shared_memory.shards:
+                self.shared_memory.free(bucket, header.step)
+            self._streams.mark_answered(bucket.index)
+
+    def _take_values(self, bucket: Bucket, header: pb.DownHeader, payload: memoryview, step: int) -> tuple[int, int]:
+        """Hand the values of an answer to ``on_values``; returns their version, and the bytes that they were."""
+
+        def write(bucket: Bucket, values: torch.Tensor) -> None:
+            with self.span("write", step, bucket.index):
+                self.on_values(bucket, values)
+
+        if header.place:
+            return self.shared_memory.read(bucket, header.place, write), 4 * bucket.numel
+        with self.span("decode", step, bucket.index):
+            values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta)
+        write(bucket, values)
+        return header.version, len(payload)
 
     def _put_back(self, bucket: Bucket, step: int) -> None:
-        """The push of ``step`` was dropped; its answer is taken once, so it goes back once."""
+        """Give the compressor back what the dropped push of ``step`` held; once, as its answer is taken once."""
         frame = self._streams.unanswered(bucket.index)
         header, payload = unpack(frame, pb.UpHeader) if frame else (pb.UpHeader(), memoryview(b""))
         if header.HasField("push") and header.push.step == step and header.push.weight:
             if header.push.HasField("arena_bytes"):
                 payload = self.shared_memory.payload(bucket, header.push.arena_bytes)
-            self._compressor.dropped(bucket, codecs.codec(header.push.codec), payload)
+            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload)
+
+    # -------------------------------------------------------------- samples
 
     def request_samples(self, request: pb.DataRequest) -> pb.DataReply:
-        """Ask the lead, again while the connection is broken; its WaitTimeout says who has what is left."""
+        """Ask the lead for samples, again while the connection is broken.
+
+        Raises:
+            WaitTimeout: says who has the samples that are left.
+        """
         request.worker, request.session = self.name, self.number
         lead, lease = self._shards[0], self.job.lease_seconds
         return call_with_retry(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
@@ -371,22 +522,27 @@ class Session:
     def close(self) -> None:
         """Leave the roster and close all connections. Never raises for a server that is gone."""
         self.on_leave()
-        if self._exchange is not None:
-            self._exchange.close()
+        if self._shard_streams is not None:
+            self._shard_streams.close()
         if self.number:
-            self.report()
+            self.upload_trace()
             try:
-                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), 5.0)
+                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), LEAVE_SECONDS)
             except PsError as error:
-                log.info("could not take leave of the job: %s", error)
+                log.info("the lead does not know that worker %s leaves: %s", self.name, error)
             self.number = 0
         self._close_links()
 
-    def report(self) -> None:
+    def upload_trace(self) -> None:
         """Send the lead what was traced so far, if anything was. Never raises for a server that is gone."""
         if len(self.trace.spans) > self.trace.given:
-            report(self.trace, self._links[0], self._identity)
+            upload_trace(self.trace, self._links[0], self._identity)
 
     def _close_links(self) -> None:
         for link in self._links:
             link.close()
+
+
+def _no_span(name: str, step: int, bucket: int = -1, worker: str = "") -> contextlib.AbstractContextManager[object]:
+    """The span of a session that traces no step."""
+    return NOTHING

@@ -1,12 +1,12 @@
-"""Frames to all shards and their answers, over streams that are opened again when they break.
+"""The streams to all shards: keeps each frame until it is answered, and sends it again when a stream breaks.
 
     send(bucket, frame) --> kept --> stream of its shard --> server
-    answered(bucket)    <-- dropped <-- on_answer <-- server
+    mark_answered(bucket) --> dropped <-- on_message <-- server
 
 Rules of this file
-  1. What is sent is bytes and buckets are numbers; what they mean is the session's business.
-  2. A frame that is not answered yet is kept as it was sent. When a connection breaks it is sent again on the next one;
-     the servers apply it once.
+  1. Frames and messages are bytes and buckets are numbers; the session knows what they mean.
+  2. A frame that is not answered yet is kept as it was sent. When a stream breaks it is sent again on the next one; the
+     servers apply it once.
 """
 
 import logging
@@ -16,63 +16,61 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import unpack_all
-from torch_ps.worker.transport.grpc_stream import GrpcStream
-from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
-from torch_ps.worker.transport.unix_stream import UnixStream
+from torch_ps.worker.transport.stream import Stream
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds between two tries to open a stream again.
 RETRY_SECONDS = 0.2
-#: What ends a stream of a server that is gone, or does not serve any more; another may be found.
+#: Errors that end the stream of a server that is gone, or does not serve any more; another one may be found.
 GONE = Unreachable, NotServing
-#: What another try to open a stream would not change.
+#: Errors that another try to open a stream would not change.
 FINAL = (UnknownWorker, Restarted)
 
 
 class ShardStreams:
-    """The open streams of one session, one per shard.
+    """The open streams of one session, one per shard. All methods may be called on any thread.
 
     Args:
-        links: to all shards, shard 0 first.
+        shards: servers of every shard, shard 0 first.
         hello: first frame of every stream.
         shard_of: shard of each bucket.
-        lease: seconds in which a stream that broke has to be open again, more where a standby may take over.
-        on_answer: called on a reader thread with the shard and a frame of it; calls ``answered``.
-        on_back: called with a shard that answers again and what it says it is, before its stream is opened; a
-            ``PsError`` means: not yet, unless it is one of ``FINAL``.
-        voters: find the server of each shard that serves, and answer what a server asks.
+        lease: seconds in which a broken stream has to be open again; more where a standby may take over.
+        on_message: takes the shard and a message of it, on the reader thread of the shard; calls ``mark_answered`` for
+            each answer in the message.
+        on_back: takes a shard that answers again and what its server says of its job, before the stream is opened. A
+            ``PsError`` that it raises means "not yet", unless it is one of ``FINAL``.
+
+    Attributes:
+        changed: held while anything here changes; what the session keeps of the answers changes under it, too.
     """
 
     def __init__(
         self,
-        links: Sequence[Link],
+        shards: Sequence[ShardServers],
         hello: bytes,
         shard_of: Sequence[int],
         lease: float,
-        on_answer: Callable[[int, pb.DownHeader, memoryview], None],
+        on_message: Callable[[int, bytes], None],
         on_back: Callable[[int, pb.JobDescription], None],
-        shards: Sequence[ShardServers],
     ) -> None:
-        self._links, self._hello, self._shard_of, self._lease = links, hello, shard_of, lease
-        self._on_answer, self._on_back, self._shards = on_answer, on_back, shards
-        #: Held while anything here changes; what answers say may be kept under it too.
+        self._shards, self._hello, self._shard_of, self._lease = shards, hello, shard_of, lease
+        self._on_message, self._on_back = on_message, on_back
         self.changed = threading.Condition()
         self._stopping = threading.Event()
         self._error: PsError | None = None
-        self._streams: dict[int, GrpcStream | UnixStream] = {}
-        self._opened = [0] * len(links)  # streams so far; the number names the latest
-        self._opening: set[int] = set()  # shards whose stream is about to be there
+        self._streams: dict[int, Stream] = {}
+        self._opened = [0] * len(shards)  # streams opened so far; the number names the latest
+        self._opening: set[int] = set()  # shards whose stream is being opened
         self._unanswered: dict[int, bytes] = {}
-        self._heard = [0.0] * len(links)  # when the last message came, on time.monotonic()
-        self._choosy = 0  # threads that wait for some buckets only
-        for shard in range(len(links)):
+        self._heard = [0.0] * len(shards)  # when the last message came, on time.monotonic()
+        self._awaited: list[set[int]] = []  # for each wait for some buckets: those not answered yet
+        for shard in range(len(shards)):
             self._open(shard)
 
     def send(self, bucket: int, frame: bytes) -> None:
-        """Send a push or a pull of one bucket; ``wait`` waits for its answer."""
+        """Send a frame of one bucket; ``wait`` waits for its answer. An error comes out there, too."""
         shard, missing = self._shard_of[bucket], False
         with self.changed:
             if self._error is not None:
@@ -93,32 +91,32 @@ class ShardStreams:
         if stream is not None:
             stream.send(frame)
 
-    def has(self, shard: int) -> bool:
+    def is_open(self, shard: int) -> bool:
         """Whether the stream to a shard is open."""
         return shard in self._streams
 
-    def heard(self, shard: int) -> float:
-        """When the last message of a shard came, on ``time.monotonic()``."""
+    def last_heard(self, shard: int) -> float:
+        """When the last message of a shard came, on ``time.monotonic()``; 0 before the first."""
         return self._heard[shard]
 
-    def give_up(self, shard: int, error: PsError) -> None:
-        """The server of a shard does not answer: have its stream opened again where one serves."""
+    def fail_stream(self, shard: int, error: PsError) -> None:
+        """End the stream of a server that does not answer, so that it is opened again where one serves."""
         stream = self._streams.get(shard)
         if stream is not None:
             stream.fail(error)
 
     def unanswered(self, bucket: int) -> bytes | None:
-        """The frame of this bucket that waits for its answer."""
+        """The frame of a bucket that waits for its answer; None if there is none."""
         return self._unanswered.get(bucket)
 
-    def keep(self, bucket: int, frame: bytes) -> None:
-        """Send this frame in the place of the unanswered one, should it have to be sent again."""
+    def replace_unanswered(self, bucket: int, frame: bytes) -> None:
+        """Keep ``frame`` in place of the unanswered one of a bucket, to be sent if the stream is opened again."""
         with self.changed:
             if bucket in self._unanswered:
                 self._unanswered[bucket] = frame
 
     def reset(self, hello: bytes) -> None:
-        """Forget all that is under way: the streams are opened anew, and no answer of before is taken any more.
+        """Forget everything under way: open new streams, and ignore every answer to what was sent before.
 
         Args:
             hello: first frame of every stream from now on.
@@ -128,17 +126,21 @@ class ShardStreams:
             streams = tuple(self._streams.values())
             self._streams.clear()
             self._opened = [number + 1 for number in self._opened]
-            self._unanswered.clear()
+            self._forget_unanswered()
             self._error = None
         for stream in streams:
             stream.close()
-        for shard in range(len(self._links)):
+        for shard in range(len(self._shards)):
             self._open(shard)
 
-    def answered(self, bucket: int) -> None:
-        """The answer has been taken; to be called with ``changed`` held."""
+    def mark_answered(self, bucket: int) -> None:
+        """Drop the kept frame of a bucket, whose answer has been taken. The caller holds ``changed``."""
         self._unanswered.pop(bucket, None)
-        if self._choosy or not self._unanswered:
+        done = not self._unanswered
+        for awaited in self._awaited:
+            awaited.discard(bucket)
+            done = done or not awaited
+        if done:
             self.changed.notify_all()
 
     @property
@@ -147,32 +149,35 @@ class ShardStreams:
         return bool(self._unanswered)
 
     def wait(self, seconds: float, buckets: Collection[int] | None = None) -> bool:
-        """Wait until everything is answered; False: it is not after ``seconds``. To be called with ``changed`` held.
+        """Wait until every frame is answered. The caller holds ``changed``.
 
         Args:
-            buckets: wait for these only.
+            seconds: longest time to wait.
+            buckets: buckets to wait for; None: all.
+
+        Returns:
+            False if some frames are still unanswered after ``seconds``.
 
         Raises:
-            PsError: what ended a stream. Nothing waits for an answer then.
+            PsError: the error that ended a stream. Nothing waits for an answer then.
         """
-        self._choosy += buckets is not None
+        awaited: set[int] | dict[int, bytes] = self._unanswered
+        if buckets is not None:
+            awaited = {bucket for bucket in buckets if bucket in self._unanswered}
+            self._awaited.append(awaited)
         try:
-            done = self.changed.wait_for(lambda: self._error or not self._open_of(buckets), seconds)
+            done = self.changed.wait_for(lambda: self._error or not awaited, seconds)
         finally:
-            self._choosy -= buckets is not None
+            if buckets is not None:
+                self._awaited = [each for each in self._awaited if each is not awaited]
         if self._error is not None:
             error, self._error = self._error, None
-            self._unanswered.clear()
+            self._forget_unanswered()
             raise error
         return bool(done)
 
-    def _open_of(self, buckets: Collection[int] | None) -> bool:
-        if buckets is None:
-            return bool(self._unanswered)
-        return any(bucket in self._unanswered for bucket in buckets)
-
     def pause(self, seconds: float) -> bool:
-        """Wait ``seconds``; True at once when the exchange is closed."""
+        """Wait for ``seconds``; returns True at once when ``close`` is called."""
         return self._stopping.wait(seconds)
 
     def close(self) -> None:
@@ -181,26 +186,32 @@ class ShardStreams:
         with self.changed:
             streams = tuple(self._streams.values())
             self._streams.clear()
-            self._opened = [number + 1 for number in self._opened]  # what still comes is nobody's
-            self._unanswered.clear()
+            self._opened = [number + 1 for number in self._opened]  # what still comes is ignored
+            self._forget_unanswered()
         for stream in streams:
             stream.close()
 
-    # -------------------------------------------------------------- streams
+    # -------------------------------------------------------------- inside
+
+    def _forget_unanswered(self) -> None:
+        self._unanswered.clear()
+        for awaited in self._awaited:
+            awaited.clear()
 
     def _open(self, shard: int, latest: int | None = None) -> None:
-        """Open the stream to one shard and send again what it has not answered.
+        """Open the stream to one shard and send again what the shard has not answered.
 
         Args:
-            latest: only if this is still the number of the latest stream.
+            shard: number of the shard.
+            latest: number of a stream; nothing is done if a later one was opened meanwhile.
         """
         with self.changed:  # so that the stream cannot end before it is known
             if latest not in (None, self._opened[shard]):
                 return
             self._opened[shard] = number = self._opened[shard] + 1
-            stream = self._links[shard].open(
-                lambda message: self._received(shard, number, message),
-                lambda error: self._ended(shard, number, error),
+            stream = self._shards[shard].link.open(
+                lambda message: self._receive(shard, number, message),
+                lambda error: self._end(shard, number, error),
             )
             stream.send(self._hello)
             self._streams[shard] = stream
@@ -209,18 +220,14 @@ class ShardStreams:
         for frame in again:
             stream.send(frame)
 
-    def _received(self, shard: int, number: int, message: bytes) -> None:
-        if number != self._opened[shard]:
-            return  # of a stream that was given up
-        self._heard[shard] = time.monotonic()
-        for header, payload in unpack_all(message, pb.DownHeader):
-            if not header.HasField("ballot"):
-                self._on_answer(shard, header, payload)
-            elif (frame := self._shards[shard].frame(header.ballot)) is not None:
-                self.send_unkept(shard, frame)
+    def _receive(self, shard: int, number: int, message: bytes) -> None:
+        """Take a message of the stream ``number``, on its reader thread; one of an earlier stream is ignored."""
+        if number == self._opened[shard]:
+            self._heard[shard] = time.monotonic()
+            self._on_message(shard, message)
 
-    def _ended(self, shard: int, number: int, error: PsError) -> None:
-        """On the reader thread: the stream of one shard broke. It is opened again also while nobody waits for it."""
+    def _end(self, shard: int, number: int, error: PsError) -> None:
+        """Note the end of the stream ``number``, on its reader thread; open it again, also while nobody waits."""
         with self.changed:
             if number != self._opened[shard]:
                 return  # another one has taken its place
@@ -241,18 +248,23 @@ class ShardStreams:
                 self.changed.notify_all()
 
     def _reopen(self, shard: int, number: int, error: PsError) -> PsError | None:
-        """None: the stream is open again, or a later one is; else why it is not, ``error`` if nothing answers."""
-        link, deadline = self._links[shard], time.monotonic() + self._shards[shard].patience(self._lease)
-        log.warning("lost the connection to %s; trying again", link.address)
+        """Open a broken stream again where a server serves.
+
+        Returns:
+            None if it is open, or a later one is; else the reason why not, which is ``error`` if nothing answers.
+        """
+        servers = self._shards[shard]
+        deadline = time.monotonic() + servers.patience(self._lease)
+        log.warning("lost the connection to %s; trying again", servers.link.address)
         late = False  # one try begins after the deadline: this process may have been stopped until then
-        pause = 0.0  # the first time at once: a standby may be there
+        pause = 0.0  # the first try comes at once: a standby may be there
         while not late and not self._stopping.wait(pause):
             pause = RETRY_SECONDS
             if number != self._opened[shard]:
                 return None
             late = time.monotonic() > deadline
             try:
-                if (now := self._shards[shard].look()) is None:
+                if (now := servers.find_serving()) is None:
                     continue
                 self._on_back(shard, now)
             except FINAL as final:
@@ -260,6 +272,6 @@ class ShardStreams:
             except PsError:
                 continue
             self._open(shard, number)
-            link.interrupt()  # what was asked of the server of before
+            servers.link.interrupt()  # calls that still wait for the former server
             return None
         return error

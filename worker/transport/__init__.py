@@ -1,1 +1,1 @@
-"""How a worker reaches the servers: unary calls, streams, retries, and which server of a shard serves."""
+"""Calls and streams to the servers: gRPC, Unix sockets, retries, and which server of a shard serves."""

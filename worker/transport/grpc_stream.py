@@ -1,9 +1,9 @@
-"""A stream to a server over gRPC; ``near.py`` has the same over a Unix socket.
+"""A stream to a server over gRPC.
 
     send(frame) --> queue --> gRPC's thread --> server
-    on_message(frame) <-- reader thread <-- server
+    on_message(message) <-- reader thread <-- server
 
-Frames are bytes; what they mean is the session's business. Several may travel as one message.
+Frames that wait in the queue together travel as one message.
 """
 
 import contextlib
@@ -18,34 +18,46 @@ from torch_ps.common.errors import PsError, Unreachable
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import messages
+from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
-OnMessage = Callable[[bytes], None]
-OnEnd = Callable[[PsError], None]
-Exchange = Callable[[Iterator[bytes]], Any]
+#: Begins the call Exchange: takes the messages to send, returns the call, which iterates over the messages that come.
+StartCall = Callable[[Iterator[bytes]], Any]
 
 
 class GrpcStream:
-    """One open Exchange. ``on_message`` and, once unless closed, ``on_end`` are called on the reader thread.
+    """A ``Stream`` over one call of gRPC.
 
     Args:
-        exchange: begins the call with the messages to send; gives those that come.
-        server: for errors.
+        start_call: begins the call.
+        server: address for errors and for the name of the thread.
+        on_message: takes what comes.
+        on_end: takes the error that ends the stream.
     """
 
-    def __init__(self, exchange: Exchange, server: Address, on_message: OnMessage, on_end: OnEnd) -> None:
+    def __init__(self, start_call: StartCall, server: Address, on_message: OnMessage, on_end: OnEnd) -> None:
         self._server, self._on_message, self._on_end = server, on_message, on_end
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closed = False
         self._failure: PsError | None = None
-        self._call = exchange(self._messages())
+        self._call = start_call(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"read {server}", daemon=True)
         self._reader.start()
 
     def send(self, frame: bytes) -> None:
         self._frames.put(frame)
 
+    def close(self) -> None:
+        self._closed = True
+        self._frames.put(None)
+        self._reader.join(1.0)
+        self._call.cancel()
+
+    def fail(self, error: PsError) -> None:
+        self._failure = error
+        self._call.cancel()
+
     def _messages(self) -> Iterator[bytes]:
-        """On gRPC's thread: what waits to be sent, together where it can be."""
+        """What waits to be sent, several frames as one message where they fit. Runs on gRPC's thread."""
         frame = self._frames.get()
         while frame is not None:
             waiting = []
@@ -56,18 +68,6 @@ class GrpcStream:
             yield from messages(waiting)
             if frame is not None:
                 frame = self._frames.get()
-
-    def close(self) -> None:
-        """End the stream; frames that were sent are delivered first."""
-        self._closed = True
-        self._frames.put(None)
-        self._reader.join(1.0)
-        self._call.cancel()
-
-    def fail(self, error: PsError) -> None:
-        """End the stream as if the connection had broken, with ``error``."""
-        self._failure = error
-        self._call.cancel()
 
     def _read(self) -> None:
         try:

@@ -1,14 +1,13 @@
-"""The worker's end of the wire: one ``Link`` per shard, the calls that it can make, and which ``Stream`` it opens.
+"""The connection of a worker to one shard: unary calls, and the stream that it opens.
 
 Rules of this file
-  1. Nothing else of this folder knows gRPC, but for ``stream.py``.
-  2. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
-  3. A connection that is made again is made with the certificates as they are then, and every call shows the token as
-     it is then.
-  4. A server that is stopped keeps its connections: where another one may take its place, a call that may take long is
-     waited for only as long as the server shows signs of life.
-  5. Signs of life go both ways over a connection of their own. On a slow link the other one is full for as long as a
-     bucket takes, megabytes of it in buffers where nothing overtakes.
+  1. Every call has a deadline, and every failure comes out as an error of ``torch_ps.common.errors``.
+  2. A new connection reads the certificates again, and every call reads the token again, so both may be replaced while
+     a worker runs.
+  3. A stopped server keeps its connections open. Where another server may take its place, a call that may take long is
+     waited for only while the server answers heartbeats.
+  4. Heartbeats have a connection of their own. On a slow network a bucket fills the other one for longer than a lease,
+     with megabytes in buffers that nothing can overtake.
 """
 
 import contextlib
@@ -35,30 +34,36 @@ from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe as probe
 from torch_ps.common.wire.address import Address
-from torch_ps.worker.runtime import graceful_shutdown as drain
-from torch_ps.worker.transport.grpc_stream import GrpcStream, OnEnd, OnMessage
+from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.transport.grpc_stream import GrpcStream
+from torch_ps.worker.transport.stream import OnEnd, OnMessage, Stream
 from torch_ps.worker.transport.unix_stream import UnixStream, connect
 
 log = logging.getLogger("torch_ps.worker")
 Reply = TypeVar("Reply", bound=Message)
 
-#: Seconds in which a port has to show why a connection fails.
+#: Seconds that a probe of a port takes at most to find out why a TLS connection to it fails.
 PROBE_SECONDS = 3.0
-#: Seconds in which a server that is asked for a sign of life has to answer, at most.
-SIGN_SECONDS = 1.0
+#: Seconds in which a server has to answer one heartbeat, at most.
+HEARTBEAT_SECONDS = 1.0
 
-_Ways = tuple[grpc.Channel, ...]
+_Channels = tuple[grpc.Channel, ...]
 
 
 class Link:
     """The connection to one shard.
 
     Args:
-        address: of the shard.
-        access: how it is spoken to.
-        plane: as that of ``Session``; "network" keeps off the server's Unix socket.
+        address: address of the server.
+        access: TLS and token settings.
+        plane: the plane of the ``Session``; with "network" the stream never goes over the server's Unix socket.
 
-    Whoever found the server at another port than its own wants the stream to go through what stands between.
+    A server that was reached at another port than the one it listens on stands behind a proxy or a tunnel, and the
+    stream goes through that, too.
+
+    Attributes:
+        address: address of the server that the calls go to now.
+        replaceable: whether another server may take this one's place.
 
     Raises:
         ConfigError: the token would travel in the clear to another machine.
@@ -68,9 +73,8 @@ class Link:
         access.check(address)
         self.address, self._access, self._plane = address, access, plane
         self._socket = pb.SocketOffer()
-        self._asks: set[Any] = set()  # calls
-        self._interrupts = 0  # so far
-        #: Another server may take this one's place.
+        self._interruptible: set[Any] = set()  # calls that ``interrupt`` ends
+        self._interrupts = 0  # times that ``interrupt`` was called
         self.replaceable = False
         self._lease = 0.0
         self._connect()
@@ -78,52 +82,55 @@ class Link:
     def _connect(self) -> None:
         self._mark = self._access.mark
         self._channel = self._access.connect(self.address)
-        #: Of signs of life, the best first: a server that takes no more connections is still there.
-        self._ways: _Ways = (self._access.connect(self.address, channel.APART), self._channel)
+        # Heartbeats try their own connection first, then the common one: a server may refuse new connections and live.
+        self._heartbeat_channels: _Channels = (self._access.connect(self.address, channel.APART), self._channel)
 
     def to(self, address: Address) -> None:
-        """Lead to another server of the shard; calls that are under way end where they began."""
+        """Send calls to another server of the shard from now on; calls under way end where they began."""
         self._access.check(address)
         if address != self.address or self._access.mark != self._mark:
             self.address = address
             self._connect()
 
-    def look(self, seconds: float) -> pb.JobDescription:
-        """What the server is, without the model; one try, which does not wait for it to come up."""
+    def describe_once(self, seconds: float) -> pb.JobDescription:
+        """Ask the server to describe its job, without the model. One try, which does not wait for it to come up."""
         return self._described(pb.DescribeRequest(), seconds)
 
     def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
+        """Bring votes to a server, or ask it to take over; the reply may ask for more votes."""
         return self._unary("Ballot", request, pb.BallotReply, seconds)
 
-    def open(self, on_message: OnMessage, on_end: OnEnd) -> GrpcStream | UnixStream:
-        """Open an Exchange: over the server's Unix socket if it is on this host and nothing stands between."""
+    def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream:
+        """Open the stream: over the server's Unix socket if it is on this host and reached directly, else over gRPC."""
         if self._plane != "network" and self._socket.port == self.address.port:
             try:
                 return UnixStream(connect(self._socket), self.address, on_message, on_end)
             except NoSharedMemory as error:
-                log.info("the network carries all to and from %s: %s", self.address, error)
-        return GrpcStream(self._exchange, self.address, on_message, on_end)
+                log.info("the stream to %s goes over gRPC: %s", self.address, error)
+        return GrpcStream(self._start_exchange, self.address, on_message, on_end)
 
-    def _exchange(self, frames: Iterator[bytes]) -> Any:
-        """Open an Exchange, raw frames both ways."""
+    def _start_exchange(self, frames: Iterator[bytes]) -> Any:
+        """Begin the call Exchange, which carries bytes both ways."""
         call: Any = self._channel.stream_stream(channel.method("Exchange"), None, None)
         return call(frames, metadata=self._access.metadata)
 
     def describe(self, seconds: float) -> pb.JobDescription:
-        """What the shard is, without the model; waits until it answers. A link that broke is made again by it.
+        """Ask the server to describe its job, without the model; waits until it answers.
+
+        Connects again if the certificates have changed.
 
         Raises:
-            Unreachable: it did not within ``seconds``; names the address and the reason.
+            Unreachable: no answer came within ``seconds``; names the address and the reason.
             Refused: TLS or the token is not right, which waiting would not change; says which side and what.
         """
         if self._access.mark != self._mark:
-            self._connect()  # calls that are under way end on the connection that they began on
+            self._connect()  # calls under way end on the connection that they began on
         request, deadline = pb.DescribeRequest(), time.monotonic() + seconds
         try:
             return self._described(request, seconds)
         except WaitTimeout:
             reason = "it takes the call and does not answer"
-        except (Unreachable, ServerStopped):  # it may come up in time, unless what answers there will never do
+        except (Unreachable, ServerStopped):  # the server may come up in time, unless TLS keeps this worker out
             self._check_tls(seconds)
             try:
                 left = max(deadline - time.monotonic(), 0.1)
@@ -141,7 +148,7 @@ class Link:
         return job
 
     def _why(self) -> str:
-        """What goes wrong at this address; a call that waits for the server does not say, so ask without waiting."""
+        """Why nothing answers at this address: a call that does not wait for the server fails with the reason."""
         try:
             self._unary("Describe", pb.DescribeRequest(), pb.JobDescription, 1.0)
         except PsError as error:
@@ -149,23 +156,25 @@ class Link:
         return "it has just begun to answer"
 
     def model(self, seconds: float) -> pb.Model:
-        """What the shard trains, as soon as it has parameters."""
+        """The model that the shard trains; waits until it has parameters."""
         return self._while_alive("Describe", pb.DescribeRequest(model=True), pb.JobDescription, seconds).model
 
     def join(self, request: pb.JoinRequest, seconds: float) -> pb.JoinReply:
+        """Join the job; waits until the lead lets the worker in."""
         return self._while_alive("Join", request, pb.JoinReply, seconds)
 
     def share(self, request: pb.ShareRequest, seconds: float) -> pb.ShareReply:
+        """Offer memory to the server; the reply offers the server's own, or says why it shares none."""
         return self._while_alive("Share", request, pb.ShareReply, seconds)
 
     def _while_alive(self, name: str, request: Message, reply: type[Reply], seconds: float) -> Reply:
-        """The answer to a call that may take long.
+        """Make a call that may take long.
 
         Raises:
-            Unreachable: no sign of life for a lease, and another server may take the place of this one.
+            Unreachable: no heartbeat was answered for a lease, and another server may take this one's place.
         """
         method = self._channel.unary_unary(channel.method(name), type(request).SerializeToString, reply.FromString)
-        ways, heard = self._ways, time.monotonic()  # to this server, wherever the link leads meanwhile
+        channels, heard = self._heartbeat_channels, time.monotonic()  # to this server, wherever the link leads later
         call = method.future(request, timeout=seconds, metadata=self._access.metadata)
         try:
             while True:
@@ -173,25 +182,34 @@ class Link:
                     answer: Reply = call.result(self._lease / 3 if self.replaceable else None)
                     return answer
                 except grpc.FutureTimeoutError:
-                    heard = self.sign(pb.RenewRequest(), heard, self._lease, ways)
+                    heard = self.renew(pb.RenewRequest(), heard, self._lease, channels)
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
         finally:
             call.cancel()
 
-    def sign(self, request: pb.RenewRequest, heard: float, seconds: float, over: _Ways | None = None) -> float:
-        """Give a sign of life and ask for one; when there was one last, on ``time.monotonic()``, as ``heard`` is.
+    def renew(self, request: pb.RenewRequest, heard: float, seconds: float, channels: _Channels | None = None) -> float:
+        """Send one heartbeat, which renews the lease that ``request`` names, and wait for the answer.
+
+        Args:
+            request: worker and session; empty to ask whether the server lives and no more.
+            heard: when the server was heard last, on ``time.monotonic()``.
+            seconds: silence after which the server counts as gone.
+            channels: connections to try, in this order; None: those to the current server.
+
+        Returns:
+            When the server was heard last, on ``time.monotonic()``.
 
         Raises:
-            Unreachable: none for ``seconds``.
+            Unreachable: the server was silent for more than ``seconds``.
         """
-        begin, patience, said = time.monotonic(), min(SIGN_SECONDS, seconds / 3), ""
-        for way in over or self._ways:
+        begin, patience, said = time.monotonic(), min(HEARTBEAT_SECONDS, seconds / 3), ""
+        for each in channels or self._heartbeat_channels:
             try:
-                self._unary("Renew", request, pb.RenewReply, patience, over=way)
+                self._unary("Renew", request, pb.RenewReply, patience, over=each)
             except (Unreachable, WaitTimeout, NotServing) as error:
                 said = said or str(error)
-            except PsError:  # whoever refuses lives; what it means is for others to find out
+            except PsError:  # a server that refuses lives; what the refusal means shows elsewhere
                 return begin
             else:
                 return begin
@@ -201,7 +219,12 @@ class Link:
         return heard
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
-        """One ask, which ``interrupt`` ends with Unreachable; if it may wait, SIGTERM ends it with an error."""
+        """Ask the lead for samples.
+
+        Raises:
+            Unreachable: ``interrupt`` was called meanwhile.
+            ServerStopped: SIGTERM came while the request was allowed to wait.
+        """
         method = self._channel.unary_unary(
             channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
         )
@@ -209,42 +232,50 @@ class Link:
         call = method.future(request, timeout=seconds, metadata=self._access.metadata)
         self._begin(call, before)
         try:
-            with drain.waiting(call.cancel) if request.wait else contextlib.nullcontext():
+            with graceful_shutdown.interruptible(call.cancel) if request.wait else contextlib.nullcontext():
                 reply: pb.DataReply = call.result()
         except grpc.FutureCancelledError:
-            if call not in self._asks:
+            if call not in self._interruptible:
                 raise self._interrupted() from None
             raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
         finally:
-            self._asks.discard(call)
+            self._interruptible.discard(call)
         return reply
 
     def _begin(self, call: Any, before: int) -> None:
-        """Let ``interrupt`` end an ask that has just been sent, also one that came since there were ``before``."""
-        self._asks.add(call)
+        """Let ``interrupt`` end a call that has begun at ``before`` interrupts, also if one has come since."""
+        self._interruptible.add(call)
         if self._interrupts != before:
-            self._asks.discard(call)
+            self._interruptible.discard(call)
             call.cancel()
 
     def interrupt(self) -> None:
-        """End the asks that are under way: the server that they were sent to does not answer any more."""
+        """End the calls that wait for samples or a roster: their server does not answer any more."""
         self._interrupts += 1
-        for call in tuple(self._asks):
-            self._asks.discard(call)
+        for call in tuple(self._interruptible):
+            self._interruptible.discard(call)
             call.cancel()
 
     def _interrupted(self) -> Unreachable:
         return Unreachable(f"server {self.address} does not answer; another one may")
 
     def trace(self, request: pb.TraceRequest, seconds: float) -> pb.TraceReply:
+        """Read the lead's clock, and send it spans if the request has any."""
         return self._unary("Trace", request, pb.TraceReply, seconds)
 
     def leave(self, request: pb.LeaveRequest, seconds: float) -> pb.LeaveReply:
+        """Leave the roster."""
         return self._unary("Leave", request, pb.LeaveReply, seconds)
 
     def status(self, seconds: float) -> pb.StatusReply:
+        """Ask the shard for its status.
+
+        Raises:
+            Unreachable: nothing answers within ``seconds``.
+            Refused: TLS is not right; says which side and what.
+        """
         try:
             return self._unary("Status", pb.StatusRequest(), pb.StatusReply, seconds)
         except Unreachable:
@@ -252,15 +283,16 @@ class Link:
             raise
 
     def _check_tls(self, seconds: float) -> None:
-        """After a connection has failed: whether it is for a reason of TLS, which gRPC does not tell.
+        """Find out whether a connection has failed because of TLS, which gRPC does not tell.
 
         Raises:
-            Refused: it is; says which side and what.
+            Refused: it has; says which side and what.
         """
-        if wrong := probe.why(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
+        if wrong := probe.explain_failure(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
             raise Refused(wrong)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:
+        """Send the shard its first parameters, as ``Identity.seeds`` frames them."""
         call: Callable[..., Any] = self._channel.stream_unary(channel.method("Seed"), None, pb.SeedReply.FromString)
         try:
             call(iter(frames), timeout=seconds, metadata=self._access.metadata)
@@ -268,10 +300,12 @@ class Link:
             raise error_of(failure, str(self.address)) from None
 
     def rosters(self, seconds: float) -> Iterator[pb.RosterView]:
-        """Every roster of the lead, the current one first. SIGTERM ends it with an error, ``interrupt`` too.
+        """Every roster of the lead, the current one first.
 
         Raises:
             WaitTimeout: ``seconds`` are over.
+            Unreachable: ``interrupt`` was called meanwhile.
+            ServerStopped: SIGTERM came.
         """
         watch = self._channel.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
@@ -280,21 +314,21 @@ class Link:
         call: Any = watch(pb.WatchRequest(), timeout=seconds, metadata=self._access.metadata)
         self._begin(call, before)
         try:
-            with drain.waiting(call.cancel):
+            with graceful_shutdown.interruptible(call.cancel):
                 yield from call
         except grpc.RpcError as failure:
-            if call not in self._asks:
+            if call not in self._interruptible:
                 raise self._interrupted() from None
             if call.cancelled():
                 raise ServerStopped(f"the wait for workers of server {self.address} was given up") from None
             raise error_of(failure, str(self.address)) from None
         finally:
-            self._asks.discard(call)
+            self._interruptible.discard(call)
             call.cancel()
 
     def close(self) -> None:
-        for way in self._ways:
-            way.close()
+        for each in self._heartbeat_channels:
+            each.close()
 
     def _unary(
         self,
@@ -313,5 +347,5 @@ class Link:
             return call(request, timeout=seconds, wait_for_ready=wait, metadata=self._access.metadata)
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
-        except ValueError:  # what gRPC says to a thread that looks for a server while another one closes the link
+        except ValueError:  # gRPC raises it in a thread that looks for a server while another one closes the link
             raise Unreachable(f"the connection to {self.address} is closed here") from None

@@ -1,8 +1,8 @@
-"""A question that is asked again while the connection to its server is broken; for questions that may be repeated.
+"""Repeats a call while the connection to its server is broken; for calls that the server may get twice.
 
-    ask --Unreachable, NotServing--> pause --> ask --> ... --> answer, or after some seconds: Unreachable
+    call --Unreachable, NotServing--> pause --> call --> ... --> answer, or after some seconds the error
 
-How long: as long as a stream that broke has to be open again, see ``torch_ps.worker.session.shard_streams``.
+The session repeats calls for as long as a broken stream may take to open again: see ``session/shard_streams.py``.
 """
 
 import logging
@@ -19,27 +19,29 @@ RETRY_SECONDS = 0.2
 Reply = TypeVar("Reply")
 
 
-def call_with_retry(ask: Callable[[], Reply], seconds: float, *, then: tuple[type[PsError], ...] = ()) -> Reply:
-    """What ``ask`` returns, which is called again for ``seconds`` after its first failure.
+def call_with_retry(call: Callable[[], Reply], seconds: float, *, then: tuple[type[PsError], ...] = ()) -> Reply:
+    """Return what ``call`` returns, calling it again for ``seconds`` after its first failure.
 
     Args:
-        then: what a try that failed may leave behind for the next.
+        call: makes one try.
+        seconds: time in which another try may begin.
+        then: errors that a failed try may cause in a later one, and that are retried, too.
 
     Raises:
-        Unreachable, NotServing: the last try has failed too.
-        PsError: whatever else ``ask`` raises.
+        Unreachable, NotServing: the last try has failed like the first.
+        PsError: any other error of ``call``.
     """
     deadline: float | None = None
     while True:
         begin = time.monotonic()
         try:
-            return ask()
+            return call()
         except PsError as error:
             if not isinstance(error, Unreachable | NotServing) and (deadline is None or not isinstance(error, then)):
                 raise
             if deadline is None:
-                log.info("asks again: %s", error)
+                log.info("trying again: %s", error)
                 deadline = time.monotonic() + seconds
-            elif begin > deadline:  # not merely its end: this process may have been stopped meanwhile
+            elif begin > deadline:  # the begin counts, not the end: this process may have been stopped meanwhile
                 raise
             time.sleep(RETRY_SECONDS)

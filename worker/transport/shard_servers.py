@@ -1,14 +1,14 @@
-"""One worker's part in who serves one shard: it finds the server that does, and votes when that one is gone.
+"""The servers of one shard, as one worker knows them: finds the one that serves, and votes when it is gone.
 
-    servers of the shard: look at each --serves, and was not voted out--> its stream is opened there
-                                       --nobody does--> ask the standby to take over, vote, look again
-    Ask, Declare of a server --frame()--> Vote, accepted
+    describe each server --serves, and was not voted out--> the link goes there, and the stream after it
+                         --none serves--> ask the standby to take over, vote, describe again
+    ballot of a server --answer_ballot()--> vote, acceptance or refusal
 
 Rules of this file
-  1. What is promised is in ``promises``; it outlives every connection, and every life of the worker in the job.
-  2. A worker has a stream to one server of a shard at a time, and asks another one to take over only without.
+  1. The promises are the ``Acceptor``'s. They outlive every connection and every session of the worker.
+  2. A worker has a stream to one server of a shard at a time, and asks another one to take over only when it has none.
 
-Source: see ``ps/core/failover/seat.py``.
+Source: the protocol is that of ``ps/core/failover/seat.py``.
 """
 
 import contextlib
@@ -28,37 +28,41 @@ from torch_ps.worker.transport.link import Link
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds in which a server has to say what it is, when there is another one to ask.
-LOOK_SECONDS = 1.0
-#: Seconds after which all servers are looked at again.
-LOOKS_PAUSE_SECONDS = 0.2
+#: Seconds in which a server has to describe itself when there is another one to ask.
+DESCRIBE_SECONDS = 1.0
+#: Seconds between two rounds of asking all servers.
+ROUND_PAUSE_SECONDS = 0.2
 #: Seconds, beyond the lease, in which a standby has to take over.
 TAKE_OVER_SECONDS = 10.0
-#: Seconds for which a standby is asked before all are looked at again, and between two times that it is.
-CAMPAIGN_SECONDS, PAUSE_SECONDS = 2.0, 0.03
+#: Seconds for which a standby is asked to take over before the next round, and between two requests.
+CAMPAIGN_SECONDS, CAMPAIGN_PAUSE_SECONDS = 2.0, 0.03
 
 
 class ShardServers:
-    """The servers of one shard, as one worker knows them. ``link`` leads to the one that it speaks to.
+    """The servers of one shard.
 
     Args:
-        servers: addresses of the shard's servers, at least one; the first is the likeliest to serve.
+        link: connection to the shard; it is moved to the server that serves.
+        servers: addresses of the shard's servers, at least one, the likeliest to serve first.
+
+    Attributes:
+        identity: name and session of the worker in the job; session 0 before it has joined.
     """
 
     def __init__(self, link: Link, servers: Sequence[Address]) -> None:
         self.link, self.servers = link, list(servers)
         link.replaceable = len(servers) > 1
         self.acceptor = Acceptor()
-        self.life = "", 0  # of the worker in the job: its name and session
-        self._lock = threading.Lock()
-        self._looking = threading.Lock()  # held by who moves ``link``
+        self.identity = "", 0
+        self._lock = threading.Lock()  # of the acceptor: ballots come on streams and in replies
+        self._moving = threading.Lock()  # held by the thread that moves ``link``
 
     def patience(self, lease: float) -> float:
-        """Seconds in which a server of the shard has to serve again."""
+        """Seconds in which a server of the shard has to serve again, given the lease in seconds."""
         return lease + TAKE_OVER_SECONDS if len(self.servers) > 1 else lease
 
-    def frame(self, ballot: pb.Ballot) -> bytes | None:
-        """What to send to a server that asks or declares on its stream; None: nothing."""
+    def answer_ballot(self, ballot: pb.Ballot) -> bytes | None:
+        """The frame that answers a ballot which came on the stream; None if there is nothing to answer."""
         paper = self._answer(ballot)
         return pack(pb.UpHeader(ballot=paper)) if paper is not None else None
 
@@ -81,37 +85,37 @@ class ShardServers:
         return None
 
     def describe(self, seconds: float) -> pb.JobDescription:
-        """What the server says that serves, to which ``link`` leads now; waits until one does.
+        """Move ``link`` to the server that serves, and return what it says of its job; waits until one serves.
 
         Raises:
-            Unreachable: none does after ``seconds``; names them.
-            Refused: as ``Link.describe``.
+            Unreachable: none serves after ``seconds``; names them.
+            Refused: TLS or the token is not right, as in ``Link.describe``.
         """
         if len(self.servers) == 1:
             told = self.link.describe(seconds)
             self._learn(ballots.configuration_from_proto(told.configuration))
             return told
         deadline = time.monotonic() + seconds
-        while (found := self.look()) is None:
+        while (found := self.find_serving()) is None:
             if time.monotonic() > deadline:
                 names = " and ".join(map(str, self.servers))
                 raise Unreachable(f"none of {names} serves its shard after {seconds:.3g} s; see their logs")
-            time.sleep(LOOKS_PAUSE_SECONDS)
+            time.sleep(ROUND_PAUSE_SECONDS)
         return found
 
-    def look(self) -> pb.JobDescription | None:
-        """Look at every server once, and have a standby take over if none serves.
+    def find_serving(self) -> pb.JobDescription | None:
+        """Ask every server once, and have a standby take over if none serves.
 
         Returns:
-            What the one says that serves, to which ``link`` leads now; None: there is none.
+            What the server that serves says of its job, with ``link`` moved to it; None if none serves.
         """
-        with self._looking:
-            return self._look()
+        with self._moving:
+            return self._find_serving()
 
-    def _look(self) -> pb.JobDescription | None:
+    def _find_serving(self) -> pb.JobDescription | None:
         standbys, served = [], False
         for each in tuple(self.servers):
-            told = self._look_at(each)
+            told = self._describe_at(each)
             if told is None:
                 continue
             if told.closed:
@@ -122,42 +126,44 @@ class ShardServers:
             elif configuration.term.number:
                 self._refuse(configuration.term)
                 served = True
-        for each in standbys if self.life[1] and not served else ():
+        for each in standbys if self.identity[1] and not served else ():
             if self._campaign(each):
-                return self._look_at(each)
+                return self._describe_at(each)
         return None
 
     def _refuse(self, term: Term) -> None:
-        """Tell a server that a higher term was promised, so that it takes one that this worker may speak to.
+        """Tell a server that a higher term was promised, so that it takes a term in which this worker may speak to it.
 
-        That is how to get on; to ask its standby to take over would be to promise that one a still higher term.
+        The alternative, asking its standby to take over, would promise the standby a still higher term.
         """
         with self._lock:
             papers = [pb.BallotPaper(vote=ballots.vote_to_proto(self.acceptor.refusal(term)))]
-        worker, session = self.life
+        worker, session = self.identity
         with contextlib.suppress(PsError):
-            for _ in range(2):  # the second time what it asks in turn: it may have lost its standby
+            for _ in range(2):  # the second time answers what the server asks in turn: it may have lost its standby
                 request = pb.BallotRequest(worker=worker, session=session, paper=papers)
-                reply = self.link.ballot(request, LOOK_SECONDS) if papers else pb.BallotReply()
+                reply = self.link.ballot(request, DESCRIBE_SECONDS) if papers else pb.BallotReply()
                 papers = [paper for each in reply.ballot if (paper := self._answer(each)) is not None]
 
-    def _look_at(self, server: Address) -> pb.JobDescription | None:
+    def _describe_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)
         try:
-            # With nobody else to ask it is worth a wait: a channel that has failed does not try again at once.
-            return self.link.look(LOOK_SECONDS) if len(self.servers) > 1 else self.link.describe(LOOK_SECONDS)
+            # With no other server to ask, a wait is worth it: a channel that has failed does not try again at once.
+            one_try = len(self.servers) > 1
+            return (self.link.describe_once if one_try else self.link.describe)(DESCRIBE_SECONDS)
         except PsError as error:
             log.debug("%s: %s", server, error)
             return None
 
     def _campaign(self, standby: Address) -> bool:
-        """Ask a standby to take over until it does, or it is time to look again."""
+        """Ask a standby to take over until it does, or until the next round is due; returns whether it serves."""
         self.link.to(standby)
         deadline = time.monotonic() + CAMPAIGN_SECONDS
-        request = pb.BallotRequest(worker=self.life[0], session=self.life[1], take_over=True)
+        worker, session = self.identity
+        request = pb.BallotRequest(worker=worker, session=session, take_over=True)
         while time.monotonic() < deadline:
             try:
-                reply = self.link.ballot(request, LOOK_SECONDS)
+                reply = self.link.ballot(request, DESCRIBE_SECONDS)
             except PsError as error:
                 log.debug("%s: %s", standby, error)
                 return False
@@ -169,11 +175,15 @@ class ShardServers:
             del request.paper[:]
             request.paper.extend(paper for each in reply.ballot if (paper := self._answer(each)) is not None)
             if not request.paper:
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(CAMPAIGN_PAUSE_SECONDS)
         return False
 
     def _learn(self, configuration: Configuration) -> bool:
-        """A server says that this is in force; whether to speak to it. Its standby's address is kept."""
+        """Note that a server says that ``configuration`` is in force, and keep the address of its standby.
+
+        Returns:
+            Whether the worker may speak to that server.
+        """
         with self._lock:
             may_speak = self.acceptor.learn(configuration)
         if may_speak and configuration.standby:

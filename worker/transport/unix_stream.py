@@ -1,19 +1,18 @@
-"""A stream to a server on this host over a Unix socket: what ``stream.py`` is over gRPC.
+"""A stream to a server on this host over a Unix socket.
 
     send(frame) --> socket --> server
-    on_message(frame) <-- reader thread <-- server
+    on_message(message) <-- reader thread <-- server
 
 Rules of this file
-  1. Whoever sends writes to the socket itself: no other thread has to run first.
-  2. A server that cannot be reached so is no error: gRPC reaches it.
+  1. The thread that sends writes to the socket itself; no other thread has to run first.
+  2. A server whose socket cannot be reached is no error: the stream goes over gRPC.
 
-Source: see ``torch_ps.common.wire.socket_frames``.
+Source: the frames are those of ``torch_ps.common.wire.socket_frames``.
 """
 
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
@@ -23,16 +22,17 @@ from torch_ps.common.errors import CorruptFrame, NoSharedMemory, PsError, Unreac
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.socket_frames import LENGTH, length_of, put, same_user
+from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
-#: Seconds in which a server has to take the connection, and in which it has to make room for a frame.
-CONNECT_SECONDS, SEND_SECONDS = 5.0, 60.0
+#: Seconds in which a server has to take the connection.
+CONNECT_SECONDS = 5.0
 
 
 def connect(offer: pb.SocketOffer) -> socket.socket:
-    """The socket of a server on this host.
+    """Connect to the socket that a server offers.
 
     Raises:
-        NoSharedMemory: it cannot be reached; says why.
+        NoSharedMemory: the socket cannot be reached, as from another host or by another user; says why.
     """
     if not offer.name or offer.host != host_id():
         raise NoSharedMemory("it is on another host")
@@ -54,15 +54,16 @@ def connect(offer: pb.SocketOffer) -> socket.socket:
 
 
 class UnixStream:
-    """One open Exchange on a connected socket; as ``Stream``."""
+    """A ``Stream`` over a connected socket.
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        address: Address,
-        on_message: Callable[[bytes], None],
-        on_end: Callable[[PsError], None],
-    ) -> None:
+    Args:
+        connection: socket that ``connect`` has returned; the stream closes it.
+        address: address of the server for errors and for the name of the thread.
+        on_message: takes what comes.
+        on_end: takes the error that ends the stream.
+    """
+
+    def __init__(self, connection: socket.socket, address: Address, on_message: OnMessage, on_end: OnEnd) -> None:
         self._socket, self._address = connection, address
         self._on_message, self._on_end = on_message, on_end
         self._closed = False
@@ -72,12 +73,11 @@ class UnixStream:
         self._reader.start()
 
     def send(self, frame: bytes) -> None:
-        """Send; if the server is gone, the reader says so."""
+        # An error of the socket is the reader's to report: it sees the connection end, too.
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(put(frame))
 
     def close(self) -> None:
-        """End the stream; frames that were sent are delivered first."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
@@ -86,7 +86,6 @@ class UnixStream:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def fail(self, error: PsError) -> None:
-        """End the stream as if the connection had broken, with ``error``."""
         self._failure = error
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -107,7 +106,7 @@ class UnixStream:
             self._on_end(self._failure or end)
 
     def _until_end(self) -> PsError:
-        """Hand out messages; returns why there are no more."""
+        """Hand messages to ``on_message`` until the stream ends; returns why it did."""
         received, at = bytearray(), 0
         while data := self._socket.recv(1 << 16):
             received += data

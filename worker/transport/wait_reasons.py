@@ -1,8 +1,8 @@
-"""Who is being waited for and since when, in the same words in the error of a wait and in ``ps-status``.
+"""Whom a worker waits for and since when, in the same words in the error of a wait and in ``ps-status``.
 
     step 7 waits for w1, for 4.9 s; w1 is silent for 5.2 s
 
-The servers say what they hold back and the lead who is silent; nothing here decides or waits for anything.
+The servers report what they hold back and the lead reports who is silent; this file puts it into a sentence.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,19 @@ from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport.link import Link
 
-#: Silence that is worth a word: a worker that is there renews its lease three times in it.
+#: Seconds of silence from which on it is mentioned; a live worker renews its lease three times in it.
 SILENT = 1.0
-#: Seconds in which a server has to say what it waits for.
-ASK_SECONDS = 5.0
+#: Seconds in which a server has to answer what it waits for.
+STATUS_SECONDS = 5.0
 
 
 def describe_wait(worker: str, replies: Sequence[pb.StatusReply]) -> str:
-    """What ``worker`` waits for longest, as the shards of the job see it (shard 0 first); "" where it does not wait."""
+    """The longest wait of a worker as a sentence; "" if it does not wait.
+
+    Args:
+        worker: name.
+        replies: status of all shards, shard 0 first.
+    """
     views = [view for reply in replies for view in reply.worker if view.worker == worker]
     longest = max(views, key=lambda view: view.waiting_seconds, default=pb.WorkerStatus())
     if not longest.waiting_seconds:
@@ -30,11 +35,11 @@ def describe_wait(worker: str, replies: Sequence[pb.StatusReply]) -> str:
 
 
 def explain_wait(worker: str, links: Iterable[Link]) -> str:
-    """Ask all shards why ``worker`` has no answer; never raises."""
+    """Ask all shards, shard 0 first, why ``worker`` gets no answer. Never raises: an error becomes the explanation."""
     replies = []
     for link in links:
         try:
-            replies.append(link.status(ASK_SECONDS))
+            replies.append(link.status(STATUS_SECONDS))
         except PsError as error:
             return str(error)
     if all(view.worker != worker for view in replies[0].worker):
@@ -43,4 +48,5 @@ def explain_wait(worker: str, links: Iterable[Link]) -> str:
 
 
 def format_seconds(seconds: float) -> str:
+    """A duration for people: seconds below two minutes, else minutes."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

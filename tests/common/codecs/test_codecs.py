@@ -89,7 +89,7 @@ def test_codec_that_a_peer_made_up_is_refused_with_those_that_exist() -> None:
 
 def test_codec_that_a_user_made_up_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="codec 'zip' does not exist; choose one of none, fp16, bf16"):
-        codecs.chosen("zip")
+        codecs.make_codec("zip")
 
 
 def test_decoding_is_quiet_even_where_warnings_are_errors() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.common.codecs.test_codecs import back, encoded
 from torch_ps.common import codecs
-from torch_ps.common.codecs.randk import places
+from torch_ps.common.codecs.randk import draw_positions
 from torch_ps.common.codecs.registry import count
 from torch_ps.common.codecs.topk import largest
 from torch_ps.common.errors import ConfigError, CorruptFrame, UnknownCodec
@@ -102,15 +102,15 @@ def test_topk_is_a_contraction(density: str) -> None:
 def test_randk_draws_every_place_equally_often() -> None:
     drawn = torch.zeros(1000)
     for seed in range(4000):
-        drawn[places(seed, 100, 1000)] += 1
+        drawn[draw_positions(seed, 100, 1000)] += 1
     assert drawn.mean() == 400
     assert drawn.min() > 320
     assert drawn.max() < 480
 
 
 def test_randk_takes_the_places_that_the_seed_gives_on_every_machine() -> None:
-    assert places(7, 4, 1000).tolist() == [237, 304, 596, 953]
-    assert places(2**64 - 1, 3, 3).tolist() == [0, 1, 2]
+    assert draw_positions(7, 4, 1000).tolist() == [237, 304, 596, 953]
+    assert draw_positions(2**64 - 1, 3, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", LOSSY)
@@ -151,7 +151,7 @@ def test_sent_values_have_to_be_finite(name: str) -> None:
 @pytest.mark.parametrize("name", ["topk", "topk:", "topk:0", "topk:1.5", "topk:nan", "topk:x", "int8:3", "sign:\n", ""])
 def test_argument_that_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(ConfigError):
-        codecs.chosen(name)
+        codecs.make_codec(name)
     with pytest.raises(UnknownCodec):
         codecs.codec(name)
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tests.common.codecs.test_codecs import FLOATS
 from torch_ps.common import codecs
 from torch_ps.common.codecs.int8 import BLOCK as INT8_BLOCK
-from torch_ps.common.codecs.randk import places
+from torch_ps.common.codecs.randk import draw_positions
 from torch_ps.common.codecs.registry import count
 from torch_ps.common.codecs.sign import BLOCK as SIGN_BLOCK
 from torch_ps.common.errors import CorruptFrame
-from torch_ps.worker.gradients.feedback import Residuals
+from torch_ps.worker.gradients.compressor import Residuals
 
 SEEDS = st.integers(0, 2**64 - 1)
 DENSITIES = st.sampled_from([0.001, 0.01, 0.1, 0.5, 1.0])
@@ -73,7 +73,7 @@ def test_randk_keeps_the_values_at_the_places_of_its_seed_and_nothing_else(
     values: torch.Tensor, density: float, seed: int
 ) -> None:
     found, k = back(f"randk:{density}", values, seed), count(density, len(values))
-    drawn = places(seed, k, len(values))
+    drawn = draw_positions(seed, k, len(values))
     assert len(drawn) == k
     assert (np.diff(drawn) > 0).all()
     assert 0 <= drawn[0] <= drawn[-1] < len(values)

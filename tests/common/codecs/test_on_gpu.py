@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.gpu import DEVICES, GPU, sleep
 from torch_ps.common import codecs
 from torch_ps.common.codecs.on_gpu import DeviceCodec, on_device
-from torch_ps.common.devices import HEAD, Mark, Pinned, Side, used_here
+from torch_ps.common.devices import HEAD, PinnedBuffer, SideStream, StreamEvent, keep_for_stream
 
 BY_DEVICE = ("none", "fp16", "bf16")
 BATCHES = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40).map(torch.tensor)
@@ -88,12 +88,12 @@ def test_other_codecs_are_for_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_pinned_memory_holds_the_parts_one_after_the_other(device: str) -> None:
-    side = Side(torch.device(device))
-    pinned = Pinned(side, 3)
+    side = SideStream(torch.device(device))
+    pinned = PinnedBuffer(side, 3)
     with side.running():
         parts = [torch.arange(4, device=device, dtype=torch.uint8), torch.full((7,), 9, device=device).byte()]
         size = pinned.take(parts)
-    pinned.mark.wait()
+    pinned.event.wait()
     assert pinned.bytes[:size].tolist() == [0, 1, 2, 3] + [9] * 7
     assert pinned.bytes.is_pinned() == (device == "cuda")
     pinned.values.fill_(1.0)
@@ -102,19 +102,19 @@ def test_pinned_memory_holds_the_parts_one_after_the_other(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_nobody_waits_for_a_mark_that_was_never_set(device: str) -> None:
-    Mark(Side(torch.device(device))).wait()
+    StreamEvent(SideStream(torch.device(device))).wait()
 
 
 @GPU
 def test_a_side_follows_what_was_computed_and_is_joined_by_what_comes() -> None:
-    side, values = Side(torch.device("cuda")), torch.zeros(1 << 20, device="cuda")
+    side, values = SideStream(torch.device("cuda")), torch.zeros(1 << 20, device="cuda")
     for step in range(1, 21):
         sleep()  # the copy below would come before the addition if it did not follow
         values += 1
         side.follow([side.current()])
         with side.running():
-            copy = used_here(values).clone()
+            copy = keep_for_stream(values).clone()
             sleep()
             doubled = copy * 2
         side.join()
-        assert (used_here(doubled) - values).eq(step).all()
+        assert (keep_for_stream(doubled) - values).eq(step).all()

@@ -75,7 +75,7 @@ def test_changed_token_file_is_read_again_and_a_bad_one_is_not(
         assert tokens.accepts(f"Bearer {OTHER}")
         assert tokens.accepts(f"Bearer {OTHER}")
     assert [record.message.rpartition("; ")[2] for record in caplog.records] == [
-        "what was read before stays in force"
+        "the content read before stays in use"
     ] * 2
 
 

@@ -56,6 +56,6 @@ def test_server_that_is_about_to_end_is_told_from_one_that_speaks_no_tls(
 
     hanging = threading.Thread(target=hang_up)
     hanging.start()
-    said = probe.why(address, tls, 30)
+    said = probe.explain_failure(address, tls, 30)
     hanging.join()
     assert said == (None if ending else f"server {address} does not speak TLS, or ends the handshake")

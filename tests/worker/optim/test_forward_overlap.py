@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 import torch_ps
 from tests.support.jobs import Servers, job
+from tests.support.pairwise import pairwise
 from tests.support.proxy import Proxy
 from tests.support.threads import at_once, spawn
 from tests.support.training import Make, MakeOptimizer, backward, batch, conv, mlp, same, seeded
@@ -100,9 +101,9 @@ def check(make: Make, run: Run = loop, optimizer: MakeOptimizer = sgd, *, shards
     assert {type(tensor) for tensor in forward.state_dict(keep_vars=True).values()} <= {torch.Tensor, nn.Parameter}
 
 
-@pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("make", [mlp, conv, Mixed, Recurrent, channels_last])
+@pytest.mark.parametrize(
+    ("make", "name", "plane"), pairwise([mlp, conv, Mixed, Recurrent, channels_last], [*OPTIMIZERS], PLANES)
+)
 def test_one_worker_has_the_bits_of_the_plain_order(make: Make, name: str, plane: str) -> None:
     check(make, optimizer=OPTIMIZERS[name], plane=plane)
 
@@ -167,12 +168,11 @@ def test_whatever_a_loop_does_between_two_steps_sees_the_last_one(make: Make, pl
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
-    ("planes", "shards"),
-    [(("network", "network"), 1), (("memory", "memory"), 1), (("memory", "network"), 3), (("memory", "memory"), 3)],
+    ("planes", "shards", "name"),
+    pairwise([("network", "network"), ("memory", "memory"), ("memory", "network")], [1, 3], [*OPTIMIZERS]),
 )
-def test_two_workers_have_the_bits_of_the_plain_order(name: str, planes: tuple[str, str], shards: int) -> None:
+def test_two_workers_have_the_bits_of_the_plain_order(planes: tuple[str, str], shards: int, name: str) -> None:
     def together(overlaps: tuple[str, str]) -> list[nn.Module]:
         models = [seeded(conv), seeded(conv)]  # before any starts: the seed is the process's
         with job(workers=2, bucket_size=0.001, shards=shards) as servers:

@@ -12,7 +12,7 @@ import torch_ps
 from tests.support.clocks import Device, Stream, Work, World
 from tests.support.jobs import job
 from tests.support.training import backward, seeded
-from torch_ps.common.devices import Pinned
+from torch_ps.common.devices import PinnedBuffer
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.gradients.gradients import Gradients
@@ -34,7 +34,7 @@ class Account:
         self._copies: dict[int, Work] = {}  # by address of a slot on the GPU, and of one of the host
         self._written: list[Work] = []
         self._patch(monkeypatch, Gradients, "gather", self._gather)
-        self._patch(monkeypatch, Pinned, "take", self._take)
+        self._patch(monkeypatch, PinnedBuffer, "take", self._take)
         self._patch(monkeypatch, Session, "push", self._push)
         self._patch(monkeypatch, FlatTensors, "write", self._write)
 
@@ -63,7 +63,7 @@ class Account:
         self.check("its slot has been sent", earlier is None or self.world.is_done(earlier))
         self._copies[into.data_ptr()] = side.work()
 
-    def _take(self, pinned: Pinned, parts: Any) -> None:
+    def _take(self, pinned: PinnedBuffer, parts: Any) -> None:
         self._copies[pinned.bytes.data_ptr()] = self.world.current().work()
 
     def _push(self, session: Session, bucket: Bucket, values: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from tests.support.gpu import GPU, names_of_threads, sleep
 from tests.support.jobs import Servers, job
 from tests.support.threads import spawn
 from tests.support.training import Make, backward, batch, conv, mlp, same, seeded
-from torch_ps.common.devices import Mark
+from torch_ps.common.devices import StreamEvent
 from torch_ps.worker.optim import optimizer as optimizers
 from torch_ps.worker.optim.gpu_transfer import UP_SLOTS, GpuTransfer, attach_transfer
 
@@ -120,7 +120,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
         self.waiting = threading.Semaphore(0)  # one up for every wait that has begun
-        monkeypatch.setattr(Mark, "wait", lambda mark: self._wait())
+        monkeypatch.setattr(StreamEvent, "wait", lambda event: self._wait())
 
     def _wait(self) -> None:
         if threading.current_thread().name.startswith("send"):

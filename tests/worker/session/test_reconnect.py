@@ -120,7 +120,7 @@ def test_what_is_asked_at_every_reconnection_is_short_whatever_the_model() -> No
         contextlib.closing(Link(address.parse(str(servers)))) as link,
     ):
         client.init({name: torch.zeros(1) for name in names}, torch_ps.OptimizerSpec("SGD", lr=LR))
-        assert link.look(SECONDS).ByteSize() < 1000
+        assert link.describe_once(SECONDS).ByteSize() < 1000
         assert [tensor.name for tensor in schema.from_proto(link.model(SECONDS)).tensors()] == names
 
 

@@ -12,7 +12,7 @@ from tests.docs.commands import shown
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.config import WorkerConfig
 from torch_ps.compare.options import CompareConfig
-from torch_ps.compare.run_process import Plan, arguments
+from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import parse_runs
 from torch_ps.worker.commands import worker as cli
 from torch_ps.worker.training import tensorboard as board
@@ -66,11 +66,11 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytes
 def test_a_script_is_not_promised_what_it_would_not_get(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     (tmp_path / "train.py").write_text("")
-    with pytest.raises(ConfigError, match="is for ready-made tasks"):
+    with pytest.raises(ConfigError, match="works with ready-made tasks only"):
         cli.check(WorkerConfig(tensorboard="board"), (str(tmp_path / "train.py"),))
 
 
 @pytest.mark.parametrize(("seed", "place"), [(None, "sync-fp32"), (3, "sync-fp32/seed-3")])
 def test_each_run_of_a_comparison_has_a_folder_of_its_own(tmp_path: Path, seed: int | None, place: str) -> None:
-    plan, config = Plan(parse_runs("sync")[0], 0.1, tmp_path, seed), CompareConfig(tensorboard="board")
+    plan, config = PlannedRun(parse_runs("sync")[0], 0.1, tmp_path, seed), CompareConfig(tensorboard="board")
     assert f"--tensorboard=board/{place}" in arguments(plan, config)

@@ -11,4 +11,4 @@ def test_closed_link_answers_with_an_error_of_ours() -> None:
     link = Link(address.parse("127.0.0.1:1"))
     link.close()
     with pytest.raises(Unreachable, match=r"the connection to 127\.0\.0\.1:1 is closed here"):
-        link.look(1.0)
+        link.describe_once(1.0)
