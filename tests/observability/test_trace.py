@@ -302,7 +302,7 @@ def test_steps_of_another_form_are_refused(text: str) -> None:
         ({"trace_steps": "3:4"}, "trace_steps=3:4 needs trace"),
         ({"trace": "t", "trace_steps": ""}, "needs trace_steps"),
         ({"trace": "t", "shard": "1/2", "lead": "127.0.0.1:1"}, "is for shard 0"),
-        ({"trace": "t", "standby_of": "127.0.0.1:1"}, "begins the job"),
+        ({"trace": "t", "standby_of": "127.0.0.1:1"}, "starts the job"),
     ],
 )
 def test_options_without_effect_are_refused(given: dict[str, Any], message: str) -> None:
