@@ -47,7 +47,7 @@ class PushResult:
 
     Attributes:
         params: fresh parameters, like those of ``pull``.
-        version: of ``params``.
+        version: version of ``params``.
         staleness: version at apply - base, of the first bucket (buckets of crossing pushes may differ); 0 in sync mode.
         applied: False if the push came too late to count and was dropped.
         contributors: workers whose gradients made this version, in rank order.

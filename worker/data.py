@@ -87,15 +87,16 @@ def shard(
     worker that dies had is lost. Waits until the first quorum of workers is there, for ranks follow from it.
 
     Args:
-        dataset: has ``__len__`` and ``__getitem__``; a list of ready-made batches will do.
-        optimizer: of this worker. With "leased" and a ``batch_size``, its ``weight`` becomes the size of each batch.
+        dataset: object with ``__len__`` and ``__getitem__``, such as a list of ready-made batches.
+        optimizer: optimizer of this worker. With "leased" and a ``batch_size``, its ``weight`` becomes the size of each
+            batch.
         batch_size: samples per batch and worker; None gives the items of the dataset as they are.
         shuffle: False keeps the order of the dataset.
-        seed: of the order; the same on every worker.
+        seed: seed of the order, the same on every worker.
         epochs: times that the dataset is gone through. With "leased" they are the job's, counted from its first: who
             joins in the third of five helps with the third to the fifth. Iterating again goes on with those after.
         split: "leased" or "static".
-        name: of the dataset, where two in one job are equally long and have the same seed. With "leased" only.
+        name: name of the dataset, needed if two in one job are equally long and have the same seed. With "leased" only.
         **loader: further arguments of ``torch.utils.data.DataLoader``, such as ``num_workers``.
 
     Raises:

@@ -43,8 +43,8 @@ class LeasedShard:
 
     Args:
         dataset, optimizer, batch_size, epochs, name: see ``torch_ps.shard``.
-        size: of the dataset.
-        shuffle, seed: of the order.
+        size: number of samples of the dataset.
+        shuffle, seed: whether the order is shuffled, and its seed.
         loader: further arguments of the DataLoader.
     """
 

@@ -27,7 +27,7 @@ class BackwardOverlap:
 
     Args:
         mode: "auto", "on", "off", or "forward", which is "on" for backward.
-        parameters: in the order of ``Model.tensors()``.
+        parameters: parameters in the order of ``Model.tensors()``.
         buckets: those with gradients.
         send: called with a bucket whose gradients are ready, on the thread that runs backward.
     """

@@ -55,11 +55,11 @@ class ForwardOverlap:
     """The tensors of one model between a step and their use.
 
     Args:
-        model: gets the hooks.
+        model: model that gets the hooks.
         tensors: parameters and buffers, in the order of ``Model.tensors()``; ``names`` are theirs.
         buckets: all of them.
-        outbox: by which gradients leave, and which waits for their answers.
-        flat: of ``tensors``.
+        outbox: queue that sends gradients and waits for their answers.
+        flat: flat view of ``tensors``.
 
     Raises:
         ConfigError: a tensor or module whose use cannot be seen; says which.

@@ -59,7 +59,7 @@ class GpuTransfer:
 
     Args:
         flat: the tensors of the model; its ``write`` is called with values on the GPU.
-        device: that all of them are on. The CPU will do: then all is as ever, with copies that nobody needs.
+        device: device of all of them. The CPU works too, with needless copies.
     """
 
     def __init__(self, session: Session, compressor: Compressor, flat: FlatTensors, device: torch.device) -> None:

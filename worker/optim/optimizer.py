@@ -62,7 +62,7 @@ class ParameterServerOptimizer(Elastic, Shared):
 
     Args:
         optimizer: an elementwise optimizer of ``torch.optim``; says which class and hyperparameters the server uses.
-        model: gives the parameters their names, and has the buffers that are averaged along with them.
+        model: model with the names of the parameters, and the buffers that are averaged along with them.
         servers: "host:port" of every shard, comma-separated, shard 0 first.
         name: unique in the job; if there is none, w0, w1, ... by ``rank``, or made up without a rank too.
         rank: place in sums and data splits, also from ``$RANK``; if there is none, from the order of names.
@@ -222,7 +222,7 @@ class ParameterServerOptimizer(Elastic, Shared):
         checkpoint take part again: the gradient is dropped, and the model has fresh parameters.
 
         Args:
-            closure: evaluates the model again and returns the loss, as in torch.
+            closure: function that evaluates the model again and returns the loss, as in torch.
 
         Raises:
             WaitTimeout: says who is waited for.

@@ -26,9 +26,9 @@ class UntrackedWrites:
     """Watches what torch counts: the writes to each tensor, not those past autograd such as ``p.data.clamp_()``.
 
     Args:
-        model: has the names.
-        parameters: that the servers have, in the order of ``Model.tensors()``; ``names`` are theirs.
-        groups: of the optimizer; what else is in them was frozen.
+        model: model with the names of the parameters.
+        parameters: parameters that the servers have, in the order of ``Model.tensors()``; ``names`` are theirs.
+        groups: parameter groups of the optimizer; other parameters in them were frozen.
         always: whether to watch after the first step, too; not where values come while the loop goes on.
     """
 
@@ -63,7 +63,7 @@ class UntrackedWrites:
         """Before anything of a step leaves.
 
         Args:
-            version: of the parameters.
+            version: version of the parameters.
 
         Raises:
             PsError: something would be lost; says what, and what to do.
