@@ -101,7 +101,6 @@ PURE = (
 LEFT = {
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
-    "ps/observability/http.py: _Page.server",
     "ps/transport/streams.py: Outbox._queue",
     "worker/optim/introspection.py: Facts._local, Facts._outcome, Facts._source, Facts.close, Facts.wait, "
     "Shown._session, Shown.name",
