@@ -103,13 +103,6 @@ LEFT = {
     "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
     "ps/observability/http.py: _Page.server",
     "ps/transport/streams.py: Outbox._queue",
-    "worker/optim/introspection.py: Facts._local, Facts._outcome, Facts._source, Facts.close, Facts.wait, "
-    "Shown._session, Shown.name",
-    "worker/optim/param_groups.py: Shared._local_steps, Shared.wrapped",
-    "worker/optim/rejoin.py: Elastic._accumulate, Elastic._compressor, Elastic._described, Elastic._flat, "
-    "Elastic._forward, Elastic._gradients, Elastic._local_steps, Elastic._overlap, "
-    "Elastic._parameters, Elastic._push, Elastic._pusher, Elastic._rank, Elastic._world, Elastic.close, "
-    "Elastic.zero_grad",
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 

@@ -23,8 +23,8 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32, gather
-from torch_ps.worker.optim.introspection import Shown
 from torch_ps.worker.runtime.access import access, addresses_of, default_name
+from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session
 
 
@@ -62,7 +62,7 @@ class PushResult:
     samples: float
 
 
-class Client(Shown):
+class Client(JobMember):
     """One worker, or before ``init`` an observer that may only pull.
 
     Args:
@@ -104,19 +104,20 @@ class Client(Shown):
         insecure: bool | None = None,
         timeout: float = 300.0,
     ) -> None:
-        self.name = name or default_name(rank)
+        name = name or default_name(rank)
         self._rank = rank
-        self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=self.name)
-        self._session = Session(
+        self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=name)
+        session = Session(
             addresses_of(servers),
-            self.name,
+            name,
             compressor=self._compressor,
             compress_pull=compress_pull,
             timeout=timeout,
             plane=plane,
             access=access(tls, token_file, insecure),
         )
-        self._session.on_values = self._write
+        super().__init__(session)
+        session.on_values = self._write
         self._model: Model | None = None
         self._joined = False
 

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch_ps.common.errors import PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
-from torch_ps.worker.runtime import graceful_shutdown
 
 #: Epochs of each data set that one optimizer has begun to read: a second ``shard`` of the same goes on after the first.
 _begun: "weakref.WeakKeyDictionary[ParameterServerOptimizer, Counter[bytes]]" = weakref.WeakKeyDictionary()
@@ -126,11 +125,11 @@ class LeasedShard:
         while True:
             if optimizer.gathered or self._session.sample_counts.pending(self._key):
                 optimizer.settle()
-            graceful_shutdown.exit_if_requested(optimizer.name, optimizer.close)
+            optimizer.exit_if_requested()
             try:
                 reply = self._ask(wait=True)
             except PsError as error:
-                graceful_shutdown.exit_if_requested(optimizer.name, optimizer.close)
+                optimizer.exit_if_requested()
                 if not isinstance(error, UnknownWorker):
                     raise
                 optimizer.recover(error)
