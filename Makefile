@@ -12,7 +12,7 @@ export TAG ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := pyproject.toml constraints.txt scripts/protoc.txt
+PACKAGES := pyproject.toml setup.py constraints.txt scripts/protoc.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -3,13 +3,13 @@
     python bench/path.py                # numbers, and the names behind them
     python bench/path.py --only memory
 
-One process runs a server (one shard, one bucket, SGD with momentum, synchronous) and one worker of it, with the options
-that both have by default, until it is in the steady state. Then each ``optimizer.step()`` is traced on all threads: a
-file counts if a Python function of it begins to run between the start of the step and ``AFTER`` seconds after its end,
-so what the server books once the answer has left is in. Calls that the other half of the process makes are told apart
-by the thread. Things that happen by the clock (a heartbeat, a look at the leases) fall into few of the steps, so a
-file counts if it is crossed in most of them. Not counted: what only ran before (opening the stream), other packages,
-generated code, and what has no Python frame (a dataclass's constructor, an attribute).
+One process runs a server (one shard, one bucket, SGD with momentum, synchronous) and one worker of it, with default
+options but for a long lease, until it is in the steady state. Then each ``optimizer.step()`` is traced on all threads.
+A file counts if a Python function of it begins to run between the start of the step and ``AFTER`` seconds after its
+end, so what the server books once the answer has left is in. The thread tells which half of the process a call is of.
+What happens by the clock (a heartbeat, the renewal of a lease) falls into few of the steps, so a file counts if most
+steps cross it. Not counted: what only ran before (opening the stream), other packages, generated code, and what has no
+Python frame (a dataclass's constructor, an attribute).
 
 A count is of the side's own room, ps/ or worker/, and of common/ together. Rows: "network" carries messages by gRPC,
 "memory" by a Unix socket and shared memory. The project's bound is on "network": 14 on the server, 12 on the worker.
@@ -126,7 +126,7 @@ async def job(plane: str, tracer: Tracer, steps: int) -> list[dict[str, set[str]
     def ready(where: Ready) -> None:
         address.set_result(str(where.server))
 
-    config = ServerConfig(workers=1, listen="127.0.0.1:0", metrics="off", log_level="warning")
+    config = ServerConfig(workers=1, listen="127.0.0.1:0", metrics="off", lease=600.0, log_level="warning")
     server = asyncio.create_task(serve(config, ready))
     threading.Thread(target=work, daemon=True).start()
     ends: set[asyncio.Future[Any]] = {server, result}

@@ -1,8 +1,8 @@
-"""``ps-compare``: the same work under several configurations, side by side.
+"""ps-compare: the same training under several configurations, side by side.
 
-    plans --execute()--> journals --measure()--> results --> table, results.json, report.html
+    planned runs --execute()--> journals --measure()--> results --> table, results.json, report.html
 
-Exit code 0: every run finished. 1: at least one did not. 2: an option was refused before anything started.
+Exit code 0: every run finished. 1: at least one did not. 2: an option was refused before training started.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def main(compare: CompareConfig) -> None:
 
 
 def compare_runs(config: CompareConfig, console: Console, program: Sequence[str] = PS_RUN) -> int:
-    """The whole comparison; returns the exit code.
+    """Execute the runs and publish their results. Returns the exit code.
 
     Raises:
-        ConfigError: an option is refused; nothing has been started or written.
+        ConfigError: an option is refused; no run has trained and nothing is left on disk.
     """
     runs = parse_runs(config.runs)
     config = _with_defaults(config, runs)
@@ -81,7 +81,13 @@ def compare_runs(config: CompareConfig, console: Console, program: Sequence[str]
 
 
 def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
-    """The results of what was executed. ``config`` has no value left open that ps-compare can know."""
+    """Compute the results of the finished runs.
+
+    Args:
+        executed: journals of the finished runs, and the failures.
+        config: options of the comparison, with the defaults of the task filled in.
+        rule: learning rates of the runs in words, see ``lr_rule``.
+    """
     of_run: dict[str, list[tuple[RunResult, int]]] = {}
     for plan, journals in executed.finished:
         seed = config.seed if plan.seed is None else plan.seed
@@ -107,7 +113,7 @@ def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
 
 
 def publish(results: Results, folder: Path, console: Console) -> None:
-    """Table to the terminal, results.json and, where plotly is installed, report.html into ``folder``."""
+    """Print the table; write results.json and, if plotly is installed, report.html into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     format_.write(results, folder / "results.json")
     if results.runs:
@@ -119,7 +125,7 @@ def publish(results: Results, folder: Path, console: Console) -> None:
                 _say(console, sentence)
     for failure in results.failures:
         console.print(f"\n[red]{escape(failure.name)} did not finish:[/] {escape(failure.reason)}", highlight=False)
-        _say(console, f"whole log: {failure.log}")
+        _say(console, f"full log: {failure.log}")
     console.print()
     try:
         report.write(results, folder / "report.html")
@@ -131,7 +137,7 @@ def publish(results: Results, folder: Path, console: Console) -> None:
 
 
 def rewrite_report(config: CompareConfig, console: Console) -> int:
-    """Table and report of an earlier comparison, beside its results.json or in ``--out``."""
+    """Print the table and write the report of an earlier comparison, beside its results.json or into ``--out``."""
     source = Path(config.report)
     results = format_.read(source)
     publish(results, Path(config.out) if config.out else source.parent, console)
@@ -139,7 +145,7 @@ def rewrite_report(config: CompareConfig, console: Console) -> int:
 
 
 def _plans(run: Run, config: CompareConfig, folder: Path) -> list[PlannedRun]:
-    """One for each seed."""
+    """The runs of one configuration, one per seed."""
     rate = learning_rate(run, config.lr, config.workers, scaled=config.scaled)
     seeds = range(config.seed, config.seed + config.seeds) if config.seeds > 1 else (None,)
     plans = [PlannedRun(run, rate, folder, seed) for seed in seeds]
@@ -184,7 +190,7 @@ def _output_folder(config: CompareConfig) -> Path:
         return next(p for i in range(1000) if not (p := stem.with_name(stem.name + (f"-{i}" if i else ""))).exists())
     folder = Path(config.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"out {config.out!r} exists and is not an empty folder; nothing in it is overwritten")
+        raise ConfigError(f"out {config.out!r} exists and is not an empty folder; give another one")
     return folder
 
 
@@ -201,15 +207,15 @@ def _info(plan: PlannedRun, config: CompareConfig) -> RunInfo:
 
 
 def _circumstances(journal: Journal | None) -> dict[str, Any]:
-    """Model and machine: what one needs to know to believe the seconds."""
-    facts: dict[str, Any] = {
+    """Settings that seconds depend on: model, device, machine and versions."""
+    settings: dict[str, Any] = {
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "torch": _version("torch"),
         "torch_ps": _version("torch-ps"),
     }
     if journal:
-        facts |= {"parameters": journal.start.parameters, "device": journal.start.device}
-    return facts
+        settings |= {"parameters": journal.start.parameters, "device": journal.start.device}
+    return settings
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,7 @@
-"""How much work one run does where nothing is said, per ready-made task. Change the figures here.
+"""Defaults of samples, batch size and learning rate for each ready-made task.
 
-``samples`` lets the four default runs with two workers end within five minutes on two CPU cores. Learning rate and
-batch size repeat the task's own, because a rate can be scaled only when it is known; a test compares them.
+With these ``samples`` the four default runs of two workers take less than five minutes on two CPU cores. Learning rate
+and batch size repeat the task's own, as a rate can be scaled only when it is known; a test compares them.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TaskDefaults:
-    """``lr`` is the base rate, that of an asynchronous run; ``samples`` are the job's, of each run."""
+    """Defaults of one task.
+
+    Attributes:
+        samples: samples that the whole job trains on in each run.
+        batch_size: samples per step of one worker.
+        lr: base learning rate, that of an asynchronous run.
+    """
 
     samples: int
     batch_size: int
@@ -22,5 +28,5 @@ TASKS: dict[str, TaskDefaults] = {
     "digits:cnn": TaskDefaults(samples=24000, batch_size=32, lr=0.1),
 }
 
-#: For a task of the user's own; its rate and batch size are the task's business.
+#: Default of ``samples`` for a task of the user, which has its own learning rate and batch size.
 OWN_TASK_SAMPLES = 20000

@@ -1,13 +1,13 @@
-"""What a worker writes while it trains, read back: one JSON object a line, one file a worker.
+"""Reader of the workers' event logs: one JSON object per line, one file per worker.
 
 Rules of this file
-  1. A line is read once and becomes a frozen dataclass or an error that names file and line.
-  2. A half-written last line is not an error: it is kept until its end arrives.
-  3. Unknown kinds of event and unknown fields are skipped, so that workers may write more than we read.
+  1. A line is read once and becomes a frozen dataclass, or an error that names file and line.
+  2. An incomplete last line is not an error: it is read when its end has been written.
+  3. Unknown kinds of event and unknown fields are skipped, so that workers may write more than is read here.
 
     events/w0.jsonl --Tail.read()--> Start, Step, Step, ... Evaluation, Sample, End --collect()--> Journal
 
-All times are unix seconds; byte counts and ``samples`` of a worker are cumulative.
+Times are Unix seconds; byte counts and ``samples`` of a worker are cumulative.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch_ps.common.errors import PsError
 
 
 class EventError(PsError):
-    """A line of an events file that does not say what it should."""
+    """A line of an event log that is not an event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A worker is about to take its first step."""
+    """A worker is ready for its first step."""
 
     time: float
     name: str
@@ -43,7 +43,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One push, answered. ``staleness`` is None where no push went out (accumulation)."""
+    """One completed step. ``staleness`` is None if the step pushed nothing (accumulation)."""
 
     time: float
     step: int
@@ -67,7 +67,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Text the trained model wrote."""
+    """Text that the trained model generated."""
 
     text: str
 
@@ -111,7 +111,7 @@ class Tail:
         self._line = 0
 
     def read(self) -> list[Event]:
-        """The events whose lines were completed since the last call; none while there is no file.
+        """Read the events whose lines were completed since the last call; none while there is no file.
 
         Raises:
             EventError: a complete line is not an event.
@@ -142,7 +142,7 @@ class Tail:
 
 
 def collect(events: Iterable[Event]) -> Journal | None:
-    """Order the events of one worker; None while it has not started."""
+    """Collect the events of one worker; None if it has not started."""
     journal: Journal | None = None
     for event in events:
         if isinstance(event, Start):
@@ -224,7 +224,7 @@ def _number(value: Any) -> float:
 
 
 def _metric(value: Any) -> float:
-    """A loss may be infinite, or null where JSON has no word for it: the run diverged, which is a result."""
+    """Read a metric that may be infinite, or null for NaN: a run that diverged has a result too."""
     return math.nan if value is None else float(value)
 
 

@@ -1,9 +1,9 @@
-"""Runs the plans one after another and keeps what each of them wrote.
+"""Executes the planned runs one after another and collects their journals.
 
 Rules of this file
-  1. A run that fails ends that run only; the reason is kept and the next one starts. Only where the first run is
-     refused for an option, nothing more is tried: what is wrong is wrong for all.
-  2. Ctrl-C ends the run that is under way and leaves the rest undone; what has finished is kept.
+  1. A failed run is recorded with its reason and the next one starts. If an option of the first run is refused, no
+     other is tried, as it would be refused too.
+  2. Ctrl-C ends the current run and skips the rest; finished runs are kept.
 
     PlannedRun --Child--> events --Tail--> Reporter
                            --read_journals--> Finished | Failure
@@ -35,13 +35,19 @@ from torch_ps.compare.run_process import (
 )
 from torch_ps.compare.run_progress import Reporter, RunState
 
-#: Seconds between two looks at the events of a run.
+#: Seconds between two reads of a run's events.
 LOOK_EVERY = 0.25
 
 
 @dataclass(slots=True)
 class Executed:
-    """What came of the plans. ``interrupted``: Ctrl-C ended it before all of them ran."""
+    """Result of executing the planned runs.
+
+    Attributes:
+        finished: runs that finished, each with the journals of its workers.
+        failures: runs that did not finish.
+        interrupted: whether Ctrl-C ended the comparison before all runs had finished.
+    """
 
     finished: list[tuple[PlannedRun, list[Journal]]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -51,10 +57,16 @@ class Executed:
 def execute(
     plans: Sequence[PlannedRun], config: CompareConfig, reporter: Reporter, program: Sequence[str] = PS_RUN
 ) -> Executed:
-    """Run every plan with ``program``, which understands the command line of ``ps-run``.
+    """Execute every planned run.
+
+    Args:
+        plans: runs in their order.
+        config: options that all runs share.
+        reporter: display of the progress.
+        program: command that takes the options of ps-run.
 
     Raises:
-        ConfigError: the first run was refused for an option; nothing is left of it.
+        ConfigError: an option of the first run was refused; its folder has been removed.
     """
     result = Executed()
     with reporter:
@@ -82,7 +94,7 @@ def execute(
 
 
 class RunMonitor:
-    """Where a run stands, from the events that have appeared since the last look."""
+    """Progress of a run, from the events that its workers have written so far."""
 
     def __init__(self, plan: PlannedRun, workers: int) -> None:
         self._plan = plan
@@ -150,14 +162,16 @@ def _run(
 
 
 def _check(journals: Sequence[Journal], config: CompareConfig, child: Child) -> None:
-    """A run counts only if every worker trained to the end."""
+    """Refuse a run of which a worker did not train to the end."""
     ended = [journal for journal in journals if journal.end and journal.end.status == "ok" and journal.steps]
     if len(ended) < config.workers:
-        raise child.failure(f"ps-run ended well, but only {len(ended)} of {config.workers} workers wrote their end")
+        raise child.failure(
+            f"ps-run succeeded, but only {len(ended)} of {config.workers} workers wrote their last event"
+        )
 
 
 def leave_nothing(folder: Path) -> None:
-    """Remove the folders of a run that never began, so that the corrected command may use them."""
+    """Remove the folder of a run that never began, so that a corrected command can use it."""
     shutil.rmtree(folder)
     with suppress(OSError):
         folder.parent.rmdir()

@@ -1,9 +1,8 @@
-"""The one sentence that says how the comparison came out, and one or two about bytes.
+"""Sentences for the result of a comparison: one about time and loss, one or two about bytes.
 
 Rules of this file
-  1. Every number in a sentence is in the results; no judgement that the numbers do not carry.
-  2. A difference too small to mean anything with one seed is called that, not a victory; so is one between runs of
-     several seeds that overlap.
+  1. Every number in a sentence is in the results, or a ratio of two of them.
+  2. A difference within the thresholds below, or within the spread of several seeds, is called "about the same".
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SAME_BYTES = 1.05
 
 
 def headline(results: Results) -> str:
-    """Which run reached the target first, by what factor, and what it cost in loss."""
+    """Sentence: the run that reached the target first, by what factor, and the cost in loss."""
     target = results.target_loss
     reached = sorted((r for r in results.runs if r.seconds_to_target is not None), key=lambda r: _seconds(r))
     if not results.runs:
@@ -46,12 +45,12 @@ def headline(results: Results) -> str:
 
 
 def bytes_sentence(results: Results) -> str:
-    """What compression saved and which run is the most thrifty; "" where no run moved less than another like it."""
+    """Sentences: the bytes that compression saved, and the run with the fewest; "" if no run saved any."""
     return " ".join(filter(None, (_codec_sentence(results), _thrift_sentence(results))))
 
 
 def _codec_sentence(results: Results) -> str:
-    """For the first pair of runs that differ in their codec only."""
+    """Sentence about the first pair of runs that differ in their codec only."""
     for small in results.runs:
         if small.compress == "none":
             continue
@@ -72,7 +71,7 @@ def _codec_sentence(results: Results) -> str:
 
 
 def _thrift_sentence(results: Results) -> str:
-    """The fewest bytes among the runs that are about as good as the best; where several things save some."""
+    """Sentence about the run with the fewest bytes among those about as good as the best; "" for few kinds of runs."""
     if len({run.compress for run in results.runs}) < 3 and all(run.mode != "local" for run in results.runs):
         return ""
     accurate = all(run.validation_accuracy is not None for run in results.runs)
@@ -99,7 +98,7 @@ def _thrift_sentence(results: Results) -> str:
 
 
 def _without_codec(run: RunResult) -> list[str]:
-    """The words of a run's name but that of its codec: mode and all other options."""
+    """The words of a run's name without its codec."""
     words = run.name.split(" ")
     codec = "fp32" if run.compress == "none" else run.compress
     return [word for word in words if word != codec]
@@ -110,9 +109,9 @@ def _moved(run: RunResult) -> int:
 
 
 def _opponent(first: RunResult, reached: list[RunResult]) -> RunResult:
-    """Whom the winner is measured against: the first run of another mode, or else simply the next one.
+    """The run to compare the fastest with: the first of another mode with the same codec, so that one thing differs.
 
-    Of several runs of another mode the one with the same codec is taken, so that one thing differs.
+    Without such a run it is the first of another mode, else the next one.
     """
     rivals = [run for run in reached if run.mode != first.mode]
     alike = [run for run in rivals if run.compress == first.compress and run.compress_pull == first.compress_pull]
@@ -147,7 +146,7 @@ def _chance(*, overlap: bool) -> str:
 
 
 def _overlap(one: RunResult, other: RunResult) -> bool:
-    """Whether final losses of several seeds each lie among those of the other run."""
+    """Whether the ranges of the final losses of two runs with several seeds overlap."""
     mine, its = (run.spread.validation_loss if run.spread else None for run in (one, other))
     return mine is not None and its is not None and mine.low <= its.high and its.low <= mine.high
 

@@ -1,10 +1,10 @@
-"""The figures of a comparison, computed from what the workers wrote.
+"""The figures of a run, computed from the journals of its workers.
 
 Rules of this file
-  1. Pure: journals go in, results come out; no files, processes or clocks.
-  2. The clock of a run starts when the last worker is ready for its first step and stops with the last worker's end.
-     Starting processes and evaluating the model is not training and costs no run anything.
-  3. Whatever is said about bytes is the mean over workers, whatever is said about samples is the whole job's.
+  1. Pure functions of journals: no files, processes or clocks.
+  2. The time of a run begins when the last worker is ready for its first step and ends with the last worker's end. It
+     includes neither the start of processes nor the evaluation of the model.
+  3. Bytes are means over the workers; samples are those of the whole job.
 
     w0: |start----step--step--step--end
     w1:     |start--step----step----end
@@ -30,15 +30,15 @@ from torch_ps.compare.results import (
     finite,
 )
 
-#: Points of a training curve; more than a screen can show only costs bytes in the report.
+#: Points of a training curve; more than a screen shows would only make the report larger.
 TRAINING_POINTS = 120
-#: How much worse than the worst run's best loss the common target is.
+#: Relative distance of the common target above the best loss of the worst run.
 RELAXED = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What is known of a run without reading its events."""
+    """Name, options and command of a run."""
 
     name: str
     mode: str
@@ -49,11 +49,11 @@ class RunInfo:
 
 
 def measure(info: RunInfo, journals: Sequence[Journal]) -> RunResult:
-    """The result of one finished run, without ``seconds_to_target``.
+    """Compute the result of one finished run, without ``seconds_to_target``.
 
     Args:
-        info: name and options of the run.
-        journals: of all workers, in rank order, each with at least one step.
+        info: name, options and command of the run.
+        journals: journals of all workers in rank order, each with at least one step.
     """
     origin = max(journal.start.time for journal in journals)
     seconds = max(0.0, max(_end_time(journal) for journal in journals) - origin)
@@ -108,7 +108,7 @@ def measure(info: RunInfo, journals: Sequence[Journal]) -> RunResult:
 
 
 def staleness(steps: Iterable[Step]) -> Staleness:
-    """Mean, max and counts over all pushes; a step that pushed nothing does not count."""
+    """Mean, maximum and histogram over all pushes; steps that pushed nothing are left out."""
     counts = Counter(step.staleness for step in steps if step.staleness is not None)
     total = sum(counts.values())
     mean = sum(value * count for value, count in counts.items()) / total if total else 0.0
@@ -117,9 +117,9 @@ def staleness(steps: Iterable[Step]) -> Staleness:
 
 
 def seconds_to(target: float, curve: Sequence[CurvePoint]) -> float | None:
-    """When the validation loss first reached ``target``, linear between the two points around it.
+    """Seconds at which the validation loss first reached ``target``, interpolated linearly; None if it never did.
 
-    None if it never did. A point whose loss is not finite is a gap: nothing is interpolated over it.
+    Nothing is interpolated across a point whose loss is not finite.
     """
     before: CurvePoint | None = None
     for point in curve:
@@ -136,9 +136,9 @@ def seconds_to(target: float, curve: Sequence[CurvePoint]) -> float | None:
 
 
 def common_target(runs: Sequence[RunResult]) -> float | None:
-    """A validation loss that every run reached: the worst run's best, one percent worse, to three digits.
+    """A validation loss that every run reached: the best loss of the worst run plus 1 %, rounded up to three digits.
 
-    Runs that never got below their own first loss (they diverged) are left out; None if no run is left.
+    Runs whose loss never fell below its first value are left out; None if no run is left.
     """
     best: list[float] = []
     for run in runs:
@@ -151,11 +151,12 @@ def common_target(runs: Sequence[RunResult]) -> float | None:
 
 
 def with_target(runs: Sequence[RunResult], target: float | None) -> list[RunResult]:
+    """The same results with ``seconds_to_target`` filled in."""
     return [replace(run, seconds_to_target=None if target is None else seconds_to(target, run.curve)) for run in runs]
 
 
 class _Traffic:
-    """Bytes that one worker has moved, as a function of time."""
+    """Bytes that one worker has pushed and pulled, as a function of time."""
 
     def __init__(self, journal: Journal) -> None:
         self.times = [journal.start.time, *(step.time for step in journal.steps)]
@@ -167,7 +168,7 @@ class _Traffic:
             self.pulled.append(journal.end.pulled_bytes)
 
     def at(self, now: float) -> float:
-        """Pushed and pulled until ``now``, linear between steps."""
+        """Bytes pushed and pulled until ``now``, interpolated linearly between steps."""
         after = bisect_right(self.times, now)
         if after == 0:
             return 0.0
@@ -186,7 +187,7 @@ def _bytes_at(traffic: Sequence[_Traffic], now: float) -> int:
 def _training(
     journals: Sequence[Journal], traffic: Sequence[_Traffic], origin: float, samples: int
 ) -> list[TrainingPoint]:
-    """Steps of all workers in order of time, averaged over equal stretches of the job's samples."""
+    """Training loss over the steps of all workers in order of time, averaged over equal spans of samples."""
     steps = sorted((step for journal in journals for step in journal.steps), key=lambda step: step.time)
     width = max(1.0, samples / TRAINING_POINTS)
     points: list[TrainingPoint] = []
@@ -221,7 +222,7 @@ def _batch_size(journals: Sequence[Journal]) -> int:
 
 
 def _rate(journals: Sequence[Journal]) -> float:
-    """The rate that the task chose, as the worker reported it; 0 if it did not."""
+    """Learning rate that the task chose, as the worker reported it; 0 if it did not."""
     said = journals[0].start.settings.get("lr")
     return float(said) if isinstance(said, int | float) else 0.0
 
@@ -232,7 +233,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _round_up(value: float) -> float:
-    """To three significant digits, never down: a target must not become one that a run just missed."""
+    """Round up to three significant digits: rounded down, a target could be one that a run just missed."""
     if value == 0 or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2)

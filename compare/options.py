@@ -1,7 +1,4 @@
-"""What ``ps-compare`` can be told. What all runs share is declared here; what differs between them is ``--runs``.
-
-Source: the shape of ``torch_ps.common.options.config``.
-"""
+"""Options of ps-compare: those that all runs share, and ``--runs`` for those that differ between runs."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def _as_for_workers(name: str) -> tuple[Check, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """One comparison."""
+    """Options of one comparison."""
 
     runs: str = option(
         DEFAULT_RUNS,
@@ -39,14 +36,14 @@ class CompareConfig:
     )
     batch_size: int | Literal["auto"] = option(
         0,
-        "samples a step of one worker; auto is found once, for all runs; 0 is the task's own",
+        "samples per step of one worker; auto is found once, for all runs; 0 is the task's own",
         check=at_least(0),
         common=True,
     )
     lr: float = option(0.0, "base learning rate; 0 is the task's own", check=at_least(0), common=True)
     scale_lr: str = option(
         "on",
-        "give sync runs the base rate times the workers, as all others step alone",
+        "multiply the base rate of sync runs by the number of workers",
         choices=("on", "off"),
         common=True,
     )
@@ -68,13 +65,13 @@ class CompareConfig:
     )
     target: float | None = option(
         None,
-        "validation loss to measure the time to; if not given one that every run reaches",
+        "validation loss to measure the time to; if not given, one that every run reaches",
         metavar="LOSS",
         common=True,
     )
     out: str = option("", "folder for report, results and logs; runs/DATE-TIME if empty", metavar="DIR", common=True)
     shards: int = option(1, "server processes of each run", check=at_least(1))
-    evaluations: int = option(20, "points at which the model is measured on validation data", check=at_least(2))
+    evaluations: int = option(20, "number of evaluations on validation data", check=at_least(2))
     threads: int = option(1, "CPU threads that each process computes with", check=at_least(1))
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
@@ -82,7 +79,7 @@ class CompareConfig:
     token_file: str = protection.token_file()
     tensorboard: str = option("", "folder for TensorBoard's event files of each run", metavar="DIR")
     trace_steps: str = trace_options.trace_steps("", "write a timeline of these steps of each run, DIR/RUN/trace.json")
-    report: str = option("", "train nothing: write the report of this results.json again", metavar="FILE")
+    report: str = option("", "train nothing: write the report of an earlier results.json again", metavar="FILE")
 
     def __post_init__(self) -> None:
         check_all(self)
@@ -94,7 +91,7 @@ class CompareConfig:
 
 
 def settings_of(config: CompareConfig) -> dict[str, Any]:
-    """The part of ``settings`` in results.json that was chosen by the user."""
+    """The part of ``settings`` in results.json that the user chose."""
     return {
         "task": config.task,
         "data": config.data,

@@ -1,11 +1,11 @@
-"""``report.html``: one page that holds everything it shows and asks nobody for anything.
+"""report.html: one page that contains all it shows and makes no request.
 
 Rules of this file
-  1. Everything is inlined once: styles, scripts, plotly.js, the results. A content security policy in the page forbids
-     every request, so that a mistake shows up on the console and not on somebody's server.
-  2. Text of the user reaches the page in two ways only: escaped in the title, and as JSON that scripts put into text
+  1. Styles, scripts, plotly.js and the results are inlined. A content security policy in the page forbids every
+     request, so that a mistake shows on the browser's console.
+  2. Text of the user enters the page in two ways only: escaped in the title, and as JSON that scripts put into text
      nodes. Markup in a run's text stays text.
-  3. plotly is imported when a report is written and not before; it is an extra.
+  3. plotly, an optional dependency, is imported only when a report is written.
 
     template/report.html
       {{STYLE}}    report.css
@@ -13,7 +13,7 @@ Rules of this file
       {{PLOTLY}}   plotly.min.js of the installed plotly package
       {{SCRIPT}}   looks.js figures.js thrift.js charts.js table.js page.js
 
-Source: the pictures are plotly's; colours after Okabe and Ito, readable with any kind of colour vision.
+Source: https://plotly.com/javascript/ draws the charts; colours by Okabe and Ito, 2008, for every colour vision.
 """
 
 from __future__ import annotations
@@ -36,16 +36,21 @@ _MARK = re.compile(r"\{\{([A-Z]+)\}\}")
 
 
 def can_write_report() -> bool:
-    """Whether plotly is there, without importing it."""
+    """Whether plotly is installed, without importing it."""
     return util.find_spec("plotly") is not None
 
 
 def write(results: Results, path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        ConfigError: plotly is not installed.
+    """
     path.write_text(page(results), encoding="utf-8")
 
 
 def page(results: Results) -> str:
-    """The whole page.
+    """The page as HTML.
 
     Raises:
         ConfigError: plotly is not installed.
@@ -61,7 +66,7 @@ def page(results: Results) -> str:
 
 
 def embedded(results: Results) -> str:
-    """The results and what is said about them, as JSON that no HTML parser can mistake for markup."""
+    """The results and the sentences about them, as JSON without characters that HTML treats as markup."""
     record = json.loads(to_json(results))
     record["sentences"] = {
         "headline": headline(results),

@@ -1,12 +1,12 @@
-"""The format of ``results.json``: what was compared, how, and what came out. Version 1.
+"""The format of results.json, version 1: settings, results and failures of a comparison.
 
 Rules of this file
-  1. The dataclasses are the format: field names are the names in the file, units are said here and nowhere else.
+  1. The dataclasses define the format: their field names are the names in the file, their docstrings give the units.
   2. A number that does not exist (no accuracy, target not reached, loss diverged) is null, never NaN.
-  3. Reading checks version and shape and says what is wrong; fields that are not known are skipped.
+  3. Reading checks version and types; unknown fields are skipped.
 
     Results
-    +-- settings           what all runs share: task, data, workers, samples, seed, rule of the learning rate ...
+    +-- settings           settings of all runs: task, data, workers, samples, seed, rule of the learning rate, ...
     +-- runs: RunResult    one per finished run: figures, curves, workers, text, command
     +-- failures: Failure  runs that did not finish, and why
 """
@@ -29,7 +29,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """From the lowest to the highest of several seeds."""
+    """Lowest and highest value among several seeds."""
 
     low: float
     high: float
@@ -37,9 +37,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """Validation of the parameters as they were ``seconds`` after the start of training.
+    """Validation metrics of the parameters ``seconds`` after the start of training.
 
-    ``samples`` are the job's, ``bytes`` are pushed and pulled so far by one worker, on average.
+    ``samples`` counts those of the job, ``bytes`` those pushed and pulled so far by one worker, on average.
     """
 
     seconds: float
@@ -53,7 +53,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPoint:
-    """Mean training loss of all workers' steps since the point before."""
+    """Mean training loss of all workers' steps since the previous point; other fields as in ``CurvePoint``."""
 
     seconds: float
     samples: int
@@ -64,7 +64,7 @@ class TrainingPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Of the figures of several seeds."""
+    """Ranges of the figures of several seeds."""
 
     validation_loss: Range | None = None
     validation_accuracy: Range | None = None
@@ -73,7 +73,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staleness:
-    """Over all pushes of all workers; ``histogram`` counts pushes by staleness."""
+    """Staleness in versions over all pushes of all workers; ``histogram`` counts pushes by staleness."""
 
     mean: float
     max: int
@@ -82,7 +82,7 @@ class Staleness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
-    """Mean over the workers, whole run, payload and headers as the client counts them."""
+    """Bytes of the whole run per worker, on average; payloads and headers as the worker counts them."""
 
     pushed_per_worker: int
     pulled_per_worker: int
@@ -90,7 +90,7 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDetail:
-    """One worker's share. ``seconds`` - ``wait_seconds`` is what it spent on computing."""
+    """One worker's share of a run. ``seconds`` - ``wait_seconds`` is the time that it computed."""
 
     name: str
     steps: int
@@ -101,10 +101,10 @@ class WorkerDetail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """One finished run. ``seconds`` is wall time of training, evaluation excluded.
+    """One finished run. ``seconds`` is the wall-clock time of training, without evaluation.
 
-    ``command`` repeats it. With several ``seeds`` it has a line for each, all figures and curves are means over them,
-    and ``spread`` and the ranges say how far they lie apart.
+    ``command`` repeats the run. With several ``seeds`` it has a line for each, figures and curves are means over the
+    seeds, and ``spread`` and the ranges give their lowest and highest values.
     """
 
     name: str
@@ -133,7 +133,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A run that did not finish: why, and where its whole log is."""
+    """A run that did not finish: the reason, and the path of its log."""
 
     name: str
     reason: str
@@ -162,7 +162,7 @@ def from_json(text: str, *, name: str = "results.json") -> Results:
     """Read what ``to_json`` wrote.
 
     Raises:
-        ConfigError: not JSON, another version, or a field that is missing or of the wrong type.
+        ConfigError: the text is not JSON or of another version, or a field is missing or has the wrong type.
     """
     try:
         record = json.loads(text)
@@ -188,7 +188,7 @@ def read(path: Path) -> Results:
 
 
 def finite(value: float | None) -> float | None:
-    """``value``, or None where it is not a number one can plot."""
+    """``value`` if it is finite, else None."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,15 +1,15 @@
-"""One run as a child process: the command line of ``ps-run``, its log, its events, its end.
+"""One run as a child process: command line of ps-run, log, events, end.
 
 Rules of this file
-  1. All that defines a run is on its command line, so that the command that is shown is the command that ran; ``PS_``
-     variables are not handed on.
-  2. Whatever happens, no process of a run outlives this object: a polite signal first, then the whole process group.
+  1. The command line defines a run completely, so the command that is shown is the one that ran; ``PS_`` variables are
+     not passed on.
+  2. No process of a run outlives this object: it sends SIGTERM, and after a while SIGKILL to the process group.
 
-    DIR/sync-fp32/log.txt          what ps-run and its children said
-    DIR/sync-fp32/events/w0.jsonl  what worker 0 did
-    DIR/sync-fp32/trace.json       what all processes did in --trace-steps
+    DIR/sync-fp32/log.txt          output of ps-run and its children
+    DIR/sync-fp32/events/w0.jsonl  event log of worker 0
+    DIR/sync-fp32/trace.json       timeline of all processes in --trace-steps
 
-Source: process groups and PR_SET_PDEATHSIG, prctl(2).
+Source: setpgid(2) for process groups, prctl(2) for PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch_ps.common.errors import PsError
 from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.runs import Run
 
-#: The program behind the console script ``ps-run``, found in this very environment.
+#: The program behind the console script ``ps-run``, run by this interpreter.
 PS_RUN = (sys.executable, "-m", "torch_ps.worker.commands.run")
 
 #: Seconds that ps-run gets to stop its children before the process group is killed.
@@ -42,16 +42,23 @@ USAGE_ERROR = 2
 
 
 class RunFailed(PsError):
-    """A run that did not finish; the message ends with the last lines of its log."""
+    """A run did not finish; the message ends with the last lines of its log."""
 
 
 class RunRefused(RunFailed):
-    """ps-run or a worker refused an option: a task that does not exist, data that cannot be read."""
+    """ps-run or a worker refused an option, such as a task that does not exist or data that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A run with its learning rate (0 leaves it to the task), its folder, and its seed where there are several."""
+    """A run to execute.
+
+    Attributes:
+        run: mode and options.
+        lr: learning rate; 0 leaves it to the task.
+        folder: folder for log and events.
+        seed: seed of this run; None if the comparison has one seed only.
+    """
 
     run: Run
     lr: float
@@ -60,12 +67,12 @@ class PlannedRun:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """Folders of its own, below one for all runs."""
+        """Path of the run's folder relative to that of the comparison, in parts."""
         return (self.run.slug,) if self.seed is None else (self.run.slug, f"seed-{self.seed}")
 
     @property
     def name(self) -> str:
-        """For people who watch."""
+        """Name that progress and failures show."""
         return self.run.name if self.seed is None else f"{self.run.name}, seed {self.seed}"
 
     @property
@@ -78,12 +85,12 @@ class PlannedRun:
 
 
 def arguments(plan: PlannedRun, config: CompareConfig, *, events: bool = True) -> list[str]:
-    """What ``ps-run`` is told.
+    """Arguments of ps-run for a run.
 
     Args:
-        plan: the run.
-        config: what all runs share; 0 and "" mean that the task decides.
-        events: also where to write events and a trace, which nobody who repeats the run needs.
+        plan: run to execute.
+        config: options that all runs share; 0 and "" leave a value to the task.
+        events: whether to include the paths of events, TensorBoard files and trace, which a repetition does not need.
     """
     shared = {
         "task": config.task,
@@ -115,11 +122,12 @@ def arguments(plan: PlannedRun, config: CompareConfig, *, events: bool = True) -
 
 
 def command_line(plan: PlannedRun, config: CompareConfig) -> str:
-    """The command that repeats this run, for people."""
+    """Command that repeats this run, for people."""
     return shlex.join(["ps-run", *arguments(plan, config, events=False)])
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """``base`` without the variables that are options."""
     return {name: value for name, value in base.items() if not name.startswith("PS_")}
 
 
@@ -158,7 +166,7 @@ class Child:
         return None
 
     def stop(self) -> None:
-        """Ask it to end, wait a bounded time, then kill what is left of the group. Another Ctrl-C ends the wait."""
+        """Send SIGTERM, wait up to ``PATIENCE``, then kill the rest of the group. Another Ctrl-C ends the wait."""
         try:
             if self._process.poll() is None:
                 self._process.terminate()
@@ -169,7 +177,7 @@ class Child:
             self._process.wait()
 
     def failure(self, what: str) -> RunFailed:
-        """``what`` with the end of the log behind it."""
+        """Error with ``what`` and the last lines of the log."""
         tail = last_lines(self.plan.log)
         return RunFailed(f"{what}\n{tail}" if tail else f"{what}; it wrote nothing to its log")
 
@@ -184,7 +192,7 @@ def describe_exit(code: int) -> str:
 
 
 def refusal(path: Path) -> str:
-    """The last sentence behind "Error:" in a log, "" if there is none."""
+    """The text after the last "Error:" in a log; "" if there is none."""
     lines = [line.partition("Error: ")[2] for line in last_lines(path, 40).splitlines()]
     return next((line for line in reversed(lines) if line), "")
 
@@ -203,6 +211,6 @@ def last_lines(path: Path, count: int = 8) -> str:
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM when ps-compare itself is killed and cannot say goodbye."""
+    """In the child: let the kernel send SIGTERM when ps-compare is killed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,8 +1,8 @@
-"""What is shown while runs train: one bar per run on a terminal, plain lines elsewhere.
+"""Progress display of the runs: one bar per run on a terminal, plain lines elsewhere.
 
 Rules of this file
-  1. Reads nothing and computes nothing but a rate; it is told where a run stands.
-  2. Draws in the caller's thread only: no thread of ours is alive when a child is started.
+  1. The caller passes the state of a run; nothing is read here, and only a rate is computed.
+  2. All drawing is on the caller's thread: no other thread may exist when a child process is started.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ LINE_EVERY = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands. ``loss`` is the newest training loss; ``seconds`` since its first worker started training."""
+    """Progress of a run.
+
+    Attributes:
+        phase: waiting, starting, training, evaluating, done, failed, refused or stopped.
+        samples: samples that the job has trained on.
+        seconds: seconds since the first worker started training.
+        loss: mean training loss of the last steps; NaN before the first.
+    """
 
     phase: str
     samples: int = 0
@@ -37,7 +44,7 @@ class RunState:
 
 
 class Reporter(Protocol):
-    """Both ways to show progress."""
+    """A display of progress."""
 
     def __enter__(self) -> Reporter: ...
 
@@ -46,14 +53,14 @@ class Reporter(Protocol):
     ) -> None: ...
 
     def show(self, name: str, state: RunState) -> None:
-        """Show where a run stands; called a few times a second."""
+        """Show the state of a run; called a few times per second."""
 
     def done(self, name: str, state: RunState, *, failed: bool = False) -> None:
-        """The last word on a run."""
+        """Show the final state of a run."""
 
 
 def reporter(console: Console, names: Sequence[str], samples: int) -> Reporter:
-    """Bars on a terminal, plain lines in a pipe or a log."""
+    """Choose the display: bars on a terminal, plain lines in a pipe or a log."""
     if console.is_terminal and not console.is_dumb_terminal:
         return Bars(console, names, samples)
     return Lines(console, samples)
@@ -94,7 +101,7 @@ class Bars:
 
 
 class _Figures(ProgressColumn):
-    """The text right of the bar."""
+    """The figures right of the bar."""
 
     max_refresh = None
 
@@ -114,7 +121,7 @@ class _Figures(ProgressColumn):
 
 
 class Lines:
-    """A line when something begins or ends, and one every ``LINE_EVERY`` seconds in between."""
+    """One line at each change of phase, and one every ``LINE_EVERY`` seconds of training."""
 
     def __init__(self, console: Console, samples: int) -> None:
         self._console = console

@@ -1,24 +1,24 @@
-"""The list of runs: what ``--runs`` means, what each run is called, and which learning rate is fair to it.
+"""The runs of a comparison: parser of ``--runs``, names of runs, and the learning rate that is fair to each.
 
     --runs "sync,async:codec=fp16,local:8"  --parse_runs()-->  Run("sync"), Run("async"), Run("local"), with options
                                                                "sync fp32"  "async fp16"  "local 8 fp32"
 
 Rules of this file
-  1. An option of a run is an option of ``ps-run``, checked by the declaration that ps-run itself uses.
-  2. What has to be equal for the comparison to be fair (task, data, samples, seed, workers) is no option of a run.
-  3. The rule of the learning rate is decided here and nowhere else.
+  1. An option of a run is an option of ps-run, and is checked by the declaration that ps-run uses.
+  2. Settings that have to be equal for a fair comparison (task, data, samples, seed, workers) are no options of a run.
+  3. Only this file knows the rule of the learning rate.
 
-The rate that is fair to each kind of run, where ``base`` is the rate at which one worker alone trains well:
+The learning rate of each kind of run, where ``base`` is the rate at which one worker alone trains well:
 
-    async, ssp          base       a gradient is applied by itself, as one worker's would be
-    local H             base       so is each inner step; outer-lr says how far the mean of the workers' steps goes
+    async, ssp          base       each gradient is applied by itself, as that of one worker alone
+    local H             base       each inner step is; outer-lr scales the mean of the workers' steps
     sync, ssp:slack=0   N * base   the mean of N gradients; N - b with backup-workers=b
 
 N asynchronous updates of size lr move the parameters, to first order in lr, as far as one synchronous update of size
-N * lr with the mean of the same N gradients. A local step sees one worker's batch and nothing else, so the rate that it
-bears is that of one worker, however many others there are.
+N * lr with the mean of the same N gradients. A local step uses one worker's batch only, so it trains well at the
+rate of one worker, however many there are.
 
-Source: the reading of a simulation on optdigits; Goyal et al., arXiv:1706.02677 for the linear rule; Douillard et al.,
+Source: a simulation on optdigits; Goyal et al., arXiv:1706.02677 for the linear rule; Douillard et al.,
 arXiv:2311.08105 (DiLoCo), for inner steps at the rate of a worker alone.
 """
 
@@ -40,24 +40,24 @@ _OF_SECURITY = {"tls_ca", "tls_cert", "tls_key", "token_file"}
 _OF_OBSERVABILITY = {"metrics", "events", "evaluations", "log_level", "tensorboard", "trace", "trace_steps"}
 _CONFIGS: tuple[type[ServerConfig], type[WorkerConfig]] = (ServerConfig, WorkerConfig)
 _WORDS = {"none": "fp32"}
-#: Another word for an option, from the documentation of the codecs.
+#: Another name of an option, used in the documentation of the codecs.
 _SYNONYMS = {"codec": "compress"}
 
-#: The word for steps of a worker's own between two pushes; to ps-run it is an option of the other modes.
+#: Name of a run with local steps; for ps-run they are an option of a mode.
 LOCAL = "local"
 _STEPS = "local-steps"
-#: What ``--runs`` may begin a run with.
+#: First words of a run in ``--runs``.
 WORDS = (*MODES, LOCAL)
 
 
 def run_options() -> dict[str, Field]:
-    """Options that may differ between runs, by flag name without the dashes."""
+    """Options that may differ between runs, by their flags without the dashes."""
     both = {name: field for config in _CONFIGS for name, field in declared(config).items()}
     return {field.flag[2:]: field for name, field in both.items() if name not in _shared()}
 
 
 def _shared() -> set[str]:
-    """Names of the options that no run has by itself."""
+    """Names of the options that are the same for all runs or chosen by a launcher."""
     launched = {name for config in _CONFIGS for name in per_process(config)}
     return launched | _EQUAL_FOR_FAIRNESS | _OF_SECURITY | _OF_OBSERVABILITY
 
@@ -68,7 +68,7 @@ class Run:
 
     Attributes:
         mode: one of ``WORDS``.
-        options: what was said, by flag name, in the order in which it was said; "mode" in it is a local run's.
+        options: given options by flag, in the given order; only a local run has "mode" among them.
     """
 
     mode: str
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def own_rate(self) -> float:
-        """The learning rate that was given to this run alone; 0: none was."""
+        """The learning rate given for this run alone; 0 if none was."""
         return float(self.options.get("lr", 0))
 
     @property
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def slug(self) -> str:
-        """The name as the name of a folder."""
+        """The name of the run as that of a folder."""
         return "".join(c if c.isalnum() or c in "-.=" else "-" for c in self.name)
 
 
@@ -115,8 +115,8 @@ def parse_runs(text: str) -> list[Run]:
     A part without "=" belongs to the value before it, so that a value may hold a colon ("topk:0.01").
 
     Raises:
-        ConfigError: no run, an unknown mode or option, a refused value, options that do not go together, or the same
-            run twice.
+        ConfigError: there is no run, a mode or option is unknown, a value is refused, options do not go together, or a
+            run is given twice.
     """
     runs = [_parse_run(item.strip()) for item in text.split(",") if item.strip()]
     if not runs:
@@ -129,26 +129,26 @@ def parse_runs(text: str) -> list[Run]:
 
 
 def gradients_averaged(run: Run, workers: int) -> int:
-    """How many workers' gradients are averaged before one step with the learning rate; see the top of this file."""
+    """Number of workers whose gradients one step averages; the rule at the top of this file multiplies by it."""
     if run.mode == "sync":
         return max(1, workers - int(run.options.get("backup-workers", 0)))
     return workers if run.mode == "ssp" and run.options.get("slack") == "0" else 1
 
 
 def learning_rate(run: Run, base: float, workers: int, *, scaled: bool) -> float:
-    """The rate that this run trains with; one that was given to the run itself is left alone.
+    """Learning rate of a run; one that was given for the run alone is not scaled.
 
     Args:
-        run: the run.
+        run: mode and options.
         base: rate of one worker alone; 0 leaves the rate to the task.
-        workers: workers of the job.
-        scaled: apply the rule at the top of this file.
+        workers: number of workers of the job.
+        scaled: whether to apply the rule at the top of this file.
     """
     return run.own_rate or (base * gradients_averaged(run, workers) if scaled else base)
 
 
 def lr_rule(runs: Sequence[Run], base: float, workers: int, *, scaled: bool) -> str:
-    """Which of ``runs`` trains at which rate, in words, for caption and report."""
+    """Learning rates of the runs in words, for caption and report."""
     own = [run.name for run in runs if run.own_rate]
     ruled = [run for run in runs if not run.own_rate]
     parts: list[str] = []
@@ -179,7 +179,7 @@ def _scaled_words(runs: Sequence[Run], base: float, workers: int) -> list[str]:
 
 
 def _kind_of(run: Run) -> str:
-    """What of a run decides its rate."""
+    """The part of a run's options that decides its learning rate, in words."""
     if run.mode == LOCAL:
         return "each worker's local steps"
     if run.mode == "ssp" and run.options.get("slack") == "0":
@@ -227,10 +227,10 @@ def _parse_run(item: str) -> Run:
 
 
 def _check_together(run: Run, known: Mapping[str, Field]) -> None:
-    """Build what ps-run would build of the options, so that a run is not refused when others have run for an hour.
+    """Build the configs that ps-run would build, so that a bad run is refused before others have trained for an hour.
 
     Raises:
-        ConfigError: a value is refused, or options that do not go together.
+        ConfigError: a value is refused, or options do not go together.
     """
     values: dict[str, Any] = {known[flag].name: known[flag].convert(text) for flag, text in run.options.items()}
     values["mode"] = run.job_mode
@@ -242,7 +242,9 @@ def _check_option(item: str, flag: str, known: Mapping[str, Field]) -> None:
     if flag in known:
         return
     if flag.replace("-", "_") in _shared():
-        raise ConfigError(f"run {item!r}: {flag} is the same for all runs or set by the launcher, no option of one run")
+        raise ConfigError(
+            f"run {item!r}: {flag} is the same for all runs or set by the launcher, not an option of one run"
+        )
     near = difflib.get_close_matches(flag, known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"run {item!r}: unknown option {flag!r}{hint} (known: {', '.join(sorted(known))})")

@@ -1,11 +1,11 @@
-"""Several seeds of one configuration as one run: means, and from where to where the seeds reach.
+"""Merges the results of several seeds of one configuration into one: means and ranges.
 
     RunResult of each seed --merge_seeds--> RunResult, whose curves and figures are means, with ranges beside them
 
 Rules of this file
-  1. Pure. Curves are joined at the samples of the first seed's points; between two of its own points another seed is
-     taken to be on the line that joins them.
-  2. What cannot be averaged (no accuracy, a loss that diverged in one seed) is null, as it is in one run.
+  1. Pure functions. Curves are averaged at the samples of the first seed's points; other seeds are interpolated there
+     linearly.
+  2. A figure that one seed lacks (no accuracy, a loss that diverged) is null, as it is in one run.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Point = TypeVar("Point", CurvePoint, TrainingPoint)
 
 
 def merge_seeds(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult:
-    """One run of several seeds; a single one is given back as it is.
+    """Merge the results of several seeds into one; a single result is returned unchanged.
 
     Args:
-        results: of each seed that finished, at least one, of the same configuration.
-        seeds: in the same order.
+        results: results of one configuration, one per seed that finished, at least one.
+        seeds: seeds in the order of ``results``.
     """
     first = results[0]
     if len(results) == 1:
@@ -66,7 +66,7 @@ def merge_seeds(results: Sequence[RunResult], seeds: Sequence[int]) -> RunResult
 
 
 def _aligned(curves: Sequence[Sequence[Point]]) -> list[list[Point]]:
-    """For each point of the first curve, that one and what all others are at its samples."""
+    """For each point of the first curve, that point and the other curves at its samples."""
     others = [curve for curve in curves[1:] if curve]
     aligned: list[list[Point]] = []
     for point in curves[0]:
@@ -77,7 +77,7 @@ def _aligned(curves: Sequence[Sequence[Point]]) -> list[list[Point]]:
 
 
 def _at(curve: Sequence[Point], samples: int) -> Point:
-    """A curve at ``samples``; beyond its ends, its end."""
+    """The curve at ``samples``, interpolated linearly; beyond its ends, its last point."""
     right = bisect_left(curve, samples, key=lambda point: point.samples)
     if right == len(curve) or right == 0 or curve[right].samples == samples:
         return curve[min(right, len(curve) - 1)]

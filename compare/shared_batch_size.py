@@ -1,13 +1,13 @@
-"""``--batch-size auto`` of a comparison: found once, before the first run, and the same for all of them.
+"""``--batch-size auto`` of a comparison: one batch size for all runs, found before the first.
 
 Rules of this file
-  1. Runs that differ in their batch size cannot be compared. So the workers of the first run say what each of them
-     would take, all at the same time and on the devices of the comparison; the smallest is taken, which all can.
-  2. How a size is found is the worker's business; here a job is started, listened to and stopped.
+  1. Runs with different batch sizes cannot be compared. So the workers of the first run find their batch sizes, all at
+     the same time and on the devices of the comparison, and every run uses the smallest.
+  2. The workers find the size; here a job is started, its events are read, and it is stopped.
 
     ps-run --batch-size=auto --> start events of all workers --> stop --> the smallest batch size
 
-Source: the start event's settings, ``torch_ps.worker.training.loop``.
+Source: ``torch_ps.worker.training.loop`` writes the settings into the start event.
 """
 
 from __future__ import annotations
@@ -20,25 +20,30 @@ from torch_ps.compare.events import Start, Tail
 from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.run_process import PS_RUN, USAGE_ERROR, Child, PlannedRun, arguments, describe_exit, refusal
 
-#: Seconds between two looks at what the workers have written.
+#: Seconds between two reads of the workers' events.
 LOOK_EVERY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The batch size of all runs; ``reason`` is that of the worker ``name``."""
+class BatchSize:
+    """The batch size of all runs, and the reason that the worker ``name`` gave for it."""
 
     size: int
     name: str
     reason: str
 
 
-def find(plan: PlannedRun, config: CompareConfig, program: Sequence[str] = PS_RUN) -> Found:
-    """Start the run of ``plan``, whose folder is for this alone, and stop it when its workers have begun.
+def find(plan: PlannedRun, config: CompareConfig, program: Sequence[str] = PS_RUN) -> BatchSize:
+    """Start a run, and stop it when its workers have found their batch sizes.
+
+    Args:
+        plan: run to start, with a folder of its own.
+        config: options that all runs share.
+        program: command that takes the options of ps-run.
 
     Raises:
         ConfigError: ps-run refused an option.
-        RunFailed: it ended before its workers began, or they do not tell their batch size.
+        RunFailed: ps-run ended before its workers began, or they did not report their batch sizes.
     """
     with Child([*program, *arguments(plan, config)], plan) as child:
         tails: dict[str, Tail] = {}
@@ -55,6 +60,8 @@ def find(plan: PlannedRun, config: CompareConfig, program: Sequence[str] = PS_RU
         sizes = [(start.settings.get("batch_size"), start) for start in starts]
         known = [(size, start) for size, start in sizes if isinstance(size, int) and size > 0]
         if len(known) < config.workers:
-            raise child.failure("no batch size was found: the workers do not tell theirs; give batch-size as a number")
+            raise child.failure(
+                "no batch size was found: the workers did not report theirs; give batch-size as a number"
+            )
     size, start = min(known, key=lambda each: each[0])
-    return Found(size, start.name, str(start.settings.get("batch_size_reason", "")))
+    return BatchSize(size, start.name, str(start.settings.get("batch_size_reason", "")))

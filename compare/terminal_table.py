@@ -1,4 +1,4 @@
-"""The table on the terminal."""
+"""The table of results on the terminal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.text import Text
 
 from torch_ps.compare.results import Range, Results, RunResult
 
-#: A value this close to the best one, relative to it, is as good.
+#: Relative distance from the best value within which another counts as equally good.
 AS_GOOD = 0.005
-#: Characters of a run's name that are kept on one line, whatever the columns beside it need.
+#: Longest word of a run's name that is not broken, even if the other columns need the space.
 LONGEST_WORD = 20
 
 
@@ -22,8 +22,13 @@ LONGEST_WORD = 20
 class Column:
     """One column.
 
-    ``best`` says which value is emphasised: the lowest ("min"), the highest ("max") or none (""). An ``optional``
-    column is left out where no run has a value.
+    Attributes:
+        title: heading, in two lines.
+        value: function from a run to the number that is compared; None if the run has none.
+        text: function from a run to the cell.
+        best: value to emphasise: the lowest ("min"), the highest ("max") or none ("").
+        optional: whether to leave the column out if no run has a value.
+        spread: function from a run of several seeds to text behind the cell.
     """
 
     title: str
@@ -75,9 +80,9 @@ COLUMNS = (
 
 
 def table(results: Results) -> Table:
-    """One row per finished run; the best value of a column is bold where one is better than another.
+    """One row per finished run; the best values of a column are bold unless all are equally good.
 
-    Long names are broken between their words, so that 80 columns hold eight figures behind any of them.
+    Long names are broken between words, so that a line of 80 characters has room for all columns.
     """
     shown = Table(
         box=box.SIMPLE_HEAD,
@@ -97,10 +102,7 @@ def table(results: Results) -> Table:
 
 
 def caption(results: Results) -> str:
-    """Task, workers, samples, rule of the learning rate, slow workers, target: what makes the rows comparable.
-
-    And what the columns do not have the room to say.
-    """
+    """Settings that all rows share: task, workers, samples, learning rates, slow workers, seeds and target."""
     settings = results.settings
     words = [f"task {results.task}"]
     if settings.get("parameters"):
@@ -112,7 +114,7 @@ def caption(results: Results) -> str:
         words.append("slowed: " + ", ".join(settings["slow"]))
     words.append("bytes are those of one worker")
     if settings.get("seeds", 1) > 1:
-        words.append(f"means over {settings['seeds']} seeds, +- half of what they span")
+        words.append(f"means over {settings['seeds']} seeds, +- half of their range")
     if results.target_loss is not None:
         words.append(f"target loss {results.target_loss:g}")
     return "; ".join(word for word in words if word)
@@ -126,7 +128,7 @@ def _cell(column: Column, run: RunResult, results: Results) -> Text:
 
 
 def best_runs(column: Column, runs: Sequence[RunResult]) -> list[RunResult]:
-    """Those whose value is the best or as good as the best; none where all are equally good."""
+    """The runs whose value is the best or as good as the best; none if all are equally good."""
     values = {run.name: value for run in runs if (value := column.value(run)) is not None}
     if not column.best or not values:
         return []
@@ -136,7 +138,7 @@ def best_runs(column: Column, runs: Sequence[RunResult]) -> list[RunResult]:
 
 
 def _half(run: RunResult, name: str, scale: float, digits: int) -> str:
-    """Half of what the seeds of a figure span."""
+    """Half of the range of a figure over its seeds, as text."""
     span: Range | None = getattr(run.spread, name, None)
     return f" +-{scale * (span.high - span.low) / 2:.{digits}f}" if span is not None else ""
 

@@ -6,11 +6,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 import torch_ps.worker  # noqa: F401  # as in a user's process, before gRPC is loaded
-from tests.support.tiers import Tier, processes_so_far, tier, tier_of
+from tests.support.tiers import Tier, processes_so_far, spread, tier, tier_of
+
+# How long an example takes tells how busy the machine is.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # For child processes too: on two cores, two processes must not each start a thread per core.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,9 +26,6 @@ for _name in [name for name in os.environ if name.startswith("PS_")]:
 
 #: What the processes that this one had started were after the last test.
 STARTED = pytest.StashKey[tuple[int, int]]()
-
-#: Folders whose tests take longest. They come first, so that no long one is left when all others are done.
-LONGEST = ("soak", "chaos", "deploy", "integrations", "observability", "fuzz", "failover", "bench")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,15 +65,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    too_high = [
-        item for item in items if any(tier(mark.args[0]) > _asked(config) for mark in item.iter_markers("tier"))
-    ]
-    if too_high:
-        config.hook.pytest_deselected(items=too_high)
-        items[:] = [item for item in items if item not in set(too_high)]
-    places = {name: number for number, name in enumerate(LONGEST)}
-    folder = len(Path(__file__).parts) - 1
-    items.sort(key=lambda item: places.get(item.path.parts[folder], len(places)))
+    config.hook.pytest_deselected(items=[item for item in items if _tier(item) > _asked(config)])
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if _tier(item) <= _asked(config):
+            modules.setdefault(item.path, []).append(item)
+    sizes = {path: (max(map(_tier, each)), len(each)) for path, each in modules.items()}
+    num_runners = getattr(config, "workerinput", {}).get("workercount", 1)
+    items[:] = [item for path in spread(sizes, num_runners) for item in modules[path]]
+
+
+def _tier(item: pytest.Item) -> Tier:
+    return max([tier_of(item.path), *(tier(mark.args[0]) for mark in item.iter_markers("tier"))])
 
 
 @pytest.fixture(scope="session")

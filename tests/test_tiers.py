@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import Child
-from tests.support.tiers import Tier, processes_so_far, tier_of
+from tests.support.tiers import Tier, processes_so_far, spread, tier_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +37,19 @@ def test_tier_of_a_module_follows_from_its_imports(source: str, tier: Tier, tmp_
 
 def test_every_tier_has_modules_of_its_own() -> None:
     assert {tier_of(path) for path in (ROOT / "tests").rglob("test_*.py")} == set(Tier)
+
+
+def test_each_of_the_runners_begins_with_the_longest_tests() -> None:
+    counts = {Tier.ALL: [3, 9, 5], Tier.CHECK: [40, 8, 30, 30], Tier.QUICK: [100, 90, 60, 50, *[5] * 20]}
+    modules = {Path(f"{tier}-{i}"): (tier, count) for tier, all_ in counts.items() for i, count in enumerate(all_)}
+    order = spread(modules, 3)
+    assert sorted(order) == sorted(modules)
+    tests = [path for path in order for _ in range(modules[path][1])]
+    part = len(tests) // 3
+    for runner in range(3):
+        begins = [modules[path][0] for path in tests[runner * part :][:12]]
+        assert Tier.ALL in begins
+        assert Tier.QUICK not in begins[3:]  # at most a few that are left of the part before
 
 
 def test_process_that_runs_or_has_ended_is_noticed() -> None:

@@ -2,8 +2,8 @@
 
 Rules of this file
   1. No push waits for another worker, not even for the first quorum.
-  2. Each session counts its own steps per bucket, from 0 and without a gap; that count makes a repeat visible.
-  3. A push that is too old is refused for good: it uses up its step, and the answer carries fresh parameters.
+  2. Each session counts its own steps per bucket, from 0 and without a gap. The count tells a repeat from a new push.
+  3. A push that is too old is refused for good. It uses up its step, and the answer carries fresh parameters.
 
     push(step = own count, base <= version) --> Apply, Release           the learning rate may shrink with staleness
                  staleness > max_staleness ---> Discard, Release(applied=False)
@@ -27,7 +27,7 @@ from torch_ps.ps.core.roster import Member, Roster
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What has become of a push: what its answer says whenever it goes out. ``step`` None is a pull."""
+    """What the answer to a push says, whenever it goes out; a pull has no ``step``."""
 
     step: int | None
     staleness: int
@@ -39,8 +39,8 @@ class Asynchronous:
     """One bucket under ``--mode async``.
 
     Args:
-        max_staleness: an older push is refused; None refuses none.
-        inverse: divide the learning rate by 1 + staleness.
+        max_staleness: versions that a push may be stale, >= 0; None refuses none.
+        inverse: whether the learning rate is divided by 1 + staleness.
     """
 
     def __init__(self, bucket: int, *, max_staleness: int | None = None, inverse: bool = False) -> None:
@@ -50,7 +50,7 @@ class Asynchronous:
 
     @property
     def clock(self) -> int:
-        """The version: nobody waits for anybody, so no first step is ever asked for."""
+        """The version: no worker waits for another, so first steps have no meaning here."""
         return self.ledger.version
 
     def check(self, push: Push) -> None:
@@ -77,7 +77,7 @@ class Asynchronous:
         return ()
 
     def disconnected(self, worker: str, session: int) -> None:
-        """Nothing is ever held back, so nothing is forgotten."""
+        """Change nothing: no answer is ever held back."""
 
     def next_step(self, member: Member) -> int:
         return self._count(member.name, member.session) or 0
@@ -86,7 +86,7 @@ class Asynchronous:
         return ()
 
     def _decide(self, push: Push) -> tuple[Effects, Verdict]:
-        """Apply, refuse or recognise one checked push."""
+        """Apply a checked push, refuse it, or recognise it as a repeat."""
         worker, session, step = push.worker, push.session, push.step
         entry = self.ledger.entry(worker, session)
         if entry is not None and step <= entry.step:
@@ -124,6 +124,6 @@ class Asynchronous:
         )
 
     def _count(self, worker: str, session: int) -> int | None:
-        """The step that this session pushes next; None where that is not known."""
+        """Step that this session pushes next; None where that is not known."""
         entry = self.ledger.entry(worker, session)
         return 0 if entry is None else entry.step + 1

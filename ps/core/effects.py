@@ -1,13 +1,6 @@
-"""What the core tells the shell to do: frozen facts, obeyed in the order returned.
+"""Effects: what the core tells the shell to do. Frozen values, obeyed in the order in which they are returned.
 
-Rules for the shell
-  1. Hold the payload of a push that the core took (did not refuse) under (worker, session, bucket, step) before
-     obeying the effects; if one is held already (a repeat), keep the first.
-  2. ``Apply`` takes the payloads of its contributions out of hold at once, when it is queued, not when it runs. Every
-     payload ends in exactly one ``Apply`` or ``Discard``.
-  3. Per bucket, ``Apply`` and ``Release`` run in FIFO order, so an answer carries at least the version it names. The
-     core decides ahead of the work and never hears when an ``Apply`` ended.
-  4. Every answer on the wire is stamped with the shard's newest roster epoch; workers send back the newest they saw.
+The rules for the shell are in the docstring of ``torch_ps.ps.core``.
 
     push --> Apply ............ Release(applied=True)       counted now
          --> Wait ...> Apply .. Release(applied=True)       counted when the others have come
@@ -15,7 +8,7 @@ Rules for the shell
          --> Discard .......... Release(applied=False)      late or too old: dropped
          --> Wait ...> Discard, Evict                       its session left the roster meanwhile
 
-Source: the effect style is that of h11's events and of etcd raft's Ready().
+Source: the events of h11 and the ``Ready`` of etcd's raft, which their callers carry out in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +21,13 @@ from torch_ps.ps.core.roster import Roster
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One push inside an ``Apply``; names the held payload together with the bucket."""
+    """One push inside an ``Apply``. With the bucket it names the payload that is held.
+
+    Attributes:
+        step: the worker's step, counted from 0.
+        weight: finite, >= 0; usually the number of samples.
+        staleness: version at apply - base, >= 0.
+    """
 
     worker: str
     session: int
@@ -37,7 +36,8 @@ class Contribution:
     staleness: int
 
 
-#: (worker, session, step) of the one push, or ("", 0, step) of a step of all, whose buckets form one update.
+#: Names one update over all buckets and shards: (worker, session, step) of a push that is applied alone, or ("", 0,
+#: step) of a synchronous step.
 Group = tuple[str, int, int]
 
 
@@ -46,14 +46,14 @@ class Apply:
     """One optimizer step on one bucket.
 
     Attributes:
-        version: of the bucket after this step; exactly one more than before.
-        contributions: in rank order. Where their weights sum to 0 (or there are none: a step that nobody was left to
-            make) the bucket's values stay as they are and only the version advances.
+        version: version of the bucket after this step; exactly one more than before.
+        contributions: pushes in rank order. Where their weights sum to 0, or nobody was left to make the step, the
+            values of the bucket stay as they are and only the version advances.
         lr_scale: factor on the learning rate of this step, > 0 and <= 1.
-        group: which Applies, of all buckets and shards, form one update. A group of one worker may stay incomplete when
-            that worker leaves; any other becomes complete.
-        record: what a checkpoint keeps of the bucket's progress right after this step; None: this version is no cut.
-        progress: the same for a standby, on the lead's first bucket with the samples; None: there is none.
+        group: the update that this bucket is a part of. An update of one worker may stay incomplete when that worker
+            leaves; any other becomes complete.
+        record: the bucket's ledger right after this step, for a checkpoint; None where this version is no cut.
+        progress: the same for a standby, with the samples on the lead's first bucket; None without a standby.
     """
 
     bucket: int
@@ -71,15 +71,16 @@ class Release:
     """Answer one push or pull with fresh parameters.
 
     Attributes:
-        worker: None for an observer; ``session`` is then the number it came with, to tell observers apart.
-        step: the push that is answered; None answers a pull.
-        version: of the parameters that go out.
-        next_step: the step that this worker pushes next on this bucket, whatever the mode.
-        staleness: version at apply - base, of the push that is answered; 0 for a pull.
-        samples: sum of the weights that this bucket has absorbed so far, over the whole job.
-        applied: False: the push came late or was too old and was dropped.
+        worker: name of the worker; None is an observer, whose ``session`` is the number that it came with.
+        step: step of the push that is answered; None answers a pull.
+        version: version of the parameters that go out.
+        next_step: step that this worker pushes next on this bucket, whatever the mode.
+        staleness: version at apply - base of the push that is answered; 0 for a pull.
+        samples: sum of the weights that this bucket has absorbed, over the whole job.
+        applied: whether the gradient is used; False where the push came late or was too old.
         contributors: workers whose gradients made ``version``, in rank order.
-        stable: ``version`` stays the newest until this worker has pushed, so it may read the parameters where they are.
+        stable: whether ``version`` stays the newest until this worker has pushed; then it may read the parameters in
+            place.
     """
 
     worker: str | None
@@ -98,7 +99,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The answer to a push (or, with step None, a pull) is held back; ``waiting_for`` names workers in rank order."""
+    """The answer to a push is held back, or with ``step`` None to a pull.
+
+    Attributes:
+        waiting_for: names of the workers that the answer waits for, in rank order.
+    """
 
     worker: str
     session: int
@@ -110,7 +115,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Forget the payload held for this push; it is not and will not be applied (again)."""
+    """Forget the payload of this push: it will not be applied, or has been applied before."""
 
     worker: str
     session: int
@@ -121,7 +126,7 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """This session is no longer in the roster: close its streams with ``UnknownWorker(reason)``, if any are open."""
+    """End the streams of this session, if there are any, with ``UnknownWorker(reason)``: it has left the roster."""
 
     worker: str
     session: int
@@ -130,7 +135,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """The lead has a new roster: hand it to its own shard first, then to everyone who watches."""
+    """Hand the lead's new roster to its own shard first, then to the other shards."""
 
     roster: Roster
     reason: str

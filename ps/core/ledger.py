@@ -1,12 +1,13 @@
-"""What has been applied to a bucket, so that nothing is applied twice and nothing acknowledged is forgotten.
+"""Ledger of one bucket: what has been applied, so that nothing is applied twice and nothing acknowledged is forgotten.
 
 Rules of this file
-  1. Only a decided ``Apply`` advances a version. It, or a refusal for good, writes an entry, in the call that decides.
-  2. One entry per live worker: its session and the last step of it that was decided. Steps of one session grow, so
-     the last one answers for all before it. An entry ends with its session, so the size follows the roster.
-  3. ``as_dict`` is plain JSON data; ``restore(as_dict())`` makes the same progress.
+  1. Only a decided ``Apply`` advances the version. The call that decides, to apply a push or to refuse it for good,
+     writes its entry.
+  2. There is one entry per live worker: its session and the last step of it that was decided. The steps of a session
+     grow, so the last one answers for all before it. An entry ends with its session, so the size follows the roster.
+  3. ``as_dict`` is plain JSON data, and ``restore(as_dict())`` makes an equal ledger.
 
-Source: the ledger of design section 5; "exactly once" as in Raft's client sessions, Ongaro 2014, section 6.3.
+Source: the client sessions of Raft, by which commands are executed once: Ongaro, 2014, section 6.3.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch_ps.ps.core.effects import Apply, Contribution, Group, Release
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The last push of one session that was decided, how stale it was, and whether it was applied or refused."""
+    """The last decided push of one session: how stale it was, and whether it was applied or refused."""
 
     session: int
     step: int
@@ -31,10 +32,16 @@ class Entry:
 
 
 class Ledger:
-    """How far one bucket is: its version, the pushes and samples it has absorbed and its ledger.
+    """How far one bucket is: its version, the pushes and samples it has absorbed, and the entries of its workers.
 
-    ``floor`` is the smallest clock of the roster where the mode keeps one. ``cut`` says which version is recorded;
-    ``replicated`` that a standby follows, which gets every version.
+    Attributes:
+        cut: cut of the shard, which says which version is recorded; None records none.
+        replicated: whether a standby follows, which gets the ledger of every version.
+        version: number of steps that were applied.
+        floor: smallest clock of the roster, where the mode keeps one.
+        num_pushes: number of pushes that were applied.
+        samples: sum of their weights.
+        contributors: workers whose pushes made the version, in rank order.
     """
 
     def __init__(self, bucket: int) -> None:
@@ -49,7 +56,7 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
 
     def entry(self, worker: str, session: int) -> Entry | None:
-        """The last decided push of this session; None when it has none."""
+        """The last decided push of this session; None where there is none."""
         entry = self._entries.get(worker)
         return entry if entry is not None and entry.session == session else None
 
@@ -61,7 +68,7 @@ class Ledger:
         lr_scale: float = 1.0,
         group: Group | None = None,
     ) -> Apply:
-        """Record one optimizer step; ``contributions`` are in rank order, maybe none. No ``group``: a step of all."""
+        """Advance the version by one step of ``contributions``, in rank order; no ``group`` means a step of all."""
         self.version += 1
         self.num_pushes += len(contributions)
         self.contributors = tuple([c.worker for c in contributions])
@@ -78,7 +85,7 @@ class Ledger:
         )
 
     def refuse(self, worker: str, session: int, step: int, staleness: int) -> None:
-        """Record that this push is not applied and never will be; its repeat hears the same."""
+        """Enter a push that is never applied, so that its repeat is answered in the same way."""
         self._entries[worker] = Entry(session, step, staleness, applied=False)
 
     def answer(
@@ -93,7 +100,7 @@ class Ledger:
         applied: bool = True,
         stable: bool = False,
     ) -> Release:
-        """The answer that this bucket gives now."""
+        """Answer with the newest version."""
         return Release(
             worker=worker,
             session=session,
@@ -110,10 +117,11 @@ class Ledger:
         )
 
     def keep(self, members: Container[tuple[str, int]]) -> None:
-        """End the entries of every (worker, session) that is not among ``members``; nothing of them can be repeated."""
+        """Drop the entries of sessions that are not among ``members``: nothing of theirs can be repeated."""
         self._entries = {w: e for w, e in self._entries.items() if (w, e.session) in members}
 
     def as_dict(self) -> dict[str, Any]:
+        """The ledger as plain JSON data."""
         return {
             "bucket": self.bucket,
             "version": self.version,
@@ -125,10 +133,10 @@ class Ledger:
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Become what ``as_dict`` described, whatever bucket it was of.
+        """Become what ``as_dict`` described, for whichever bucket.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not what ``as_dict`` gives; nothing has changed.
+            KeyError, TypeError, ValueError: ``data`` is not what ``as_dict`` gives; nothing has changed.
         """
         numbers = [_count(data[name]) for name in ("version", "floor", "num_pushes")]
         samples = float(data["samples"])

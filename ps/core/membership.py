@@ -2,19 +2,19 @@
 
 Rules of this file
   1. Only the lead owns a ``Membership``; every shard (the lead's own too) follows the rosters that it announces.
-  2. Every change is a new epoch. A session is the epoch in which it joined, so sessions are unique, they grow, and a
-     shard that knows epoch e knows of every session <= e whether it is a member.
-  3. Before the first quorum nothing closes and all start at the open step. After it a newcomer starts one step later:
-     other shards may have closed a part of the open step, and so all of them average the same set.
+  2. Every change of the roster is a new epoch. A session is the epoch in which it joined, so sessions are unique and
+     grow, and a shard that knows epoch e knows of every session <= e whether it is a member.
+  3. Before the first quorum no step closes, and everybody starts at the open step. After it a newcomer starts one step
+     later, so that all shards average the same set: some may have closed a part of the open step already.
   4. Joining again under the same name is a leave of the old session and a join of a new one, in one epoch.
-  5. A restored job is one before its quorum: its members are expected, each until it is heard of, joins anew or its
-     lease runs out. Then the quorum counts, or, if somebody of before has come back, whoever is there.
+  5. A restored job is before its quorum. Each of its members is expected until it is heard of, joins anew, or its lease
+     runs out. After that the job starts with a quorum or, if a former member has come back, with the members present.
   6. Epochs of a restored job begin above all that may have been given out after the checkpoint, also by an earlier
-     restart from the same one, so that no session or epoch of then is taken for one of now. The caller's clock sees to
-     that, as epochs change less often than once a millisecond; ``EPOCHS_PER_LIFE`` does where the clock was set back.
+     restart from the same checkpoint, so that no old session or epoch is taken for a new one. The caller's clock sees
+     to that, as epochs change less often than once a millisecond, and ``EPOCHS_PER_LIFE`` where the clock was set back.
 
-Why rule 3 is enough: nobody pushes step k+1 before the lead has answered all of step k. So when the lead's open step
-is k, no bucket anywhere has closed k+1, and every push of k+1 carries an epoch that has the newcomer in it.
+Rule 3 is enough because nobody pushes step k+1 before the lead has answered all of step k. So while the lead's open
+step is k, no bucket of any shard has closed k+1, and every push of k+1 carries an epoch that includes the newcomer.
 
     join --> member --silent for longer than the lease--> evicted --> (joins again with a new session)
                ^  |
@@ -46,10 +46,13 @@ class Membership:
     """The lead's machine: sessions, leases and epochs.
 
     Args:
-        quorum: workers that the first synchronous step waits for, >= 1.
+        quorum: number of workers that the first synchronous step waits for, >= 1.
         lease: seconds of silence after which a worker is evicted, > 0.
-        limit: most members at a time, >= quorum.
-        started: milliseconds of the calendar when the lead was started.
+        limit: number of members at a time, at most; >= quorum.
+        started: time of the lead's start, in milliseconds since 1970.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     def __init__(self, *, quorum: int, lease: float, limit: int = 100_000, started: int = 0) -> None:
@@ -63,10 +66,10 @@ class Membership:
         self._limit = limit
         self._started = started
         self._seen: dict[str, float] = {}
-        self._expected: set[str] = set()  # members of before the restart of whom nothing was heard
-        self._survived = False  # one of them has been
+        self._expected: set[str] = set()  # members of the job that was restored, and not heard of since
+        self._survived = False  # whether one of them has come back
         self._cut = 0
-        #: Given out since the start or restored.
+        #: Number of sessions that were given out since the start, and of those that were restored.
         self.num_sessions = 0
 
     def join(
@@ -75,16 +78,16 @@ class Membership:
         """Admit a worker, or the next life of one.
 
         Args:
-            name: 1 to 100 printable characters.
-            rank: asked for, >= 0; None takes the order of names.
-            open_step: of the lead's shard.
-            replace: whether a live session of this name gives way. The shell says False while that session's stream
-                is alive: then it is another process under the same name.
+            name: name of the worker, 1 to 100 printable characters.
+            rank: rank that it asks for, >= 0; None leaves it to the order of names.
+            open_step: clock of the lead's shard.
+            replace: whether a live session of this name gives way. The shell passes False while a stream of that
+                session is alive, as it is another process then.
 
         Raises:
-            NameTaken: another live member has this rank or (with replace False) this name.
-            Overloaded: there are as many members as may be.
-            ProtocolError: a bad name or rank.
+            NameTaken: another live member has this rank or, without ``replace``, this name.
+            Overloaded: there are as many members as ``limit`` allows.
+            ProtocolError: the name or the rank is out of its range.
         """
         if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
             raise ProtocolError(f"a worker's name has 1 to {MAX_NAME} printable characters; got {name[:MAX_NAME]!r}")
@@ -123,10 +126,10 @@ class Membership:
         return member, tuple(effects)
 
     def renew(self, name: str, session: int, now: float) -> None:
-        """A sign of life.
+        """Renew a lease: there was a sign of life.
 
         Raises:
-            UnknownWorker: not a member with that session; it has to join again.
+            UnknownWorker: the session is not in the roster; the worker has to join again.
         """
         self._live(name, session)
         self._seen[name] = max(now, self._seen[name])
@@ -135,11 +138,15 @@ class Membership:
             self._survived = True
 
     def stood_still(self, seconds: float, now: float) -> None:
-        """The lead has heard nobody for so long, until now: that is nobody's silence but its own."""
+        """Extend all leases by a time in which the lead itself stood still and could hear nobody.
+
+        Args:
+            seconds: length of that time, which ended at ``now``.
+        """
         self._seen = {name: min(seen + seconds, now) for name, seen in self._seen.items()}
 
     def leave(self, name: str, session: int, now: float, open_step: int) -> Effects:
-        """A graceful leave; of a session that is not (or no longer) a member it changes nothing."""
+        """Take a worker that says goodbye out of the roster. A session that is not a member changes nothing."""
         member = self.roster.member(name)
         if member is None or member.session != session:
             return ()
@@ -162,12 +169,12 @@ class Membership:
         return (*(Evict(m.name, m.session, said[m.name]) for m in late), announce)
 
     def plan_cut(self, version: int) -> Effects:
-        """Have every shard copy its state at ``version``."""
+        """Announce that every shard copies its state at ``version``."""
         self._cut = version
         return (self._announce(list(self.roster.members), f"version {version} will be kept"),)
 
     def export(self) -> dict[str, Any]:
-        """Sessions and ranks, as plain data."""
+        """What a checkpoint keeps, as plain data: the epoch, sessions and ranks."""
         members = [[m.name, m.session, m.rank, m.first_step] for m in self.roster.members]
         return {"epoch": self.roster.epoch, "members": members}
 
@@ -186,7 +193,7 @@ class Membership:
         self.roster = Roster(max(epoch + EPOCHS_PER_LIFE, self._started), rank_order(members))
 
     def hand_over(self) -> dict[str, Any]:
-        """All of it, as plain data for a standby."""
+        """All state as plain data, for a standby."""
         return {
             **self.export(),
             "open": self.roster.open,
@@ -208,10 +215,10 @@ class Membership:
         return (self._announce(list(self.roster.members), "the standby of the lead goes on"),)
 
     def silent_for(self, name: str, now: float) -> float:
-        """Seconds since the last sign of life.
+        """Seconds since the last sign of life of a member.
 
         Raises:
-            UnknownWorker: not a member.
+            UnknownWorker: there is no member of this name.
         """
         if name not in self._seen:
             raise UnknownWorker(f"worker {name!r} is not in roster epoch {self.roster.epoch}")

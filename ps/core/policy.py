@@ -1,12 +1,12 @@
-"""What a mode has to decide, for one bucket; ``Shard`` does everything that all modes share.
+"""Policy: what a mode decides for one bucket. ``Shard`` does everything that all modes share.
 
 Rules of this file
-  1. One policy object per bucket; buckets never look at each other.
-  2. ``check`` raises and changes nothing; after it passed, ``push`` never raises, also when a newer roster or a
-     higher version has come in between (a push may be parked until the shard knows the roster it speaks of).
-  3. The shard asks only for workers whose (name, session) is in the roster that the policy was given last.
+  1. Each bucket has a policy of its own; buckets do not know each other.
+  2. ``check`` raises or passes and changes nothing. After it has passed, ``push`` does not raise, even when a newer
+     roster or a higher version came in between: the push may have been parked until its roster was known.
+  3. The shard asks only about workers whose (name, session) is in the roster that the policy was given last.
 
-Source: design section 4; Li et al., OSDI 2014, for the idea that consistency is a plug-in.
+Source: Li et al., OSDI 2014, for consistency models that are exchangeable parts of a parameter server.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Push:
     """One gradient of one bucket, named by (worker, session, step, bucket).
 
     Attributes:
-        base: version that the gradient was computed from.
+        base: version that the gradient was computed from, >= 0.
         weight: finite, >= 0; usually the number of samples.
         epoch: newest roster epoch that the worker has seen.
-        covers: on the lead's first bucket, the samples that the gradient is of; see ``sample_assigner.py``.
+        covers: samples that the gradient is of, on the lead's first bucket; see ``ps/core/sample_assigner.py``.
     """
 
     worker: str
@@ -42,7 +42,7 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """An answer that is held back, as ``ps-status`` and the text of a timeout show it."""
+    """An answer that is held back since ``since``, as ``ps-status`` and the text of a timeout show it."""
 
     worker: str
     session: int
@@ -56,41 +56,41 @@ class Hold:
 class Policy(Protocol):
     """One bucket under one mode."""
 
-    #: Version, samples and ledger: what a checkpoint keeps of a bucket.
+    #: Version, samples and decided pushes: what a checkpoint keeps of a bucket.
     ledger: Ledger
 
     @property
     def clock(self) -> int:
-        """Steps that every member has finished on this bucket: a newcomer starts after the next one."""
+        """Number of steps that every member has finished on this bucket."""
 
     def check(self, push: Push) -> None:
-        """Refuse a push that can never be right.
+        """Refuse a push whose step or base can never be right.
 
         Raises:
             StepConflict: the step or the base does not fit this bucket.
         """
 
     def push(self, push: Push, member: Member, now: float) -> Effects:
-        """Count one checked push of ``member``; a repeat counts once and is answered like the first."""
+        """Count a checked push of ``member``. A repeat is not counted again, and is answered like the first."""
 
     def pull(self, member: Member, now: float) -> Effects:
-        """Answer with parameters now or, for a worker whose first step is ahead, when they are there."""
+        """Answer with parameters now or, where the mode holds the worker back, later."""
 
     def set_roster(self, roster: Roster) -> Effects:
-        """Forget sessions that are gone, then do what is due without them."""
+        """Forget the sessions that are not in ``roster``, then do what is due without them."""
 
     def disconnected(self, worker: str, session: int) -> None:
-        """Its stream broke: answers held for it are forgotten, its pushes stay."""
+        """Forget the answers held for a session whose stream broke; its pushes stay."""
 
     def next_step(self, member: Member) -> int:
-        """The step that this member pushes next: its clock."""
+        """Step that this member pushes next, which is its clock."""
 
     def holds(self) -> tuple[Hold, ...]:
         """Every answer that is held back."""
 
 
 def name_list(names: tuple[str, ...]) -> str:
-    """Names for a sentence: "w0, w1, w2 and 29 more"."""
+    """At most three names, for a sentence: "w0, w1, w2 and 29 more"."""
     if not names:
         return "nobody"
     shown = ", ".join(names[:3])

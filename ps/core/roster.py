@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch_ps.common.errors import UnknownWorker
@@ -17,18 +17,18 @@ from torch_ps.common.errors import UnknownWorker
 #: Characters of a worker's name, at most.
 MAX_NAME = 100
 
-#: One life of one worker: its name and session.
+#: Name and session of a worker.
 SessionKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One life of one worker.
+    """One session of one worker.
 
     Attributes:
-        session: names this life; a restarted worker has a larger one.
-        rank: as asked for, or None.
-        first_step: first synchronous step that waits for it.
+        session: roster epoch in which it joined; a worker that joins again has a larger one.
+        rank: rank that the worker asked for, >= 0; None leaves it to the order of names.
+        first_step: first synchronous step that waits for this worker.
     """
 
     name: str
@@ -46,42 +46,53 @@ class Roster:
     """The workers that a synchronous step waits for.
 
     Attributes:
-        members: in rank order (see ``rank_order``): the position is the rank.
-        open: the first quorum has been reached; until then no step closes.
-        cut: version at which every shard copies its state, see ``consistent_cut.py``; 0: none is planned.
+        epoch: number of the roster; every change of the roster has a new one.
+        members: members in rank order (see ``rank_order``); the position is the rank.
+        open: whether the first quorum has been reached; before that no step closes.
+        cut: version at which every shard copies its state, see ``ps/core/consistent_cut.py``; 0 plans none.
     """
 
     epoch: int = 0
     members: tuple[Member, ...] = ()
     open: bool = False
     cut: int = 0
+    _ranks: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ranks", {m.name: rank for rank, m in enumerate(self.members)})
 
     def member(self, name: str) -> Member | None:
-        return next((m for m in self.members if m.name == name), None)
+        """The member of this name, if there is one."""
+        rank = self._ranks.get(name)
+        return None if rank is None else self.members[rank]
 
     def rank_of(self, name: str) -> int:
-        for rank, member in enumerate(self.members):
-            if member.name == name:
-                return rank
-        raise UnknownWorker(f"worker {name!r} is not in roster epoch {self.epoch}; join first")
+        """Rank of a member, from 0.
+
+        Raises:
+            UnknownWorker: there is no member of this name.
+        """
+        if name not in self._ranks:
+            raise UnknownWorker(f"worker {name!r} is not in roster epoch {self.epoch}; join first")
+        return self._ranks[name]
 
     def required(self, step: int) -> tuple[str, ...]:
-        """Who has to push ``step`` before it closes, in rank order."""
+        """Names of the workers that have to push ``step`` before it closes, in rank order."""
         return tuple(m.name for m in self.members if m.first_step <= step)
 
 
 def parse_roster(data: Mapping[str, Any]) -> Roster:
-    """The roster in what ``Membership.hand_over`` gives, or another shard than the lead.
+    """Read a roster from what ``Membership.hand_over`` gives.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not that.
+        KeyError, TypeError, ValueError: ``data`` is not that.
     """
     members = [parse_member(*each) for each in data["members"]]
     return Roster(int(data["epoch"]), rank_order(members), bool(data["open"]), int(data.get("cut", 0)))
 
 
 def rank_order(members: Iterable[Member]) -> tuple[Member, ...]:
-    """Those who asked for a rank first, by number; then the others by name in natural order: w2 before w10."""
+    """Members in the order of ranks: first those who asked for one, then the others by name, w2 before w10."""
 
     def key(member: Member) -> tuple[bool, int, list[str | int], str]:
         parts: list[str | int] = [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", member.name))]
@@ -91,6 +102,11 @@ def rank_order(members: Iterable[Member]) -> tuple[Member, ...]:
 
 
 def parse_member(name: Any, session: Any, rank: Any, first_step: Any) -> Member:
+    """Read a member from plain data.
+
+    Raises:
+        ValueError: a value is out of its range, or of another type.
+    """
     numbers = (session, first_step) if rank is None else (session, first_step, rank)
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not all(_is_count(each) for each in numbers):
         raise ValueError(f"{[name, session, rank, first_step]!r} is no member of a roster")

@@ -1,11 +1,11 @@
-"""Everything one shard decides, for all of its buckets.
+"""Shard: the machine of one server. It admits calls, parks those that are ahead of their roster, and asks the policies.
 
 Rules of this file
   1. What all modes share is here: who may push, which roster a push speaks of, what is parked until that roster comes.
-     What closes a step is the policy's, one object per bucket.
+     When a push is applied and answered is decided by the policy of its bucket.
   2. Check everything, then change something: a refused call leaves no trace.
-  3. Parked calls are bounded: one push per worker, session and bucket.
-  4. What becomes of a push of the lead's first bucket settles the samples that it covers, in the same call.
+  3. Parked calls are bounded: one push and one pull per session and bucket.
+  4. The call that decides a push of the lead's first bucket settles the samples that the push covers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ from torch_ps.ps.core.sample_assigner import SampleAssigner, SampleRequest, Samp
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """One member as this shard sees it; ``hold`` is the answer it has waited for longest, None: it does not wait."""
+    """One member as this shard sees it.
+
+    Attributes:
+        clock: step that it pushes next, on the bucket where it is farthest behind.
+        hold: answer that it has waited for longest; None where it does not wait.
+    """
 
     worker: str
     session: int
@@ -38,7 +43,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class ShardView:
-    """One look at a shard, plain data for ``ps-status``."""
+    """One look at a shard, as plain data for ``ps-status``."""
 
     epoch: int
     open: bool
@@ -49,7 +54,7 @@ class ShardView:
 
 @dataclass(frozen=True, slots=True)
 class _Parked:
-    """A push or (None) a pull that speaks of a roster which has not come yet."""
+    """A push, or a pull where ``push`` is None, that speaks of a roster which has not come yet."""
 
     push: Push | None
     since: float
@@ -59,10 +64,10 @@ class Shard:
     """The machine of one server.
 
     Args:
-        buckets: how many this shard holds, numbered from 0 here. The lead's shard needs at least one.
-        mode: the job's mode, the same on every shard.
-        sections: what else of this process belongs to a cut.
-        data: on the lead, which samples are whose.
+        buckets: number of buckets of this shard, >= 0; the lead has at least one. They are numbered from 0.
+        mode: mode of the job, the same on every shard.
+        sections: further state of this process that belongs to a cut; None is no such state.
+        data: assigner of samples, on the lead; None elsewhere.
     """
 
     def __init__(
@@ -79,17 +84,17 @@ class Shard:
 
     @property
     def open_step(self) -> int:
-        """The smallest version of a bucket: in sync mode the step that is open."""
+        """Smallest version of a bucket. In mode sync this is the step that is open."""
         return min(self.versions, default=0)
 
     @property
     def clock(self) -> int:
-        """Steps that every member has finished here; the lead's is what first steps are counted from."""
+        """Number of steps that every member has finished here. The lead counts first steps from its own."""
         return min((p.clock for p in self._policies), default=0)
 
     @property
     def samples(self) -> float:
-        """Sum of all weights that the first bucket has absorbed."""
+        """Sum of the weights that the first bucket has absorbed."""
         return self._policies[0].ledger.samples if self._policies else 0.0
 
     @property
@@ -98,25 +103,25 @@ class Shard:
 
     @property
     def begun(self) -> bool:
-        """A push has been applied. Versions alone do not say so: a step may close empty."""
+        """Whether a push has been applied. Versions alone do not say so, as a step may close empty."""
         return any(p.ledger.num_pushes for p in self._policies)
 
     def records(self) -> list[dict[str, Any]]:
-        """How far each bucket is now, in order; see ``Ledger.as_dict``."""
+        """The ledger of each bucket in order, see ``Ledger.as_dict``."""
         return [policy.ledger.as_dict() for policy in self._policies]
 
     def replicate(self, bucket: int) -> dict[str, Any]:
-        """From now on every ``Apply`` of this bucket carries its progress. Gives that of now."""
+        """Have every ``Apply`` of this bucket carry its ledger from now on, and return the ledger of now."""
         progress = self._policies[bucket].ledger
         progress.replicated = True
         return progress.as_dict()
 
     def data(self) -> dict[str, Any] | None:
-        """On the lead, which samples are whose, for a standby."""
+        """The assigner of samples as plain data, for a standby of the lead; None on other shards."""
         return self._data.hand_over() if self._data is not None else None
 
     def replicate_none(self) -> None:
-        """There is no standby any more."""
+        """Stop ``replicate``: there is no standby any more."""
         for policy in self._policies:
             policy.ledger.replicated = False
 
@@ -130,7 +135,7 @@ class Shard:
             policy.ledger.restore(record)
 
     def set_roster(self, roster: Roster) -> Effects:
-        """Follow the lead to a new epoch; one that is not newer changes nothing."""
+        """Follow the lead to a new roster. A roster that is not newer changes nothing."""
         if roster.epoch <= self.roster.epoch:
             return ()
         self.cut.plan(roster.cut, max(self.versions, default=0))
@@ -214,7 +219,7 @@ class Shard:
         return (Wait(worker, session, bucket, None, (), self._behind(session)),)
 
     def request_samples(self, ask: SampleRequest) -> SampleResponse:
-        """Lead: give samples to a worker.
+        """Give samples to a worker, on the lead.
 
         Raises:
             UnknownWorker: (worker, session) is not in the roster; join again.
@@ -223,10 +228,11 @@ class Shard:
         return self._lead_data(ask.worker, ask.session).ask(ask, self.roster, self.clock)
 
     def return_samples(self, worker: str, session: int, data: DatasetSpec, received: int) -> None:
-        """Lead: a worker stops reading and keeps ``received`` samples; what more it has is for others.
+        """Free the samples of a worker that stops reading, but the ``received`` ones, on the lead.
 
         Raises:
-            UnknownWorker, ProtocolError: as ``ask``.
+            UnknownWorker: (worker, session) is not in the roster.
+            ProtocolError: this is not the lead.
         """
         self._lead_data(worker, session).give_back(worker, session, data, received)
 
@@ -238,10 +244,10 @@ class Shard:
         return self._data
 
     def disconnected(self, worker: str, session: int) -> Effects:
-        """Its stream broke: answers held for it are forgotten, its open pushes stay valid.
+        """Forget the answers held for a session whose stream broke; its pushes of open steps stay valid.
 
-        A push that is still parked was never counted: it is discarded, and the worker repeats it on its next stream.
-        Call this before anything that arrives on that stream.
+        A parked push was not counted yet: it is discarded, and the worker repeats it on its next stream. Call this
+        before anything that arrives on that stream.
         """
         for policy in self._policies:
             policy.disconnected(worker, session)
@@ -255,10 +261,11 @@ class Shard:
         return tuple(effects)
 
     def holds(self, worker: str, session: int) -> tuple[Hold, ...]:
-        """Every answer held back from this worker, the longest first: whom it waits for, since when and why."""
+        """Every answer that is held back from this session, the longest first."""
         return tuple(h for h in self._holds() if (h.worker, h.session) == (worker, session))
 
     def status(self) -> ShardView:
+        """One look at this shard."""
         oldest: dict[tuple[str, int], Hold] = {}
         for hold in self._holds():
             oldest.setdefault((hold.worker, hold.session), hold)
@@ -282,7 +289,7 @@ class Shard:
         return sorted(holds, key=lambda h: h.since)
 
     def _settled(self, effects: Effects) -> Effects:
-        """Settle the samples of every push whose fate on the first bucket these effects decide."""
+        """Settle the samples of every push of the first bucket that these effects decide."""
         data = self._data
         if data is None:
             return effects
@@ -305,7 +312,7 @@ class Shard:
         return self._policies[bucket]
 
     def _admit(self, worker: str, session: int) -> None:
-        """A session newer than the roster may be right (its roster has not come yet); any other has to be a member."""
+        """Refuse a session that is not a member, unless its roster may still come."""
         if session <= self.roster.epoch and not self._is_member(worker, session):
             raise UnknownWorker(self._unknown(worker, session))
 
@@ -321,5 +328,5 @@ class Shard:
 
 
 def _needs(push: Push) -> int:
-    """The oldest roster epoch that can judge this push."""
+    """Oldest roster epoch that can judge this push."""
     return max(push.epoch, push.session)

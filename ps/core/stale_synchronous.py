@@ -1,17 +1,18 @@
 """Stale synchronous parallel: pushes are applied at once, but a worker that is too far ahead is not answered.
 
 Rules of this file
-  1. A worker's clock is the step that it pushes next: the steps that it has finished. The *floor* is the smallest clock
-     of the roster. It never falls, and it stays where it is until the first quorum is there.
-  2. Parameters go to a worker with clock c only while c - floor <= slack. So they hold every push of a clock below the
-     floor, that is, of every clock <= c - slack - 1.
-  3. A newcomer starts at the first step that the lead gave it, one above the lead's floor, on every shard. Nobody has
-     pushed the step after the lead's floor without all answers for the one before, so no floor is ever above it.
+  1. The clock of a worker is the step that it pushes next, which is the number of steps that it has finished. The
+     *floor* is the smallest clock of the roster. It never falls, and it stays where it is until the first quorum.
+  2. Parameters go to a worker with clock c only while c - floor <= slack. So they hold every push of every worker for
+     steps <= c - slack - 1.
+  3. A newcomer starts, on every shard, at the first step that the lead gave it, which is one above the lead's floor.
+     Nobody pushes the step after the lead's floor before it has all answers for the one before, so the floor of no
+     shard is above a newcomer's first step.
 
     push --as async--> Apply --clock - floor <= slack--> Release
                              --else--> Wait ... the slowest pushes or leaves ...> Release
 
-Slack 0 is not made here: see ``mode.py``.
+Slack 0 is a synchronous step, see ``ps/core/modes.py``.
 
 Source: Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", NeurIPS 2013.
 """
@@ -39,8 +40,9 @@ class StaleSynchronous(Asynchronous):
     """One bucket under ``--mode ssp``.
 
     Args:
-        slack: steps that the fastest worker may lead the slowest by, >= 1.
-        max_staleness, inverse: as in async.
+        slack: steps by which the fastest worker may lead the slowest, >= 1.
+        max_staleness: versions that a push may be stale, >= 0; None refuses none.
+        inverse: whether the learning rate is divided by 1 + staleness.
     """
 
     def __init__(self, bucket: int, *, slack: int, max_staleness: int | None = None, inverse: bool = False) -> None:
@@ -96,7 +98,7 @@ class StaleSynchronous(Asynchronous):
         return self._first.get((worker, session)) if entry is None else entry.step + 1
 
     def _advance(self) -> Effects:
-        """Raise the floor and answer those who have waited for that."""
+        """Raise the floor, and answer the workers that have waited for it."""
         if self._roster.open and self._roster.members:
             self.ledger.floor = max(self.ledger.floor, min(self.next_step(m) for m in self._roster.members))
         self._num_slowest = sum(self.next_step(m) <= self.ledger.floor for m in self._roster.members)

@@ -3,11 +3,11 @@
 Rules of this file
   1. What closes a step is decided here and nowhere else. A bucket's version is the step that is open.
   2. A step requires the members whose first step is not ahead of it, and closes only in a roster that is open.
-  3. A step that members exist for but none is required for (all of its workers have left) closes empty. So every
-     bucket of every shard reaches the newcomers' first step, and they stay in step with each other.
-  4. A worker that leaves takes its pushes of open steps with it; what is complete without them closes.
-  5. With b backup workers a step closes with the first N - b pushes, but not with none. Each bucket closes by itself,
-     so a worker on the edge may be late with one bucket and in time with another.
+  3. A step that nobody is required for, because all of its workers have left, closes empty while there are members. So
+     every bucket of every shard reaches the newcomers' first step, and the newcomers stay in step with each other.
+  4. A worker that leaves takes its pushes of the open step with it; a step that is complete without them closes.
+  5. With b backup workers a step closes with the first N - b pushes, but never with none. Each bucket closes by itself,
+     so a worker may be late with one bucket and in time with another.
 
     open(k) --last missing push--------------> Apply, Release --> open(k+1)
             --last missing worker leaves-----> the same, with the pushes that came
@@ -32,7 +32,7 @@ from torch_ps.ps.core.roster import Member, Roster
 
 @dataclass(slots=True)
 class _Pushed:
-    """A push of the open step; ``since`` is None while nobody is there to take the answer."""
+    """A push of the open step; ``since`` is None while no stream waits for the answer."""
 
     push: Push
     since: float | None
@@ -42,7 +42,7 @@ class Synchronous:
     """One bucket under ``--mode sync``.
 
     Args:
-        backups: pushes that a step does not wait for.
+        backups: number of pushes that a step does not wait for, >= 0.
     """
 
     def __init__(self, bucket: int, *, backups: int = 0) -> None:
@@ -128,14 +128,14 @@ class Synchronous:
         return tuple(holds)
 
     def _open(self) -> None:
-        """Count afresh who is required for the open step and who of them is missing."""
+        """Begin the open step: who is required for it, and who of them has not pushed it."""
         if self.ledger.version <= self._last_first_step:
             self._required = self._roster.required(self.ledger.version)
         self._missing = set(self._required).difference(self._pushed)
 
     @property
     def _num_missing(self) -> int:
-        """Pushes that the open step still waits for; its backup workers may be missing, but not everybody."""
+        """Number of pushes that the open step still waits for. Backup workers may be missing, but not everybody."""
         spare = min(self._backups, max(len(self._required) - 1, 0))
         return max(len(self._missing) - spare, 0)
 
@@ -164,7 +164,7 @@ class Synchronous:
         return tuple(effects)
 
     def _closed(self, push: Push) -> Effects:
-        """Answer a push of a step that has closed: a repeat if the ledger has it, else late."""
+        """Answer a push of a step that has closed: it is a repeat if the ledger has it, else it is late."""
         entry = self.ledger.entry(push.worker, push.session)
         applied = entry is not None and push.step <= entry.step
         reason = (
@@ -184,14 +184,14 @@ class Synchronous:
         return Discard(push.worker, push.session, push.bucket, push.step, reason), answer
 
     def _before_first_step(self, push: Push, member: Member, now: float) -> Effects:
-        """Drop a push of a step that does not require its worker; answer when its first step has come."""
+        """Drop a push of a step that does not require its worker, and answer when its first step is open."""
         self._early[push.worker, push.step] = member, now
         reason = f"{push.worker} takes part from step {member.first_step} on; step {push.step} does not wait for it"
         discard = Discard(push.worker, push.session, push.bucket, push.step, reason)
         return discard, self._wait(push.worker, push.session, push.step)
 
     def _answer(self, worker: str, session: int, step: int | None, **facts: Any) -> Release:
-        """No step closes without this worker's push, unless it may be a backup worker in it."""
+        """Answer. The version is stable where no step can close without this worker's push."""
         return self.ledger.answer(worker, session, step, stable=not self._backups, **facts)
 
     def _fresh(self, member: Member, step: int | None) -> Effect:

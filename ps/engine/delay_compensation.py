@@ -1,15 +1,15 @@
-"""--delay-compensation: a stale gradient is moved to where the parameters are now, along its Taylor series.
+"""--delay-compensation: corrects a stale gradient to the current parameters by a first-order Taylor term.
 
-    gradient + strength * gradient * gradient * (parameters now - parameters that the worker had pulled)
+    gradient + strength * gradient * gradient * (current parameters - parameters that the worker had pulled)
 
-The square of a gradient stands for the diagonal of the Hessian. The adaptive form divides the strength, element by
-element, by the root of a running mean of squares, so that it fits the scale of each gradient.
+The square of the gradient approximates the diagonal of the Hessian. The adaptive form divides the strength, element by
+element, by the root of a running mean of squares, which adapts it to the scale of each gradient.
 
 Rules of this file
-  1. What a worker had pulled is kept as it was decoded there, together with its version. A gradient that was computed
-     from another version (a caller of the low-level client may hold an older one) is applied as it came.
-  2. ``pulled`` and ``correct`` run on executor threads; calls for one bucket never overlap. ``keep`` runs on the event
-     loop, which may drop a copy while a GPU still reads it on some side: hence ``keep_for_stream``.
+  1. The values that a worker pulled are kept as the worker decoded them, with their version. A gradient computed from
+     another version (a caller of the low-level client may hold an older one) is applied unchanged.
+  2. ``pulled`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on the event
+     loop and may drop a copy that a GPU stream still reads, hence ``keep_for_stream``.
 
 Memory: one fp32 copy of the shard's parameters per worker; one more in the adaptive form.
 
@@ -25,18 +25,18 @@ from torch_ps.ps.core.effects import Apply
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Roster
 
-#: Of the running mean of squares: how much of it stays at each push, and what keeps its root from being 0.
+#: Decay of the running mean of squares at each push, and the term that keeps its root above 0.
 _DECAY, _EPSILON = 0.95, 1e-7
 
 _Session = tuple[str, int]
 
 
 class Compensator:
-    """One shard's compensation of delays.
+    """Delay compensation of one shard.
 
     Args:
-        strength: lambda of the paper, > 0.
-        adaptive: divide it by the root of the running mean of squares.
+        strength: Lambda of the paper, > 0.
+        adaptive: Whether to divide the strength by the root of the running mean of squares.
     """
 
     def __init__(self, strength: float, *, adaptive: bool) -> None:
@@ -47,29 +47,29 @@ class Compensator:
 
     @classmethod
     def of(cls, mode: Mode) -> Self | None:
-        """What ``mode`` asks for; None: nothing is corrected."""
+        """The compensator that ``mode`` asks for; None: none."""
         if not mode.compensates:
             return None
         return cls(mode.compensation_strength, adaptive=mode.delay_compensation == "adaptive")
 
     def keep(self, roster: Roster) -> None:
-        """Forget what sessions have pulled that are gone."""
+        """Drop the copies of sessions that have left the roster."""
         self._members = frozenset((m.name, m.session) for m in roster.members)
         for of_bucket in tuple(self._pulled.values()):
             for session in [s for s in tuple(of_bucket) if s not in self._members]:
                 of_bucket.pop(session, None)
 
     def squares(self, bucket: int) -> torch.Tensor | None:
-        """The running mean of squares of one bucket, to look at during a call for it; None: there is none."""
+        """The running mean of squares of one bucket, fp32 of shape (numel,), valid during a call for it; None: none."""
         return self._squares.get(bucket)
 
     def restore(self, bucket: int, squares: torch.Tensor) -> None:
-        """The inverse of ``squares``, before the first step."""
+        """Set the running mean of squares of one bucket, before the first step."""
         if self._adaptive:
             self._squares[bucket] = squares.clone()
 
     def pulled(self, bucket: int, worker: str, session: int, version: int, values: torch.Tensor) -> None:
-        """Note that a worker gets ``values``, shape (numel,), fp32, of one bucket; they are copied."""
+        """Keep a copy of ``values``, fp32 of shape (numel,), which a worker gets for one bucket."""
         if (worker, session) not in self._members:
             return
         of_bucket = self._pulled.setdefault(bucket, {})
@@ -77,7 +77,7 @@ class Compensator:
         of_bucket[worker, session] = version, values.clone() if copy is None else keep_for_stream(copy).copy_(values)
 
     def correct(self, bucket: int, apply: Apply, gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The gradient to apply in the place of ``gradient``, which is left alone; all have the shape (numel,)."""
+        """The corrected gradient; all tensors are fp32 of shape (numel,), and ``gradient`` stays unchanged."""
         pushed = apply.contributions[0]
         version, before = self._pulled.get(bucket, {}).get((pushed.worker, pushed.session), (-1, None))
         if self._adaptive:

@@ -1,12 +1,12 @@
-"""What one apply thread of a server on a GPU needs to move buckets: a side of its own, and pinned memory.
+"""GPU stream and pinned memory of one apply thread, for moving buckets to and from the device.
 
     payload --copy--> pinned --copy--> raw, on the GPU --from_bytes--> values           two in turn
     values --to_bytes--> parts, on the GPU --copy--> pinned --mark--> payload
 
 Rules of this file
-  1. Of one thread, which enters ``side`` first. A run ends when its side is done (``Store.beside``), so that the next
-     run of a bucket finds its tensors whole on whichever thread it is.
-  2. A codec that no device runs works on the CPU, on fp32 values in pinned memory.
+  1. One thread uses an object, inside ``side``. A run ends when its stream is done (``Store.beside``), so the next run
+     of a bucket finds complete tensors on any thread.
+  2. A codec without a device implementation runs on the CPU, on fp32 values in pinned memory.
 """
 
 import itertools
@@ -21,13 +21,13 @@ from torch_ps.common.wire.frames import Buffer
 
 
 class Staging:
-    """Of one apply thread.
+    """Staging buffers of one apply thread.
 
     Memory: two buckets on the device and three of pinned memory.
 
     Args:
-        numel: of the largest bucket.
-        device: of the tensors; the CPU will do, then with copies that nobody needs.
+        device: Device of the tensors; with the CPU (in tests) the copies are made all the same.
+        numel: Number of values of the largest bucket.
     """
 
     def __init__(self, device: torch.device, numel: int) -> None:
@@ -41,13 +41,15 @@ class Staging:
         self._out = PinnedBuffer(self.side, numel)
 
     def decode(self, codec: Codec, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
-        """The values of a checked payload, shape of ``scratch``, on the device; to be read until the next but one call.
+        """The values of a checked payload on the device, valid until the next but one call.
 
         Args:
-            scratch: shape (numel,), fp32, on the device; what is returned may be another tensor.
+            codec: Codec of the payload.
+            payload: Encoded values.
+            scratch: Tensor for the values, fp32 of shape (numel,) on the device; the result may be another tensor.
         """
         pinned, raw = next(self._in)
-        pinned.event.wait()  # the copy of two calls ago
+        pinned.event.wait()  # for the copy of two calls ago
         by_device, size = on_device(codec), len(payload)
         if by_device is not None:
             pinned.bytes[:size].copy_(torch.frombuffer(payload, dtype=torch.uint8))
@@ -63,7 +65,7 @@ class Staging:
         return scratch
 
     def encode(self, codec: Codec, values: torch.Tensor) -> tuple[Buffer, ...]:
-        """The payload of ``values``, shape (numel,), fp32, there; good until the next call of it or of ``host``."""
+        """Encode ``values``, fp32 of shape (numel,) on the device; valid until the next ``encode`` or ``host``."""
         by_device = on_device(codec)
         if by_device is None:
             return codec.encode(self.host(values))
@@ -72,7 +74,7 @@ class Staging:
         return (bytes_of(self._out.bytes[:size]),)
 
     def host(self, values: torch.Tensor) -> torch.Tensor:
-        """A copy of ``values`` on the CPU; good until the next call of it or of ``encode``."""
+        """A copy of ``values`` on the CPU, valid until the next ``host`` or ``encode``."""
         self._out.take((values.view(torch.uint8),))
         self._out.event.wait()
         return self._out.values[: values.numel()]

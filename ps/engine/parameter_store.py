@@ -1,13 +1,15 @@
-"""The tensors of one shard: fp32 master parameters and optimizer state, one torch optimizer per bucket.
+"""The tensors of one shard: fp32 master parameters and optimizer state, with one torch optimizer per bucket.
 
-On the CPU or on one GPU, then with a stream per executor thread (``staging``).
+They are on the CPU or on one GPU; on a GPU each apply thread has a stream of its own (``gpu_staging.py``).
 
 Rules of this file
-  1. Runs on executor threads, inside ``beside``; calls for one bucket never overlap, calls for different buckets may.
-  2. The bits depend on the contributions and their order alone: not on arrival, threads, shards or codec of others.
-  3. Bytes were checked before they got here; nothing here can fail because of a peer.
+  1. Methods run on apply threads, inside ``beside``. Calls for one bucket never overlap, calls for different buckets
+     may.
+  2. The resulting bits depend on the contributions and their order alone, not on arrival, threads, number of shards or
+     other workers' codecs.
+  3. Payloads were checked before; no call fails because of a peer.
 
-The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are equal, as written by hand, else
+The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are equal, else
 ``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once.
 """
 
@@ -34,24 +36,37 @@ from torch_ps.ps.engine.gpu_staging import Staging
 
 P = ParamSpec("P")
 R = TypeVar("R")
-CPU = torch.device("cpu")  # "cpu:0" is the CPU in the place of a GPU: the same steps, with copies that nobody needs
+CPU = torch.device("cpu")  # "cpu:0" stands for a GPU in tests: the same steps as on a GPU, on the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """One worker's encoded gradient of one bucket, with its part in the mean."""
+    """One worker's encoded gradient of one bucket.
+
+    Attributes:
+        worker, step: The push it belongs to.
+        weight: Weight in the mean, >= 0.
+        codec: Codec of the payload.
+        payload: Encoded values, checked.
+        missing: The worker has no gradient for this bucket; the payload is zeros.
+    """
 
     worker: str
     step: int
     weight: float
     codec: Codec
     payload: memoryview
-    missing: bool = False  # a zero that stands for no gradient
+    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """A gradient that was left out, and the first tensor of the bucket in which it is not finite."""
+    """A gradient that the mean leaves out.
+
+    Attributes:
+        worker, step: The push it belongs to.
+        tensor: Name of the bucket's first tensor in which it is not finite.
+    """
 
     worker: str
     step: int
@@ -59,7 +74,7 @@ class NonFinite:
 
 
 class _Slot:
-    """One bucket: its parameters as one flat tensor and the optimizer over it."""
+    """Parameters of one bucket as a flat tensor, and the optimizer that steps them."""
 
     def __init__(self, bucket: Bucket, model: Model, arena: Arena | None, device: torch.device) -> None:
         self.bucket = bucket
@@ -103,22 +118,25 @@ class _Slot:
 
 
 def _whole_vectors(bucket: Bucket, values: torch.Tensor) -> list[torch.Tensor]:
-    """``values``, cut behind tensors that are no whole number of vectors: a fused kernel rounds the rest otherwise.
+    """Views of ``values``, split after each tensor whose size is no multiple of the vector width.
 
-    Between other tensors a cut would change no bits, and cost 4 us a step.
+    A fused kernel rounds the remainder of a tensor differently, so a split there keeps the bits of separate tensors.
+    A split after any other tensor would change no bits and cost 4 us a step.
     """
     ends = [p.offset + p.stop - p.start for p in bucket.pieces if (p.stop - p.start) % ALIGN]
     return [values[begin:end] for begin, end in pairwise(sorted({0, *ends, bucket.numel}))]
 
 
 class Store:
-    """Parameters, optimizer state and their updates, for the buckets of one shard.
+    """Parameters and optimizer state of one shard's buckets, and their updates.
 
-    Memory: parameters + optimizer state + two scratch buckets per executor thread.
+    Memory: parameters, optimizer state, and two scratch buckets per apply thread.
 
     Args:
-        arena: shared memory for the parameters; None: they are private, as on a GPU they have to be.
-        device: of all tensors.
+        model: Model of the job.
+        buckets: Buckets of the shard.
+        arena: Shared memory that holds the parameters; None: private memory, as always on a GPU.
+        device: Device of all tensors.
     """
 
     def __init__(
@@ -131,7 +149,7 @@ class Store:
         self._largest = max((bucket.numel for bucket in buckets), default=0)
 
     def beside(self, work: Callable[P, R]) -> Callable[P, R]:
-        """``work`` as an executor thread has to run it: on a GPU on the thread's own side, until that is done."""
+        """``work`` as an apply thread has to call it: on a GPU, on the thread's own stream, which it then awaits."""
         if self._direct:
             return work
 
@@ -155,7 +173,7 @@ class Store:
         values.copy_(codec.decode(payload, torch.empty(values.shape)))
 
     def export(self, bucket: int) -> dict[str, torch.Tensor]:
-        """Copies of what one bucket is: its values and optimizer state, see ``torch_ps.ps.engine.state``."""
+        """Copies of one bucket's values and optimizer state on the CPU; ``state.py`` describes the keys."""
         return self._slots[bucket].export()
 
     def restore(self, bucket: int, tensors: dict[str, torch.Tensor]) -> None:
@@ -165,21 +183,21 @@ class Store:
             torch.cuda.synchronize(self.device)  # once, before other streams use them
 
     def values(self, bucket: int) -> torch.Tensor:
-        """The parameters of one bucket, shape (numel,), fp32: the store's own, to look at during a call for it."""
+        """The parameters of one bucket, fp32 of shape (numel,): the store's own tensor, valid during a call for it."""
         return self._slots[bucket].values
 
     def host(self, bucket: int) -> torch.Tensor:
-        """The parameters of one bucket on the CPU, shape (numel,), fp32; to be read until this thread's next call."""
+        """The parameters of one bucket on the CPU, fp32 of shape (numel,), valid until this thread's next call."""
         values = self._slots[bucket].values
         return values if self._direct else self._staging.host(values)
 
     def encode(self, bucket: int, codec: Codec) -> tuple[Buffer, ...]:
-        """The parameters of one bucket. The parts may be views: join them before this thread's next call."""
+        """The encoded parameters of one bucket, in parts that may be views valid until this thread's next call."""
         values = self._slots[bucket].values
         return codec.encode(values) if self._direct else self._staging.encode(codec, values)
 
     def decode(self, codec: Codec, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
-        """The values of a checked payload, shape of ``scratch``, where the store's tensors are."""
+        """The values of a checked payload, in the shape of ``scratch``, on the store's device."""
         if self._direct:
             return codec.decode(payload, scratch)
         return self._staging.decode(codec, payload, scratch)
@@ -192,13 +210,11 @@ class Store:
         return copies.encode(bucket, self.host(bucket), codec, seed=(version << 32) + bucket)
 
     def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
-        """The weighted mean of ``gradients``, which are in rank order, and what was left out of it.
-
-        A gradient that is not finite joins with weight 0.
+        """Weighted mean of ``gradients``, which are in rank order. It leaves out those that are not finite.
 
         Returns:
-            The mean, shape (numel,), fp32, to be read until this thread's next call; None with no weight left, or where
-            every gradient is missing: the bucket stays as it is. Then the gradients that are not finite.
+            The mean, fp32 of shape (numel,), valid until this thread's next call, and the gradients left out. The mean
+            is None, and the bucket keeps its values, if no weight remains or every gradient is missing.
         """
         slot = self._slots[bucket]
         left_out: list[NonFinite] = []
@@ -210,7 +226,14 @@ class Store:
         return mean, left_out
 
     def step(self, bucket: int, mean: torch.Tensor, hyper: Hyper, *, lr_scale: float = 1.0) -> None:
-        """One optimizer step with ``mean``; ``lr_scale`` is a factor on the learning rate, for this step alone."""
+        """Make one optimizer step.
+
+        Args:
+            bucket: Index of the bucket.
+            mean: Gradient, fp32 of shape (numel,).
+            hyper: Hyperparameters of this and later steps.
+            lr_scale: Factor on the learning rate of this step alone.
+        """
         with torch.no_grad():
             self._slots[bucket].update(mean, hyper, lr_scale)
 
@@ -234,7 +257,7 @@ class Store:
         values = self.decode(gradient.codec, gradient.payload, self._buffers(slot.bucket.numel)[0])
         finite = torch.isfinite(values)
         if slot.optimizer is None:
-            finite |= values == slot.values  # -inf in a buffer may be meant, as in a mask of attention
+            finite |= values == slot.values  # a buffer may hold -inf on purpose, as an attention mask does
         if finite.all():
             return None
         first = int(finite.logical_not().nonzero()[0])
@@ -258,9 +281,10 @@ class Store:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What torch's optimizer keeps for ``parts``, which are the pieces of one bucket and step together.
+    """State of a torch optimizer for ``parts``, the pieces of one bucket, which step together.
 
-    Elementwise tensors come joined, shape (numel,); counters, shape (), once.
+    Every admitted optimizer (``common/optimizer_spec.py``) keeps elementwise tensors and counters of one number, which
+    their shapes tell apart. Elementwise tensors are returned joined, shape (numel,); counters, shape (), once.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, first in optimizer.state[parts[0]].items() if parts[0] in optimizer.state else ():
@@ -278,7 +302,7 @@ def restore_optimizer(
     state: dict[str, torch.Tensor] = {
         key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("state/")
     }
-    # Where torch keeps them: beside the parameters for one kernel that steps all, else on the CPU.
+    # torch keeps counters on the parameters' device for a kernel that steps all parts, else on the CPU.
     counters = parts[0].device if any(optimizer.defaults.get(each) for each in ("fused", "capturable")) else "cpu"
     at = 0
     for part in parts if state else ():

@@ -1,14 +1,14 @@
-"""The shared memory of one shard: its own parameters, and gradients and answers of the workers on this host.
+"""Shared memory of one shard: its own parameters, and the gradients and responses of the workers on this host.
 
-    worker: Share(offers) --admit()--> mapped here; answered with the offer of the parameters
-    push with arena_bytes --payload()--> the gradient, where the worker has written it
-    answer, stable -------> "read the parameters where they are"
-            other ---place()--> copied for this worker alone, so that it gets the version that it is told
+    Share(offers) -----------admit()--> the worker's regions are mapped; the reply offers the shard's parameters
+    push with arena_bytes --payload()--> the gradient, in the worker's region
+    stable response --------place()--> the worker reads the shard's parameters in place
+    other response ---------place()--> copied to the worker's own region, so that it gets the version that it is told
 
 Rules of this file
-  1. Values without structure (fp32) are read where they are. What a codec has to check first is copied first, so that
-     it stays as it was checked.
-  2. A worker writes a bucket's place again only after its push was answered, so what is held does not change.
+  1. Plain fp32 values are read in place. A payload that its codec has to check is copied first, so that it cannot
+     change after the check.
+  2. A worker rewrites a bucket's region only after the response to its push, so a held gradient does not change.
 
 Source: see ``torch_ps.common.arena``.
 """
@@ -31,17 +31,22 @@ log = logging.getLogger("torch_ps.ps")
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """The regions of one worker."""
+    """Regions of one worker: what it writes, and what this shard writes."""
 
     gradients: Arena
     answers: Arena
 
 
 class Arenas:
-    """``parameters`` is the shard's own region; None where this system has no shared memory.
+    """Mapped regions of one shard.
 
     Args:
-        in_place: the parameters live in that region. Those on a GPU do not: each worker gets a copy of them.
+        buckets: Buckets of the shard.
+        in_place: Whether the parameters live in the shard's region; if not (on a GPU) each worker gets copies.
+
+    Attributes:
+        parameters: The shard's own region; None: this system has no shared memory.
+        workers: Regions by worker and session.
     """
 
     def __init__(self, buckets: Sequence[Bucket], *, in_place: bool = True) -> None:
@@ -51,13 +56,13 @@ class Arenas:
         try:
             self.parameters = Arena.create(self._layout)
         except NoSharedMemory as error:
-            log.info("all pushes and pulls use the network: %s", error)
+            log.info("no shared memory here; all pushes and pulls use the network: %s", error)
 
     def admit(self, worker: str, session: int, gradients: Offer, answers: Offer) -> Offer:
-        """Map a worker's regions; gives the one to answer with.
+        """Map a worker's regions; returns the offer of the shard's own region.
 
         Raises:
-            NoSharedMemory: it is not what a worker of this host and user would offer, or there is none here.
+            NoSharedMemory: the offers are not of a process of this host and user, or there is no shared memory here.
         """
         if self.parameters is None:
             raise NoSharedMemory("the server has no shared memory")
@@ -67,19 +72,25 @@ class Arenas:
         return self.parameters.offer
 
     def has(self, worker: str | None, session: int) -> bool:
-        """Whether this worker reads parameters where they are."""
+        """Whether this worker shares memory with the shard."""
         return (worker, session) in self.workers
 
     def keep(self, roster: Roster) -> None:
-        """Let go of the regions of sessions that are gone."""
+        """Unmap the regions of sessions that have left the roster."""
         members = {(m.name, m.session) for m in roster.members}
         self.workers = {session: shared for session, shared in self.workers.items() if session in members}
 
     def payload(self, worker: str, session: int, bucket: int, size: int, *, in_place: bool) -> memoryview:
         """The encoded gradient of one push.
 
+        Args:
+            worker, session: Sender of the push.
+            bucket: Index of the bucket.
+            size: Number of encoded bytes.
+            in_place: Return a view; else a copy.
+
         Raises:
-            CorruptFrame: this worker shares no memory, or the bucket has not as many bytes.
+            CorruptFrame: this worker shares no memory, or its bucket has fewer bytes.
         """
         shared = self.workers.get((worker, session))
         if shared is None:
@@ -90,10 +101,12 @@ class Arenas:
         return values[:size] if in_place else memoryview(bytes(values[:size]))
 
     def place(self, release: Release, bucket: int, read: Callable[[int], torch.Tensor]) -> pb.Place:
-        """Where the worker finds the parameters of one bucket now; FRAME: nowhere yet.
+        """Put a response's parameters where the worker can read them; returns where. FRAME: it shares no memory.
 
         Args:
-            read: gives them, shape (numel,), fp32, on the CPU.
+            release: The response.
+            bucket: Index of the bucket.
+            read: Returns the bucket's parameters, fp32 of shape (numel,), on the CPU.
         """
         shared = self.workers.get((release.worker, release.session))
         if shared is None:

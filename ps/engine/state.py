@@ -1,6 +1,6 @@
-"""The state of one shard at one version: what makes it go on as if it had never stopped. No files here.
+"""State of one shard at one version, with which a new engine continues exactly where the old one was. No files here.
 
-    engine --lane of each bucket, right after the step--> Cutter.take() --all buckets--> ShardState --> whoever keeps it
+    engine --each bucket's lane, right after the step--> Cutter.take() --all buckets--> ShardState --> checkpointer
     ShardState --restore()--> engine
 
 A bucket's tensors have these keys:
@@ -9,8 +9,8 @@ A bucket's tensors have these keys:
     state/NAME    of torch's optimizer: (numel,) or ()  copy/WORKER   what a worker with lossy pulls has, fp32 (numel,)
 
 Rules of this file
-  1. ``Cutter.take`` runs on the bucket's lane and copies; that copy is all that training waits for.
-  2. A part that belongs to no cut (its version was given up) is dropped when the next one begins.
+  1. ``Cutter.take`` runs on the bucket's lane and copies; training waits for that copy and for nothing else.
+  2. A copy of a cut that was given up is dropped when the next cut begins.
 
 Memory: one copy of parameters, optimizer state and copies, from a cut until it is written.
 """
@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BucketState:
-    """One bucket: its ``record`` (see ``Ledger.as_dict``) and its tensors, which nobody else holds."""
+    """One bucket: its ``record`` (see ``Ledger.as_dict``) and copies of its tensors."""
 
     record: Mapping[str, Any]
     tensors: Tensors
@@ -51,7 +51,7 @@ class ShardState:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What has become of one shard's part of a checkpoint: size and SHA-256 of its manifest, or why there is none."""
+    """Outcome of one shard's part of a checkpoint: size in bytes and SHA-256 of its manifest, or the error."""
 
     shard: int
     version: int
@@ -66,7 +66,7 @@ ReportKept = Callable[[Kept, float], Awaitable[bool]]
 
 @dataclass(slots=True)
 class CheckpointFacts:
-    """How a shard's checkpoints do, for ``ps-status``; ``written`` is on ``time.monotonic()``, 0: none yet."""
+    """State of a shard's checkpoints for ``ps-status``; ``written`` is on ``time.monotonic()``, 0: none yet."""
 
     url: str
     version: int
@@ -79,7 +79,10 @@ class Cutter:
     """Copies the buckets of ``engine`` as they pass a cut.
 
     Args:
-        on_state: called on an executor thread with each whole state.
+        engine: Engine of the shard.
+        streams: Open streams, whose copies belong to the state.
+        metrics: Metrics of the shard.
+        on_state: Called on an apply thread with each complete state.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class Cutter:
         self._version, self._taken = 0, dict[int, BucketState]()
 
     def take(self, bucket: Bucket, record: Mapping[str, Any]) -> None:
-        """Copy one bucket, which has just come to the version of ``record``. Cost: a copy of its tensors."""
+        """Copy one bucket that has just reached the version of ``record``. Cost: a copy of its tensors."""
         begin = time.perf_counter()
         version, part = int(record["version"]), BucketState(record, self._tensors(bucket))
         self._metrics.copy_seconds.observe(time.perf_counter() - begin)
@@ -109,11 +112,11 @@ class Cutter:
         self._on_state(state)
 
     def at_rest(self) -> ShardState | None:
-        """The state of a shard on which nothing happens; None: a lane has work, or buckets have several versions."""
+        """State of an idle shard; None: a lane has work, or buckets differ in version."""
         engine = self._engine
         if engine.queued or len(set(engine.core.versions)) != 1:
             return None
-        # No copies: they are those after the answers, and a cut has those before. Whoever comes back pulls all.
+        # No workers' copies: those are of after the responses, a cut has those of before. Returning workers pull all.
         pairs = zip(engine.buckets, engine.core.records(), strict=True)
         parts = {b.index: BucketState(record, self._tensors(b, copies=False)) for b, record in pairs}
         return ShardState(engine.core.open_step, parts, self._counters())
@@ -127,7 +130,7 @@ class Cutter:
 
 
 def tensors_of(engine: Engine, bucket: Bucket, streams: Iterable[Stream]) -> Tensors:
-    """Copies of all tensors of one bucket, on its lane; with what the workers of ``streams`` have of it."""
+    """Copies of all tensors of one bucket, with the values that the workers of ``streams`` hold. Runs on its lane."""
     tensors, compensator = engine.store.export(bucket.index), engine.compensator
     if compensator is not None and (squares := compensator.squares(bucket.index)) is not None:
         tensors["squares"] = squares.to("cpu", copy=True)
@@ -138,7 +141,7 @@ def tensors_of(engine: Engine, bucket: Bucket, streams: Iterable[Stream]) -> Ten
 
 
 def restore_bucket(engine: Engine, bucket: Bucket, version: int, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The inverse, but for what workers have: that is returned, by their names."""
+    """Restore one bucket from ``tensors``; returns the values that workers hold, by their names."""
     with engine.store.changing(bucket.index, version):
         engine.store.restore(bucket.index, tensors)
     if engine.compensator is not None and "squares" in tensors:
@@ -150,7 +153,7 @@ def restore(engine: Engine, state: ShardState) -> dict[str, Copies]:
     """Bring a fresh ``engine``, before its first roster, to ``state``.
 
     Returns:
-        What each worker with lossy pulls had, by name.
+        Values that workers with lossy pulls hold, by name.
 
     Raises:
         KeyError, TypeError, ValueError: a record is not one of a ledger.

@@ -113,6 +113,6 @@ class Metrics:
         )
 
     def stability(self, reading: Reading) -> None:
-        """Show what the doctor has read. On any thread."""
+        """Show a reading of the divergence monitor. May be called on any thread."""
         self.curvature.set(reading.curvature)
         self.rate_ratio.set(reading.ratio)

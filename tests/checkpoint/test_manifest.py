@@ -98,7 +98,7 @@ def test_folder_of_a_version_is_found_again() -> None:
         assert manifests.version_of(manifests.folder_of(version)) == version
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(data: bytes) -> None:
     for kind in ("checkpoint", "shard"):
@@ -113,7 +113,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_any_value_in_any_place_gives_a_document_or_a_refusal(data: st.DataObject) -> None:
     document: Any = body() if data.draw(st.booleans()) else json.loads(manifests.dump_shard(SHARD).partition(b"\n")[2])

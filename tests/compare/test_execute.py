@@ -105,7 +105,7 @@ def test_a_run_that_ends_well_without_events_has_failed(tmp_path: Path) -> None:
     code, terminal, results = compare(tmp_path / "out", task="silent", runs="sync")
     assert code == 1
     assert results["runs"] == []
-    assert "only 0 of 2 workers wrote their end" in terminal
+    assert "only 0 of 2 workers wrote their last event" in terminal
 
 
 def test_an_option_that_the_first_run_refuses_ends_the_comparison_and_leaves_nothing(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_cluster_that_is_not_there_is_said() -> None:
 def test_options_of_ray_are_refused_elsewhere() -> None:
     done = commands.run("ps-run", "--restarts", "1", "--task", "digits")
     assert done.exit_code == 2
-    assert "restarts=1 is for a job on ray" in " ".join(done.stderr.split())
+    assert "restarts=1 has no effect without on=ray" in " ".join(done.stderr.split())
 
 
 def test_ray_is_loaded_by_nobody_who_does_not_ask_for_it() -> None:

@@ -36,7 +36,7 @@ def test_seeds_are_read_to_their_end() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_right_input_with_a_piece_replaced_is_read_or_refused(name: str, data: st.DataObject) -> None:
     whole = data.draw(st.sampled_from(seeds()[name]))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
 PROGRAMS = {
     "ps-serve": "torch_ps.ps.server.cli:main",
+    "ps-worker": "torch_ps.worker.commands.worker:main",
     "ps-run": "torch_ps.worker.commands.run:main",
     "ps-status": "torch_ps.worker.commands.status:main",
     "ps-export": "torch_ps.ps.checkpoint.export:main",

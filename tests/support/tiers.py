@@ -76,6 +76,21 @@ def _file(name: str) -> list[Path]:
     return [path] if name.startswith("tests.") and path.is_file() else []
 
 
+def spread(modules: dict[Path, tuple[Tier, int]], num_runners: int) -> list[Path]:
+    """An order of modules for runners that begin with equal parts of it: each part starts with what takes longest.
+
+    Args:
+        modules: the highest tier of each module's tests, and how many tests it has.
+    """
+    parts: list[list[Path]] = [[] for _ in range(num_runners)]
+    sizes = [0] * num_runners
+    for path in sorted(modules, key=lambda path: (-modules[path][0], -modules[path][1], path)):
+        smallest = sizes.index(min(sizes))
+        parts[smallest].append(path)
+        sizes[smallest] += modules[path][1]
+    return [path for part in parts for path in part]
+
+
 def processes_so_far() -> tuple[int, int]:
     """A value that changes when this process starts another one: its children, and page faults of those that ended."""
     return len(children_of(os.getpid())), resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt

@@ -1,9 +1,10 @@
-"""One look at a live job, and by the one before it, how fast things go; as plain facts for a table or for JSON.
+"""What ps-status shows: the numbers of a job, its workers and its shards, computed from the status of every shard.
 
-    StatusReply of all shards --Look--> Facts(job, workers, shards)
+    StatusReply of every shard --Poll--> JobView(workers: WorkerView, shards: ShardView) --> table or JSON
 
 Rules of this file
-  1. Rates are differences by the servers' own clocks; None where there is no look before, or a counter began anew.
+  1. A rate is a difference between two polls divided by the server's own clock; it is None if there is no earlier poll
+     or a counter was reset in between.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from torch_ps.worker.transport.wait_reasons import describe_wait, format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """Seconds, bytes and samples are plain numbers; rates are per second."""
+class WorkerView:
+    """One worker. Times are seconds, sizes are bytes, rates are per second."""
 
     name: str
     rank: int
@@ -37,8 +38,8 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """``cores`` are CPU seconds a second; ``busy`` is the part of the time that the apply threads work, 0 to 1."""
+class ShardView:
+    """One shard. ``cores``: CPU seconds per second. ``busy``: share of time in which the apply threads work, 0 to 1."""
 
     shard: int
     shards: int
@@ -61,8 +62,8 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Of the whole job."""
+class JobView:
+    """The whole job at one poll; the names of the fields are the keys of ``ps-status --json``."""
 
     mode: str
     initialised: bool
@@ -73,30 +74,31 @@ class Facts:
     samples_per_second: float | None
     advice: tuple[str, ...]
     checkpoint: str
-    workers: tuple[Worker, ...]
-    shards: tuple[Shard, ...]
+    workers: tuple[WorkerView, ...]
+    shards: tuple[ShardView, ...]
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-class Look:
-    """What all shards said at one moment.
+class Poll:
+    """The status of every shard at one moment.
 
     Args:
-        addresses: of the servers that said it.
-        before: an earlier look at the same job.
+        addresses: address of the server that sent each reply.
+        replies: status of each shard, shard 0 first.
+        before: an earlier poll of the same job, for rates; None gives no rates.
     """
 
     def __init__(
-        self, addresses: Sequence[str], replies: Sequence[pb.StatusReply], before: "Look | None" = None
+        self, addresses: Sequence[str], replies: Sequence[pb.StatusReply], before: "Poll | None" = None
     ) -> None:
         self._addresses, self._replies = addresses, replies
         self._before = before._replies if before is not None and len(before._replies) == len(replies) else None
 
-    def facts(self) -> Facts:
+    def view(self) -> JobView:
         lead = self._replies[0]
-        return Facts(
+        return JobView(
             mode=lead.mode_details or lead.mode,
             initialised=lead.initialised,
             open=lead.open,
@@ -110,7 +112,7 @@ class Look:
             shards=tuple(self._shard(index) for index in range(len(self._replies))),
         )
 
-    def _worker(self, worker: pb.WorkerStatus) -> Worker:
+    def _worker(self, worker: pb.WorkerStatus) -> WorkerView:
         views = [w for reply in self._replies for w in reply.worker if w.worker == worker.worker]
         shards = range(len(self._replies))
 
@@ -118,7 +120,7 @@ class Look:
             rates = [self._rate(shard, lambda reply: count(_view(reply, worker))) for shard in shards]
             return None if None in rates else sum(rate for rate in rates if rate is not None)
 
-        return Worker(
+        return WorkerView(
             name=worker.worker,
             rank=worker.rank,
             connected=worker.connected,
@@ -136,11 +138,11 @@ class Look:
             waits=describe_wait(worker.worker, self._replies),
         )
 
-    def _shard(self, index: int) -> Shard:
+    def _shard(self, index: int) -> ShardView:
         reply, load = self._replies[index], self._replies[index].load
         count = sum(reply.staleness.values())
         busy = self._rate(index, lambda reply: reply.load.apply_seconds)
-        return Shard(
+        return ShardView(
             shard=reply.shard,
             shards=reply.num_shards,
             address=self._addresses[index],
@@ -162,7 +164,7 @@ class Look:
         )
 
     def _rate(self, shard: int, count: Any) -> float | None:
-        """By how much ``count`` of a shard's reply has grown in a second."""
+        """Growth per second of ``count(reply)`` of one shard since the poll before."""
         if self._before is None:
             return None
         now, then = self._replies[shard], self._before[shard]
@@ -171,13 +173,13 @@ class Look:
 
 
 def _view(reply: pb.StatusReply, worker: pb.WorkerStatus) -> pb.WorkerStatus:
-    """What a shard says of one life of a worker."""
+    """Status of a worker at one shard, all zero if that shard does not know this session of it."""
     found = (each for each in reply.worker if (each.worker, each.session) == (worker.worker, worker.session))
     return next(found, pb.WorkerStatus())
 
 
 def _checkpoint(kept: pb.CheckpointStatus) -> str:
-
+    """One line about the newest complete checkpoint and the last failure."""
     age = f", {format_seconds(kept.age_seconds)} ago" if kept.age_seconds else ""
     good = f"version {kept.version}{age}" if kept.version else "none yet"
     failed = f"; {kept.failures} failed, the last: {kept.error}" if kept.error else ""
@@ -185,7 +187,7 @@ def _checkpoint(kept: pb.CheckpointStatus) -> str:
 
 
 def _standby(standby: pb.StandbyStatus) -> str:
-    """The server that would take over, how far it is behind, and the term."""
+    """Address of the standby, its replication lag, the role of this server and the term; "" without a standby."""
     configuration = standby.configuration
     if not configuration.term.number:
         return ""
@@ -197,6 +199,6 @@ def _standby(standby: pb.StandbyStatus) -> str:
 
 
 def _plane(views: Sequence[pb.WorkerStatus]) -> str:
-    """What carries this worker's buckets."""
+    """Data plane of a worker: "memory", "network", or "both" if its shards differ."""
     shares = {view.shares_memory for view in views}
     return "both" if len(shares) > 1 else "memory" if True in shares else "network"

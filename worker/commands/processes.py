@@ -1,13 +1,13 @@
-"""Child processes with their output: started, listened to, ended; what ``ps-run`` is made of.
+"""Starts child processes, forwards their output line by line, and ends them: what ``ps-run`` is made of.
 
 Rules of this file
-  1. No child outlives this process: each holds the lifeline. Each leads a session of its own: Ctrl-C reaches the parent
-     alone, and the parent can end a child together with whatever the child has started.
-  2. One thread: output is read while waiting, line by line, and a line of one child is never torn by another's.
-  3. Whoever asks for an end waits for a bounded time, then forces it.
+  1. No child outlives this process: each holds the lifeline. Each leads a session of its own, so Ctrl-C reaches the
+     parent alone, and the parent can end a child together with whatever the child has started.
+  2. One thread reads all output while it waits. Lines are forwarded whole: children never interrupt each other's lines.
+  3. ``stop`` waits for a bounded time, then kills.
 
-    start() --> look(), look(), ... --> stop()
-                copies lines "w0 | ...", reports who has ended
+    start() --> poll(), poll(), ... --> stop()
+                forwards lines as "w0 | ...", returns the children that have ended
 """
 
 import os
@@ -24,13 +24,13 @@ from typing import BinaryIO, Self
 
 from torch_ps.common.parent_death import Lifeline
 
-#: A line longer than this is passed on in parts.
+#: Bytes of a line after which it is forwarded in parts.
 LONGEST_LINE = 1 << 16
-#: Last lines of a child that are kept to explain its end.
+#: Number of last lines of a child that are kept to explain how it ended.
 KEPT_LINES = 20
-#: Seconds that children get to end well.
+#: Seconds between SIGTERM and SIGKILL.
 GRACE = 6.0
-#: Seconds of these in which a worker may finish its step.
+#: Seconds of ``GRACE`` in which a worker may finish its step, before SIGTERM is sent again.
 STEP_GRACE = 1.0
 
 
@@ -38,8 +38,8 @@ class Child:
     """One child process.
 
     Attributes:
-        name: in front of its lines and in messages.
-        last_lines: what it said last, on either stream.
+        name: prefix of its lines, and its name in messages.
+        last_lines: its last ``KEPT_LINES`` lines on stdout and stderr.
     """
 
     def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
@@ -49,34 +49,34 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """As a shell counts: 128 + number for a signal. None while it runs."""
+        """Exit code as a shell reports it: 128 + number for a signal. None while the child runs."""
         code = self.process.poll()
         return 128 - code if code is not None and code < 0 else code
 
     @property
-    def end(self) -> str:
-        """How it ended, in words."""
+    def ending(self) -> str:
+        """How the child ended, as a clause: "w0 ended with exit code 1"."""
         code = self.process.poll()
         if code is None:
-            return f"{self.name} still runs"
+            return f"{self.name} is still running"
         if code >= 0:
             return f"{self.name} ended with exit code {code}"
         try:
-            return f"{self.name} was ended by {signal.Signals(-code).name}"
+            return f"{self.name} was killed by {signal.Signals(-code).name}"
         except ValueError:
-            return f"{self.name} was ended by signal {-code}"
+            return f"{self.name} was killed by signal {-code}"
 
 
-class _Source:
-    """One output stream of a child on its way to one of ours."""
+class _Forwarder:
+    """Copies one output stream of a child to one of this process."""
 
     def __init__(self, child: Child, stream: BinaryIO, target: BinaryIO) -> None:
         os.set_blocking(stream.fileno(), False)
         self.child, self.stream, self.target = child, stream, target
         self._rest = b""
 
-    def copy(self) -> bool:
-        """Pass on what is there. False at the end of the stream."""
+    def forward(self) -> bool:
+        """Forward what can be read without waiting. Returns False at the end of the stream."""
         with suppress(BlockingIOError):
             while data := os.read(self.stream.fileno(), LONGEST_LINE):
                 *lines, self._rest = (self._rest + data).split(b"\n")
@@ -87,7 +87,7 @@ class _Source:
         return True
 
     def flush(self) -> None:
-        """Pass on a last line without its end."""
+        """Forward a last line that has no newline."""
         if self._rest:
             rest, self._rest = self._rest, b""
             self._write([rest])
@@ -101,10 +101,11 @@ class _Source:
 
 
 class Processes:
-    """The children of this process. A context manager: leaving it ends those that are left.
+    """The children of this process. A context manager: leaving it ends those that still run.
 
     Args:
-        out, err: where their stdout and stderr go; this process's own if None.
+        out: target of their stdout; None means this process's own.
+        err: target of their stderr; None means this process's own.
     """
 
     def __init__(self, out: BinaryIO | None = None, err: BinaryIO | None = None) -> None:
@@ -118,7 +119,7 @@ class Processes:
         return tuple(self._running)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Start a child; it has to call ``torch_ps.common.parent_death.hold``.
+        """Start a child. The program has to call ``torch_ps.common.parent_death.hold``.
 
         Raises:
             OSError: the program cannot be started.
@@ -134,15 +135,15 @@ class Processes:
         )
         child = Child(name, process)
         for stream, target in ((process.stdout, self._out), (process.stderr, self._err)):
-            source = _Source(child, stream, target)  # type: ignore[arg-type]  # PIPE was given, so it is there
-            self._selector.register(stream, selectors.EVENT_READ, source)  # type: ignore[arg-type]
+            forwarder = _Forwarder(child, stream, target)  # type: ignore[arg-type]  # not None: PIPE was asked for
+            self._selector.register(stream, selectors.EVENT_READ, forwarder)  # type: ignore[arg-type]
         self._running.append(child)
         return child
 
-    def look(self, seconds: float) -> list[Child]:
-        """Pass on output for at most ``seconds``, less if there is some. Returns the children that have ended since."""
+    def poll(self, seconds: float) -> list[Child]:
+        """Wait up to ``seconds`` for output and forward it. Returns the children that have ended."""
         for key, _ in self._selector.select(seconds):
-            if not key.data.copy():
+            if not key.data.forward():
                 self._forget(key.data)
         ended = [child for child in self._running if child.process.poll() is not None]
         for child in ended:
@@ -150,14 +151,14 @@ class Processes:
         return ended
 
     def stop(self, children: Iterable[Child], grace: float = GRACE) -> None:
-        """End ``children``: SIGTERM, again for those that still finish their step, SIGKILL after ``grace`` seconds."""
+        """End ``children``: SIGTERM, SIGTERM again after ``STEP_GRACE``, SIGKILL after ``grace`` seconds."""
         chosen = [child for child in children if child in self._running]
         for seconds in (min(STEP_GRACE, grace), max(grace - STEP_GRACE, 0.0)):
             for child in chosen:
                 child.process.terminate()
             deadline = time.monotonic() + seconds
             while any(child in self._running for child in chosen) and time.monotonic() < deadline:
-                self.look(0.05)
+                self.poll(0.05)
         for child in chosen:
             if child in self._running:
                 self._kill(child)
@@ -172,7 +173,7 @@ class Processes:
     ) -> None:
         try:
             self.stop(self.running)
-        finally:  # also when our own output is gone
+        finally:  # also if our own output was closed
             for child in self.running:
                 self._kill(child)
                 child.process.wait()
@@ -180,17 +181,17 @@ class Processes:
             self._lifeline.cut()
 
     def _finish(self, child: Child) -> None:
-        """The child has ended: pass on its last words and end what it has left behind."""
+        """Forward the last output of a child that has ended, and kill what it has left behind."""
         self._running.remove(child)
         self._kill(child)
         for key in [key for key in self._selector.get_map().values() if key.data.child is child]:
-            key.data.copy()
+            key.data.forward()
             self._forget(key.data)
 
-    def _forget(self, source: _Source) -> None:
-        self._selector.unregister(source.stream)
-        source.flush()
-        source.stream.close()
+    def _forget(self, forwarder: _Forwarder) -> None:
+        self._selector.unregister(forwarder.stream)
+        forwarder.flush()
+        forwarder.stream.close()
 
     @staticmethod
     def _kill(child: Child) -> None:

@@ -1,13 +1,13 @@
-"""ps-run: a whole job, servers and workers as child processes on this host, or as tasks of a Ray cluster.
+"""ps-run: starts servers and workers of a job as child processes on this host, or as tasks of a Ray cluster.
 
     ps-serve  starts --> ready file --> workers start --> workers end --> ps-serve stops
-                                            | one fails, Ctrl-C, SIGTERM, SIGHUP
+                                            | one fails, or Ctrl-C, SIGTERM, SIGHUP
                                             v
                                      everything stops
 
 Rules of this file
-  1. The job ends well if every worker does; else with the exit code of the first that did not, and its name is said.
-  2. Children get what they have to know by environment, so that nothing they inherit can disagree with it.
+  1. The exit code is 0 if every worker ends with 0; else it is that of the first child that failed, which is named.
+  2. Children are configured by environment variables alone, so nothing that they inherit can contradict the options.
 """
 
 import dataclasses
@@ -32,21 +32,21 @@ from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.fields import Check, at_least, check_all, environment_of, option, per_process
 from torch_ps.common.options.slow_workers import parse_slow, slow_of
-from torch_ps.worker.commands import worker as cli
+from torch_ps.worker.commands import worker as ps_worker
 from torch_ps.worker.commands.processes import GRACE, Child, Processes
 
 log = logging.getLogger("torch_ps.run")
 
-#: Workers of ``-n auto`` where there is no GPU.
+#: Number of workers that ``-n auto`` means on a host without a GPU.
 WITHOUT_GPU = 2
-#: Times that Ray starts one process again.
+#: How often Ray restarts one process.
 RESTARTS = 3
-#: Seconds in which the servers have to accept work.
+#: Seconds within which the servers have to accept workers.
 START_SECONDS = 90.0
-#: Seconds in which servers have to end that write a last checkpoint.
+#: Seconds between SIGTERM and SIGKILL for servers that write a last checkpoint.
 CHECKPOINT_SECONDS = 90.0
-#: Seconds between two looks at the children when they are silent.
-LOOK_EVERY = 0.1
+#: Seconds between two polls of children that print nothing.
+POLL_EVERY = 0.1
 
 _NAMES_ERROR = re.compile(r"(?<!\w)\w*[Ee]rror: ")
 
@@ -57,7 +57,7 @@ def _is_count(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """What only a whole job has."""
+    """Options of ps-run that neither ps-serve nor ps-worker has."""
 
     workers: str = option(
         "auto",
@@ -69,17 +69,24 @@ class RunConfig:
     )
     slow: tuple[str, ...] = option(
         (),
-        "a worker that takes that many times as long for each step, such as w1:3x",
+        "slow a worker down: each of its steps takes FACTOR times as long, such as w1:3x",
         metavar="WORKER:FACTOR",
         common=True,
     )
-    events: str = option("", "folder for what the workers do, in JSON lines, one file each", metavar="DIR")
-    on: str = option("here", "where: this host, or an existing Ray cluster", choices=("here", "ray"), common=True)
+    events: str = option("", "write what each worker does to a file of JSON lines in this folder", metavar="DIR")
+    on: str = option(
+        "here",
+        "where the processes run: on this host, or on an existing Ray cluster",
+        choices=("here", "ray"),
+        common=True,
+    )
     ray_address: str = option(
-        "", "on ray: address of the cluster; $RAY_ADDRESS, or that of this host, if empty", metavar="HOST:PORT"
+        "",
+        "with --on ray: address of the cluster; empty means $RAY_ADDRESS, or a cluster on this host",
+        metavar="HOST:PORT",
     )
     restarts: int | None = option(
-        None, f"on ray: times that one process is started again; {RESTARTS} if not given", check=at_least(0)
+        None, f"with --on ray: how often one process is restarted; {RESTARTS} if not given", check=at_least(0)
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +94,7 @@ class RunConfig:
         parse_slow(self.slow)
         for name, idle in (("ray_address", ""), ("restarts", None)):
             if self.on != "ray" and (value := getattr(self, name)) != idle:
-                raise ConfigError(f"{name}={value} is for a job on ray; give on=ray too")
+                raise ConfigError(f"{name}={value} has no effect without on=ray; give --on ray too")
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -96,34 +103,41 @@ class RunConfig:
 @options_of(WorkerConfig, exclude=(*per_process(WorkerConfig), "slow", "events"))
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> None:
-    r"""Run a whole job: servers, and workers with a task or a script of your own.
+    r"""Run a whole job: servers, and workers that run a ready-made task or your script.
 
     \b
     ps-run -n 2 --task digits --mode async
     ps-run -n 2 --compress fp16 train.py --epochs 3
     """
-    cli.check(worker, script)
+    ps_worker.check(worker, script)
     logs.setup("ps-run", level=worker.log_level)
     if run.on == "ray":
         sys.exit(run_on_ray(run, server, worker, script))
-    sys.exit(run_job(Job(run, server, worker, script, count_of(run.workers))))
+    sys.exit(run_job(JobSpec(run, server, worker, script, count_of(run.workers))))
 
 
 def count_of(workers: str) -> int:
-    """Number of workers that ``--workers`` means here."""
+    """Number of workers that the option ``--workers`` means on this host."""
     if workers != "auto":
         return int(workers)
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     log.info(
-        "-n auto: %s", f"{count} GPUs, one worker each" if count else f"no GPU, so {WITHOUT_GPU} workers on the CPU"
+        "-n auto: %s", f"{count} GPUs, one worker each" if count else f"no GPU found, {WITHOUT_GPU} workers on the CPU"
     )
     return count or WITHOUT_GPU
 
 
-class Job:
-    """What is to be run. ``count`` workers are called w0, w1, ...
+class JobSpec:
+    """Command line and environment of every process of a job.
+
+    Args:
+        run: options of ps-run alone.
+        server: options of all servers.
+        worker: options of all workers.
+        script: the user's script and its arguments; empty if the workers run a ready-made task.
+        count: number of workers; they are called w0, w1, ...
 
     Raises:
         ConfigError: an option names a worker that the job does not have.
@@ -143,7 +157,7 @@ class Job:
         return environment_of(config, base)
 
     def shard_environment(self, shard: int, servers: Sequence[str]) -> dict[str, str]:
-        """Variables of one shard of several at known addresses; with checkpoints it goes on from the newest."""
+        """Environment of one shard, for servers at known addresses; it resumes from the newest checkpoint, if any."""
         config = dataclasses.replace(
             self._server,
             listen=servers[shard],
@@ -151,7 +165,7 @@ class Job:
             shard=f"{shard}/{len(servers)}",
             lead=servers[0] if shard else "",
             workers=self.count,
-            insecure=True,  # shard to lead; a token is asked for
+            insecure=True,  # between shard and lead; the token still authenticates
             resume=bool(self._server.checkpoint),
             restart_together=bool(self._server.checkpoint),
         )
@@ -159,7 +173,7 @@ class Job:
 
     @property
     def server_grace(self) -> float:
-        """Seconds that the servers get to end: more where they write a last checkpoint."""
+        """Seconds between SIGTERM and SIGKILL of the servers: more if they write a last checkpoint."""
         return CHECKPOINT_SECONDS if self._server.checkpoint else GRACE
 
     def worker_command(self) -> list[str]:
@@ -182,7 +196,7 @@ class Job:
 
 
 class JobFailed(PsError):
-    """A child ended that should not have; ``exit_code`` is the job's."""
+    """A server ended before the workers, or a worker failed; ``exit_code`` is that of the job."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -191,27 +205,32 @@ class JobFailed(PsError):
 
 def run_on_ray(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tuple[str, ...]) -> int:
     """Run a job on a Ray cluster to its end. Returns the exit code: 0, 1 where it failed, or 128 + signal."""
-    from torch_ps.worker.commands.ray_launcher import Cluster, Secret, until_ready
+    from torch_ps.worker.commands.ray_launcher import JobToken, RayCluster, wait_until_ready
 
-    with Secret(server) as secret, Cluster(run.ray_address, RESTARTS if run.restarts is None else run.restarts) as ray:
-        signals = _noted()  # Ray has set handlers of its own
+    with (
+        JobToken(server) as secret,
+        RayCluster(run.ray_address, RESTARTS if run.restarts is None else run.restarts) as ray,
+    ):
+        signals = _record_signals()  # after ray.init, which sets handlers of its own
         count = int(run.workers) if run.workers != "auto" else ray.gpus or WITHOUT_GPU
-        job = Job(run, server, dataclasses.replace(worker, insecure=not worker.tls_ca), script, count)
+        job = JobSpec(run, server, dataclasses.replace(worker, insecure=not worker.tls_ca), script, count)
         try:
-            ray.room(server.shards, count, worker.threads)
+            ray.reserve(server.shards, count, worker.threads)
             servers = ray.addresses(server.shards)
             for shard in range(server.shards):
-                told = job.shard_environment(shard, servers)
-                ray.start(f"ps{shard}", job.server_command()[1:], told, secret.token)
-            until_ready(servers, secret.access, signals, ray)
+                variables = job.shard_environment(shard, servers)
+                ray.start(f"ps{shard}", job.server_command()[1:], variables, secret.token)
+            wait_until_ready(servers, secret.access, signals, ray)
             log.info("servers %s", ",".join(servers))
             left = set()
             for rank in range(count if not signals else 0):
-                told = job.worker_environment(rank, ",".join(servers), {}) | {"LOCAL_RANK": "0"}  # it sees its own GPU
-                ray.start(f"w{rank}", job.worker_command()[1:], told, secret.token)
+                variables = job.worker_environment(rank, ",".join(servers), {}) | {
+                    "LOCAL_RANK": "0"
+                }  # Ray shows it its own GPU alone
+                ray.start(f"w{rank}", job.worker_command()[1:], variables, secret.token)
                 left.add(f"w{rank}")
             while left and not signals:
-                for name, why in ray.ended():
+                for name, why in ray.poll_ended():
                     if why or name not in left:
                         raise JobFailed(f"the job ends because {why or f'{name} has ended'}", 1)
                     left.discard(name)
@@ -223,8 +242,8 @@ def run_on_ray(run: RunConfig, server: ServerConfig, worker: WorkerConfig, scrip
     return 128 + signals[0] if signals else 0
 
 
-def _noted() -> list[int]:
-    """A list that signals to end are added to from now on."""
+def _record_signals() -> list[int]:
+    """Catch SIGINT, SIGTERM and SIGHUP from now on. Returns the list that their numbers are appended to."""
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -235,73 +254,73 @@ def _noted() -> list[int]:
     return signals
 
 
-def run_job(job: Job) -> int:
+def run_job(job: JobSpec) -> int:
     """Run ``job`` to its end. Returns the exit code: 0, that of the first child that failed, or 128 + signal."""
-    signals = _noted()
+    signals = _record_signals()
     with tempfile.TemporaryDirectory(prefix="ps-run-") as folder, Processes() as children:
         try:
             server = children.start(
                 "ps", job.server_command(), job.server_environment(Path(folder, "ready"), os.environ)
             )
-            servers = _ready(Path(folder, "ready"), children, server, signals)
+            servers = _wait_until_ready(Path(folder, "ready"), children, server, signals)
             workers: list[Child] = []
             for rank in range(job.count if not signals else 0):
                 environment = job.worker_environment(rank, servers, os.environ)
                 workers.append(children.start(f"w{rank}", job.worker_command(), environment))
-            _attend(children, server, workers, signals)
+            _wait_for_workers(children, server, workers, signals)
         except JobFailed as error:
             log.error("%s", error)
             return error.exit_code
-        except BrokenPipeError:  # whoever read our output has gone
+        except BrokenPipeError:  # the reader of our output has closed it
             return 128 + signal.SIGPIPE
         finally:
-            # Workers first: a server that goes before them would give them an error to report.
+            # Workers first: if a server ended before them, they would report an error.
             children.stop([child for child in children.running if child is not server])
             children.stop(children.running, job.server_grace)
     return 128 + signals[0] if signals else 0
 
 
-def _ready(file: Path, children: Processes, server: Child, signals: list[int]) -> str:
-    """Wait until the servers accept work. Returns their addresses, "" if a signal came first."""
+def _wait_until_ready(file: Path, children: Processes, server: Child, signals: list[int]) -> str:
+    """Wait until the servers accept workers. Returns their addresses, "" if a signal came first."""
     deadline = time.monotonic() + START_SECONDS
     while not file.exists():
         if signals:
             return ""
-        if server in children.look(LOOK_EVERY):
-            raise JobFailed(f"no job: {_why(server)}", server.exit_code or 1)
+        if server in children.poll(POLL_EVERY):
+            raise JobFailed(f"the job did not start: {_explain_end(server)}", server.exit_code or 1)
         if time.monotonic() > deadline:
-            raise JobFailed(f"no job: the servers do not accept work after {START_SECONDS:g} s", 1)
-    told = json.loads(file.read_text(encoding="utf-8"))
+            raise JobFailed(f"the job did not start: the servers do not accept workers after {START_SECONDS:g} s", 1)
+    ready = json.loads(file.read_text(encoding="utf-8"))
     log.info(
-        "servers %s%s", ",".join(told["servers"]), "".join(f", metrics http://{m}/metrics" for m in told["metrics"])
+        "servers %s%s", ",".join(ready["servers"]), "".join(f", metrics http://{m}/metrics" for m in ready["metrics"])
     )
-    return ",".join(told["servers"])
+    return ",".join(ready["servers"])
 
 
-def _attend(children: Processes, server: Child, workers: list[Child], signals: list[int]) -> None:
-    """Wait until all workers have ended well, or a signal has come.
+def _wait_for_workers(children: Processes, server: Child, workers: list[Child], signals: list[int]) -> None:
+    """Wait until all workers have ended with exit code 0, or a signal comes.
 
     Raises:
         JobFailed: a worker failed, or the servers ended before the workers.
     """
     left = set(workers)
     while left and not signals:
-        for child in children.look(LOOK_EVERY):
+        for child in children.poll(POLL_EVERY):
             if child is server:
-                raise JobFailed(f"the job has lost its servers: {_why(child)}", child.exit_code or 1)
+                raise JobFailed(f"the job has lost its servers: {_explain_end(child)}", child.exit_code or 1)
             if child.exit_code:
-                raise JobFailed(f"the job ends because {_why(child)}", child.exit_code)
+                raise JobFailed(f"the job ends because {_explain_end(child)}", child.exit_code)
             left.discard(child)
     if signals:
         log.info("%s: stopping servers and workers", signal.Signals(signals[0]).name)
 
 
-def _why(child: Child) -> str:
-    """How it ended, and the line that says why: our own sentence, else the last that names an error, else the last."""
+def _explain_end(child: Child) -> str:
+    """How a child ended, and why: its line of a torch-ps error, else its last that names an error, else its last."""
     lines = [line.strip() for line in child.last_lines if line.strip()]
     own = [line for line in lines if line.startswith("Error: ")]
     named = [line for line in lines if _NAMES_ERROR.search(line)]
-    return f"{child.end}: {(own or named or lines)[-1]}" if lines else child.end
+    return f"{child.ending}: {(own or named or lines)[-1]}" if lines else child.ending
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""ps-status: one look at a live job, or with --watch one after the other.
+"""ps-status: the state of a live job, once or, with --watch, again and again.
 
---json      one object a look, on a line of its own
---watch     a table that stays in its place on a terminal; elsewhere one below the other
+--json      one JSON object per poll, on one line
+--watch     on a terminal one table that is redrawn in place; elsewhere a new table below the last one
 """
 
 import json
@@ -23,13 +23,13 @@ from torch_ps.common.options import security_options as protection
 from torch_ps.common.options.command_line import Check, Command, at_least, check_all, more_than, option, options_of
 from torch_ps.common.rpc.credentials import access_of
 from torch_ps.common.wire import address
-from torch_ps.worker.commands.job_view import Facts, Look
-from torch_ps.worker.commands.status_table import tables
+from torch_ps.worker.commands.job_view import JobView, Poll
+from torch_ps.worker.commands.status_table import render
 from torch_ps.worker.runtime.access import addresses_of
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
 
-#: Characters of a line where there is no terminal.
+#: Characters per line where the output is not a terminal.
 WIDE = 200
 
 
@@ -37,32 +37,36 @@ WIDE = 200
 class StatusConfig:
     servers: str = option(
         "",
-        "every shard of the job, shard 0 first",
+        "addresses of all shards of the job, shard 0 first",
         metavar="HOST:PORT,...",
         check=Check("", lambda text: not text or bool(address.parse_servers(text))),
         common=True,
     )
-    watch: bool = option(False, "look again and again, with rates, until the job ends or Ctrl-C", common=True)
-    json: bool = option(False, "one JSON object a look, in place of tables", common=True)
-    interval: float = option(1.0, "watch: time from one look to the next", unit="seconds", check=more_than(0))
-    watch_seconds: float = option(0.0, "watch: end after so long; 0 does not", unit="seconds", check=at_least(0))
+    watch: bool = option(False, "poll until the job ends or Ctrl-C, and show rates", common=True)
+    json: bool = option(False, "print one JSON object per poll instead of tables", common=True)
+    interval: float = option(1.0, "with --watch: time between two polls", unit="seconds", check=more_than(0))
+    watch_seconds: float = option(
+        0.0, "with --watch: stop after this time; 0 means never", unit="seconds", check=at_least(0)
+    )
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
     insecure: bool = protection.insecure()
-    timeout: float = option(5.0, "longest wait for a server", unit="seconds", check=Check("> 0", lambda s: s > 0))
+    timeout: float = option(
+        5.0, "longest wait for the answer of one server", unit="seconds", check=Check("> 0", lambda s: s > 0)
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
         if self.watch_seconds and not self.watch:
-            raise ConfigError(f"watch_seconds={self.watch_seconds:g} is for watch")
+            raise ConfigError(f"watch_seconds={self.watch_seconds:g} has no effect without watch; give --watch too")
 
 
 @click.command(cls=Command)
 @options_of(StatusConfig)
 def main(status: StatusConfig) -> None:
-    r"""Show a live job: workers, clocks, staleness, who waits for whom and since when.
+    r"""Show a live job: its workers, their clocks and staleness, and who waits for whom and since when.
 
     \b
     ps-status --servers 127.0.0.1:50051
@@ -70,47 +74,48 @@ def main(status: StatusConfig) -> None:
     """
     access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
     shards = addresses_of(status.servers or None)
-    job = Watched([ShardServers(Link(servers[0], access), servers) for servers in shards], status.timeout)
+    job = Poller([ShardServers(Link(servers[0], access), servers) for servers in shards], status.timeout)
     if status.watch:
         watch(job, status)
     elif status.json:
-        _line(job.look())
+        _write_json(job.poll())
     else:
         console = _console()
-        console.print(tables(job.look(), console.width))
+        console.print(render(job.poll(), console.width))
 
 
-class Watched:
-    """The servers of one job, asked again and again.
+class Poller:
+    """Asks every shard of a job for its status, as often as ``poll`` is called.
 
     Args:
-        seconds: in which each has to answer.
+        voters: one per shard, shard 0 first.
+        seconds: longest wait for one answer.
     """
 
     def __init__(self, shards: list[ShardServers], seconds: float) -> None:
         self._shards, self._seconds = shards, seconds
-        self._last: Look | None = None
+        self._last: Poll | None = None
 
-    def look(self) -> Facts:
-        """Ask every shard.
+    def poll(self) -> JobView:
+        """Ask every shard once.
 
         Raises:
-            PsError: one does not answer, nor its standby.
+            PsError: a shard does not answer, and neither does its standby.
         """
         for shard_servers in self._shards:
             if len(shard_servers.servers) > 1:
-                shard_servers.describe(self._seconds)  # has its link lead to the one that serves
+                shard_servers.describe(self._seconds)  # points the link at the server that is primary now
         links = [shard_servers.link for shard_servers in self._shards]
         replies = [link.status(self._seconds) for link in links]
-        self._last = Look([str(link.address) for link in links], replies, self._last)
-        return self._last.facts()
+        self._last = Poll([str(link.address) for link in links], replies, self._last)
+        return self._last.view()
 
 
-def watch(job: Watched, status: StatusConfig) -> None:
-    """Show look after look.
+def watch(job: Poller, status: StatusConfig) -> None:
+    """Poll and show until ``status.watch_seconds`` are over, the job ends, or a signal comes.
 
     Raises:
-        PsError: the job cannot be seen at all. A job that was seen may end: that is said, and no error.
+        PsError: the first poll fails. A later failure means that the job has ended: it is reported, not raised.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -118,31 +123,31 @@ def watch(job: Watched, status: StatusConfig) -> None:
     console = _console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not status.json else None
 
-    def show(facts: Facts) -> None:
+    def show(view: JobView) -> None:
         if status.json:
-            _line(facts)
+            _write_json(view)
         elif live is not None:
-            live.update(tables(facts, console.width, live=True), refresh=True)
+            live.update(render(view, console.width, live=True), refresh=True)
         else:
-            console.print(tables(facts, console.width, live=True))
+            console.print(render(view, console.width, live=True))
 
-    looks, end = 0, ""
+    polls, end = 0, ""
     with live or nullcontext():
-        for _ in _beats(stop, status.interval, status.watch_seconds):
+        for _ in _ticks(stop, status.interval, status.watch_seconds):
             try:
-                show(job.look())
-                looks += 1
+                show(job.poll())
+                polls += 1
             except PsError as error:
-                if not looks:
+                if not polls:
                     raise
-                end = f"the job cannot be seen any more, it has ended or is out of reach: {error}"
+                end = f"the job no longer answers: it has ended or cannot be reached: {error}"
                 break
     if end:
         click.echo(end, err=True)
 
 
-def _beats(stop: threading.Event, interval: float, seconds: float) -> Iterator[None]:
-    """When to look: at once, then every ``interval`` until ``seconds`` are over (0: for ever) or ``stop`` is set."""
+def _ticks(stop: threading.Event, interval: float, seconds: float) -> Iterator[None]:
+    """Yield at once, then every ``interval`` until ``seconds`` are over (0: for ever) or ``stop`` is set."""
     begin = beat = time.monotonic()
     while not stop.is_set():
         yield
@@ -153,13 +158,13 @@ def _beats(stop: threading.Event, interval: float, seconds: float) -> Iterator[N
 
 
 def _console() -> Console:
-    """Where output is kept, lines may be long."""
+    """A console as wide as the terminal; output to a file or pipe gets long lines."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
-def _line(facts: Facts) -> None:
-    sys.stdout.write(json.dumps({"time": time.time(), **facts.json()}) + "\n")
+def _write_json(view: JobView) -> None:
+    sys.stdout.write(json.dumps({"time": time.time(), **view.json()}) + "\n")
     sys.stdout.flush()
 
 

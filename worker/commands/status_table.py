@@ -1,4 +1,4 @@
-"""A look at a job as people read it: a line about the job, what is to be known, workers, shards."""
+"""Renders a ``JobView`` for a terminal: a headline, warnings, the checkpoint, a table of workers and one of shards."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from torch_ps.worker.commands.job_view import Facts, Shard, Worker
+from torch_ps.worker.commands.job_view import JobView, ShardView, WorkerView
 from torch_ps.worker.transport.wait_reasons import format_seconds
 
-#: Columns whose text is read from the left; of these, those whose text may go on in the next line, in so much room.
+#: Left-aligned columns; those of them whose text may wrap; the width in characters that a wrapped column needs.
 _WORDS, _WRAPPED, _ROOM = ("worker", "plane", "waits", "address", "standby"), ("waits", "standby"), 24
-#: What is left out first where the terminal is narrow.
+#: Columns that are dropped on a narrow terminal, in this order.
 _DISPENSABLE = (
     *("plane", "memory", "buckets", "versions/s", "steps/s", "not finite", "max", "late", "parameters", "silent"),
     *("rank", "staleness mean", "pulled", "pull", "out", "CPU", "staleness", "clock"),
@@ -23,40 +23,39 @@ _DISPENSABLE = (
 Columns = dict[str, Callable[[Any], str]]
 
 
-def tables(facts: Facts, width: int, *, live: bool = False) -> RenderableType:
-    """All that fits.
+def render(job: JobView, width: int, *, live: bool = False) -> RenderableType:
+    """Build everything that ps-status prints for one poll.
 
     Args:
-        width: characters of a line.
-        live: with rates, and without what never changes.
+        job: numbers to show.
+        width: characters per line; columns that do not fit are dropped.
+        live: show rates and leave out columns that never change.
     """
-    parts: list[RenderableType] = [Text(_headline(facts))]
-    parts += [Text.from_markup(f"[bold]warning[/bold]: {escape(advice)}") for advice in facts.advice]
-    if facts.checkpoint:
-        parts.append(Text(facts.checkpoint))
+    parts: list[RenderableType] = [Text(_headline(job))]
+    parts += [Text.from_markup(f"[bold]warning[/bold]: {escape(advice)}") for advice in job.advice]
+    if job.checkpoint:
+        parts.append(Text(job.checkpoint))
     workers, shards = (_LIVE_WORKERS, _LIVE_SHARDS) if live else (_WORKERS, _SHARDS)
-    if not any(shard.standby for shard in facts.shards):
+    if not any(shard.standby for shard in job.shards):
         shards = {title: text for title, text in shards.items() if title != "standby"}
-    return Group(
-        *parts, _table("workers", workers, facts.workers, width), _table("shards", shards, facts.shards, width)
-    )
+    return Group(*parts, _table("workers", workers, job.workers, width), _table("shards", shards, job.shards, width))
 
 
-def _headline(facts: Facts) -> str:
+def _headline(job: JobView) -> str:
     words = [
-        f"mode {facts.mode}",
-        "initialised" if facts.initialised else "no parameters yet",
-        f"up {format_seconds(facts.uptime_seconds)}",
-        f"roster epoch {facts.epoch}",
+        f"mode {job.mode}",
+        "initialised" if job.initialised else "no parameters yet",
+        f"up {format_seconds(job.uptime_seconds)}",
+        f"roster epoch {job.epoch}",
     ]
-    if facts.samples:
-        words.append(f"{facts.samples:,.0f} samples")
-    if facts.samples_per_second is not None:
-        words.append(f"{_number(facts.samples_per_second)} samples/s")
-    return ", ".join(words) + ("" if facts.open else "; the first workers have not all joined")
+    if job.samples:
+        words.append(f"{job.samples:,.0f} samples")
+    if job.samples_per_second is not None:
+        words.append(f"{_number(job.samples_per_second)} samples/s")
+    return ", ".join(words) + ("" if job.open else "; the first workers have not all joined")
 
 
-def _table(title: str, columns: Columns, rows: Sequence[Worker] | Sequence[Shard], width: int) -> Table:
+def _table(title: str, columns: Columns, rows: Sequence[WorkerView] | Sequence[ShardView], width: int) -> Table:
     cells = {name: [text(row) for row in rows] for name, text in columns.items()}
 
     def needed() -> int:
@@ -66,8 +65,8 @@ def _table(title: str, columns: Columns, rows: Sequence[Worker] | Sequence[Shard
     for name in _DISPENSABLE:
         if needed() > width:
             cells.pop(name, None)
-    look = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
-    table = Table(title=title, title_justify="left", title_style="bold", **look)  # type: ignore[arg-type]
+    style = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(title=title, title_justify="left", title_style="bold", **style)  # type: ignore[arg-type]
     for name in cells:
         table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name not in _WRAPPED)
     for row in zip(*cells.values(), strict=True):
@@ -82,7 +81,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _bytes(count: float | None, per: str = "") -> str:
-    """In the unit that leaves at most three digits before the point."""
+    """Format a size in the unit that leaves at most three digits before the decimal point."""
     if count is None:
         return "-"
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -92,7 +91,7 @@ def _bytes(count: float | None, per: str = "") -> str:
     return f"{count:.{0 if unit == 'B' else 1}f} {unit}{per}"
 
 
-def _name(worker: Worker) -> str:
+def _name(worker: WorkerView) -> str:
     return worker.name if worker.connected else f"{worker.name} (not connected)"
 
 

@@ -1,13 +1,12 @@
-"""ps-worker: one worker of a job, with a ready-made task or a script of the user's.
+"""ps-worker: runs one worker of a job, with a ready-made task or a script of the user.
 
     --task gpt         prepare() --> train()
-    script.py ARGS     $PS_... set, sys.argv set, then as "python script.py ARGS" in this process
+    script.py ARGS     sets $PS_... and sys.argv, then runs the script in this process as "python script.py ARGS"
 
 Rules of this file
-  1. The only place of the worker side that reads argv and the environment.
-  2. An error that is ours is one sentence. An error of the script's is the script's own traceback.
-  3. Ctrl-C unwinds the loop, so that the worker takes leave and nobody waits for its lease to end. SIGTERM does so
-     too, when the step is finished; see ``torch_ps.worker.runtime.graceful_shutdown``.
+  1. An error of torch-ps is printed as one sentence; an error of the user's script as the script's own traceback.
+  2. Ctrl-C unwinds the loop, so the worker leaves the job and nobody waits until its lease expires. SIGTERM does the
+     same after the current step; see ``torch_ps.worker.runtime.graceful_shutdown``.
 """
 
 import dataclasses
@@ -21,28 +20,27 @@ from types import TracebackType
 
 import click
 
-from torch_ps.common import log
-from torch_ps.common import parent_death as lifeline
+from torch_ps.common import log, parent_death
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import environment_of
 from torch_ps.worker import tasks
 from torch_ps.worker.runtime import graceful_shutdown
-from torch_ps.worker.training import tensorboard as board
+from torch_ps.worker.training import tensorboard
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @options_of(WorkerConfig)
 @click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGS]...]")
 def main(worker: WorkerConfig, script: tuple[str, ...]) -> None:
-    r"""Train as one worker of a job: a ready-made task, or a script of your own.
+    r"""Run one worker of a job: a ready-made task, or your script.
 
     \b
     ps-worker --servers 127.0.0.1:50051 --task digits
     ps-worker --servers 127.0.0.1:50051 train.py --epochs 3
     """
-    lifeline.hold()
+    parent_death.hold()
     signal.signal(signal.SIGTERM, graceful_shutdown.on_sigterm)
     check(worker, script)
     log.setup(f"worker {worker.name}".rstrip(), level=worker.log_level)
@@ -56,24 +54,23 @@ def main(worker: WorkerConfig, script: tuple[str, ...]) -> None:
 
 
 def check(worker: WorkerConfig, script: tuple[str, ...]) -> None:
-    """Refuse a command line that names nothing to train, two things, or one that does not exist.
+    """Check that the command line names one task or one script, and that all it names exists.
 
     Raises:
-        ConfigError: says what is missing or too much.
+        ConfigError: names what is missing or given twice.
     """
     if worker.task and script:
-        raise ConfigError(f"task {worker.task!r} and script {script[0]!r} are given; give one of them")
+        raise ConfigError(f"both task {worker.task!r} and script {script[0]!r} are given; give one of them")
     if not worker.task and not script:
         raise ConfigError("nothing to train: give --task gpt, --task digits, --task module:function, or a script")
     if script and not Path(script[0]).is_file():
         raise ConfigError(f"script {script[0]!r} does not exist")
     if worker.task:
         tasks.check(worker.task)
-    board.check(worker.tensorboard)
+    tensorboard.check(worker.tensorboard)
     if worker.tensorboard and script:
         raise ConfigError(
-            f"tensorboard={worker.tensorboard} is for ready-made tasks; a script writes what it likes itself, with "
-            "torch.utils.tensorboard"
+            f"tensorboard={worker.tensorboard} works with ready-made tasks only; a script uses torch.utils.tensorboard"
         )
     if worker.data and not Path(worker.data).exists():
         raise ConfigError(f"data {worker.data!r} does not exist")
@@ -81,7 +78,7 @@ def check(worker: WorkerConfig, script: tuple[str, ...]) -> None:
 
 def _run_task(worker: WorkerConfig) -> None:
     if not worker.servers:
-        raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run starts them by itself")
+        raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run sets it for its workers")
     import torch
 
     from torch_ps.worker.runtime.access import default_name
@@ -90,7 +87,7 @@ def _run_task(worker: WorkerConfig) -> None:
 
     torch.set_num_threads(worker.threads)
     if worker.insecure:
-        os.environ["PS_INSECURE"] = "1"  # as a script's optimizer finds it
+        os.environ["PS_INSECURE"] = "1"  # where the optimizer looks for it, as in a script
     named = dataclasses.replace(worker, name=worker.name or default_name(worker.rank))
     log.setup(f"worker {named.name}", level=worker.log_level)
     train(prepare(named, local_rank()))
@@ -99,11 +96,11 @@ def _run_task(worker: WorkerConfig) -> None:
 def _run_script(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     """Run ``script`` as Python itself would: as ``__main__``, its folder first in the path, its arguments in argv.
 
-    torch is left for the script to import, after whatever it wants to set before.
+    torch is not imported here, so the script can set variables that torch reads when it is imported.
     """
     environment = {"OMP_NUM_THREADS": str(worker.threads), **environment_of(worker, os.environ)}
     if worker.rank is not None:
-        environment["RANK"] = str(worker.rank)  # other libraries look for it
+        environment["RANK"] = str(worker.rank)  # other libraries read it
     if worker.world:
         environment["WORLD_SIZE"] = str(worker.world)
     for name in set(os.environ) - set(environment):
@@ -123,7 +120,7 @@ def _run_script(worker: WorkerConfig, script: tuple[str, ...]) -> None:
 
 
 def _own_frames(trace: TracebackType | None, path: str) -> TracebackType | None:
-    """The part of a traceback that begins in the script; all of it where the script never ran (a syntax error)."""
+    """The traceback from the script's first frame on; the whole one if the script never ran (a syntax error)."""
     part = trace
     while part is not None and part.tb_frame.f_code.co_filename != path:
         part = part.tb_next

@@ -93,9 +93,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             ``step`` returns when all is sent: reading a parameter or buffer then waits for it, so the next forward
             waits layer by layer. The bits are the same; errors of ``step`` come where the waiting is.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
-        tls: path of the authorities (PEM) that the servers' certificates have to be of, or a ``torch_ps.Tls`` that also
-            has a certificate to show.
-        token_file: path of the job's secret.
+        tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
+        token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:

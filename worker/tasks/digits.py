@@ -3,8 +3,8 @@
     mlp    64 - 64 - 10, ReLU; 4,810 parameters
     cnn    3x3 convolutions with BatchNorm: 16, then two residual blocks of 16 and 32, mean, 10; 21,000 parameters
 
-Split: the images in the order of a permutation by seed 0; the first 297 are validation, the other 1500 training.
-Plain SGD, so that what a mode does to the optimization is not hidden by an adaptive one.
+Split: images are permuted with seed 0; the first 297 are validation, the other 1500 training.
+The optimizer is plain SGD, because an adaptive one would hide what a mode does to the optimization.
 
 Source: E. Alpaydin and C. Kaynak, UCI optdigits, CC BY 4.0; see digits.txt. He et al., arXiv:1512.03385, for the block.
 """
@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.worker.tasks import sampler as stream
+from torch_ps.worker.tasks import sampler
 from torch_ps.worker.tasks.registry import Task
 
 VALIDATION = 297
@@ -35,7 +35,7 @@ def read() -> tuple[TensorDataset, TensorDataset]:
     """Training and validation set.
 
     Returns:
-        two sets of (image, label). image: shape (64,), float32, 0 (background) to 1, row by row.
+        Two sets of (image, label). image: shape (64,), float32, 0 (background) to 1, row by row.
         label: shape (), int64, 0 to 9.
     """
     with resources.files(__package__).joinpath("digits.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as lines:
@@ -95,7 +95,7 @@ class DigitsTask(Task):
 
     def __init__(self, kind: str = "mlp", data: str = "") -> None:
         if data:
-            raise ConfigError(f"task digits brings its own images and reads no data; got {data!r}")
+            raise ConfigError(f"task digits has its own images and reads no data; got data={data!r}; leave --data out")
         self.name = "digits" if kind == "mlp" else f"digits:{kind}"
         self._make = {"mlp": mlp, "cnn": cnn}[kind]
 
@@ -107,7 +107,7 @@ class DigitsTask(Task):
 
     def batches(self, rank: int, world: int, batch_size: int, seed: int) -> Iterator[Batch]:
         images, labels = read()[0].tensors
-        for index in stream.shuffled(len(labels), rank, world, batch_size, seed):
+        for index in sampler.shuffled(len(labels), rank, world, batch_size, seed):
             yield images[index], labels[index]
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

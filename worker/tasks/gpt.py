@@ -1,4 +1,4 @@
-"""A small GPT on bytes: the task that ``ps-compare`` trains where nothing else is said.
+"""A small GPT on bytes: the default task of ``ps-compare``.
 
     byte --> [ x + attention(norm(x)), x + mlp(norm(x)) ] x 3 --> norm --> tied embedding --> 256 logits
 
@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_ps.worker.tasks import sampler as stream
-from torch_ps.worker.tasks import text
+from torch_ps.worker.tasks import sampler, text
 from torch_ps.worker.tasks.registry import Task
 
 VOCABULARY = 256  # one token is one byte
 
-#: Windows that ``evaluate`` looks at, spread evenly over the validation text.
+#: Number of windows that ``evaluate`` reads, spread evenly over the validation text.
 VALIDATION_WINDOWS = 96
 
 PROMPT = "def "
@@ -38,7 +37,7 @@ class Size:
 
     Attributes:
         width: numbers per byte; a multiple of twice the ``heads``.
-        context: bytes that it sees at most.
+        context: largest number of bytes that the model sees.
     """
 
     width: int = 192
@@ -98,9 +97,9 @@ class Gpt(nn.Module):
         self.register_buffer("turn", rotation(size.context, size.width // size.heads), persistent=False)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention_out.weight", "mlp_out.weight")):
-                nn.init.zeros_(parameter)  # a layer begins by adding nothing
+                nn.init.zeros_(parameter)  # each layer starts as the identity
             elif name == "byte.weight":
-                nn.init.normal_(parameter, std=0.02)  # all bytes begin about equally likely
+                nn.init.normal_(parameter, std=0.02)  # all bytes start about equally likely
             elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
@@ -144,7 +143,7 @@ class GptTask(Task):
     def batches(self, rank: int, world: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
         training = self._text.training
         starts = len(training) - self.size.context
-        for start in stream.drawn(starts, rank, world, batch_size, seed):
+        for start in sampler.drawn(starts, rank, world, batch_size, seed):
             yield training[start[:, None] + self._window].long()
 
     def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -165,18 +164,18 @@ class GptTask(Task):
 def generate(
     model: nn.Module, prompt: str, length: int, context: int, *, temperature: float = 0.7, seed: int = 0
 ) -> str:
-    """Let the model go on from ``prompt`` by ``length`` bytes.
+    """Extend ``prompt`` by ``length`` bytes sampled from the model.
 
     Args:
-        model: gives logits for each byte, as ``Gpt`` does; without gradients and in evaluation mode, by the caller.
+        model: model with logits per byte, as ``Gpt`` has, in evaluation mode; the caller disables gradients.
         prompt: at least one byte.
-        length: bytes to add.
-        context: how far back the model can look.
-        temperature: > 0; below 1 prefers likely bytes.
-        seed: the same seed and model give the same text.
+        length: number of bytes to add.
+        context: largest number of bytes that the model can read.
+        temperature: divisor of the logits, > 0; below 1 prefers likely bytes.
+        seed: seed of the sampling; the same seed and model give the same text.
 
     Returns:
-        prompt and continuation; bytes that are no UTF-8 come out as U+FFFD.
+        Prompt and continuation; bytes that are not UTF-8 become U+FFFD.
     """
     generator = torch.Generator().manual_seed(seed)
     written = list(prompt.encode())

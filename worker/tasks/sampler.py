@@ -1,12 +1,12 @@
-"""Which samples a worker takes: endless, shuffled, and cut so that N workers together read what one would.
+"""Endless shuffled index sampler: N workers together read the batches that one worker would read.
 
     order of one epoch after the other   | 7 2 9 4 | 0 5 8 1 | 3 6 ...
     two workers, two samples a batch       w0: 7 2   w0: 0 5
                                            w1: 9 4   w1: 8 1
     one worker, four samples a batch       7 2 9 4   0 5 8 1
 
-Batch k of rank r out of N with B samples is places (k N + r) B to (k N + r + 1) B of that order. So a synchronous step
-of N workers sees the samples of one process with N times the batch, whatever N is.
+Batch k of rank r of N workers with B samples is positions (k N + r) B to (k N + r + 1) B of that order. So a
+synchronous step of N workers sees the samples of one process with N times the batch size, for every N.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from torch_ps.common.errors import ConfigError
 
 
 def shuffled(size: int, rank: int, world: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Indices of one worker's batches, each index once an epoch over all workers.
+    """Indices of one worker's batches; in one epoch all workers together get each index once.
 
     Args:
         size: number of samples, >= 1.
-        rank: 0 <= rank < world.
-        world: workers that share the samples.
-        batch_size: indices in a batch, >= 1; an epoch need not be a multiple of it.
-        seed: decides the order, with the number of the epoch.
+        rank: rank of this worker, 0 <= rank < world.
+        world: number of workers that share the samples.
+        batch_size: indices per batch, >= 1; the epoch need not be a multiple of it.
+        seed: seed of the order, together with the number of the epoch.
 
     Yields:
         shape (batch_size,), int64, 0 <= index < size.
@@ -42,7 +42,7 @@ def shuffled(size: int, rank: int, world: int, batch_size: int, seed: int) -> It
 
 
 def drawn(size: int, rank: int, world: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """The same with replacement: for samples that are windows anywhere in a long text."""
+    """Indices drawn with replacement, for windows anywhere in a long text; arguments as ``shuffled``."""
     check(rank, world, batch_size)
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -51,10 +51,10 @@ def drawn(size: int, rank: int, world: int, batch_size: int, seed: int) -> Itera
 
 
 def check(rank: int, world: int, batch_size: int) -> None:
-    """Refuse a place outside the job.
+    """Check rank and batch size.
 
     Raises:
-        ConfigError: says which value is wrong.
+        ConfigError: a value is out of range; the message names it.
     """
     if not 0 <= rank < world:
         raise ConfigError(f"a rank must be between 0 and {world - 1}, as there are {world} workers; got {rank}")

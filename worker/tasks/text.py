@@ -1,16 +1,14 @@
-"""Text as bytes: which files are read, and which of them are kept for validation.
+"""Training and validation text as bytes, from a file, a folder or the standard library.
 
 Rules of this file
-  1. Nothing is downloaded. Without a path it is Python's standard library, whose source is on every machine.
-  2. The same files give the same split on every machine: files go in the order of the SHA-256 of their relative path.
-  3. At most 8 MB are read, so that a worker is ready in a moment whatever it is pointed at.
+  1. Nothing is downloaded. The default is Python's standard library, whose source is on every machine.
+  2. The same files give the same split on every machine: files are ordered by the SHA-256 of their relative path.
+  3. At most 8 MB are read, so a worker starts fast whatever the path names.
 
     files by hash   | a b c | d e f g h i j k ... | (not read)
                     ^ 5 %   ^ validation ends     ^ 8 MB
 
-A single file, or a folder of fewer than 20, is split within: its last 5 % are validation.
-
-Source: none; the split is ours.
+A single file, or a folder of fewer than 20 files, is split by bytes: its last 5 % are validation.
 """
 
 import hashlib
@@ -26,10 +24,10 @@ from torch_ps.common.errors import ConfigError
 
 MOST_BYTES = 8_000_000
 VALIDATION_SHARE = 0.05
-#: With fewer files than this one of them could be half of the text.
+#: Folders with fewer files are split by bytes, because one file could be half of the text.
 FEWEST_FILES = 20
 
-#: Parts of the standard library that are tables or tests of odd input rather than code as people write it.
+#: Folders of the standard library that hold tables or tests of odd input rather than ordinary code.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
 )
@@ -46,11 +44,11 @@ def read(path: str = "", *, least: int = 1) -> Text:
     """Read a file or a folder, or the standard library where no path is given.
 
     Args:
-        path: of a file (any bytes) or of a folder (its text files, in all folders below; hidden ones are left out).
-        least: bytes that each of the two parts must have.
+        path: a file of any bytes, or a folder, of which all text files are read recursively, except hidden ones.
+        least: smallest number of bytes of each of the two parts.
 
     Raises:
-        ConfigError: nothing there, nothing in it, not readable, or too short; names the path.
+        ConfigError: the path does not exist, is empty, unreadable or too short; the message names it.
     """
     place = Path(path or sysconfig.get_path("stdlib"))
     if not place.exists():

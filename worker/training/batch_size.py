@@ -1,18 +1,18 @@
-"""``--batch-size auto``: the batch size that suits the device, found by trying powers of two before training.
+"""``--batch-size auto``: finds the batch size for the device by trying powers of two before training.
 
-    GPU   1, 2, 4, ... until one does not fit: the largest that leaves a part of the memory free
-    CPU   1, 2, 4, ... until larger ones are no faster: the smallest that takes about the least time per sample
+    GPU   1, 2, 4, ... until one does not fit; takes the largest that leaves a part of the memory free
+    CPU   1, 2, 4, ... until larger ones are no faster; takes the smallest with about the least time per sample
 
 Rules of this file
-  1. The search knows neither model nor device: it asks a function whether a size fits, or what it takes.
-  2. Training is not disturbed: parameters, buffers, gradients, random numbers and modes are afterwards what they were.
-  3. Each worker tries for itself, before it joins, so sizes may differ within a job. A push weighs as many samples as
-     it holds, and the mean is still that over all samples. But the ready-made streams then deal by each worker's own
-     size: within an epoch two workers may get the same sample; over epochs each sample is drawn equally often.
+  1. The search knows neither model nor device: a function tells whether a size fits, or how long it takes.
+  2. The trial leaves parameters, buffers, gradients, random number generators and module modes as they were.
+  3. Each worker searches before it joins, so sizes may differ within a job. A push is weighted by its samples, so the
+     mean is still that over all samples. But the sampler of the ready-made tasks then partitions by each worker's own
+     size: within an epoch two workers may get the same sample; over many epochs each sample is drawn equally often.
 
-The learning rate stays what it is: a much larger batch may want a larger one.
+The learning rate is not changed: a much larger batch may need a larger one.
 
-Source: McCandlish et al., arXiv:1812.06162, for why a batch larger than the device needs is no gain in itself.
+Source: McCandlish et al., arXiv:1812.06162, on why a batch larger than the device needs is no gain in itself.
 """
 
 import gc
@@ -32,17 +32,17 @@ from torch_ps.worker.runtime import device as devices
 from torch_ps.worker.tasks import Task
 from torch_ps.worker.training.precision import Precision
 
-#: No size above it is tried; and none that would leave a job fewer pushes than this.
+#: Largest size that is tried; fewest pushes that a size has to leave the job.
 MOST, FEWEST_PUSHES = 1 << 16, 64
-#: Part of the GPU's free memory that stays free: fragments, codecs, batches of other shapes.
+#: Share of the free GPU memory that stays free, for fragmentation, codecs and batches of other shapes.
 HEADROOM = 0.2
-#: A size that takes this much longer per sample than the fastest is as fast.
+#: A size counts as fastest if its time per sample is within this share of the fastest.
 AS_FAST = 0.05
-#: Seconds of one step above which no larger size is tried on a CPU, and that all repeats of one size may take.
+#: CPU: seconds of one step after which no larger size is tried; seconds that all repeats of one size may take.
 LONGEST, REPEATING = 1.0, 0.2
 
 
-def largest(fits: Callable[[int], bool], least: int, most: int) -> int:
+def find_largest(fits: Callable[[int], bool], least: int, most: int) -> int:
     """The largest of ``least``, 2 ``least``, ... up to ``most`` that fits; 0 if the first one does not."""
     found, size = 0, least
     while size <= most and fits(size):
@@ -50,13 +50,13 @@ def largest(fits: Callable[[int], bool], least: int, most: int) -> int:
     return found
 
 
-def fastest(seconds: Callable[[int], float], least: int, most: int) -> tuple[int, dict[int, float]]:
-    """The smallest of ``least``, 2 ``least``, ... that is about as fast per sample as the fastest of them.
+def find_fastest(seconds: Callable[[int], float], least: int, most: int) -> tuple[int, dict[int, float]]:
+    """The smallest of ``least``, 2 ``least``, ... whose time per sample is about that of the fastest.
 
-    Stops two doublings after the fastest, or where one step takes ``LONGEST``.
+    The search stops two doublings after the fastest, or where one step takes ``LONGEST``.
 
     Returns:
-        size, and the seconds per sample of every size that was tried.
+        The size, and the seconds per sample of every size that was tried.
     """
     tried: dict[int, float] = {}
     size = least
@@ -70,31 +70,31 @@ def fastest(seconds: Callable[[int], float], least: int, most: int) -> tuple[int
     return min(each for each, per in tried.items() if per <= (1 + AS_FAST) * min(tried.values())), tried
 
 
-def bound(samples: int) -> int:
-    """The largest power of two that leaves a job of ``samples`` its fewest pushes, within 1 and ``MOST``."""
+def largest_allowed(samples: int) -> int:
+    """The largest power of two up to ``MOST`` with at least ``FEWEST_PUSHES`` pushes in ``samples``; at least 1."""
     return 1 << (max(1, min(MOST, samples // FEWEST_PUSHES)).bit_length() - 1)
 
 
-def find(task: Task, model: nn.Module, device: torch.device, config: WorkerConfig) -> tuple[int, str]:
-    """The batch size for ``task`` on ``device``, and why, as the end of a sentence.
+def find_batch_size(task: Task, model: nn.Module, device: torch.device, config: WorkerConfig) -> tuple[int, str]:
+    """The batch size for ``task`` on ``device``, and the reason, as a clause for the log.
 
     Args:
-        task: gives batches and the loss.
-        model: on ``device``, not yet trained or joined.
+        task: source of batches and loss.
+        model: model on ``device``, before the worker joins.
         device: CPU or GPU.
-        config: samples, seed, precision and local steps are read.
+        config: samples, seed, precision and local steps of the worker.
 
     Raises:
         ConfigError: not even the smallest batch fits.
     """
     trial = _Trial(task, model, device, config)
-    most = bound(config.samples)
+    most = largest_allowed(config.samples)
     limit = f"; a larger one would leave fewer than {FEWEST_PUSHES} pushes of {config.samples} samples"
-    with unchanged(model, device):
+    with preserve_state(model, device):
         model.train()
         least = trial.least() if most > 1 else 1
         if device.type == "cuda":
-            size = largest(trial.fits, least, most)
+            size = find_largest(trial.fits, least, most)
             free = f"{trial.free / 2**30:.1f} GiB"
             if not size:
                 raise ConfigError(
@@ -103,7 +103,7 @@ def find(task: Task, model: nn.Module, device: torch.device, config: WorkerConfi
                 )
             why = f"the largest power of two that leaves {HEADROOM:.0%} of the free {free} on {device}"
             return size, why + (limit if 2 * size > most else "")
-        size, tried = fastest(trial.seconds, least, most)
+        size, tried = find_fastest(trial.seconds, least, most)
         why = f"the fastest on the CPU with {1e3 * tried[size]:.3g} ms a sample"
         others = [each for each in (least, 4 * size) if each in tried and each != size]
         why += "".join(f", {each} takes {1e3 * tried[each]:.3g} ms" for each in others)
@@ -111,7 +111,7 @@ def find(task: Task, model: nn.Module, device: torch.device, config: WorkerConfi
 
 
 class _Trial:
-    """Forward and backward of one batch."""
+    """Runs forward and backward of one batch and measures it."""
 
     def __init__(self, task: Task, model: nn.Module, device: torch.device, config: WorkerConfig) -> None:
         self._task, self._model, self._device, self._config = task, model, device, config
@@ -119,19 +119,19 @@ class _Trial:
         self.free = 0
 
     def least(self) -> int:
-        """1, or 2 for a model that cannot train on a single sample, as BatchNorm may not."""
+        """Smallest batch size: 1, or 2 for a model that cannot train on a single sample, such as one with BatchNorm."""
         try:
             self._step(self._batch(1))
         except ValueError:
             return 2
         except torch.OutOfMemoryError:
-            return 1  # ``fits`` finds the same, and says it
+            return 1  # ``fits`` finds the same, and the caller reports it
         finally:
             self._clean()
         return 1
 
     def seconds(self, size: int) -> float:
-        """Of the fastest of a few steps: what else the machine does only adds to it."""
+        """Seconds of the fastest of a few steps; other load on the machine only adds to a step."""
         batch = self._batch(size)
         took: list[float] = []
         self._step(batch)
@@ -144,7 +144,7 @@ class _Trial:
         return min(took)
 
     def fits(self, size: int) -> bool:
-        """Whether the GPU's memory holds the step and leaves its headroom."""
+        """Whether the step fits in GPU memory and leaves the headroom."""
         self._clean()
         self.free = torch.cuda.mem_get_info(self._device)[0]
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -155,7 +155,7 @@ class _Trial:
         except torch.OutOfMemoryError:
             return False
         except RuntimeError as error:
-            if "ALLOC_FAILED" not in str(error):  # how cuBLAS and cuDNN say that memory is out
+            if "ALLOC_FAILED" not in str(error):  # how cuBLAS and cuDNN report that memory is exhausted
                 raise
             return False
         finally:
@@ -164,7 +164,7 @@ class _Trial:
         return used + self._inner_state() <= (1 - HEADROOM) * self.free
 
     def _inner_state(self) -> int:
-        """Bytes that an optimizer on the worker may need, which the trial does not make."""
+        """Bytes that the inner optimizer of local steps may need; the trial does not run it."""
         if self._config.local_steps == 1:
             return 0
         return sum(2 * 4 * parameter.numel() for parameter in self._model.parameters())
@@ -189,10 +189,10 @@ class _Trial:
 
 
 @contextmanager
-def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Whatever is done with ``model`` inside, afterwards it is what it was, to the bit; and so are the random numbers.
+def preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore ``model`` and the random number generators on exit, bit for bit.
 
-    Modules keep their very tensors. The copies are in the CPU's memory, as the GPU's is what is being measured.
+    Modules keep the same tensor objects. The copies are in CPU memory, because GPU memory is being measured.
     """
     modules = [(module, module.training, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     tensors = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in (*model.parameters(), *model.buffers())]

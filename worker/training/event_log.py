@@ -1,4 +1,4 @@
-"""What a worker does, as a file of JSON lines that other programs follow while it grows.
+"""Event log of a worker: a file of JSON lines that other programs can follow while it grows.
 
     {"event": "start", "time", "name", "rank", "world", "mode", "device", "task", "parameters", "settings": {...}}
     {"event": "step", "time", "step", "samples", "job_samples", "loss", "lr", "staleness", "version", "pushed_bytes",
@@ -9,10 +9,10 @@
 
 Rules of this file
   1. Times are unix seconds; ``samples``, bytes and ``wait_seconds`` are this worker's, since its start; ``job_samples``
-     are the whole job's. ``time`` of an evaluation is that of the parameters it looked at.
-  2. A line is written at once and whole, so that a reader never has to guess.
-  3. A board hears of the same events.
-  4. A number that is not finite is null: JSON has no word for it. ``staleness`` is null where no push went out.
+     are the whole job's. ``time`` of an evaluation is when its parameters were copied.
+  2. Each line is written whole and flushed at once, so a reader never has to guess whether it is complete.
+  3. The TensorBoard writer receives the same events.
+  4. A number that is not finite is null, as JSON has no NaN. ``staleness`` is null for a step without a push.
 """
 
 import json
@@ -22,20 +22,21 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.worker.training.tensorboard import Board
+from torch_ps.worker.training.tensorboard import TensorBoard
 
 
-class Events:
-    """The file, or nothing where no path is given. A context manager that closes it.
+class EventLog:
+    """Writes events to a file. A context manager that closes it.
 
     Args:
-        board: hears of every event too.
+        path: file to write; "" writes none.
+        board: writer that receives every event too; None for none.
 
     Raises:
-        ConfigError: the file cannot be written; says why.
+        ConfigError: the file cannot be written; the message says why.
     """
 
-    def __init__(self, path: str = "", board: Board | None = None) -> None:
+    def __init__(self, path: str = "", board: TensorBoard | None = None) -> None:
         self._board = board
         self._file: TextIO | None = None
         if path:
@@ -47,7 +48,7 @@ class Events:
 
     def write(self, event: str, **facts: Any) -> None:
         if self._board is not None:
-            self._board.note(event, facts)
+            self._board.write(event, facts)
         if self._file is not None:
             self._file.write(json.dumps(_finite({"event": event, **facts}), allow_nan=False) + "\n")
 
@@ -62,6 +63,7 @@ class Events:
 
 
 def _finite(value: Any) -> Any:
+    """``value`` with None for every float that is not finite, in nested dicts too."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,9 +1,9 @@
 """The training loop of ready-made tasks: what ``ps-worker --task`` runs.
 
     while the job needs samples:  batch --> loss --> backward --> optimizer.step()     (events, snapshots)
-    then:                         leave the job --> measure the snapshots --> write a text
+    then:                         leave the job --> evaluate the snapshots --> generate a text
 
-It is the loop that users write, with measuring around it: nothing here is known to the optimizer or the servers.
+It is the loop that a user's script has, with events and evaluation around it; optimizer and servers know none of that.
 """
 
 import logging
@@ -25,21 +25,21 @@ from torch_ps.worker.runtime import device as devices
 from torch_ps.worker.runtime.access import tls_in
 from torch_ps.worker.tasks import Task
 from torch_ps.worker.training import batch_size
-from torch_ps.worker.training.event_log import Events
+from torch_ps.worker.training.event_log import EventLog
 from torch_ps.worker.training.precision import Precision
-from torch_ps.worker.training.progress import Display
+from torch_ps.worker.training.progress import ProgressDisplay
 from torch_ps.worker.training.snapshots import Snapshots
-from torch_ps.worker.training.tensorboard import Board
+from torch_ps.worker.training.tensorboard import TensorBoard
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Steps in a row without a finite gradient after which nothing more is to be expected; a GradScaler needs some tens.
-MOST_LEFT_OUT = 100
+#: Consecutive steps without a finite gradient after which training ends; a GradScaler may need some tens to settle.
+MOST_NOT_FINITE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What one worker needs before it joins: all that can be wrong without a server is checked by now."""
+class TrainingSetup:
+    """What a worker has built and checked before it joins the job."""
 
     config: WorkerConfig
     task: Task
@@ -50,38 +50,38 @@ class Setting:
     batch_size_reason: str = ""
 
 
-def prepare(config: WorkerConfig, local_rank: int = 0) -> Setting:
-    """Build the task and its model, and find the batch size where it is to be found.
+def prepare(config: WorkerConfig, local_rank: int = 0) -> TrainingSetup:
+    """Build the task and its model; with ``batch_size=auto``, find the batch size.
 
     Args:
-        config: task, data, device, seed and what decides a batch's size and cost are read.
-        local_rank: place of this worker among those of its host.
+        config: options of the worker.
+        local_rank: index of this worker among those on its host; selects its GPU.
 
     Raises:
-        ConfigError: no such task, data or device.
+        ConfigError: task, data or device do not exist, or no batch fits.
     """
     device = choose(config.device, local_rank)
     task = tasks.load(config.task, config.data)
     torch.manual_seed(config.seed)
     model = task.model().to(device)
     if config.batch_size == "auto":
-        size, reason = batch_size.find(task, model, device, config)
+        size, reason = batch_size.find_batch_size(task, model, device, config)
         log.info("batch size auto: %d, %s", size, reason)
     else:
         size, reason = config.batch_size or task.default_batch_size, ""
-    return Setting(config, task, model, device, config.lr or task.default_lr, size, reason)
+    return TrainingSetup(config, task, model, device, config.lr or task.default_lr, size, reason)
 
 
-def train(setting: Setting) -> None:
-    """Train until the job has absorbed ``config.samples`` samples; then rank 0 measures the model.
+def train(setup: TrainingSetup) -> None:
+    """Train until the job has absorbed ``config.samples`` samples; then rank 0 evaluates the model.
 
     Raises:
-        PsError: what the servers or the options refuse.
+        PsError: the servers refuse the worker or its options, or cannot be reached.
     """
-    config, model = setting.config, setting.model
-    with Board(config.tensorboard, config.name) as board, Events(config.events, board) as events:
+    config, model = setup.config, setup.model
+    with TensorBoard(config.tensorboard, config.name) as board, EventLog(config.events, board) as events:
         optimizer = ParameterServerOptimizer(
-            setting.task.optimizer(model, setting.lr),
+            setup.task.optimizer(model, setup.lr),
             model,
             config.servers or None,
             name=config.name or None,
@@ -102,42 +102,42 @@ def train(setting: Setting) -> None:
             timeout=config.timeout,
         )
         with optimizer:
-            snapshots = _loop(setting, optimizer, events)
+            snapshots = _loop(setup, optimizer, events)
         if snapshots is not None:
-            _measure(setting, snapshots, events)
+            _evaluate(setup, snapshots, events)
 
 
-def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events) -> Snapshots | None:
-    """Train. Returns the snapshots of rank 0, None elsewhere."""
-    config, task, model = setting.config, setting.task, setting.model
+def _loop(setup: TrainingSetup, optimizer: ParameterServerOptimizer, events: EventLog) -> Snapshots | None:
+    """Train. Returns the snapshots on rank 0, None on other workers."""
+    config, task, model = setup.config, setup.task, setup.model
     rank, world = optimizer.rank, optimizer.world  # waits until the first step may start
-    batches = iter(task.batches(rank, world, setting.batch_size, config.seed))
+    batches = iter(task.batches(rank, world, setup.batch_size, config.seed))
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
-    _started(setting, optimizer, rank, world, events)
+    _report_start(setup, optimizer, rank, world, events)
     snapshots = Snapshots(model, config.samples, config.evaluations if rank == 0 else 0)
-    snapshots.look(0)
-    precision = Precision(config.precision, setting.device, config.accumulate)
+    snapshots.copy_if_due(0)
+    precision = Precision(config.precision, setup.device, config.accumulate)
     passes = config.accumulate * config.local_steps  # per push
     step, samples, spent, begin, waited = 0, 0, 0.0, time.monotonic(), optimizer.wait_seconds
-    with Display(config.samples) as display:
+    with ProgressDisplay(config.samples) as display:
         while optimizer.samples < config.samples:
             if config.slow > 1:
-                time.sleep((config.slow - 1) * spent)  # before the gradient, so that it is as stale as a slow worker's
+                time.sleep((config.slow - 1) * spent)  # before the gradient, so its staleness is that of a slow worker
             start = time.monotonic()
-            # The others' local steps are not known before they are pushed; they are taken to be as many as one's own.
+            # Unpushed local steps of other workers are unknown; assume as many as this worker has.
             reached = optimizer.samples + world * optimizer.unpushed
             factor = task.schedule(min(1.0, reached / config.samples))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            batch = devices.move(_next(batches, task), setting.device)
+            batch = devices.move(_next_batch(batches, task), setup.device)
             number = devices.samples_of(batch)
-            optimizer.weight = number  # before backward, during which buckets leave
+            optimizer.weight = number  # before backward, because buckets are sent during it
             with precision.autocast():
                 loss = task.loss(model, batch)
             precision.backward(loss)
-            if config.slow > 1 and setting.device.type == "cuda":
-                torch.cuda.synchronize(setting.device)
+            if config.slow > 1 and setup.device.type == "cuda":
+                torch.cuda.synchronize(setup.device)
             spent = time.monotonic() - start
             precision.step(optimizer)
             optimizer.zero_grad()
@@ -157,11 +157,14 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
                 pulled_bytes=optimizer.pulled_bytes,
                 wait_seconds=wait,
             )
-            if pushed:  # before that the model is this worker's own, not the job's
-                snapshots.look(job)
+            if pushed:  # between pushes the model has local steps that the job does not have
+                snapshots.copy_if_due(job)
             display.show(step, job, value, wait)
-            if optimizer.left_out_in_a_row >= MOST_LEFT_OUT:
-                log.error("no finite gradient in %d steps: the training has diverged and ends here", MOST_LEFT_OUT)
+            if optimizer.left_out_in_a_row >= MOST_NOT_FINITE:
+                log.error(
+                    "no finite gradient in %d steps: training has diverged and ends here; try a lower learning rate",
+                    MOST_NOT_FINITE,
+                )
                 break
     traffic = {"pushed_bytes": optimizer.pushed_bytes, "pulled_bytes": optimizer.pulled_bytes}
     events.write("end", time=time.time(), steps=step, samples=samples, **traffic, status="ok")
@@ -173,26 +176,28 @@ def _loop(setting: Setting, optimizer: ParameterServerOptimizer, events: Events)
     return snapshots if rank == 0 else None
 
 
-def _next(batches: Iterator[Any], task: Task) -> Any:
+def _next_batch(batches: Iterator[Any], task: Task) -> Any:
     for batch in batches:
         return batch
-    raise ConfigError(f"task {task.name!r}: batches() came to an end; it has to go on as long as the job does")
+    raise ConfigError(f"task {task.name!r}: batches() has ended; it must yield batches as long as the job trains")
 
 
-def _started(setting: Setting, optimizer: ParameterServerOptimizer, rank: int, world: int, events: Events) -> None:
-    config = setting.config
-    parameters = sum(parameter.numel() for parameter in setting.model.parameters())
+def _report_start(
+    setup: TrainingSetup, optimizer: ParameterServerOptimizer, rank: int, world: int, events: EventLog
+) -> None:
+    config = setup.config
+    parameters = sum(parameter.numel() for parameter in setup.model.parameters())
     log.info(
         "rank %d of %d, %s, on %s: task %s, %s parameters, batch size %d, learning rate %g",
-        rank, world, optimizer.mode, setting.device,
-        setting.task.name, f"{parameters:,}", setting.batch_size, setting.lr,
+        rank, world, optimizer.mode, setup.device,
+        setup.task.name, f"{parameters:,}", setup.batch_size, setup.lr,
     )  # fmt: skip
     settings = {
         "data": config.data,
         "samples": config.samples,
-        "batch_size": setting.batch_size,
-        "batch_size_reason": setting.batch_size_reason,
-        "lr": setting.lr,
+        "batch_size": setup.batch_size,
+        "batch_size_reason": setup.batch_size_reason,
+        "lr": setup.lr,
         "precision": config.precision,
         "seed": config.seed,
         "compress": config.compress,
@@ -212,23 +217,23 @@ def _started(setting: Setting, optimizer: ParameterServerOptimizer, rank: int, w
         rank=rank,
         world=world,
         mode=optimizer.mode,
-        device=str(setting.device),
-        task=setting.task.name,
+        device=str(setup.device),
+        task=setup.task.name,
         parameters=parameters,
         settings=settings,
     )
 
 
-def _measure(setting: Setting, snapshots: Snapshots, events: Events) -> None:
-    """The curve, its last point on the log, and a text where the model writes one."""
+def _evaluate(setup: TrainingSetup, snapshots: Snapshots, events: EventLog) -> None:
+    """Write the validation curve to the event log, log its last point, and print a text if the model generates one."""
     metrics: dict[str, float] = {}
-    for snapshot, metrics in snapshots.evaluate(setting.task):  # the last ones are used below
+    for snapshot, metrics in snapshots.evaluate(setup.task):  # the last metrics are used below
         events.write("evaluation", time=snapshot.time, job_samples=snapshot.samples, metrics=metrics)
     if not metrics:
         return
     log.info("validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     with torch.inference_mode():
-        text = setting.task.sample(setting.model)
+        text = setup.task.sample(setup.model)
     if text is not None:
         events.write("sample", text=text)
         sys.stdout.write("\n".join(["the model writes:", *("    " + line for line in text.splitlines())]) + "\n")

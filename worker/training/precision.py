@@ -1,10 +1,10 @@
-"""Mixed precision of the ready-made tasks: what ``--precision`` means in a training loop.
+"""Mixed precision of the ready-made tasks: the option ``--precision``.
 
-    fp32   nothing happens here
-    bf16   the loss is computed under autocast; bf16 has the range of fp32, so nothing has to be scaled
-    fp16   the same in fp16, and a GradScaler keeps small gradients from vanishing; a step that overflows is skipped
+    fp32   no autocast
+    bf16   the loss is computed under autocast; bf16 has the range of fp32, so the loss is not scaled
+    fp16   the same in fp16; a GradScaler scales the loss against underflow and skips steps that overflow
 
-The parameters stay in fp32, and so does all that travels.
+Parameters, pushes and pulls stay in fp32.
 
 Source: Micikevicius et al., ICLR 2018, arXiv:1710.03740; https://docs.pytorch.org/docs/stable/amp.html
 """
@@ -15,12 +15,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """How one worker computes.
+    """Autocast and loss scaling of one worker.
 
     Args:
         name: fp32, bf16 or fp16.
-        device: where the loss is computed.
-        accumulate: backward passes per optimizer step, here or on the server; the scale changes between these alone.
+        device: device on which the loss is computed.
+        accumulate: backward passes per push; the scale changes only between pushes.
     """
 
     def __init__(self, name: str, device: torch.device, accumulate: int = 1) -> None:
@@ -38,7 +38,7 @@ class Precision:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         self._steps += 1
         if self._steps % self._accumulate:
-            optimizer.step()  # only counts; the scaler is for the one that pushes
+            optimizer.step()  # accumulates; the scaler handles the pass that pushes
             return
         self._scaler.step(optimizer)
         self._scaler.update()

@@ -1,9 +1,9 @@
-"""Measuring a model without stopping the clock: copies during training, evaluation after it.
+"""Validation curve without pauses in training: parameters are copied during training and evaluated after it.
 
     samples of the job   0 ------- 1/3 ------- 2/3 ------- all
-                         copy      copy        copy        copy       the clock stops; evaluate, evaluate, ...
+                         copy      copy        copy        copy       training ends; evaluate each copy
 
-So runs that are compared differ by what they do, not by how long their validation takes.
+So the time of a run does not include its validation, and runs can be compared.
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch_ps.worker.tasks import Task
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Bytes that all copies of a model may take together.
+#: Bytes that all copies together may take.
 MOST_MEMORY = 2 << 30
 
 
@@ -32,12 +32,12 @@ class Snapshot:
 
 
 class Snapshots:
-    """Copies of ``model`` at ``count`` equidistant points of the job, the first before it and the last at its end.
+    """Copies of a model at ``count`` equidistant points of the job, the first at its start and the last at its end.
 
     Args:
-        model: copied from.
-        total: samples of the job.
-        count: copies; fewer are made of a model so large that they would take more than 2 GiB.
+        model: model to copy.
+        total: samples that the job trains on.
+        count: number of copies; reduced if they would take more than 2 GiB. One copy is taken at the end.
     """
 
     def __init__(self, model: nn.Module, total: int, count: int) -> None:
@@ -46,15 +46,17 @@ class Snapshots:
         affordable = max(1, MOST_MEMORY // max(1, size))
         if count > affordable:
             log.warning(
-                "the model takes %.2f GiB, so it is measured at %d points, not %d", size / 2**30, affordable, count
+                "the model takes %.2f GiB: it is evaluated at %d points instead of %d, so that all copies fit in 2 GiB",
+                size / 2**30,
+                affordable,
+                count,
             )
             count = affordable
-        # A single one is taken at the end.
         self._due = [total * k / (count - 1) for k in range(count)] if count > 1 else [float(total)] * count
         self._taken: list[Snapshot] = []
 
-    def look(self, samples: int) -> None:
-        """Copy the model if a point has been reached; called with the samples that the job has absorbed."""
+    def copy_if_due(self, samples: int) -> None:
+        """Copy the model if the job has reached the next point; ``samples`` counts those the job has absorbed."""
         if not self._due or samples < self._due[0]:
             return
         while self._due and samples >= self._due[0]:
@@ -63,7 +65,7 @@ class Snapshots:
         self._taken.append(Snapshot(time.time(), samples, state))
 
     def evaluate(self, task: Task) -> Iterator[tuple[Snapshot, dict[str, float]]]:
-        """Measure the copies in order. Afterwards the model holds the last one, in evaluation mode."""
+        """Evaluate the copies in order. Afterwards the model holds the last one, in evaluation mode."""
         self._model.eval()
         for snapshot in self._taken:
             self._model.load_state_dict(snapshot.state)

@@ -1,13 +1,13 @@
-"""--tensorboard: what a worker does, as scalars that TensorBoard and whatever reads its files show.
+"""--tensorboard: writes the events of a worker as scalars to a TensorBoard event file.
 
     DIR/w0/events.out.tfevents...    train/loss, train/lr, train/staleness, time/step_seconds, time/samples_per_second,
                                      time/wait_share, bytes/pushed, bytes/pulled; rank 0: validation/loss, /accuracy
 
 Rules of this file
-  1. ``tensorboard`` is an extra and loaded where it is asked for.
-  2. The horizontal axis is the samples of the whole job, so that runs with other batches and workers can be compared.
-     Points keep their wall time, those of an evaluation that of the parameters it looked at.
-  3. Written by a thread of its own every few seconds; a step pays for the making of some numbers.
+  1. ``tensorboard`` is an optional package, imported only if the option is given.
+  2. The horizontal axis counts samples of the whole job, so runs with other batch sizes and numbers of workers compare.
+     Each point has its wall time; that of an evaluation is when its parameters were copied.
+  3. TensorBoard's own thread writes the file every ``FLUSH_SECONDS``; a step pays only for computing the numbers.
 """
 
 import math
@@ -19,28 +19,28 @@ from typing import Any, Self
 
 from torch_ps.common.errors import ConfigError
 
-#: Seconds after which what was written is in the file at the latest.
+#: Longest time in seconds until a scalar is in the file.
 FLUSH_SECONDS = 5
 
-MISSING = "tensorboard={folder!r} needs the package of that name; install it with: pip install 'torch-ps[tensorboard]'"
+MISSING = "tensorboard={folder!r} needs the package tensorboard; install it: pip install 'torch-ps[tensorboard]'"
 
 
 def check(folder: str) -> None:
-    """Refuse a folder where nothing could be written to it, before anything starts.
+    """Check before anything starts that the package is installed, if ``folder`` is given.
 
     Raises:
-        ConfigError: the package is not there; says how to install it.
+        ConfigError: the package is missing; the message says how to install it.
     """
     if folder and find_spec("tensorboard") is None:
         raise ConfigError(MISSING.format(folder=folder))
 
 
-class Board:
-    """The scalars of one worker, or nothing where no folder is given. A context manager that closes the file.
+class TensorBoard:
+    """Writes the scalars of one worker. A context manager that closes the file.
 
     Args:
-        folder: of all workers; each has one of its own in it.
-        worker: its name.
+        folder: folder of the job, in which each worker has its own; "" writes nothing.
+        worker: name of the worker.
 
     Raises:
         ConfigError: tensorboard is not installed, or the folder cannot be written.
@@ -58,8 +58,8 @@ class Board:
             except OSError as error:
                 raise ConfigError(f"tensorboard {folder!r} cannot be written: {error.strerror or error}") from error
 
-    def note(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Show what of one event can be shown; see ``torch_ps.worker.training.event_log`` for their facts."""
+    def write(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Write the scalars of one event; ``torch_ps.worker.training.event_log`` lists events and their fields."""
         if self._writer is None:
             return
         if event == "step":

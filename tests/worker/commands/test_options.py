@@ -10,7 +10,7 @@ from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.slow_workers import parse_slow
 from torch_ps.worker.commands import run as ps_run
 from torch_ps.worker.commands import worker as cli
-from torch_ps.worker.commands.run import Job, RunConfig
+from torch_ps.worker.commands.run import JobSpec, RunConfig
 
 
 def job(
@@ -19,8 +19,8 @@ def job(
     run: RunConfig = RunConfig(),  # noqa: B008  # frozen
     worker: WorkerConfig = WorkerConfig(),  # noqa: B008
     script: tuple[str, ...] = (),
-) -> Job:
-    return Job(run, ServerConfig(), worker, script, count)
+) -> JobSpec:
+    return JobSpec(run, ServerConfig(), worker, script, count)
 
 
 def test_slow_workers_are_read_from_one_text_or_several() -> None:
@@ -83,7 +83,7 @@ def test_a_script_and_its_arguments_are_handed_on() -> None:
     ("arguments", "sentence"),
     [
         ([], "nothing to train: give --task gpt"),
-        (["--task=digits", "train.py"], "task 'digits' and script 'train.py' are given; give one of them"),
+        (["--task=digits", "train.py"], "both task 'digits' and script 'train.py' are given; give one of them"),
         (["gone.py", "--epochs", "1"], "script 'gone.py' does not exist"),
         (["--task=gtp"], "there is no task 'gtp'; known are gpt, digits, digits:cnn, and module:function"),
         (["--task=gpt", "--data=gone"], "data 'gone' does not exist"),

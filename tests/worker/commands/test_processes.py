@@ -33,12 +33,12 @@ def start(children: Processes, name: str, program: str) -> Child:
 def wait_for_end(children: Processes, *awaited: Child) -> None:
     left = set(awaited)
     while left:
-        left -= set(children.look(0.05))
+        left -= set(children.poll(0.05))
 
 
 def wait_for_line(children: Processes, streams: Streams, text: str) -> None:
     while not any(text in line for line in streams.lines()):
-        assert not children.look(0.05)
+        assert not children.poll(0.05)
 
 
 def wait_for_death(pid: int, seconds: float = 20.0) -> bool:
@@ -86,8 +86,8 @@ def test_the_end_of_a_child_is_told_in_words() -> None:
         failed = start(children, "w0", "import sys; sys.exit('no such thing')")
         killed = start(children, "w1", "import os; os.kill(os.getpid(), 9)")
         wait_for_end(children, failed, killed)
-    assert (failed.end, failed.exit_code) == ("w0 ended with exit code 1", 1)
-    assert (killed.end, killed.exit_code) == ("w1 was ended by SIGKILL", 137)
+    assert (failed.ending, failed.exit_code) == ("w0 ended with exit code 1", 1)
+    assert (killed.ending, killed.exit_code) == ("w1 was killed by SIGKILL", 137)
     assert list(failed.last_lines) == ["no such thing"]
 
 
@@ -96,8 +96,8 @@ def test_leaving_the_block_ends_the_children() -> None:
     with Processes(streams.out, streams.err) as children:
         child = start(children, "w0", "import time; print('here', flush=True); time.sleep(100)")
         wait_for_line(children, streams, "here")
-        assert child.end == "w0 still runs"
-    assert child.end == "w0 was ended by SIGTERM"
+        assert child.ending == "w0 is still running"
+    assert child.ending == "w0 was killed by SIGTERM"
 
 
 def test_a_child_that_will_not_end_is_ended_and_so_is_its_own_child() -> None:
@@ -108,9 +108,9 @@ def test_a_child_that_will_not_end_is_ended_and_so_is_its_own_child() -> None:
     with Processes(streams.out, streams.err) as children:
         child = start(children, "w0", program)
         while len(streams.lines()) < 2:
-            children.look(0.05)
+            children.poll(0.05)
         children.stop([child], grace=0.1)
-        assert child.end == "w0 was ended by SIGKILL"
+        assert child.ending == "w0 was killed by SIGKILL"
     pids = [int(line.split()[-1]) for line in streams.lines()]
     assert len(set(pids)) == 2
     assert all(wait_for_death(pid) for pid in pids)
@@ -130,7 +130,7 @@ def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     parent = (
         "import os, sys\nfrom torch_ps.worker.commands.processes import Processes\n"
         f"with Processes() as children:\n    children.start('w0', [sys.executable, '-c', {child!r}], os.environ)\n"
-        "    while True: children.look(1)"
+        "    while True: children.poll(1)"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -175,7 +175,7 @@ def test_the_job_ends_when_its_servers_do(tmp_path: Path) -> None:
         os.kill(server, signal.SIGKILL)
         assert process.wait(30) == 137
         assert process.stderr is not None
-        assert "the job has lost its servers: ps was ended by SIGKILL" in process.stderr.read()
+        assert "the job has lost its servers: ps was killed by SIGKILL" in process.stderr.read()
         assert all(gone(pid) for pid in children)
 
 
@@ -184,6 +184,6 @@ def test_servers_that_cannot_start_say_why() -> None:
         port = taken.getsockname()[1]
         result = ps_run("-n1", "--task=digits", f"--metrics=127.0.0.1:{port}")
     assert result.returncode not in (0, 137)
-    assert "no job: ps ended with exit code" in result.stderr
+    assert "the job did not start: ps ended with exit code" in result.stderr
     assert "Error: " in result.stderr.splitlines()[-1]
     assert str(port) in result.stderr.splitlines()[-1]

@@ -2,9 +2,9 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.support import commands
 from tests.support.certificates import Authority, options
 from tests.worker.commands.test_run import PS_RUN, ROOT, ps_run
 from torch_ps.compare.options import CompareConfig
@@ -52,15 +52,14 @@ def test_status_of_a_job_with_certificates_and_token(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             servers = process.stdout.readline().split()[-1]
-            status = [sys.executable, "-m", "torch_ps.worker.commands.status", "--servers", servers]
-            seen = subprocess.run([*status, *given], capture_output=True, text=True, cwd=ROOT, timeout=60)
-            assert seen.returncode == 0, seen.stderr
+            seen = commands.run("ps-status", "--servers", servers, *given)
+            assert seen.exit_code == 0, seen.stderr
             assert "mode sync, initialised" in seen.stdout
-            plain = subprocess.run(status, capture_output=True, text=True, cwd=ROOT, timeout=60)
-            assert plain.returncode == 1
+            plain = commands.run("ps-status", "--servers", servers)
+            assert plain.exit_code == 1
             assert "speaks TLS only and this process speaks in the clear" in plain.stderr
-            refused = subprocess.run([*status, *given[:-1]], capture_output=True, text=True, cwd=ROOT, timeout=60)
-            assert refused.returncode == 1
+            refused = commands.run("ps-status", "--servers", servers, *given[:-1])
+            assert refused.exit_code == 1
             assert "this server wants a token and none was shown" in refused.stderr
         finally:
             process.terminate()

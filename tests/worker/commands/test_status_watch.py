@@ -25,8 +25,8 @@ from tests.support.pair import SIZE, Pair, pair
 from tests.support.processes import Child
 from tests.support.threads import spawn
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.worker.commands.job_view import Look
-from torch_ps.worker.commands.status_table import tables
+from torch_ps.worker.commands.job_view import Poll
+from torch_ps.worker.commands.status_table import render
 
 SECONDS = 30.0
 PROGRAM = "torch_ps.worker.commands.status:main"
@@ -97,7 +97,7 @@ def test_watch_says_that_the_job_has_ended(tmp_path: Path) -> None:
         child = Child(PROGRAM, (options,), tmp_path / "log")
         until(lambda: servers.status().shard == 0 and len(looks(child)) > 0, "a look")
     assert child.wait(SECONDS) == 0
-    assert "the job cannot be seen any more, it has ended or is out of reach" in child.output
+    assert "the job no longer answers: it has ended or cannot be reached" in child.output
     assert "Traceback" not in child.output
 
 
@@ -165,11 +165,11 @@ def test_tables_fit_the_terminal_and_never_lose_a_figure_to_it(width: int) -> No
     worker.waiting_seconds, worker.reason = 4.2, "step 123456 waits for gpu-node-3 and gpu-node-5"
     before = pb.StatusReply.FromString(reply.SerializeToString())
     reply.uptime_seconds, reply.worker[0].bytes_pushed, reply.worker[0].clock = 11, 10**12 + 10**9, 123460
-    facts = Look(["10.0.0.17:50051"], [reply], Look(["10.0.0.17:50051"], [before])).facts()
+    view = Poll(["10.0.0.17:50051"], [reply], Poll(["10.0.0.17:50051"], [before])).view()
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     for live in (True, False):
         with console.capture() as capture:
-            console.print(tables(facts, width, live=live))
+            console.print(render(view, width, live=live))
         shown = capture.get()
         assert max(map(len, shown.splitlines())) <= width
         assert not set(shown) & {chr(0x2026)}  # an ellipsis
@@ -181,8 +181,8 @@ def test_a_rate_is_unknown_where_a_counter_has_begun_anew() -> None:
     def reply(uptime: float, samples: float) -> pb.StatusReply:
         return pb.StatusReply(uptime_seconds=uptime, samples=samples, num_shards=1)
 
-    first = Look(["a:1"], [reply(10, 100)])
-    assert first.facts().samples_per_second is None
-    assert Look(["a:1"], [reply(12, 150)], first).facts().samples_per_second == 25
-    assert Look(["a:1"], [reply(12, 3)], first).facts().samples_per_second is None
-    assert Look(["a:1"], [reply(1, 150)], first).facts().samples_per_second is None
+    first = Poll(["a:1"], [reply(10, 100)])
+    assert first.view().samples_per_second is None
+    assert Poll(["a:1"], [reply(12, 150)], first).view().samples_per_second == 25
+    assert Poll(["a:1"], [reply(12, 3)], first).view().samples_per_second is None
+    assert Poll(["a:1"], [reply(1, 150)], first).view().samples_per_second is None

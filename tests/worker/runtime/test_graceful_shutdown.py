@@ -1,18 +1,15 @@
 """SIGTERM: a worker finishes its step and leaves with exit code 0; a second one ends it at once."""
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support import commands
 from tests.support.jobs import SECONDS, job, until
-
-ROOT = Path(__file__).parents[3]
-PYTHON = [sys.executable]
-PS_WORKER = [sys.executable, "-m", "torch_ps.worker.commands.worker"]
-PS_RUN = [sys.executable, "-m", "torch_ps.worker.commands.run", "-n", "2"]
+from tests.support.processes import Child
 
 #: Ten steps; what has to happen in the third is put in.
 SCRIPT = """
@@ -42,27 +39,39 @@ def script(folder: Path, third: str = "term()", before: str = "", options: str =
     return str(path)
 
 
-def start(command: list[str], path: str, servers: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [*command, path],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PS_SERVERS": str(servers)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+#: Runs a script, given servers: its exit code, the lines of its stdout, and its stderr.
+Run = Callable[[str, object], tuple[int, list[str], str]]
+
+
+def by_ps_worker(path: str, servers: object) -> tuple[int, list[str], str]:
+    result = commands.run("ps-worker", "--servers", str(servers), path)
+    return result.exit_code, result.stdout.splitlines(), result.stderr
+
+
+def by_python(path: str, servers: object) -> tuple[int, list[str], str]:
+    return in_fresh_interpreter(path, PS_SERVERS=str(servers))
+
+
+def by_ps_run(path: str) -> tuple[int, list[str], str]:
+    return in_fresh_interpreter("-m", "torch_ps.worker.commands.run", "-n", "2", path)
+
+
+def in_fresh_interpreter(*arguments: str, **variables: str) -> tuple[int, list[str], str]:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**commands.environment(), **variables},
+        capture_output=True,
         text=True,
-        cwd=Path(path).parent,
+        timeout=SECONDS,
+        check=False,
     )
+    return done.returncode, done.stdout.splitlines(), done.stderr
 
 
-def run(command: list[str], path: str, servers: object) -> tuple[int, list[str], str]:
-    with start(command, path, servers) as process:
-        out, err = process.communicate(timeout=SECONDS)
-        return process.returncode, out.splitlines(), err
-
-
-@pytest.mark.parametrize("command", [PYTHON, PS_WORKER])
-def test_sigterm_lets_the_step_finish_and_leaves(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", [by_python, by_ps_worker])
+def test_sigterm_lets_the_step_finish_and_leaves(run: Run, tmp_path: Path) -> None:
     with job() as servers:
-        code, lines, err = run(command, script(tmp_path), servers)
+        code, lines, err = run(script(tmp_path), servers)
         status = servers.status()
         assert "worker w0 leaves" in servers.log
     assert (code, lines) == (0, ["1", "2", "cleaned up"]), err
@@ -73,26 +82,26 @@ def test_sigterm_lets_the_step_finish_and_leaves(command: list[str], tmp_path: P
 def test_handler_of_the_script_stays(tmp_path: Path) -> None:
     before = "signal.signal(signal.SIGTERM, lambda *_: print('own', flush=True))"
     with job() as servers:
-        code, lines, err = run(PYTHON, script(tmp_path, before=before), servers)
+        code, lines, err = by_ps_worker(script(tmp_path, before=before), servers)
     assert (code, lines) == (0, ["1", "2", "own", *map(str, range(3, 11)), "cleaned up"]), err
 
 
 def test_second_sigterm_does_not_wait_for_the_step(tmp_path: Path) -> None:
     with job() as servers:
-        code, lines, err = run(PS_WORKER, script(tmp_path, third="term(); term()"), servers)
+        code, lines, err = by_ps_worker(script(tmp_path, third="term(); term()"), servers)
     assert (code, lines) == (143, ["1", "2", "cleaned up"]), err
 
 
 def test_step_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     before, third = "graceful_shutdown.STEP_SECONDS = 0.2", "term(); signal.pause(); signal.pause()"
     with job() as servers:
-        code, lines, err = run(PS_WORKER, script(tmp_path, third=third, before=before), servers)
+        code, lines, err = by_ps_worker(script(tmp_path, third=third, before=before), servers)
     assert (code, lines) == (143, ["1", "2", "cleaned up"]), err
 
 
 def test_what_accumulate_has_gathered_goes_to_the_others(tmp_path: Path) -> None:
     with job() as servers:
-        code, lines, err = run(PYTHON, script(tmp_path, options="{'accumulate': 2}"), servers)
+        code, lines, err = by_ps_worker(script(tmp_path, options="{'accumulate': 2}"), servers)
         status = servers.status()
     # The third and fourth pass have version 1, so versions 1 1 2 2 ...: SIGTERM comes in the first pass of step 3.
     assert (code, lines) == (0, ["0", "1", "1", "2", "cleaned up"]), err
@@ -100,11 +109,13 @@ def test_what_accumulate_has_gathered_goes_to_the_others(tmp_path: Path) -> None
 
 
 def test_worker_that_waits_for_samples_leaves_at_once(tmp_path: Path) -> None:
-    with job(workers=2) as servers, start(PS_WORKER, script(tmp_path), servers) as process:
+    with job(workers=2) as servers:
+        worker = Child(
+            commands.PROGRAMS["ps-worker"], (["--servers", str(servers), script(tmp_path)],), tmp_path / "log"
+        )
         until(lambda: any(w.waiting_seconds > 0 for w in servers.status().worker), "w0 waits for the first workers")
-        process.terminate()
-        out, err = process.communicate(timeout=SECONDS)
-        assert (process.returncode, out) == (0, "cleaned up\n"), err
+        assert worker.end() == 0, worker.output
+        assert worker.output.splitlines()[-1] == "cleaned up"
         assert not servers.status().worker
 
 
@@ -127,13 +138,13 @@ print(enders)
 
 
 def test_wait_is_ended_from_another_thread_and_not_by_an_exception_within_it() -> None:
-    code = subprocess.run([*PYTHON, "-c", WAIT], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert (code.returncode, code.stdout) == (0, "[False, True]\n"), code.stderr
+    code, lines, err = in_fresh_interpreter("-c", WAIT)
+    assert (code, lines) == (0, ["[False, True]"]), err
 
 
 def test_job_of_ps_run_goes_on_without_a_worker_that_was_told_to_leave(tmp_path: Path) -> None:
     path = script(tmp_path, third="term() if os.environ['RANK'] == '1' else None")
-    code, lines, err = run(PS_RUN, path, "")
+    code, lines, err = by_ps_run(path)
     assert code == 0, err
     assert [line for line in lines if line.startswith("w1")] == ["w1 | 1", "w1 | 2", "w1 | cleaned up"]
     # 100 samples: 3 steps of 20, of which w1 has pushed its part, and 4 of 10.

@@ -66,5 +66,5 @@ def test_the_cnn_learns() -> None:
 
 
 def test_data_of_ones_own_is_refused() -> None:
-    with pytest.raises(ConfigError, match="reads no data; got 'x'"):
+    with pytest.raises(ConfigError, match="reads no data; got data='x'"):
         DigitsTask(data="x")

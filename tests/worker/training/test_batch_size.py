@@ -29,7 +29,7 @@ def test_the_largest_power_of_two_that_fits_is_found(limit: int, least: int, mos
         asked.append(size)
         return size <= limit
 
-    assert batch_size.largest(fits, least, most) == chosen
+    assert batch_size.find_largest(fits, least, most) == chosen
     assert len(asked) == len(set(asked)), "a trial may take seconds and is made once"
 
 
@@ -40,20 +40,20 @@ def test_the_largest_power_of_two_that_fits_is_found(limit: int, least: int, mos
 def test_the_smallest_that_is_about_as_fast_per_sample_is_found(
     overhead: float, each: float, most: int, chosen: int
 ) -> None:
-    size, tried = batch_size.fastest(lambda size: 1e-6 * (overhead + each * size), 1, most)
+    size, tried = batch_size.find_fastest(lambda size: 1e-6 * (overhead + each * size), 1, most)
     assert size == chosen
     assert size in tried
 
 
 def test_no_larger_size_is_tried_after_two_that_are_slower_or_one_that_is_long() -> None:
-    _, tried = batch_size.fastest(lambda size: 1e-3 * (8 + (size - 8) ** 2), 1, 1 << 16)
+    _, tried = batch_size.find_fastest(lambda size: 1e-3 * (8 + (size - 8) ** 2), 1, 1 << 16)
     assert list(tried) == [1, 2, 4, 8, 16, 32]
-    _, tried = batch_size.fastest(lambda size: 0.3 * size**0.5, 1, 1 << 16)
+    _, tried = batch_size.find_fastest(lambda size: 0.3 * size**0.5, 1, 1 << 16)
     assert list(tried) == [1, 2, 4, 8, 16]
 
 
 def test_a_job_keeps_its_fewest_pushes() -> None:
-    assert [batch_size.bound(samples) for samples in (1, 64, 20_000, 10**9)] == [1, 1, 256, 1 << 16]
+    assert [batch_size.largest_allowed(samples) for samples in (1, 64, 20_000, 10**9)] == [1, 1, 256, 1 << 16]
 
 
 class Watched(Task):
@@ -101,7 +101,7 @@ def test_the_search_leaves_no_trace() -> None:
     weight = model.get_parameter("3.weight")
     weight.grad = torch.ones_like(weight)
     before = state_of(model)
-    size, reason = batch_size.find(task, model, CPU, WorkerConfig(samples=4096))
+    size, reason = batch_size.find_batch_size(task, model, CPU, WorkerConfig(samples=4096))
     assert 2 <= size <= 64, "BatchNorm cannot train on a single sample"
     assert reason.startswith("the fastest on the CPU with ")
     assert same(state_of(model), before)
@@ -117,7 +117,7 @@ def test_no_trace_is_left_where_the_loss_fails() -> None:
     model = task.model()
     before = state_of(model)
     with pytest.raises(RuntimeError, match="a bug of the user's"):
-        batch_size.find(task, model, CPU, WorkerConfig(samples=4096))
+        batch_size.find_batch_size(task, model, CPU, WorkerConfig(samples=4096))
     assert same(state_of(model), before)
 
 
@@ -142,7 +142,7 @@ def test_a_task_without_batches_is_refused() -> None:
 
     task = Empty()
     with pytest.raises(ConfigError, match="task 'watched' gives no batch of 1 samples; give a number"):
-        batch_size.find(task, task.model(), CPU, WorkerConfig(samples=4096))
+        batch_size.find_batch_size(task, task.model(), CPU, WorkerConfig(samples=4096))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: torch.cuda.is_available() is False")
@@ -169,7 +169,7 @@ def test_a_gpu_is_filled_up_to_its_headroom_and_emptied_again() -> None:
     before = torch.cuda.memory_reserved(device)
     free = torch.cuda.mem_get_info(device)[0]
     state = torch.cuda.get_rng_state(device)
-    size, reason = batch_size.find(task, model, device, WorkerConfig(samples=1 << 22))
+    size, reason = batch_size.find_batch_size(task, model, device, WorkerConfig(samples=1 << 22))
     assert size * (1 << 26) <= (1 - batch_size.HEADROOM) * free < 2 * size * 8 * (1 << 26)
     assert size & (size - 1) == 0
     assert reason.startswith("the largest power of two that leaves 20% of the free ")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.worker.training.event_log import Events
+from torch_ps.worker.training.event_log import EventLog
 
 
 def test_an_event_is_one_line_and_is_there_at_once(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "w0.jsonl"
-    with Events(str(path)) as events:
+    with EventLog(str(path)) as events:
         events.write("step", step=1, loss=0.5)
         assert path.read_text() == '{"event": "step", "step": 1, "loss": 0.5}\n'
         events.write("sample", text="two\nlines")
@@ -21,19 +21,19 @@ def test_an_event_is_one_line_and_is_there_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path, value: float) -> None:
-    with Events(str(tmp_path / "e")) as events:
+    with EventLog(str(tmp_path / "e")) as events:
         events.write("evaluation", metrics={"loss": value, "accuracy": 1.0})
     assert json.loads((tmp_path / "e").read_text())["metrics"] == {"loss": None, "accuracy": 1.0}
 
 
 def test_without_a_path_nothing_is_written() -> None:
-    with Events() as events:
+    with EventLog() as events:
         events.write("step", step=1)
 
 
 def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"events '.*file/e' cannot be written: "):
-        Events(str(tmp_path / "file" / "e"))
+        EventLog(str(tmp_path / "file" / "e"))
     with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
-        Events(str(tmp_path))
+        EventLog(str(tmp_path))

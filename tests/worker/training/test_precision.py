@@ -70,4 +70,4 @@ def test_training_that_has_diverged_ends(monkeypatch: pytest.MonkeyPatch, caplog
     )
     with job() as servers:
         train(prepare(WorkerConfig(servers=str(servers), task="digits", overlap="off", evaluations=0)))
-    assert "no finite gradient in 100 steps: the training has diverged" in caplog.text
+    assert "no finite gradient in 100 steps: training has diverged" in caplog.text

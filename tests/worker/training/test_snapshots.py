@@ -28,7 +28,7 @@ def taken(total: int, count: int, seen: list[int]) -> list[tuple[int, float]]:
     found = Snapshots(model, total, count)
     for samples in seen:
         torch.nn.init.constant_(model.weight, samples)
-        found.look(samples)
+        found.copy_if_due(samples)
     return [(snapshot.samples, metrics["loss"]) for snapshot, metrics in found.evaluate(Probe())]
 
 
@@ -51,7 +51,7 @@ def test_no_point_is_no_copy() -> None:
 def test_buffers_are_part_of_a_copy() -> None:
     model = nn.BatchNorm1d(1)
     found = Snapshots(model, 10, 2)
-    found.look(0)
+    found.copy_if_due(0)
     model(torch.ones(4, 1) * 5)
     list(found.evaluate(Probe()))
     assert model.running_mean is not None
@@ -61,7 +61,7 @@ def test_buffers_are_part_of_a_copy() -> None:
 def test_the_model_is_measured_in_evaluation_mode_without_gradients() -> None:
     probe = Probe()
     found = Snapshots(nn.Linear(1, 1), 10, 2)
-    found.look(0)
+    found.copy_if_due(0)
     list(found.evaluate(probe))
     assert probe.modes == [(False, False)]
 

@@ -66,7 +66,7 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytes
 def test_a_script_is_not_promised_what_it_would_not_get(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     (tmp_path / "train.py").write_text("")
-    with pytest.raises(ConfigError, match="is for ready-made tasks"):
+    with pytest.raises(ConfigError, match="works with ready-made tasks only"):
         cli.check(WorkerConfig(tensorboard="board"), (str(tmp_path / "train.py"),))
 
 
