@@ -99,8 +99,6 @@ PURE = (
 )
 #: Violations that are still there. Whoever mends one deletes its line; when all are gone, so does this set.
 LEFT = {
-    "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
-    "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
     "ps/observability/http.py: _Page.server",
     "ps/transport/streams.py: Outbox._queue",
 }

@@ -1,4 +1,4 @@
-"""The low-level client: named tensors in, named tensors out, one call per verb.
+"""The low-level client: named tensors in, named tensors out, one method per call.
 
     with torch_ps.Client("host:50051", name="w0") as c:
         c.init({"x": torch.ones(1)}, torch_ps.OptimizerSpec("SGD", lr=0.25))
@@ -47,7 +47,7 @@ class PushResult:
 
     Attributes:
         params: fresh parameters, like those of ``pull``.
-        version: of ``params``.
+        version: version of ``params``.
         staleness: version at apply - base, of the first bucket (buckets of crossing pushes may differ); 0 in sync mode.
         applied: False if the push came too late to count and was dropped.
         contributors: workers whose gradients made this version, in rank order.
@@ -67,8 +67,8 @@ class Client(JobMember):
 
     Args:
         servers: "host:port" of every shard, comma-separated, shard 0 first; ``$PS_SERVERS`` if None.
-        name: unique in the job; if None, w0, w1, ... by ``rank``, or made up where that is None too.
-        rank: place in sums and data splits; None takes the order of names.
+        name: name of the worker, unique in the job; if None, w0, w1, ... by ``rank``, or made up if that is None, too.
+        rank: place in sums and data splits; None for the order of names.
         compress: codec of gradients, such as "fp16" or "topk:0.01".
         compress_pull: codec of parameters.
         feedback: whether what a codec leaves out is added to the next push: "auto" for biased ones, "on", "off".
@@ -133,8 +133,8 @@ class Client(JobMember):
 
         Args:
             params: every parameter, by name; the order has to be the same for all workers.
-            optimizer: what the server applies to averaged gradients.
-            buffers: tensors that are averaged instead of optimized.
+            optimizer: optimizer that the servers apply to averaged gradients.
+            buffers: tensors that are averaged, not optimized, by name.
 
         Raises:
             ModelMismatch: the job trains other tensors; the first difference is named.
@@ -172,8 +172,8 @@ class Client(JobMember):
 
         Args:
             gradients: one per parameter (and a new value per buffer), in its shape.
-            base: version that they were computed from; None: the last one that this client saw.
-            weight: part in the mean, usually the number of samples; finite and >= 0.
+            base: version that the gradients were computed from; None for the last one that this client saw.
+            weight: part of the gradients in the mean, usually the number of samples; finite and >= 0.
 
         Raises:
             NotInitialised: ``init`` was not called.

@@ -3,6 +3,7 @@
 Source: see the module of each task.
 """
 
-from torch_ps.worker.tasks.registry import READY_MADE, Task, check, load
+from torch_ps.worker.tasks.base import Task
+from torch_ps.worker.tasks.registry import READY_MADE, check, load
 
 __all__ = ["READY_MADE", "Task", "check", "load"]
