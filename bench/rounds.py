@@ -144,7 +144,7 @@ def measure(
     """A worker's part.
 
     Args:
-        one_round: returns when the pulled parameters are in this worker's tensors.
+        one_round: function that returns when the pulled parameters are in this worker's tensors.
         pulled: those tensors, as one.
         payload: bytes that were pushed and pulled so far.
         error: a check in place of that against the closed form.

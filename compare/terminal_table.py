@@ -112,7 +112,7 @@ def caption(results: Results) -> str:
     words.append(str(settings.get("lr_rule") or ""))
     if settings.get("slow"):
         words.append("slowed: " + ", ".join(settings["slow"]))
-    words.append("bytes are those of one worker")
+    words.append("bytes per worker")
     if settings.get("seeds", 1) > 1:
         words.append(f"means over {settings['seeds']} seeds, +- half of their range")
     if results.target_loss is not None:

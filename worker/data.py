@@ -87,7 +87,7 @@ def shard(
     worker that dies had is lost. Waits until the first quorum of workers is there, for ranks follow from it.
 
     Args:
-        dataset: has ``__len__`` and ``__getitem__``; a list of ready-made batches will do.
+        dataset: object with ``__len__`` and ``__getitem__``, such as a list of ready-made batches.
         optimizer: optimizer of this worker. With "leased" and a ``batch_size``, its ``weight`` becomes the size of each
             batch.
         batch_size: samples per batch and worker; None gives the items of the dataset as they are.

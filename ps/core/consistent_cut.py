@@ -76,8 +76,8 @@ class Cut:
     """One shard's part: which version is copied next, and what belongs to it.
 
     Args:
-        num_buckets: of this shard.
-        sections: of this process; taken with the last bucket.
+        num_buckets: number of buckets of this shard.
+        sections: further state of this process, copied with the last bucket.
     """
 
     def __init__(self, num_buckets: int, sections: Sections | None = None) -> None:
@@ -126,9 +126,9 @@ class CutPlanner(Generic[R]):
 
     Args:
         every: versions between two cuts, 0: not by number.
-        seconds: between two cuts, 0: not by time.
-        num_shards: that report each cut.
-        now: of the start, from which ``seconds`` count.
+        seconds: seconds between two cuts; 0 plans none by time.
+        num_shards: number of shards that report each cut.
+        now: time of the start, from which ``seconds`` count.
     """
 
     def __init__(self, *, every: int, seconds: float, num_shards: int, now: float) -> None:
@@ -146,7 +146,7 @@ class CutPlanner(Generic[R]):
 
         Args:
             open_step: the lead's smallest version.
-            num_sessions: that the lead has given out since the job was started or restored, and those restored.
+            num_sessions: number of sessions that the lead has given out since the job started, restored ones included.
             stale: whether pushes are applied one by one (``Mode.stale``).
         """
         if self._version and self._reports and now - self._first_report > REPORT_SECONDS:

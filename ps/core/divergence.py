@@ -11,7 +11,7 @@ without harm. A run that is lost does two things at once: its curvature is above
 Two views of the path are judged alike: the whole displacement, which is there first, and the difference of two
 displacements half a swing apart, in which the drift of training cancels and the swing adds up.
 
-Source: the thresholds separate learning rates .2 and .3 from .1 on the digits of check C13; Cohen et al., ICLR 2021,
+Source: the thresholds separate learning rates .2 and .3 from .1 on the digits task; Cohen et al., ICLR 2021,
 arXiv:2103.00065, for the edge of stability.
 """
 
@@ -38,7 +38,7 @@ class PathSums:
         bend: sum of y s. Weight decay is no part of it: it is never stale, so it can only help.
         metric: sum of s s / lr, so that ``bend / metric`` is lr times curvature also with several learning rates.
         energy: sum of s s.
-        pairs: that were added.
+        pairs: number of pairs that were added.
     """
 
     bend: float = 0.0
@@ -59,7 +59,7 @@ class Window:
 
     Attributes:
         pushes: each bucket of a push counts.
-        scaled, scale: sums of factor times staleness, and of the factor on the learning rate.
+        scaled, scale: sum of factor times staleness, and of the factor on the learning rate.
         rate: largest learning rate.
     """
 

@@ -25,7 +25,7 @@ class Incarnation:
 
     Args:
         number: names it, > 0.
-        shard: that this process is, of ``num_shards``; 0 is the lead.
+        shard: number of the shard that this process is, below ``num_shards``; 0 is the lead.
         continued: another process had this place, and this one has all that it knew.
     """
 

@@ -91,7 +91,7 @@ class Reading:
         rate: learning rate as set, > 0.
         product: mean rate of a push, with every factor on it, times the curvature.
         curvature: largest seen, in units of loss per parameter squared.
-        num_workers: that pushed.
+        num_workers: number of workers that pushed.
         staleness: mean over pushes, each weighed by its rate.
         scaled: the rate follows the staleness already.
     """

@@ -31,7 +31,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     Args:
         listen: address to bind.
-        unhealthy: why the shard does not work, "" while it does. Called on any thread.
+        unhealthy: function that returns why the shard does not work, "" while it does. Called on any thread.
         refresh: brings the metrics up to date. Likewise.
 
     Raises:

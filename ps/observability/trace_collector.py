@@ -36,10 +36,10 @@ class ShardTrace(Trace):
     """The trace of one shard.
 
     Args:
-        steps: that are traced.
-        path: on the lead, the file; "" elsewhere.
+        steps: steps that are traced.
+        path: file of the trace on the lead; "" elsewhere.
         shards: other shards of the job, whose parts the lead gets.
-        send: how another shard sends its part to the lead.
+        send: function by which another shard sends its part to the lead.
     """
 
     def __init__(self, steps: range = range(0), path: str = "", shards: int = 0, send: Send | None = None) -> None:

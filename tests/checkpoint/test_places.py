@@ -152,6 +152,7 @@ def test_export_takes_the_version_that_it_is_told_and_says_what_is_wrong(tmp_pat
     assert "there is no checkpoint in" in nothing.stderr
 
 
+@pytest.mark.tier("all")
 def test_object_store_keeps_a_job_as_a_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3(tmp_path, "bucket") as environment:
         for name, value in environment.items():

@@ -62,6 +62,7 @@ def test_command_serves_until_it_is_interrupted() -> None:
         assert process.end(signal.SIGINT) == 0
 
 
+@pytest.mark.tier("all")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_end_of_several_shards_leaves_no_orphan(number: signal.Signals) -> None:
     with commands.serving("--listen", "127.0.0.1:0", "--shards", "2") as (process, ready):

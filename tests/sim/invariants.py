@@ -15,8 +15,6 @@ Claims
   forward     versions grow by one per Apply, epochs and sessions only grow
   answered    every request gets one answer at most, and only on the stream that asked
   reasons     every effect says why, and a wait names members that are really missing
-
-Source: the invariants of design section 2 and of checks C6 and C8.
 """
 
 from __future__ import annotations

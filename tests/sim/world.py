@@ -9,7 +9,7 @@ Rules of this file
     worker --up--> stream --> shard --down--> worker        each arrow is an event, so anything can break in between
     lead --roster--> other shards                           late, twice, or out of order
 
-Source: the style of FoundationDB's simulator; design section 2, rule 2.
+Source: the style of FoundationDB's simulator.
 """
 
 from __future__ import annotations

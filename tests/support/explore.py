@@ -91,7 +91,7 @@ class Found:
     Attributes:
         violation: what is wrong; "" is nothing.
         way: events from the start to the violation.
-        complete: there was nothing more to explore.
+        complete: whether nothing was left to explore.
     """
 
     states: int = 0

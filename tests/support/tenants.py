@@ -90,8 +90,8 @@ class Tenants:
 
     Args:
         paired: the standby is in force; else it is about to be.
-        records, standbys: that may yet be made, and come.
-        ticks: of the clock, at most.
+        records, standbys: number of records that may yet be made, and of standbys that may come.
+        ticks: most ticks of the clock.
         terms: highest number of a term that is looked at.
         seat: the real class, or a mutant.
         compares: what a transaction is compared with: "revision", "holder".

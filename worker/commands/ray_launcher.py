@@ -146,7 +146,7 @@ class RayCluster:
 
     Args:
         where: address of the cluster; "" means ``$RAY_ADDRESS``, or a cluster on this host.
-        restarts: how often Ray restarts one task.
+        restarts: number of times that Ray restarts one task.
 
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.

@@ -40,7 +40,8 @@ class Gradients:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         names: names of the parameters.
         accumulate: backward passes whose sum ``.grad`` is; their mean is pushed.
-        decays: takes a parameter group; returns whether weight decay moves its parameters where the gradient is zero.
+        decays: function that takes a parameter group and returns whether weight decay moves its parameters where the
+            gradient is zero.
 
     Attributes:
         passes: backward passes of the coming push if they are fewer than ``accumulate``; else 0.

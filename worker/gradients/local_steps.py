@@ -66,7 +66,7 @@ class LocalSteps:
     Attributes:
         left_out: reason why the coming push has weight 0; "" if it has its weight.
         num_left_out: inner steps, and rounds with an end that is not finite, that were left out so far.
-        in_a_row: how many of these there have been since the last round that was pushed with a weight.
+        in_a_row: number of these since the last round that was pushed with a weight.
         applied: sum of the weights of this round's inner steps that were made.
         passed: sum of the weights of all inner steps of this round, also of those left out.
     """
@@ -105,7 +105,7 @@ class LocalSteps:
         Args:
             weight: sum of the weights of the passes since the last inner step.
             worker: name of the worker, for the log.
-            closure: evaluates the model, for an optimizer that does so itself, as LBFGS does.
+            closure: function that evaluates the model, for an optimizer that calls it, such as LBFGS.
 
         Returns:
             Whether the round is complete, so that a push is due.

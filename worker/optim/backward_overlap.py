@@ -30,7 +30,7 @@ class BackwardOverlap:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         names: names of the tensors, in the same order.
         buckets: buckets with gradients.
-        send: takes a bucket whose gradients are ready, on the thread that runs backward.
+        send: function that takes a bucket whose gradients are ready, on the thread that runs backward.
 
     Attributes:
         armed: whether the next backward is the last one before a push.

@@ -61,7 +61,7 @@ class ForwardOverlap:
         tensors: parameters and buffers, in the order of ``Model.tensors()``.
         names: names of the tensors.
         buckets: all buckets of the job.
-        pusher: waits for the answers.
+        pusher: session or GPU transfer that waits for the answers.
         flat: the tensors as flat slices.
 
     Raises:

@@ -60,7 +60,7 @@ class GpuTransfer:
 
     Args:
         session: session that sends what has left the GPU.
-        compressor: says which codec the GPU can compute.
+        compressor: encoder of the gradients, which knows the codecs that a GPU can compute.
         flat: tensors of the model; its ``write`` gets values on the GPU.
         device: device of all tensors. The CPU works, too, with copies that nobody needs; tests do so.
     """

@@ -231,7 +231,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         one whose servers have gone back to a checkpoint: the gradient is dropped, and the model has fresh parameters.
 
         Args:
-            closure: evaluates the model again and returns the loss, as in torch.
+            closure: function that evaluates the model again and returns the loss, as in torch.
 
         Raises:
             WaitTimeout: says who is waited for.

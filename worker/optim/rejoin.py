@@ -73,7 +73,7 @@ class Recovery:
         """Pull all parameters.
 
         Args:
-            pusher: waits for the answers.
+            pusher: session or GPU transfer that waits for the answers.
         """
         for bucket in self._session.plan.buckets:
             self._session.pull(bucket)
@@ -87,7 +87,7 @@ class Recovery:
 
         Args:
             why: error of the step that showed that the place is lost.
-            pusher: waits for the parameters.
+            pusher: session or GPU transfer that waits for the parameters.
 
         Raises:
             NameTaken: another worker has taken the name or the rank meanwhile.

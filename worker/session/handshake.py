@@ -100,7 +100,7 @@ def retry_join(join: Callable[[], None], shards: Sequence[ShardServers], lease: 
     """Call ``join``, and again from its beginning if a server that has a standby goes away meanwhile.
 
     Args:
-        join: does all that it takes to join.
+        join: function that performs the whole join.
         shards: servers of every shard, shard 0 first.
         lease: length of a lease in seconds.
 

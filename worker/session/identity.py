@@ -47,7 +47,7 @@ class Identity:
         Args:
             model: model of the job.
             buckets: buckets of the shard.
-            values: returns the fp32 values of one bucket, shape (numel,).
+            values: function that returns the fp32 values of one bucket, shape (numel,).
         """
         header = pb.SeedHeader(worker=self.worker, session=self.session, model=schema.to_proto(model))
         header.incarnation = self.incarnation

@@ -39,7 +39,7 @@ def restore_shared_memory(
 
     Args:
         memory: memory that this worker shares.
-        streams: keeps the frames that were not answered.
+        streams: streams with the frames that were not answered.
         link: connection to the shard.
         buckets: buckets of the shard.
         worker: name of the worker.

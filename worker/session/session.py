@@ -126,8 +126,8 @@ class _Progress:
         epoch: epoch of the roster that the session began with.
 
     Attributes:
-        versions: by bucket, the version of this worker's copy.
-        next_steps: by bucket, the step to push next.
+        versions: version of this worker's copy, by bucket.
+        next_steps: step to push next, by bucket.
         epoch: newest epoch that an answer has named.
     """
 
@@ -157,7 +157,7 @@ class Session:
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
-        servers: for each shard, shard 0 first, the addresses of its servers.
+        servers: addresses of the servers of each shard, shard 0 first.
         name: name of the worker.
         compressor: encodes what is pushed.
         compress_pull: codec of pulls.
@@ -174,7 +174,7 @@ class Session:
         shared_memory: memory shared with shards, once joined.
         sample_counts: samples that pushes cover.
         trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
-        on_values: takes the values of every answer; set it before the first ``pull``.
+        on_values: function that takes the values of every answer; set it before the first ``pull``.
         on_leave: called before the session ends, while shared memory is still mapped.
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
@@ -246,7 +246,7 @@ class Session:
         Args:
             model: tensors and optimizer of this worker.
             rank: place of the worker in sums; None for the order of names.
-            values: returns the fp32 values of one bucket, shape (numel,), to seed the job with.
+            values: function that returns the fp32 values of one bucket, shape (numel,), to seed the job with.
 
         Raises:
             ModelMismatch: the job trains another model.

@@ -37,10 +37,10 @@ class ShardStreams:
         hello: first frame of every stream.
         shard_of: shard of each bucket.
         lease: seconds in which a broken stream has to be open again; more where a standby may take over.
-        on_message: takes the shard and a message of it, on the reader thread of the shard; calls ``mark_answered`` for
-            each answer in the message.
-        on_back: takes a shard that answers again and what its server says of its job, before the stream is opened. A
-            ``PsError`` that it raises means "not yet", unless it is one of ``FINAL``.
+        on_message: function that takes the shard and a message of it, on the reader thread of the shard; it calls
+            ``mark_answered`` for each answer in the message.
+        on_back: function that takes a shard that answers again and the description that its server gives of the job,
+            before the stream is opened. A ``PsError`` that it raises means "not yet", unless it is one of ``FINAL``.
 
     Attributes:
         changed: held while anything here changes; what the session keeps of the answers changes under it, too.

@@ -43,7 +43,7 @@ class SharedMemory:
             "memory" insists on sharing with all; "network" shares with none.
 
     Attributes:
-        shards: by shard, the memory that is shared with it; empty where the network carries everything.
+        shards: memory that is shared with each shard; empty where the network carries everything.
     """
 
     def __init__(self, wanted: str) -> None:
@@ -138,7 +138,7 @@ class SharedMemory:
         Args:
             bucket: bucket to read.
             place: region that the answer names.
-            take: takes the bucket and its values, shape (numel,), fp32, which are valid during the call.
+            take: function that takes the bucket and its values, shape (numel,), fp32, which are valid during the call.
 
         Returns:
             Version of the values.

@@ -1,7 +1,4 @@
-"""Ready-made tasks: a byte-level GPT, handwritten digits, and the door for one's own.
-
-Source: see the module of each task.
-"""
+"""Ready-made tasks: a byte-level GPT and handwritten digits; and the registry that also loads tasks of users."""
 
 from torch_ps.worker.tasks.base import Task
 from torch_ps.worker.tasks.registry import READY_MADE, check, load

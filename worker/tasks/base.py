@@ -18,7 +18,7 @@ class Task:
     """The protocol of all tasks, with defaults for what few of them need.
 
     Attributes:
-        name: as people call it; in logs and reports.
+        name: name in logs and reports.
         default_lr: learning rate where none is given, that of an asynchronous job (see ``optimizer``).
         default_batch_size: samples of one step of one worker where no number is given.
     """
@@ -45,7 +45,7 @@ class Task:
             rank: place of this worker, 0 <= rank < world.
             world: number of workers that share the data.
             batch_size: samples in a batch.
-            seed: decides the order of the data; the same on all workers.
+            seed: seed of the order of the data, the same on all workers.
         """
         raise NotImplementedError
 

@@ -30,8 +30,8 @@ class GrpcStream:
     Args:
         start_call: begins the call.
         server: address for errors and for the name of the thread.
-        on_message: takes what comes.
-        on_end: takes the error that ends the stream.
+        on_message: function that takes each message.
+        on_end: function that takes the error that ends the stream.
     """
 
     def __init__(self, start_call: StartCall, server: Address, on_message: OnMessage, on_end: OnEnd) -> None:

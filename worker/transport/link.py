@@ -193,7 +193,7 @@ class Link:
 
         Args:
             request: worker and session; empty to ask whether the server lives and no more.
-            heard: when the server was heard last, on ``time.monotonic()``.
+            heard: time of the last sign of life of the server, on ``time.monotonic()``.
             seconds: silence after which the server counts as gone.
             channels: connections to try, in this order; None: those to the current server.
 

@@ -23,7 +23,7 @@ def call_with_retry(call: Callable[[], Reply], seconds: float, *, then: tuple[ty
     """Return what ``call`` returns, calling it again for ``seconds`` after its first failure.
 
     Args:
-        call: makes one try.
+        call: function that makes one attempt.
         seconds: time in which another try may begin.
         then: errors that a failed try may cause in a later one, and that are retried, too.
 

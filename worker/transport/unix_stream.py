@@ -59,8 +59,8 @@ class UnixStream:
     Args:
         connection: socket that ``connect`` has returned; the stream closes it.
         address: address of the server for errors and for the name of the thread.
-        on_message: takes what comes.
-        on_end: takes the error that ends the stream.
+        on_message: function that takes each message.
+        on_end: function that takes the error that ends the stream.
     """
 
     def __init__(self, connection: socket.socket, address: Address, on_message: OnMessage, on_end: OnEnd) -> None:

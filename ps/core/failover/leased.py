@@ -53,7 +53,7 @@ class LeasedSeat(Seat):
         """What etcd has, which is looked at several times within a lease.
 
         Args:
-            revision: that the configuration was last written at.
+            revision: revision at which the configuration was last written.
             configuration: None: it was never written.
             holder: "" is nobody.
             until: this server's lease holds until then at least, seconds of its own clock.
@@ -91,8 +91,8 @@ class LeasedSeat(Seat):
         """A transaction was done. One that was not, or of which nothing is known, is seen to at the next look.
 
         Args:
-            revision: that it has written.
-            until: as for ``observed``.
+            revision: revision that it has written.
+            until: earliest end of this server's lease, as for ``observed``.
         """
         self._until, self._revision = until, revision
         return self._done(transact.configuration) if self._is_done(transact.configuration) else ()

@@ -13,7 +13,7 @@ Rules of this file
   2. A configuration is this server's from the moment that everyone in it relies on it: one with a standby, when the
      standby has it. What is proposed and not there yet gives no right to anything.
   3. A server that finds another configuration in force steps down and never serves again under its name.
-  4. How a server gets to be ALONE again is decided by ``election.py`` (workers vote) or ``tenure.py`` (a key in etcd).
+  4. How a server gets to be ALONE again is decided by ``elected.py`` (workers vote) or ``leased.py`` (a key in etcd).
      Both are a ``Seat``; the shell obeys the same effects.
   5. Repeats, delays and messages of long ago do no harm: each names its server or its term.
 
@@ -132,11 +132,11 @@ class StepDown:
 
 @dataclass(frozen=True, slots=True)
 class Transact:
-    """With etcd: write this configuration, and this server as its holder, if both are as they were; see ``tenure.py``.
+    """With etcd: write this configuration, and this server as its holder, if both are as they were; see ``leased.py``.
 
     Attributes:
-        revision: that the configuration was last written at; 0: it was never written.
-        holder: who held the seat; "" is nobody: that lease has run out.
+        revision: revision at which the configuration was last written; 0: never.
+        holder: name of the server that held the seat; "" if its lease has expired.
     """
 
     revision: int
@@ -153,7 +153,7 @@ class Seat(ABC):
 
     Args:
         me: name of this life of this server, ``ADDRESS/RANDOM``.
-        primary: whose standby it is to be; "" for a server that starts the job and serves alone.
+        primary: name of the server whose standby this is; "" for a server that starts the job and serves alone.
 
     Attributes:
         configuration: newest that this server belongs to; what it asks for votes with.

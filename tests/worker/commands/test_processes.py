@@ -13,7 +13,7 @@ from tests.support.processes import ended
 from torch_ps.worker.commands import processes
 from torch_ps.worker.commands.processes import Child, Processes
 
-HOLD = "from torch_ps.common import lifeline; lifeline.hold(); import time, signal\n"
+HOLD = "from torch_ps.common import parent_death; parent_death.hold(); import time, signal\n"
 
 
 class Streams:
