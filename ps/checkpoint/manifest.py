@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: two kinds of JSON documents, from bytes and to bytes.
+"""Manifests of a checkpoint: two kinds of JSON documents, parsed and written.
 
     v000000000100/checkpoint.json           written last, by the lead: without it there is no checkpoint
                     | size and SHA-256 of
@@ -35,9 +35,9 @@ from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.ledger import Ledger
 
 FORMAT = "torch-ps checkpoint 1"
-#: What JSON that is not as it should be can raise where it is taken apart.
+#: Exceptions that malformed JSON can raise where it is parsed.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-#: Bytes of the longest document that is read, and of its first line.
+#: Largest document that is read and its longest first line, in bytes.
 MAX_DOCUMENT, MAX_LINE = 256 << 20, 1024
 MAX_SHARDS = 1024
 MAX_VERSION = 1 << 53  # JSON's whole numbers are exact below
@@ -137,7 +137,7 @@ def _spec_out(spec: TensorSpec) -> list[Any]:
 
 
 def body_of(data: bytes, kind: str, name: str) -> bytes:
-    """The second part of a document, once the first one was compared with it.
+    """The body of a document, checked against the digest in its first line.
 
     Raises:
         CheckpointError: foreign, truncated or damaged.

@@ -1,13 +1,13 @@
-"""Checkpoints of one job in one place: written by all shards, made good by the lead, read by whoever has the place.
+"""The checkpoints of one job below one URL: all shards write them, the lead commits them, anyone may read them.
 
     every shard: write() --> its tensors, then its manifest --report--> lead: commit() --> checkpoint.json, retain()
 
 Rules of this file
-  1. A checkpoint exists when its checkpoint.json does, which names what all shards have written by size and SHA-256. A
-     crash before that leaves the ones before as they are, and files that ``retain``, ``discard`` and ``clear`` remove.
-  2. What is read is checked: every size and digest, every tensor's shape and dtype, before anything is made of it.
+  1. A checkpoint exists when its checkpoint.json does, which names the files of all shards by size and SHA-256. A crash
+     before that leaves earlier checkpoints intact, and files that ``retain``, ``discard`` and ``clear`` remove.
+  2. Everything that is read is checked before it is used: sizes, digests, and the shape and dtype of every tensor.
 
-Source: the manifest as commit point is that of log-structured stores, such as LevelDB's CURRENT file.
+Source: the manifest as commit point follows log-structured stores, such as LevelDB's CURRENT file.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger("torch_ps.ps")
 
 
 class Checkpoints:
-    """All checkpoints below ``url``. Everything blocks."""
+    """All checkpoints below ``url``, a folder or any URL that fsspec knows. All methods block."""
 
     def __init__(self, url: str) -> None:
         self.storage = Storage(url)
@@ -35,10 +35,10 @@ class Checkpoints:
     # -------------------------------------------------------------- writing
 
     def write(self, state: ShardState, shard: int, num_shards: int) -> FileFact:
-        """Write one shard's part; gives its manifest.
+        """Write one shard's part. Returns name, size and digest of its manifest.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: The file system refuses.
         """
 
         def name(suffix: str) -> str:
@@ -57,11 +57,11 @@ class Checkpoints:
         return self.storage.write(name("json"), [manifests.dump_shard(document)])
 
     def commit(self, manifest: Manifest) -> None:
-        """Make a checkpoint of what all shards have written.
+        """Make the parts of all shards a checkpoint.
 
         Raises:
-            CheckpointError: a part is not where the lead can see it.
-            OSError: the file system refuses.
+            CheckpointError: The lead cannot see a part.
+            OSError: The file system refuses.
         """
         try:
             self.parts(manifest)
@@ -72,22 +72,22 @@ class Checkpoints:
         self.storage.write(manifests.commit_name(manifest.version), [manifests.dump(manifest)])
 
     def retain(self, keep: int) -> None:
-        """Remove all but the last ``keep`` checkpoints, and what older ones that never became any have left."""
+        """Remove all but the last ``keep`` checkpoints, and files of older versions that never became checkpoints."""
         good = self.versions()
         for version in self._folders():
             if good and version < good[0] and version not in good[:keep]:
                 self._remove(version)
 
     def discard(self, version: int) -> None:
-        """Remove what will never become a checkpoint, up to ``version``: on a full disk the next one needs the room."""
+        """Remove uncommitted files up to ``version``: on a full disk the next checkpoint needs their room."""
         for each in self._folders():
             if each <= version and not self.storage.exists(manifests.commit_name(each)):
                 self._remove(each)
 
     def clear(self, version: int) -> None:
-        """Go on from ``version`` (0: anew): what is newer would mix with what is written now, so it goes.
+        """Go on from ``version`` (0: begin anew): remove newer files, which would mix with those written from now on.
 
-        A checkpoint among it, one that was refused, is put aside under another name.
+        A newer checkpoint, one that was refused, is renamed instead.
         """
         for each in self._folders():
             if each <= version:
@@ -100,25 +100,25 @@ class Checkpoints:
                 self._remove(each)
 
     def _remove(self, version: int) -> None:
-        self.storage.remove(manifests.commit_name(version))  # first: from now on it is none
+        self.storage.remove(manifests.commit_name(version))  # first: without it this is no checkpoint
         self.storage.remove(manifests.folder_of(version))
 
     def _folders(self) -> list[int]:
-        """Versions of which there is something, newest first."""
+        """Versions of which there are files, newest first."""
         found = (manifests.version_of(folder) for folder in self.storage.folders())
         return sorted((version for version in found if version is not None), reverse=True)
 
     # -------------------------------------------------------------- reading
 
     def versions(self) -> list[int]:
-        """Of all checkpoints, newest first."""
+        """Versions of all checkpoints, newest first."""
         return [each for each in self._folders() if self.storage.exists(manifests.commit_name(each))]
 
     def read(self, version: int) -> Manifest:
         """The manifest of a checkpoint.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: There is none, or it is damaged.
         """
         name = manifests.commit_name(version)
         data, place = self.storage.read(name, MAX_DOCUMENT), self.storage.place(name)
@@ -128,10 +128,10 @@ class Checkpoints:
         return manifest
 
     def verify(self, manifest: Manifest) -> None:
-        """Read everything once.
+        """Read every file once and compare it with the manifests.
 
         Raises:
-            CheckpointError: says which file is wrong, and how.
+            CheckpointError: A file differs; the message says which, and how.
         """
         for part in self.parts(manifest):
             self.storage.check(part.tensors, whole=True)
@@ -140,7 +140,7 @@ class Checkpoints:
         """The manifests of all shards.
 
         Raises:
-            CheckpointError: one is damaged, or the tensors cannot hold the model.
+            CheckpointError: A manifest is damaged, or the tensors cannot hold the model.
         """
         found = []
         for shard, fact in enumerate(manifest.shards):
@@ -162,7 +162,7 @@ class Checkpoints:
         """The state of one shard, as it was written.
 
         Raises:
-            CheckpointError: a file is damaged, or a tensor is not what the model has.
+            CheckpointError: A file is damaged, or a tensor does not fit the model.
         """
         buckets = plan_of(manifest).of_shard(part.shard)
         place = self.storage.place(part.tensors.name)
@@ -182,7 +182,7 @@ class Checkpoints:
 
 
 def plan_of(manifest: Manifest) -> Plan:
-    """How the model was cut when the checkpoint was written."""
+    """The bucket plan under which the checkpoint was written."""
     return plan(manifest.model, manifest.bucket_bytes, manifest.num_shards)
 
 
@@ -196,7 +196,11 @@ def _keys(names: Iterable[str], buckets: Sequence[Bucket], place: str) -> Iterat
 
 
 def _checked(tensor: torch.Tensor, bucket: Bucket, key: str, place: str) -> torch.Tensor:
-    """Refuse what is not a tensor that ``torch_ps.ps.engine.state`` writes."""
+    """``tensor``, if ``torch_ps.ps.engine.state`` writes such a one under ``key``.
+
+    Raises:
+        CheckpointError: It does not.
+    """
     kind, _, name = key.partition("/")
     shape = tuple(tensor.shape)
     right = {"values": not name, "squares": not name, "state": bool(name), "copy": bool(name)}.get(kind, False)

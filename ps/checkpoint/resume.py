@@ -1,13 +1,13 @@
-"""--resume: which checkpoint a job goes on from, and how a shard becomes what it was.
+"""--resume: chooses the checkpoint that a job goes on from, and restores a shard from it.
 
     lead:    newest checkpoint --all of it read and checked--> its own part --> Job.restore
     others:  ask the lead which one it was -------------------> their own part --> Job.restore
 
 Rules of this file
-  1. The lead chooses, once, so all shards go on from one version.
-  2. A damaged checkpoint is an error with its name. The one before is used only if that was allowed in so many words.
-  3. Members and ledgers are taken over where nothing about them can have changed: same mode, same buckets, and no
-     pushes that are applied one by one and clipped, for their norms were halfway between shards.
+  1. The lead chooses, once, so that all shards go on from one version.
+  2. A damaged checkpoint is an error that names it. The one before is used only with --resume-previous.
+  3. Members and ledgers are taken over only where they still hold: the mode and the buckets are the same, and pushes
+     are not both applied one by one and clipped, for then some norms were under way between shards.
 """
 
 import functools
@@ -27,14 +27,15 @@ log = logging.getLogger("torch_ps.ps")
 
 
 def choose(checkpoints: Checkpoints, *, resume: bool, previous: bool) -> Manifest | None:
-    """Lead: the checkpoint to go on from, None to begin anew. Clears away what is newer.
+    """Lead: the checkpoint to go on from; None begins anew. Removes newer files.
 
     Args:
-        previous: whether the one before may be used in the place of a damaged one.
+        resume: Whether the job may go on from a checkpoint.
+        previous: Whether an older checkpoint may replace a damaged one.
 
     Raises:
-        ConfigError: there are checkpoints and the job is not to go on from them.
-        CheckpointError: the newest is damaged; says how.
+        ConfigError: There are checkpoints and the job is not to go on from them.
+        CheckpointError: The newest is damaged; the message says how.
     """
     versions = checkpoints.versions()
     if versions and not resume:
@@ -50,7 +51,7 @@ def choose(checkpoints: Checkpoints, *, resume: bool, previous: bool) -> Manifes
             if not previous:
                 hint = "use the one before with --resume-previous" if len(versions) > 1 else "there is no other"
                 raise CheckpointError(f"the checkpoint of version {version} cannot be used: {error}; {hint}") from None
-            log.warning("the checkpoint of version %d is passed over: %s", version, error)
+            log.warning("skipping the checkpoint of version %d: %s", version, error)
             continue
         checkpoints.clear(version)
         return manifest
@@ -63,10 +64,10 @@ def choose(checkpoints: Checkpoints, *, resume: bool, previous: bool) -> Manifes
 
 
 def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
-    """Bring ``job``, of which nothing has been asked yet, to a checkpoint.
+    """Restore ``job``, before its first call, from a checkpoint.
 
     Raises:
-        CheckpointError: a part of it is damaged; says how.
+        CheckpointError: A part of it is damaged; the message says how.
     """
     parts = checkpoints.parts(manifest)
     old = plan_of(manifest)
@@ -100,7 +101,7 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
         job.settings.index,
         manifest.version,
         checkpoints.storage.url,
-        "" if same else "; workers of before have to join again, for shards, buckets or mode are not the same",
+        "" if same else "; earlier workers have to join again, as shards, buckets or mode differ",
     )
 
 

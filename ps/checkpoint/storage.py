@@ -1,8 +1,8 @@
-"""Where checkpoints are: a folder, or any URL that fsspec knows, such as s3://bucket/folder.
+"""File access for checkpoints: a folder, or any URL that fsspec knows, such as s3://bucket/folder.
 
 Rules of this file
-  1. A file appears whole or not at all. In a folder: written beside its name, brought to the disk, renamed, and the
-     rename brought to the disk. An object store shows an object when its last byte is there.
+  1. A file appears whole or not at all. In a folder it is written under another name, synced, renamed, and the rename
+     is synced. An object store shows an object once its last byte has arrived.
   2. Names are relative, with "/" between their parts. Nothing here knows what a checkpoint is.
   3. Everything blocks; callers have a thread for it.
 
@@ -29,7 +29,7 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileFact:
-    """What a file has to be: its name, its size in bytes and its SHA-256, hexadecimal."""
+    """Name of a file, its expected size in bytes and its expected SHA-256 in hexadecimal."""
 
     name: str
     size: int
@@ -40,13 +40,13 @@ class Storage:
     """The files below ``url``.
 
     Raises:
-        ConfigError: nothing here can read such URLs; says what to install.
+        ConfigError: No installed package can read such URLs; the message says what to install.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            # Listings that another process may have changed must not come from memory.
+            # No cached listings: another process may have changed the folder.
             self._fs: Any
             self._fs, root = fsspec.core.url_to_fs(self.url or "/", use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -58,14 +58,14 @@ class Storage:
         self._root = str(root).rstrip("/")
 
     def place(self, name: str) -> str:
-        """A file's full name, for people."""
+        """Full name of a file, for messages."""
         return f"{self.url}/{name}"
 
     def write(self, name: str, parts: Iterable[Buffer]) -> FileFact:
-        """Write a file. On an error there is none.
+        """Write a file; after an error it does not exist.
 
         Raises:
-            OSError: the disk is full, or whatever the file system says.
+            OSError: The disk is full, or the file system refuses for another reason.
         """
         digest, size = hashlib.sha256(), 0
         with self._new_local(name) if self._local else self._fs.open(self._path(name), "wb") as file:
@@ -76,10 +76,10 @@ class Storage:
         return FileFact(name, size, digest.hexdigest())
 
     def read(self, name: str, most: int) -> bytes:
-        """A small file.
+        """The bytes of a small file.
 
         Raises:
-            CheckpointError: it is not there, cannot be read, or has more than ``most`` bytes.
+            CheckpointError: It is missing, cannot be read, or has more than ``most`` bytes.
         """
         try:
             with self._fs.open(self._path(name), "rb") as file:
@@ -93,10 +93,10 @@ class Storage:
         return data
 
     def check(self, fact: FileFact, *, whole: bool) -> None:
-        """Compare a file with what it has to be; its bytes too if ``whole``.
+        """Compare a file with its expected size and, if ``whole``, its digest.
 
         Raises:
-            CheckpointError: says how it differs.
+            CheckpointError: They differ; the message says how.
         """
         path, place = self._path(fact.name), self.place(fact.name)
         try:
@@ -122,7 +122,7 @@ class Storage:
         """Path of a checked file on this machine, inside the context: itself, or a temporary copy.
 
         Raises:
-            CheckpointError: as ``check``.
+            CheckpointError: The file differs from ``fact``; the message says how.
         """
         self.check(fact, whole=True)
         if self._local:
@@ -141,7 +141,7 @@ class Storage:
         return bool(self._fs.exists(self._path(name)))
 
     def folders(self) -> list[str]:
-        """Names of the folders directly below; [] where there is nothing yet."""
+        """Names of the folders directly below the URL; [] if it does not exist yet."""
         self._fs.invalidate_cache()
         try:
             found = self._fs.ls(self._root, detail=True)
@@ -150,13 +150,13 @@ class Storage:
         return sorted(str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == "directory")
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder with its contents, if it exists."""
         self._fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._path(name), recursive=True)
 
     def rename(self, folder: str, name: str) -> None:
-        """Give a folder another name; one that has it is removed. In an object store each file is copied."""
+        """Rename a folder, replacing one of that name. In an object store every file is copied."""
         self.remove(name)
         if self._local:
             os.rename(self._path(folder), self._path(name))
@@ -187,7 +187,7 @@ class Storage:
 
 
 class _Whole:
-    """A raw file whose ``write`` leaves nothing out."""
+    """A raw file whose ``write`` writes everything."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw

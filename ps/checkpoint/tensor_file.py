@@ -1,4 +1,4 @@
-"""Named tensors as one safetensors file, in pieces that are written as they come.
+"""Streaming writer and reader of named tensors in one safetensors file.
 
     uint64 length of the header | header, JSON: name -> dtype, shape, begin, end | the tensors' bytes, one by one
 
@@ -38,7 +38,7 @@ Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
 
 def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The beginning of a file whose tensors follow in this order."""
+    """Header of a file whose tensors follow in this order."""
     described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, dtype, shape in specs:
@@ -61,14 +61,14 @@ def in_order(names: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch
 
 
 def chunks(tensors: Sequence[tuple[str, torch.Tensor]]) -> Iterator[Buffer]:
-    """A whole file."""
+    """The bytes of a whole file, in pieces."""
     yield header([(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors])
     for _, tensor in tensors:
         yield bytes_of(tensor)
 
 
 class TensorFile:
-    """The tensors of one file, mapped; each is read when it is asked for. A context manager.
+    """The tensors of one file, memory-mapped and read on access. A context manager.
 
     Raises:
         CheckpointError: it is no safetensors file; says ``name`` and what is wrong.

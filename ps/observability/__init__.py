@@ -1,1 +1,1 @@
-"""What a server shows of itself: metrics, health, traces, log lines of gRPC."""
+"""What a server reports about itself: metrics, health, traces, log lines of gRPC."""

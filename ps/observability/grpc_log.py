@@ -1,14 +1,15 @@
-"""What gRPC's C++ core writes to stderr becomes lines of our log: TLS handshakes that failed, in words, not too many.
+"""Turns what gRPC's C++ core writes to stderr into lines of our log: failed TLS handshakes, in words, throttled.
 
     C++ core --fd 2--> pipe --> thread --handshake failed--> log, at most some lines in a while
                                        --anything else-----> the real stderr, as it is
 
-gRPC tells nobody in Python why a handshake failed; it only prints it, once for every connection, so that a stranger
-who knocks for long enough fills the disk. That line does not say who knocked either; a firewall's log does.
+gRPC does not tell Python why a handshake failed; it prints the reason, once per connection, so that a client that keeps
+trying fills the disk. The line does not name the client either; a firewall's log does.
 
 Rules of this file
-  1. Nothing is lost but what is counted: every other line goes on unchanged, and Python's own stderr is untouched.
-  2. A crash of the process is told past the pipe, by ``faulthandler``.
+  1. Only handshake lines are held back, and they are counted: every other line passes unchanged, and Python's own
+     stderr is untouched.
+  2. ``faulthandler`` reports a crash of the process past the pipe.
 
 Source: dup2(2).
 """
@@ -26,12 +27,12 @@ from torch_ps.ps.observability.log_throttle import LogThrottle
 log = logging.getLogger("torch_ps.ps")
 
 _FAILED = re.compile(rb"ssl_transport_security\S* Handshake failed with .*?: (?:error:[0-9a-f]+:)?(.*)")
-#: What is in gRPC's line, and what it means at a server's port.
+#: Marks in gRPC's line, and what they mean at a server's port.
 _MEANINGS = (
     ("WRONG_VERSION_NUMBER", "the peer does not speak TLS: a client without tls_ca, or something that is no client"),
     ("HTTP_REQUEST", "the peer speaks HTTP without TLS"),
     ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "the client showed no certificate, and this server has tls_ca"),
-    ("BAD_PACKET_LENGTH", "the peer broke it off: a client that does not believe this server's certificate does"),
+    ("BAD_PACKET_LENGTH", "the peer broke off: a client that does not trust this server's certificate does"),
     ("certificate has expired", "the peer's certificate has expired"),
     ("certificate is not yet valid", "the peer's certificate is not valid yet; compare the clocks"),
     ("unable to get local issuer certificate", "the peer's certificate is not of an authority in tls_ca"),
@@ -41,7 +42,7 @@ _MEANINGS = (
 
 
 def meaning(line: bytes) -> str | None:
-    """The reason in a line about a failed handshake, in words; None if it is another line."""
+    """The reason that a line about a failed handshake gives, in words; None for any other line."""
     found = _FAILED.search(line)
     if found is None:
         return None
@@ -50,7 +51,7 @@ def meaning(line: bytes) -> str | None:
 
 
 def listen() -> None:
-    """Take over file descriptor 2 for the rest of this process. Call it before the log is set up and gRPC is loaded."""
+    """Take over file descriptor 2 for the rest of this process. Call it before setting up the log and loading gRPC."""
     if os.environ.get("GRPC_VERBOSITY") == "ERROR":  # by the launcher, for itself; then there is nothing to read
         del os.environ["GRPC_VERBOSITY"]
     real = os.dup(2)

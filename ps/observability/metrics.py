@@ -1,4 +1,4 @@
-"""What a shard counts, for Prometheus. Names end in their unit; every counter starts at 0 with the process.
+"""Prometheus counters, gauges and histograms of a shard. Names end in their unit; counters start at 0 with the process.
 
 Source: https://prometheus.io/docs/practices/naming/
 """

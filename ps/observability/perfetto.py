@@ -1,4 +1,4 @@
-"""A trace as the file that ui.perfetto.dev and chrome://tracing open, and the same in one line for each worker.
+"""Writes a trace as the file that ui.perfetto.dev and chrome://tracing open, and sums it up in a line per worker.
 
     processes  workers and shards, those first that compute
     threads    what each thread did, nested
@@ -19,9 +19,9 @@ from typing import Any, TextIO, cast
 
 from torch_ps.common.trace import Span
 
-#: What threads are called here.
+#: Names of threads in the trace.
 _WORKER_THREADS, _SHARD_THREADS = {"MainThread": "training loop"}, {"MainThread": "event loop"}
-#: The parts of a worker's step; they touch each other.
+#: Parts of a worker's step, in order, without gaps.
 PARTS = ("data", "forward", "loss", "backward", "loop", "exchange")
 #: Spans that an arrow of one push goes through: on the worker, on the shard.
 _ON_WORKER, _ON_SHARD = {"send": "s", "receive": "f"}, {"receive": "t", "encode": "t"}
@@ -32,9 +32,9 @@ class Process:
     """One process of a trace.
 
     Attributes:
-        worker: its name; "" of a shard.
-        error: nanoseconds by which its times may be off.
-        dropped: spans that were too many.
+        worker: Name of the worker; "" for a shard.
+        error: Nanoseconds by which its times may be off.
+        dropped: Number of spans beyond the limit, which were dropped.
     """
 
     name: str
@@ -52,7 +52,7 @@ def write(path: str, processes: Iterable[Process]) -> None:
     """Write the file, whole or not at all; compressed if its name ends in .gz.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     processes = sorted(processes, key=lambda each: each.sort_key)
     part = f"{path}.part"

@@ -1,11 +1,11 @@
-"""The trace of one shard; on the lead also where the parts of all other processes come together and become a file.
+"""The trace of one shard; on the lead also the collector of all other processes' parts, which writes the file.
 
     worker, other shard --TracePart--> the lead: take() --quiet for a moment--> FILE, again whenever more has come
 
 Rules of this file
-  1. Nobody waits for a trace: a process sends its part when its traced steps are over, and the file is always whole,
-     with what has come so far.
-  2. What all parts together may be is bounded.
+  1. Nothing waits for a trace: a process sends its part when its traced steps are over, and the file is always whole,
+     with the parts that have come so far.
+  2. The number of spans of all parts together is bounded.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from torch_ps.ps.observability.perfetto import Process, summary, write
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Seconds between two looks; what has not changed from one to the next is sent or written.
+#: Seconds between two checks; spans are sent or written when none were added from one to the next.
 LOOK_SECONDS = 0.25
-#: Seconds that the lead, when it stops, gives other shards to send theirs.
+#: Seconds that a stopping lead waits for the parts of other shards.
 LAST_SECONDS = 1.0
-#: Spans of all processes together.
+#: Largest number of spans of all processes together.
 MOST_TOGETHER = 1_000_000
 
-#: Sends all spans of this shard to the lead; False: it could not be reached.
+#: Sends all spans of this shard to the lead; returns False if it could not be reached.
 Send = Callable[[Trace], Awaitable[bool]]
 
 
@@ -36,27 +36,27 @@ class ShardTrace(Trace):
     """The trace of one shard.
 
     Args:
-        steps: steps that are traced.
-        path: file of the trace on the lead; "" elsewhere.
-        shards: other shards of the job, whose parts the lead gets.
-        send: function by which another shard sends its part to the lead.
+        steps: Steps that are traced.
+        path: File that the lead writes; "" elsewhere.
+        shards: Number of other shards, whose parts the lead gets.
+        send: Sends the part of another shard to the lead; None on the lead.
     """
 
     def __init__(self, steps: range = range(0), path: str = "", shards: int = 0, send: Send | None = None) -> None:
         super().__init__(steps)
         self._path, self._send = path, send
         self._others = {f"shard {index}" for index in range(1, shards + 1)}
-        self._processes: dict[str, Process] = {}  # that have sent their part
+        self._processes: dict[str, Process] = {}  # by name; those that have sent their part
         self._taken, self._done = 0, (0, 0)  # parts so far, and what was given last
         self._changed = asyncio.Event()
 
     def take(self, request: pb.TraceRequest) -> None:
-        """Lead: keep the part of one process in the place of what it sent before.
+        """Lead: keep the part of one process, in place of the one it sent before.
 
         Raises:
-            ProtocolError: nothing is traced, or a span is of another step.
-            CorruptFrame: the part cannot be read.
-            Overloaded: there are too many spans already.
+            ProtocolError: Nothing is traced.
+            CorruptFrame: The part cannot be read, or a span is of a step that is not traced.
+            Overloaded: There are too many spans already.
         """
         if not self._path:
             raise ProtocolError("this shard collects no trace; ps-serve --trace FILE does")
@@ -74,7 +74,7 @@ class ShardTrace(Trace):
         self._changed.set()
 
     async def keep(self) -> None:
-        """Send or write what there is whenever nothing more has come for a moment, until cancelled."""
+        """Send or write the spans whenever no more have come for a moment, until cancelled."""
         seen = self._now
         while self.steps:
             await asyncio.sleep(LOOK_SECONDS)
@@ -84,11 +84,11 @@ class ShardTrace(Trace):
 
     @property
     def _now(self) -> tuple[int, int]:
-        """What there is to give."""
+        """Numbers of own spans and of parts taken: they change when there is more to send or write."""
         return len(self.spans), self._taken
 
     async def finish(self) -> None:
-        """The shard stops: give what is left."""
+        """Send or write the rest when the shard stops."""
         if self._path:
             try:
                 async with asyncio.timeout(LAST_SECONDS if self.spans else 0.0):
@@ -112,7 +112,7 @@ class ShardTrace(Trace):
             await asyncio.to_thread(write, self._path, processes)
         except OSError as error:
             log.error("the trace cannot be written to %s: %s", self._path, error.strerror or error)
-            return True  # the next try would not do better
+            return True  # another attempt would fail too
         log.info(
             "trace of steps %d to %d in %s, of %d workers and %d shards; https://ui.perfetto.dev opens it",
             self.steps.start,

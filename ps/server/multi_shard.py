@@ -1,4 +1,4 @@
-"""Several shards on this host: one process each, on consecutive ports, ended together.
+"""ps-serve --shards N: runs one child process per shard, on consecutive ports, and ends them together.
 
 ps-serve --shards 3 --+--> ps-serve --shard 0/3          (the lead; first, for the others need its address)
                       +--> ps-serve --shard 1/3 --lead ...
@@ -26,11 +26,11 @@ from torch_ps.ps.server.ready_file import write_ready
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Seconds in which a shard has to listen.
+#: Seconds in which a shard has to be listening.
 START_SECONDS = 60.0
-#: Seconds that the shards get to stop.
+#: Seconds in which the shards have to stop.
 STOP_SECONDS = 10.0
-#: The same where they write a last checkpoint.
+#: The same if they write a last checkpoint.
 CHECKPOINT_SECONDS = 75.0
 
 
@@ -101,7 +101,7 @@ def shard_config(config: ServerConfig, index: int, servers: list[str], ready_fil
 
 
 def _start(config: ServerConfig, lifeline: Lifeline) -> subprocess.Popen[bytes]:
-    # The environment has been read into ``config``; a child must not read it again on top.
+    # The environment has been read into ``config``; the child must not read it again.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PS_")} | lifeline.environment
     return subprocess.Popen(
         [sys.executable, "-m", "torch_ps.ps.server.cli", *arguments_of(config)],

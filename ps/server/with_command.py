@@ -1,12 +1,12 @@
-"""ps-serve OPTIONS -- COMMAND: the servers of a job live as long as a command, such as torchrun, that runs the workers.
+"""ps-serve OPTIONS -- COMMAND: runs the servers of a job for as long as a command, such as torchrun, runs the workers.
 
     ps-serve --> servers (a ps-serve of its own) --ready--> COMMAND with $PS_SERVERS
                                                    SIGTERM, SIGINT, SIGHUP --> COMMAND
                  servers end well <-- COMMAND ends; its exit code is that of ps-serve
 
 Rules of this file
-  1. The command is told where the servers are and which token they ask for; all else it has from the caller.
-  2. Servers that end before it end it too: nothing it computes would reach them.
+  1. The command gets the addresses of the servers and their token file in its environment; the rest is the caller's.
+  2. When the servers end first, the command is ended too: nothing it computes would reach them.
 """
 
 import json
@@ -33,11 +33,11 @@ from torch_ps.ps.server.multi_shard import CHECKPOINT_SECONDS, START_SECONDS, ST
 
 log = logging.getLogger("torch_ps.ps")
 
-#: Seconds that a command gets to end whose servers are gone: a worker has to give up its step.
+#: Seconds in which a command without servers has to end: its workers give up their step first.
 COMMAND_SECONDS = 40.0
-#: Seconds between two looks at both.
+#: Seconds between two checks of both processes.
 LOOK_EVERY = 0.1
-#: Addresses to listen on that mean "every one of this machine".
+#: Addresses that listen on every interface, and the one to call instead on this machine.
 EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -45,7 +45,7 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
     """Serve while ``command`` runs. Returns its exit code, or 128 + the signal that ended it.
 
     Raises:
-        ConfigError: there is no such command.
+        ConfigError: The command does not exist.
     """
     if shutil.which(command[0]) is None:
         raise ConfigError(f"there is no command {command[0]!r}")
@@ -62,7 +62,7 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
         ready.unlink(missing_ok=True)
         servers = subprocess.Popen(
             [sys.executable, "-m", "torch_ps.ps.server.cli", *arguments_of(replace(config, ready_file=str(ready)))],
-            # What the environment said is in ``config``; read again it would come on top.
+            # The environment has been read into ``config``; the child must not read it again.
             env={k: v for k, v in os.environ.items() if not k.startswith("PS_")} | lifeline.environment,
             pass_fds=lifeline.fds,
             stdin=subprocess.DEVNULL,
@@ -76,7 +76,7 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
 
 
 def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, signals: list[int]) -> list[str] | None:
-    """Addresses of the servers once they accept work; None if a signal came first."""
+    """Addresses of the servers, once they listen; None if a signal came first."""
     deadline = time.monotonic() + START_SECONDS * shards
     while not ready.exists():
         if signals:
@@ -89,7 +89,7 @@ def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, sign
 
 
 def _environment(config: ServerConfig, told: Sequence[str]) -> dict[str, str]:
-    """The caller's, with the servers of this job and the token that they ask for."""
+    """The caller's environment, with the servers of this job and their token file."""
     here = [address.parse(each) for each in told]
     servers = address.format_list(tuple(Address(EVERY.get(each.host, each.host), each.port) for each in here))
     token = {"PS_TOKEN_FILE": str(Path(config.token_file).absolute())} if config.token_file else {}

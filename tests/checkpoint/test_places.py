@@ -95,7 +95,7 @@ def test_other_number_of_shards_or_size_of_buckets_gives_the_same_bits(
     with shards(before, checkpoint=str(tmp_path)) as servers:
         train(servers, conv, 5)
     with shards(after, checkpoint=str(tmp_path), resume=True, bucket_size=size) as servers:
-        assert "workers of before have to join again" in servers.log
+        assert "earlier workers have to join again" in servers.log
         model = train(servers, conv, 9)
         servers.stop()
         assert Checkpoints(str(tmp_path)).versions()[0] == 9

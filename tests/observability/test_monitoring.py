@@ -18,7 +18,7 @@ from tests.support.jobs import Servers, job
 from tests.support.quadratic import quadratics, round_robin
 from torch_ps.common.rpc import channel
 from torch_ps.common.wire.address import Address, parse
-from torch_ps.ps.observability.http import VISITORS, HttpServer
+from torch_ps.ps.observability.http import MAX_CLIENTS, HttpServer
 from torch_ps.ps.observability.loop_health import LoopHealth
 
 STEPS, SIZE = 11, 3
@@ -75,7 +75,7 @@ def test_health_page_says_why_a_shard_does_not_work() -> None:
 
 def test_silent_visitors_of_the_server_do_not_keep_others_out(servers: Servers) -> None:
     where = parse(servers.metrics[0])
-    silent = [socket.create_connection(where, 10) for _ in range(VISITORS)]
+    silent = [socket.create_connection(where, 10) for _ in range(MAX_CLIENTS)]
     with urllib.request.urlopen(f"http://{where}/health", timeout=30) as page:  # when their time is over
         assert page.read() == b"serving\n"
     for visitor in silent:
