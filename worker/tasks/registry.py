@@ -1,9 +1,9 @@
-"""What ``--task`` names: a model, its data, and how to measure it.
+"""Lookup of ``--task``: a ready-made task by name, or ``module:function`` of the user.
 
 Rules of this file
   1. A task knows torch and nothing of servers, ranks on other machines, clocks or files of events.
   2. This file imports torch only for the types of its signatures: to look up a name takes no time.
-  3. A wrong name is refused with the names that would be right; a broken task of the user's with what is broken.
+  3. An unknown name is refused with the list of known names; a broken task of the user with what is broken.
 
     "gpt", "digits", "digits:cnn"  -->  load()  -->  Task
     "my_module:my_task"            -->
