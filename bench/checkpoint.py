@@ -1,4 +1,4 @@
-"""What checkpoints cost a job: one worker, one shard, AdamW on 25 M parameters (100 MB), on one machine.
+"""Cost of checkpoints for a job: one worker, one shard, AdamW on 25 M parameters (100 MB), on one machine.
 
     python bench/checkpoint.py
 
@@ -41,7 +41,7 @@ class Cost:
 
 
 def metrics(address: str) -> dict[str, float]:
-    """What the server counts, by name."""
+    """Metrics of the server, by name."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] != "#"}

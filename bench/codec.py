@@ -1,4 +1,4 @@
-"""What a codec costs and what it saves: MB of fp32 per second, and whether it pays on a 1 Gb/s link.
+"""Cost and saving of a codec: MB of fp32 per second, and whether it pays on a 1 Gb/s link.
 
     python bench/codec.py                  # the table of docs/performance.md
     python bench/codec.py --link 10        # the verdict for a 10 Gb/s link
@@ -34,7 +34,7 @@ CALLS = 9
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds are per bucket. ``link_saved`` are those that the link does not need for the bytes that are not sent."""
+    """Seconds are per bucket. ``link_saved`` is the time that the bytes not sent would take on the link."""
 
     codec: str
     payload: int
@@ -128,7 +128,7 @@ def table(rows: list[Row], link: float) -> str:
 
 
 def _rate(seconds: float) -> str:
-    """MB of fp32 per second; what takes no time worth the name does not touch the values."""
+    """MB of fp32 per second; "no copy" for a codec that does not touch the values."""
     return "no copy" if seconds < 5e-5 else f"{SIZE / seconds / 1e6:,.0f}"
 
 

@@ -30,7 +30,7 @@ NEVER = 1 << 60
 
 
 class Shard:
-    """A store under SGD with two doctors: one that looks at every push, one that never does."""
+    """A store under SGD with two divergence monitors: one that checks every push, one that checks none."""
 
     def __init__(self, size: int) -> None:
         self.hyper: Hyper = {"lr": 1e-3, "momentum": 0.0}
@@ -55,7 +55,7 @@ class Shard:
         )
 
     def _apply(self, doctor: DivergenceMonitor | None, bucket: int, version: int) -> None:
-        """As the engine does."""
+        """Apply a push as the engine does."""
         decision = self._decision(bucket, version)
         mean, _ = self.store.mean(bucket, (self._gradient(bucket),))
         if mean is None:
@@ -72,7 +72,7 @@ class Shard:
         return Gradient("w0", 0, 1.0, codecs.codec("none"), self._payloads[bucket])
 
     def push(self, kind: str) -> float:
-        """Seconds."""
+        """Push once. Returns seconds."""
         doctor = {"none": None, "resting": self.resting, "looking": self.looking}[kind]
         if doctor is not self.looking:  # it has to see every version, but not on this clock
             for bucket in self.buckets:

@@ -1,4 +1,4 @@
-"""What a job costs while nothing happens: CPU of a server and of two connected workers that wait, in percent of a core.
+"""CPU of an idle job: a server and two connected workers that wait, in percent of a core.
 
 python bench/idle.py [--seconds 20]
 """

@@ -1,4 +1,4 @@
-"""The two models that every benchmark here moves: tensors without a network around them.
+"""The two models of all benchmarks: parameters without a network.
 
 big: 148 tensors in the shapes of a GPT, 24,999,936 parameters, 100.0 MB of fp32. small: 39 tensors, 10,000 parameters.
 """

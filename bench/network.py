@@ -1,4 +1,4 @@
-"""Machines on a switch, made of network namespaces: every node has one link whose rate is limited in each direction.
+"""Emulates machines on a switch by network namespaces: each node has one link with a rate limit in each direction.
 
     node 0: link0 --tbf--> . . . . . . . . <--tbf-- port0 |
     node 1: link0 --tbf--> . . veth  . . . <--tbf-- port1 | bridge of the namespace "switch"
@@ -28,7 +28,7 @@ _BURST, _LATENCY = "256kb", "50ms"
 
 
 class NoNetwork(Exception):
-    """Links cannot be emulated here; says what is missing."""
+    """Links cannot be emulated on this system; the message names what is missing."""
 
 
 class Network:
@@ -41,12 +41,12 @@ class Network:
         return f"10.0.0.{node + 1}"
 
     def command(self, node: int, command: list[str]) -> list[str]:
-        """What runs ``command`` on a node."""
+        """Command line that runs ``command`` on a node."""
         return ["ip", "netns", "exec", self.names[node], *command]
 
 
 def enter(name: str) -> None:
-    """Move this thread, and those that it starts, to a node."""
+    """Move this thread, and threads that it starts, to a node."""
     with Path("/run/netns", name).open() as namespace:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(namespace.fileno(), _CLONE_NEWNET):
@@ -54,10 +54,10 @@ def enter(name: str) -> None:
 
 
 def check() -> None:
-    """Whether links can be emulated.
+    """Check that links can be emulated.
 
     Raises:
-        NoNetwork: no.
+        NoNetwork: links cannot be emulated.
     """
     missing = [program for program in ("ip", "tc") if shutil.which(program) is None]
     if os.geteuid() != 0:
@@ -68,7 +68,7 @@ def check() -> None:
 
 @contextmanager
 def network(nodes: int, megabits: int) -> Iterator[Network]:
-    """So many nodes with links of so many Mb/s; ends every process in them at the end.
+    """Set up nodes with links of a rate in Mb/s; on exit, end every process in them.
 
     Raises:
         NoNetwork: this system has no namespaces, veth, bridge or tbf.
@@ -107,7 +107,7 @@ def _do(*words: str) -> None:
 
 
 def _remove(name: str) -> None:
-    """A namespace and the processes in it, all of which are ours."""
+    """Remove a namespace after ending the processes in it."""
     if not Path("/run/netns", name).exists():
         return
     inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
@@ -118,7 +118,7 @@ def _remove(name: str) -> None:
 
 
 def _sweep() -> None:
-    """Remove what a run that was killed could not."""
+    """Remove the namespaces that a killed run has left."""
     for path in Path("/run/netns").glob(f"{_PREFIX}-*"):
         owner = re.fullmatch(rf"{_PREFIX}-(\d+)-\w+", path.name)
         if owner and not Path("/proc", owner[1]).exists():

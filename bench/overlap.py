@@ -1,4 +1,4 @@
-"""What communication adds to a training step: nothing hidden, hidden behind backward, hidden behind forward too.
+"""Time that communication adds to a training step: not hidden, hidden behind backward, hidden behind forward too.
 
     python bench/overlap.py                              # as in docs/benchmark-log.md; links need root and iproute2
     python bench/overlap.py --rates 0,300 --only forward

@@ -99,7 +99,7 @@ def worker(job: Job, rank: int, case: Case, servers: str) -> None:
 
 @contextmanager
 def serving(commands: Sequence[Sequence[str]], folder: str) -> Iterator[tuple[list[int], str]]:
-    """Run these commands that serve; gives their process ids and all addresses, comma-separated."""
+    """Run server commands; yields their process ids and all addresses, comma-separated."""
     with ExitStack() as stack:
         servers, files = [], [Path(folder, f"ready{number}") for number in range(len(commands))]
         for command, file in zip(commands, files, strict=True):
@@ -132,20 +132,20 @@ def run(case: Case, workers: int, work: Work | None = None) -> dict[str, float]:
 
 
 def check_error(name: str, figures: dict[str, float], codec: str = "none") -> None:
-    """Refuse the figures of a run with a wrong answer.
+    """Check the result of a run.
 
     Raises:
-        SystemExit: it is off by more than rounding explains.
+        SystemExit: the result is off by more than rounding explains.
     """
     if not figures["error"] < (EXACT if codec == "none" else ROUNDED):
         raise SystemExit(f"{name}: parameters are off by {figures['error']:.1e} of what they moved")
 
 
 def pick(names: Sequence[str], only: str) -> list[str]:
-    """Names that have all words of one of the comma-separated items of ``only``.
+    """Names that contain all words of one of the comma-separated items of ``only``.
 
     Raises:
-        SystemExit: there are none.
+        SystemExit: no name does.
     """
     items = [set(item.split()) for item in only.split(",")]
     found = [name for name in names if any(item <= set(name.split()) for item in items)]
@@ -155,7 +155,7 @@ def pick(names: Sequence[str], only: str) -> list[str]:
 
 
 def options(description: str | None, repeat: int = 3) -> argparse.ArgumentParser:
-    """The options of every program here, which end what they started on SIGTERM as they do on Ctrl-C."""
+    """Options of every benchmark; SIGTERM ends the processes of a benchmark as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=repeat, help=f"runs of each row, interleaved; default {repeat}")

@@ -1,4 +1,4 @@
-"""What every system here is asked to do, how it is timed, and how its answer is checked.
+"""Benchmark harness: the work of every system that is compared, its timing, and the check of its result.
 
     launcher                      worker 0 .. N-1                                  gate
     start them                    get ready                                        all are up
@@ -72,7 +72,7 @@ def work(mode: str, size: str, workers: int = 2, *, quick: bool = False) -> Work
 
 @dataclass(frozen=True)
 class Told:
-    """What one worker measured."""
+    """Measurements of one worker."""
 
     rounds: list[float]
     seconds: float
@@ -89,7 +89,7 @@ class Job:
     answers: "Queue[Any]"
 
     def publish(self, name: str, text: str) -> None:
-        """Let the other roles read it with ``published``."""
+        """Publish a value that the other roles read with ``published``."""
         path = Path(self.folder, name)
         path.with_suffix(".part").write_text(text, encoding="utf-8")
         path.with_suffix(".part").rename(path)
@@ -119,7 +119,7 @@ def flat(size: str) -> "tuple[torch.Tensor, torch.Tensor]":
 
 
 def scale(work: Work, rank: int) -> float:
-    """What the gradient of one worker is multiplied by."""
+    """Factor of the gradient of one worker."""
     return 1.0 + rank if work.mode == "sync" else 1.0
 
 
@@ -141,13 +141,13 @@ def measure(
     payload: Callable[[], int] = lambda: 0,
     error: Callable[[], float] | None = None,
 ) -> None:
-    """A worker's part.
+    """Run and time the rounds of one worker.
 
     Args:
         one_round: function that returns when the pulled parameters are in this worker's tensors.
-        pulled: those tensors, as one.
-        payload: bytes that were pushed and pulled so far.
-        error: a check in place of that against the closed form.
+        pulled: parameters of this worker as one tensor, shape (n,).
+        payload: function that returns the bytes pushed and pulled so far.
+        error: function that returns the deviation; None compares with the closed form.
     """
     work = job.work
     job.gate.wait(DEADLINE)
@@ -187,7 +187,7 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
     """Run ``target(job, rank, *arguments)`` in one process per worker; the figures of a table row.
 
     Args:
-        server: process whose memory is reported; None: the one that is published as "server", if any is.
+        server: process whose memory is reported; None means the one that is published as "server", if any.
 
     Raises:
         SystemExit: a worker ended before its work did; its own message is on stderr.
@@ -240,7 +240,7 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
 
 
 def _answer(job: Job) -> Any:
-    """The next one, unless a worker is gone."""
+    """Wait for the next measurement; fail if a worker has ended."""
     deadline = time.monotonic() + DEADLINE
     while job.answers.empty():
         if job.gate.broken or time.monotonic() > deadline:
@@ -250,7 +250,7 @@ def _answer(job: Job) -> Any:
 
 
 def _watch(children: list[Any], gate: Barrier) -> None:
-    """A worker that ends in the middle breaks the gate, so nobody waits for it."""
+    """Break the gate if a worker ends early, so the others do not wait for it."""
     left = {child.sentinel: child for child in children}
     while left:
         for sentinel in wait(list(left)):
@@ -261,7 +261,7 @@ def _watch(children: list[Any], gate: Barrier) -> None:
 
 
 def _cpu_seconds() -> float:
-    """Of all processes that carry this program's mark and still run."""
+    """CPU seconds of all running processes that carry this program's mark."""
     found = 0.0
     for pid in _marked(f"{_MARK}={os.environ[_MARK]}"):
         try:
@@ -273,12 +273,12 @@ def _cpu_seconds() -> float:
 
 
 def _faults(pid: int | None) -> int:
-    """Pages that a process has been given by the system so far (minor faults); 0 where there is no process."""
+    """Minor page faults of a process so far; 0 if there is no process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7]) if pid else 0
 
 
 def _marked(variable: str) -> list[int]:
-    """Processes that were started with this in their environment."""
+    """Processes whose environment holds this program's mark."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -290,7 +290,7 @@ def _marked(variable: str) -> list[int]:
 
 
 def seconds(runs: Sequence[Mapping[str, float]]) -> float:
-    """Of a round: the median of several runs."""
+    """Seconds per round: the median of several runs."""
     return statistics.median(each["seconds_per_round"] for each in runs)
 
 
@@ -298,7 +298,7 @@ def numbers(words: str, least: int) -> list[int]:
     """Comma-separated whole numbers on a command line.
 
     Raises:
-        ValueError: one is none, or below ``least``.
+        ValueError: an item is not a whole number, or is below ``least``.
     """
     found = [int(word) for word in words.split(",")]
     if min(found) < least:

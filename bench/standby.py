@@ -1,4 +1,4 @@
-"""What a standby costs and what it gives: one shard, AdamW, two workers in sync mode, all on one machine.
+"""Cost and takeover time of a standby: one shard, AdamW, two workers in sync mode, on one machine.
 
     python bench/standby.py
     python bench/standby.py --size big --stop 10 --mode async --plane network
@@ -63,7 +63,7 @@ class Servers:
         return str(json.loads(ready.read_text())["servers"][0])
 
     def wait(self) -> None:
-        """Until the standby has all."""
+        """Wait until the standby has every record."""
         from torch_ps.common.wire import address
         from torch_ps.worker.transport.link import Link
 
@@ -112,7 +112,7 @@ def run(size: str, steps: int, *, standby: bool, kill: bool) -> tuple[float, flo
 
 
 def stop(size: str, seconds: float, mode: str, plane: str) -> str:
-    """The primary's own memory and the steps of a worker, while the standby keeps up, stands still, and goes on."""
+    """The primary's own memory and the steps of a worker, while the standby keeps up, is suspended, and continues."""
     with tempfile.TemporaryDirectory(prefix="bench-standby-") as folder:
         servers, over = Servers(Path(folder), standby=True, mode=mode), threading.Event()
         ready, steps = threading.Barrier(3, timeout=START_SECONDS), [0, 0]
@@ -156,7 +156,7 @@ def stop(size: str, seconds: float, mode: str, plane: str) -> str:
 
 
 def own(pid: int) -> float:
-    """MiB of a process's memory that are its own, and not shared with workers."""
+    """Memory of a process in MiB without memory that it shares with workers."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) / 1024
 

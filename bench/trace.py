@@ -1,4 +1,4 @@
-"""--trace beside a stop-watch: what the training loop measures of its steps, what the trace says of them, its cost.
+"""Compares --trace with a stop-watch in the training loop, and measures the cost of tracing.
 
     python bench/trace.py                 # two workers of ps-run, a small and a large model, every step traced
 

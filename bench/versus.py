@@ -1,4 +1,4 @@
-"""This parameter server beside others that do the same work on this machine, in one run.
+"""Compares torch-ps with other systems that do the same work, on this machine, in one run.
 
     python bench/versus.py                              # the table of docs/benchmark-log.md
     python bench/versus.py --only "sync big" --repeat 5
@@ -85,10 +85,10 @@ def rows(extra: list[str]) -> list[Row]:
 
 
 def installed(wanted: str) -> list[str]:
-    """Those of the comma-separated ``wanted`` that can be imported; of others it says why not.
+    """Return the comma-separated ``wanted`` systems that can be imported; report why others cannot.
 
     Raises:
-        SystemExit: one is unknown.
+        SystemExit: a name is unknown.
     """
     found = []
     for name in filter(None, (each.strip() for each in wanted.split(","))):

@@ -99,16 +99,7 @@ PURE = (
 )
 #: Violations that are still there. Whoever mends one deletes its line; when all are gone, so does this set.
 LEFT = {
-    "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.digits > torch_ps.worker.tasks.registry",
-    "torch_ps.worker.tasks.registry > torch_ps.worker.tasks.gpt > torch_ps.worker.tasks.registry",
     "ps/transport/streams.py: Outbox._queue",
-    "worker/optim/introspection.py: Facts._local, Facts._outcome, Facts._source, Facts.close, Facts.wait, "
-    "Shown._session, Shown.name",
-    "worker/optim/param_groups.py: Shared._local_steps, Shared.wrapped",
-    "worker/optim/rejoin.py: Elastic._accumulate, Elastic._compressor, Elastic._described, Elastic._flat, "
-    "Elastic._forward, Elastic._gradients, Elastic._local_steps, Elastic._overlap, "
-    "Elastic._parameters, Elastic._push, Elastic._pusher, Elastic._rank, Elastic._world, Elastic.close, "
-    "Elastic.zero_grad",
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 

@@ -1,4 +1,4 @@
-"""The low-level client: named tensors in, named tensors out, one call per verb.
+"""The low-level client: named tensors in, named tensors out, one method per call.
 
     with torch_ps.Client("host:50051", name="w0") as c:
         c.init({"x": torch.ones(1)}, torch_ps.OptimizerSpec("SGD", lr=0.25))
@@ -23,8 +23,8 @@ from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32, gather
-from torch_ps.worker.optim.introspection import Shown
 from torch_ps.worker.runtime.access import access, addresses_of, default_name
+from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session
 
 
@@ -62,13 +62,13 @@ class PushResult:
     samples: float
 
 
-class Client(Shown):
+class Client(JobMember):
     """One worker, or before ``init`` an observer that may only pull.
 
     Args:
         servers: "host:port" of every shard, comma-separated, shard 0 first; ``$PS_SERVERS`` if None.
-        name: unique in the job; if None, w0, w1, ... by ``rank``, or made up where that is None too.
-        rank: place in sums and data splits; None takes the order of names.
+        name: name of the worker, unique in the job; if None, w0, w1, ... by ``rank``, or made up if that is None, too.
+        rank: place in sums and data splits; None for the order of names.
         compress: codec of gradients, such as "fp16" or "topk:0.01".
         compress_pull: codec of parameters.
         feedback: whether what a codec leaves out is added to the next push: "auto" for biased ones, "on", "off".
@@ -104,19 +104,20 @@ class Client(Shown):
         insecure: bool | None = None,
         timeout: float = 300.0,
     ) -> None:
-        self.name = name or default_name(rank)
+        name = name or default_name(rank)
         self._rank = rank
-        self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=self.name)
-        self._session = Session(
+        self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=name)
+        session = Session(
             addresses_of(servers),
-            self.name,
+            name,
             compressor=self._compressor,
             compress_pull=compress_pull,
             timeout=timeout,
             plane=plane,
             access=access(tls, token_file, insecure),
         )
-        self._session.on_values = self._write
+        super().__init__(session)
+        session.on_values = self._write
         self._model: Model | None = None
         self._joined = False
 
@@ -132,8 +133,8 @@ class Client(Shown):
 
         Args:
             params: every parameter, by name; the order has to be the same for all workers.
-            optimizer: what the server applies to averaged gradients.
-            buffers: tensors that are averaged instead of optimized.
+            optimizer: optimizer that the servers apply to averaged gradients.
+            buffers: tensors that are averaged, not optimized, by name.
 
         Raises:
             ModelMismatch: the job trains other tensors; the first difference is named.
@@ -171,8 +172,8 @@ class Client(Shown):
 
         Args:
             gradients: one per parameter (and a new value per buffer), in its shape.
-            base: version that they were computed from; None: the last one that this client saw.
-            weight: part in the mean, usually the number of samples; finite and >= 0.
+            base: version that the gradients were computed from; None for the last one that this client saw.
+            weight: part of the gradients in the mean, usually the number of samples; finite and >= 0.
 
         Raises:
             NotInitialised: ``init`` was not called.

@@ -3,7 +3,7 @@
 for batch in torch_ps.shard(dataset, optimizer, batch_size=32): ...
 
 leased   the lead gives out samples as workers need them: each is trained on once an epoch, though workers come and go
-static   equal parts by rank, cut once: needs no server, and ends where the shortest part does
+static   equal parts by rank, cut once: needs no server while it is read
 """
 
 from collections.abc import Iterator, Sized
@@ -91,12 +91,12 @@ def shard(
         optimizer: optimizer of this worker. With "leased" and a ``batch_size``, its ``weight`` becomes the size of each
             batch.
         batch_size: samples per batch and worker; None gives the items of the dataset as they are.
-        shuffle: False keeps the order of the dataset.
-        seed: seed of the order, the same on every worker.
-        epochs: times that the dataset is gone through. With "leased" they are the job's, counted from its first: who
-            joins in the third of five helps with the third to the fifth. Iterating again goes on with those after.
+        shuffle: whether each epoch has an order of its own; False keeps the order of the dataset.
+        seed: seed of the order; the same on every worker.
+        epochs: number of passes over the dataset. With "leased" they are the job's, counted from its first: a worker
+            that joins in the third of five helps with the third to the fifth. Iterating again goes on with those after.
         split: "leased" or "static".
-        name: name of the dataset, needed if two in one job are equally long and have the same seed. With "leased" only.
+        name: name of the dataset, where two in one job are equally long and have the same seed; with "leased" only.
         **loader: further arguments of ``torch.utils.data.DataLoader``, such as ``num_workers``.
 
     Raises:

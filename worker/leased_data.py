@@ -1,15 +1,16 @@
-"""Samples that the lead gives out as they are needed: every one is trained on once an epoch, whoever comes and goes.
+"""Samples that the lead gives out as workers need them: each is trained on once an epoch, though workers come and go.
 
-    ask --portion: positions in the epoch's order--> batches --> DataLoader --> training loop --> push: these it covers
-     ^                                                  |
-     +--- while there are more, without waiting --------+
-     +--- none now: the pass ends, what is gathered is pushed, the next ask waits
+    request --portion: positions in the epoch's order--> batches --> DataLoader --> training loop --> push covers them
+     ^                                                      |
+     +--- while there are more, without waiting ------------+
+     +--- none now: the pass ends, what is gathered is pushed, the next request waits
 
 Rules of this file
-  1. A batch that was handed to the training loop is covered by the next push. What a DataLoader has read ahead is not.
-  2. Whoever waits for samples has pushed all that it has, so that everybody can come to an end.
-  3. What was given to an earlier life of this worker is skipped: others have it now.
-  4. A loop that breaks off an epoch gives back what it has not trained on, then iterates on as if it had never had it.
+  1. The next push covers each batch that was handed to the training loop. It does not cover what a DataLoader has read
+     ahead.
+  2. A worker that waits for samples has pushed all that it has, so that every worker can finish the epoch.
+  3. Samples that were given to an earlier session of this worker are skipped: other workers have them now.
+  4. A loop that breaks off an epoch gives back what it has not trained on, and iterates on as if it had never had it.
 """
 
 import contextlib
@@ -25,9 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch_ps.common.errors import PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
-from torch_ps.worker.runtime import graceful_shutdown
 
-#: Epochs of each data set that one optimizer has begun to read: a second ``shard`` of the same goes on after the first.
+#: Epochs of each data set that an optimizer has begun to read; a second ``shard`` of the same data goes on after them.
 _begun: "weakref.WeakKeyDictionary[ParameterServerOptimizer, Counter[bytes]]" = weakref.WeakKeyDictionary()
 
 
@@ -42,9 +42,14 @@ class LeasedShard:
     """The batches of one worker, as many as it gets. Iterating again goes on with the epochs after.
 
     Args:
-        dataset, optimizer, batch_size, epochs, name: see ``torch_ps.shard``.
-        size: number of samples of the dataset.
-        shuffle, seed: whether the order is shuffled, and its seed.
+        dataset: map-style dataset.
+        optimizer: optimizer of this worker.
+        size: samples in the dataset.
+        batch_size: samples per batch; None gives the items of the dataset as they are.
+        shuffle: whether each epoch has an order of its own; False keeps the order of the dataset.
+        seed: seed of the order.
+        epochs: epochs of one iteration.
+        name: name of the dataset, where two in one job are equally long and have the same seed.
         loader: further arguments of the DataLoader.
     """
 
@@ -93,7 +98,7 @@ class LeasedShard:
                 for batch in loader:
                     life, samples = self._pending.popleft()
                     if life != self._session.sample_counts.life:
-                        continue  # others have it now
+                        continue  # other workers have its samples now
                     self._session.sample_counts.start(self._key, samples)
                     if self.weighs:
                         self._optimizer.weight = float(samples)
@@ -102,11 +107,11 @@ class LeasedShard:
         finally:
             if self._session.number and not over:
                 self._session.sample_counts.give_up(self._key, gathered=self._optimizer.gathered)
-                with contextlib.suppress(PsError):  # the job is over, or this worker was dropped: others have it anyhow
+                with contextlib.suppress(PsError):  # the job is over, or this worker was dropped, so they are free
                     self._ask(give_back=True)
 
     def __len__(self) -> NoReturn:
-        """Refused, as torch does for data whose length is not known; a wrong one would cut epochs short.
+        """Refuse, as torch does for data of unknown length; a wrong length would cut epochs short.
 
         Raises:
             TypeError: says what to count instead.
@@ -117,20 +122,20 @@ class LeasedShard:
         )
 
     def _wait_for_portion(self) -> bool:
-        """Push what has been gathered, then wait for samples; False: the epochs are over.
+        """Push what has been gathered, then wait for samples; returns False when the epochs are over.
 
         Raises:
-            WaitTimeout: says who has what is left.
+            WaitTimeout: says who has the samples that are left.
         """
         optimizer = self._optimizer
         while True:
             if optimizer.gathered or self._session.sample_counts.pending(self._key):
                 optimizer.settle()
-            graceful_shutdown.exit_if_requested(optimizer.name, optimizer.close)
+            optimizer.exit_if_requested()
             try:
                 reply = self._ask(wait=True)
             except PsError as error:
-                graceful_shutdown.exit_if_requested(optimizer.name, optimizer.close)
+                optimizer.exit_if_requested()
                 if not isinstance(error, UnknownWorker):
                     raise
                 optimizer.recover(error)
@@ -143,7 +148,7 @@ class LeasedShard:
             optimizer.settle()
 
     def batches(self) -> Iterator[list[int]]:
-        """Indices of the batches of one pass, from the portion that is there on."""
+        """Indices of the batches of one pass, beginning with the current portion."""
         while self._portion.range:
             life = self._session.sample_counts.life
             for indices in self._cut(self._portion):
@@ -183,7 +188,7 @@ class LeasedShard:
 
 
 class _Plan:
-    """What a DataLoader iterates over once a pass: lists of indices, or single ones where it makes no batches."""
+    """Sampler of a DataLoader for one pass: lists of indices, or single indices where the loader makes no batches."""
 
     def __init__(self, shard: LeasedShard) -> None:
         self._shard = shard

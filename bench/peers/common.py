@@ -1,4 +1,4 @@
-"""One run of a peer: a system that does the same work as a parameter server of this project.
+"""Runs a peer: another system that does the same work as torch-ps.
 
 A peer is a module of this folder with ``worker(job, rank)`` and, where it has one, ``server(job)``. Each role is a
 process of its own with one compute thread; they find each other through the run's folder. What they do and how they are

@@ -52,7 +52,7 @@ def serve(listener: socket.socket, workers: int, size: int) -> None:
 
 
 def worker(job: Job, rank: int, servers: list[tuple[str, int]]) -> None:
-    """``servers``: where each listens."""
+    """Run the rounds of one worker; ``servers`` are the addresses of all servers."""
     start, gradient = flat(job.work.size)
     size = 4 * len(gradient) // len(servers)
     payload = memoryview(gradient.numpy()).cast("B")  # type: ignore[arg-type]  # numpy's stubs say no buffer before 3.12
@@ -86,7 +86,7 @@ def _together(work: list[Callable[[], object]]) -> None:
 
 
 def _fill(link: socket.socket, into: memoryview) -> bool:
-    """False at the end of the connection."""
+    """Receive until the buffer is full. Returns False at the end of the connection."""
     at = 0
     while at < len(into):
         read = link.recv_into(into[at : at + (1 << 20)])

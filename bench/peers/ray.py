@@ -56,7 +56,7 @@ class Worker:
         self.ends: list[float] = []
 
     def take(self, parameters: list[Any]) -> list[Any]:
-        """The end of one round and the beginning of the next."""
+        """Return the parameters: ends one round and starts the next."""
         for tensor, array in zip(self.mine, parameters, strict=True):
             tensor.copy_(torch.from_numpy(array))
         self.ends.append(time.perf_counter())
@@ -106,7 +106,7 @@ def worker(job: Job, rank: int) -> None:
 
 
 def _rounds(ray: Any, work: Work, server: Any, workers: list[Any], rounds: int) -> None:
-    """So many of each worker, which takes parameters once more than it pushes."""
+    """Run the rounds of all workers; each takes parameters once more than it pushes."""
     fresh = server.pull.remote()
     if work.mode == "sync":
         gradients = [each.take.remote(fresh) for each in workers]

@@ -59,7 +59,7 @@ def _accept(listener: socket.socket) -> socket.socket:
 
 
 def _receive(link: socket.socket, into: memoryview) -> bool:
-    """Fill ``into``; False at the end of the connection."""
+    """Receive until ``into`` is full. Returns False at the end of the connection."""
     at = 0
     while at < len(into):
         read = link.recv_into(into[at : at + PIECE])

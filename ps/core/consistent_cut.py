@@ -1,23 +1,23 @@
-"""Cuts: the versions at which all shards copy their state, so that the copies together are one moment of the job.
+"""Consistent cut: the version at which all shards copy their state, so that the copies are one state of the job.
 
-A cut is a version V. Every bucket of every shard passes V, in every mode, one step at a time; what a bucket and its
-ledger are right after that step is its part of the cut. The lead plans V ahead and announces it with a roster epoch.
+A cut is a version V. Every bucket of every shard comes to V, in every mode, one step at a time. Its part of the cut is
+its values and its ledger right after that step. The lead plans V ahead and announces it with a roster epoch.
 
-Why no shard passes V unaware: pushes carry the newest epoch that their worker has seen, and a shard parks a push of an
-epoch that it does not know. When the lead's smallest version is k, every session, of now or of before, has at most one
-step that some other shard has and the lead has not. So without a push that carries the epoch a synchronous bucket
-reaches k + 1 at most, and any other one k + (number of sessions so far). A later V needs such a push, which waits until
-the shard knows of V.
+No shard passes V without knowing of it. Pushes carry the newest epoch that their worker has seen, and a shard parks a
+push of an epoch that it does not know. When the lead's smallest version is k, every session, live or ended, has at most
+one step that another shard has and the lead has not. So without a push that carries the epoch, a synchronous bucket
+comes to k + 1 at most, and a bucket of another mode to k + (number of sessions so far). To come to a later V it takes
+such a push, which waits until the shard knows of V.
 
     CutPlanner (lead) --V--> Membership --Announce(roster with cut V)--> Shard --> Cut --> Apply(V) with its record
        ^                                                                                       |
        +---- reported(shard, V) / failed(shard, V) <-- written beside training <---------------+
 
 Rules of this file
-  1. One cut at a time: the next one is planned when all shards have reported the last, or one of them has failed.
-  2. What else belongs to the moment is a *section*: an object with ``export`` and ``restore`` of plain JSON data. The
-     lead's are taken in the call that decides the last of its buckets, unless ``note`` has been told of one before:
-     which samples are done is decided with the first.
+  1. There is one cut at a time. The next one is planned when all shards have reported, or one of them has failed.
+  2. Further state of the cut is a *section*: an object with ``export`` and ``restore`` of plain JSON data. The lead's
+     sections are taken in the call that decides the last of its buckets, except for those that ``note`` was given
+     earlier: which samples are done is decided with the first bucket.
 
 Source: consistent cuts, Chandy and Lamport, ACM TOCS 1985; here versions do the work of their markers.
 """
@@ -31,7 +31,7 @@ from torch_ps.common.errors import ConfigError, ProtocolError
 
 R = TypeVar("R")
 
-#: Seconds from the first report of a cut to the last; then it is given up.
+#: Seconds from the first report of a cut after which it is given up.
 REPORT_SECONDS = 900.0
 
 
@@ -42,7 +42,7 @@ class Section(Protocol):
         """Plain JSON data: dicts with text keys, lists, texts, finite numbers, booleans and None."""
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Become what ``export`` described. Called before anything else has happened to this object.
+        """Become what ``export`` described, before any other call.
 
         Raises:
             KeyError, TypeError, ValueError: ``data`` is not what ``export`` gives.
@@ -50,49 +50,50 @@ class Section(Protocol):
 
 
 class Sections:
-    """The sections of one process by name, and what a checkpoint holds for those that are yet to come."""
+    """The sections of one process by name, and restored state for sections that are added later."""
 
     def __init__(self) -> None:
         self._of: dict[str, Section] = {}
         self._restored: dict[str, Mapping[str, Any]] = {}
 
     def add(self, name: str, section: Section) -> None:
-        """Have ``section`` in every cut from now on; if the job was restored, it takes up its state now."""
+        """Have ``section`` in every cut from now on. Its restored state, if there is any, is given to it now."""
         self._of[name] = section
         if name in self._restored:
             section.restore(self._restored.pop(name))
 
     def export(self) -> dict[str, Any]:
-        """Those that wait for their owner go along as they are."""
+        """State of all sections by name; restored state that waits for its section is passed on as it is."""
         return {**self._restored, **{name: section.export() for name, section in self._of.items()}}
 
     def restore(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give each section its state, now or when it is added."""
         self._restored = dict(data)
         for name in [name for name in self._of if name in data]:
             self._of[name].restore(self._restored.pop(name))
 
 
 class Cut:
-    """One shard's part: which version is copied next, and what belongs to it.
+    """One shard's part of a cut: the version that is copied next, and what belongs to it.
 
     Args:
         num_buckets: number of buckets of this shard.
-        sections: further state of this process, copied with the last bucket.
+        sections: sections of this process, which are taken with the last bucket.
     """
 
     def __init__(self, num_buckets: int, sections: Sections | None = None) -> None:
         self._num_buckets, self._sections = num_buckets, sections or Sections()
-        #: Version that is copied next; 0: none is planned.
+        #: Version that is copied next; 0 plans none.
         self.version = 0
         self._recorded = 0
         self._noted: dict[str, dict[str, Any]] = {}
-        #: Of the last cut that all buckets have passed: its version and its sections.
+        #: Version and sections of the last cut that all buckets have passed.
         self.taken: tuple[int, dict[str, Any]] = (0, {})
-        #: Planned when a bucket had passed it already: in another process, in whose place this one has come.
+        #: Version that a bucket had passed before it was planned, in the process whose place this one has taken.
         self.missed = 0
 
     def plan(self, version: int, newest: int = 0) -> None:
-        """Copy at ``version``, 0 is never; the one planned before is given up if it is another one.
+        """Copy at ``version`` instead of the version planned before; 0 plans none.
 
         Args:
             newest: version of the bucket that has come farthest.
@@ -111,24 +112,27 @@ class Cut:
         return True
 
     def note(self, name: str, state: dict[str, Any]) -> None:
-        """The section ``name`` of the cut that a bucket is passing, where it is to be taken with that bucket."""
+        """Take the section ``name`` with the bucket that is passing the cut now, not with the last one."""
         self._noted[name] = state
         if self._recorded == self._num_buckets:
             self.taken = self.version, {**self.taken[1], name: state}
 
     def rest(self, version: int) -> None:
-        """All buckets are at ``version`` and nothing goes on: that is a cut too."""
+        """Take a job that stands still, with all buckets at ``version``, for a cut."""
         self.taken = version, self._sections.export()
 
 
 class CutPlanner(Generic[R]):
-    """The lead's part: when the next cut is, and whether the last one is whole.
+    """The lead's part of cuts: when the next one is, and whether the last one is whole.
 
     Args:
-        every: versions between two cuts, 0: not by number.
-        seconds: seconds between two cuts; 0 plans none by time.
+        every: number of versions between two cuts; 0 where ``seconds`` decide.
+        seconds: seconds between two cuts; 0 where ``every`` decides.
         num_shards: number of shards that report each cut.
         now: time of the start, from which ``seconds`` count.
+
+    Raises:
+        ConfigError: ``every`` and ``seconds`` are both given, or neither, or one is negative.
     """
 
     def __init__(self, *, every: int, seconds: float, num_shards: int, now: float) -> None:
@@ -136,18 +140,18 @@ class CutPlanner(Generic[R]):
             raise ConfigError(f"a checkpoint is due every N steps or every S seconds; got {every} and {seconds}")
         self._every, self._seconds, self._num_shards = every, seconds, num_shards
         self._last, self._first_report = now, now
-        self._version = 0  # planned and not over
-        self._given_up = 0  # newest that was planned and will not be whole
+        self._version = 0  # of the cut that is planned and not over
+        self._given_up = 0  # newest version that was planned and will not be whole
         self._reports: dict[int, R] = {}
         self._early: dict[int, tuple[int, R]] = {}  # per shard, the last report of a version that is not planned
 
     def due(self, now: float, open_step: int, num_sessions: int, *, stale: bool) -> int | None:
-        """The version to announce now; None: nothing is to be announced.
+        """The version to announce now; None where nothing is to be announced.
 
         Args:
-            open_step: the lead's smallest version.
-            num_sessions: number of sessions that the lead has given out since the job started, restored ones included.
-            stale: whether pushes are applied one by one (``Mode.stale``).
+            open_step: smallest version of a bucket of the lead.
+            num_sessions: number of sessions so far, see ``Membership.num_sessions``.
+            stale: whether pushes are applied one by one, see ``Mode.stale``.
         """
         if self._version and self._reports and now - self._first_report > REPORT_SECONDS:
             self._give_up(now)
@@ -158,7 +162,10 @@ class CutPlanner(Generic[R]):
         return self._version
 
     def reported(self, shard: int, version: int, report: R, now: float) -> tuple[R, ...] | None:
-        """A shard has written its part; gives the reports of all, by shard, when this was the last.
+        """Take the report of a shard that has written its part.
+
+        Returns:
+            The reports of all shards in order when this was the last one; else None.
 
         Raises:
             ProtocolError: there is no such shard.
@@ -176,7 +183,10 @@ class CutPlanner(Generic[R]):
         return whole
 
     def failed(self, shard: int, version: int, now: float) -> bool:
-        """A shard could not write its part, so there is no such checkpoint; False: it was given up, or is written.
+        """Give up a cut of which a shard could not write its part.
+
+        Returns:
+            Whether it is given up now: False where it was given up before, or this shard has written its part.
 
         Raises:
             ProtocolError: there is no such shard.
@@ -188,11 +198,11 @@ class CutPlanner(Generic[R]):
         return True
 
     def gave_up(self, version: int) -> bool:
-        """Whether parts of ``version`` are of no use any more; those of a later one may be of the last cut."""
+        """Whether parts of ``version`` are of no use any more. Parts of a later version may be of the last cut."""
         return version <= self._given_up
 
     def last(self, version: int) -> None:
-        """Expect the reports of ``version``, at which the job stands still, whatever was planned."""
+        """Expect reports of ``version``, at which the job stands still, in place of any other."""
         if version != self._version:
             early = {shard: report for shard, (told, report) in self._early.items() if told == version}
             self._version, self._reports = version, early

@@ -1,8 +1,9 @@
-"""Does the run diverge? Decided from windows of a few rounds of pushes: how curved the path is, and whether it widens.
+"""Divergence detector: warns of a run that diverges, from the curvature of its path and the growth of its swings.
 
-A learning rate above the limit is not enough for a warning. Real losses flatten where parameters swing widely, so a
-healthy run sits at the limit for most of its time ("edge of stability") and passes it by a fifth for some rounds
-without harm. A run that is lost does two things at once: its curvature is above the limit, and its swings grow,
+It judges windows of a few rounds of pushes. A learning rate above the limit is not enough for a warning: real losses
+flatten where parameters swing widely, so a healthy run stays at the limit for most of its time ("edge of stability"),
+and exceeds it by a fifth for some rounds without harm. A run diverges when its curvature is above the limit and its
+swings grow,
 
     fast     by 4 times in energy within two windows, or
     at once  by 10 times within two windows, of which one alone is above the limit, or
@@ -11,8 +12,9 @@ without harm. A run that is lost does two things at once: its curvature is above
 Two views of the path are judged alike: the whole displacement, which is there first, and the difference of two
 displacements half a swing apart, in which the drift of training cancels and the swing adds up.
 
-Source: the thresholds separate learning rates .2 and .3 from .1 on the digits task; Cohen et al., ICLR 2021,
-arXiv:2103.00065, for the edge of stability.
+The thresholds separate learning rates 0.2 and 0.3 from 0.1 on the task of digits (tests/conformance/test_stability.py).
+
+Source: Cohen et al., ICLR 2021, arXiv:2103.00065, for the edge of stability.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ from dataclasses import dataclass, field
 from torch_ps.ps.core.lr_stability import Reading
 
 FAST_GROWTH, SUDDEN_GROWTH, SLOW_GROWTH = 4.0, 10.0, 1000.0
-#: Warnings of one job: said again only when the settings have changed, and not for ever.
+#: Warnings of one job, at most; a warning is repeated only for other settings.
 MOST_WARNINGS = 5
-#: Relative change of the learning rate from which it is another one.
+#: Relative change of the learning rate from which the settings count as others.
 CHANGE = 0.1
 
 
 @dataclass(slots=True)
 class PathSums:
-    """Sums over pairs of gradients; y: change of the gradient, s: of the parameters.
+    """Sums over pairs of gradients, where y is the change of the gradient and s that of the parameters.
 
     Attributes:
-        bend: sum of y s. Weight decay is no part of it: it is never stale, so it can only help.
+        bend: sum of y s, without weight decay, which is never stale and can only help.
         metric: sum of s s / lr, so that ``bend / metric`` is lr times curvature also with several learning rates.
         energy: sum of s s.
         pairs: number of pairs that were added.
@@ -58,8 +60,9 @@ class Window:
     """Some rounds of pushes, over all buckets.
 
     Attributes:
-        pushes: each bucket of a push counts.
-        scaled, scale: sum of factor times staleness, and of the factor on the learning rate.
+        pushes: number of pushes, where each bucket of a push counts.
+        scaled: sum over pushes of the factor on the learning rate times the staleness.
+        scale: sum over pushes of the factor on the learning rate.
         rate: largest learning rate.
     """
 
@@ -76,14 +79,14 @@ class Window:
 
 @dataclass(slots=True)
 class _Trend:
-    """One view over the windows."""
+    """One of the two views, over the windows."""
 
     widths: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # energy per pair and lr squared
     before: PathSums = field(default_factory=PathSums)
     since: float | None = None  # the width when the limit was passed
 
     def follow(self, view: PathSums, rate: float) -> tuple[PathSums, float]:
-        """The sums of the last two windows, and the width of the last."""
+        """Add a window; gives the sums of the last two windows, and the width of the last one."""
         both = PathSums(*(getattr(view, name) + getattr(self.before, name) for name in PathSums.__slots__))
         self.before = view
         width = view.energy / view.pairs / rate**2
@@ -92,10 +95,10 @@ class _Trend:
 
 
 class DivergenceDetector:
-    """Takes windows in order; says a sentence when the run is being lost.
+    """Judges windows in order, and gives a warning when the run diverges.
 
     Args:
-        scaled: the learning rate follows the staleness.
+        scaled: whether the learning rate is divided by 1 + staleness already.
     """
 
     def __init__(self, *, scaled: bool) -> None:
@@ -106,17 +109,17 @@ class DivergenceDetector:
 
     @property
     def alarmed(self) -> bool:
-        """Whether the limit is passed: worth a closer look."""
+        """Whether the curvature is above the limit, which is worth a closer look."""
         return self.reading is not None and self.reading.ratio > 1
 
     def interrupted(self) -> None:
-        """The next window does not follow the last one: nothing is known of the growth between them."""
+        """Forget the growth so far: the next window does not follow the last one."""
         for trend in self._trends.values():
             trend.widths.clear()
             trend.before = PathSums()
 
     def judge(self, window: Window) -> str | None:
-        """One more window; the warning, if it is time for one."""
+        """Judge one more window; gives the warning, if it is time for one."""
         lost: list[Reading] = []
         readings = []
         for name, trend in self._trends.items():

@@ -1,15 +1,15 @@
-"""Which start of the servers a call is of, and on the lead, which process has the place of each shard.
+"""Incarnation: the joint start of all servers of a job that a call belongs to, and the process in each shard's place.
 
-    the lead starts: number X --> every shard enters once, and is of X --> a worker comes: the places are closed
-    a shard that starts alone after that has lost what it was: it is refused
-    the lead starts alone: number Y; shards of X are refused by it and end, workers of X wait for all of Y
+    the lead starts with number X --> every shard enters once --> a worker comes: the places are closed
+    a shard that starts alone after that is refused: the state of its place is lost
+    the lead starts alone with number Y: it refuses shards of X, which end; workers of X wait for all shards of Y
 
 Rules of this file
-  1. All servers of a job are of one incarnation, named by a number that the lead brings. Every call that could change
-     something says which it is of, and one of another is refused: so no update reaches some shards only.
-  2. A process enters before it listens. Until the first worker comes nothing can be lost, and another process may still
-     take the place of a shard; from then on only the one that is there.
-  3. Who goes on from the exact state of a shard goes on with its number, and enters nothing: it is *continued*.
+  1. All servers of a job belong to one incarnation, named by a number that the lead brings. Every call that could
+     change something names its incarnation, and a call of another one is refused: no update reaches some shards only.
+  2. A process enters before it listens. Until the first worker comes nothing can be lost, and another process may take
+     the place of a shard; after that, only the process that has it.
+  3. A standby that goes on from the exact state of a shard keeps its number and does not enter. It is *continued*.
 """
 
 from torch_ps.common.errors import ConfigError, ProtocolError, Refused, Restarted
@@ -24,9 +24,10 @@ class Incarnation:
     """One start of all servers of a job, as one of them knows it.
 
     Args:
-        number: names it, > 0.
-        shard: number of the shard that this process is, below ``num_shards``; 0 is the lead.
-        continued: another process had this place, and this one has all that it knew.
+        number: name of the incarnation, > 0.
+        shard: number of this process's shard, from 0; 0 is the lead.
+        num_shards: number of shards of the job.
+        continued: whether this process goes on from the exact state of the one that had its place.
     """
 
     def __init__(self, number: int, shard: int, num_shards: int, *, continued: bool = False) -> None:
@@ -36,28 +37,32 @@ class Incarnation:
         self._closed = continued
 
     def check(self, number: int, who: str) -> None:
-        """Whether a call is of this incarnation.
+        """Refuse a call of another incarnation.
+
+        Args:
+            number: incarnation that the call names.
+            who: caller, for the message.
 
         Raises:
-            Restarted: it is of another.
+            Restarted: the call names another incarnation.
         """
         if number != self.number:
             raise Restarted(f"{who} is of another start of the servers than shard {self._shard}; {TOGETHER}")
 
     def close(self) -> None:
-        """A worker takes part: from now on no place is free."""
+        """Close the places: a worker takes part."""
         self._closed = True
 
     def enter(self, shard: int, num_shards: int, process: int) -> None:
-        """Lead: a process takes the place of a shard; to ask again changes nothing.
+        """Give a process the place of a shard, on the lead. A repeat changes nothing.
 
         Args:
-            process: names it.
+            process: number that names the process.
 
         Raises:
             ProtocolError: this is not the lead.
             ConfigError: there is no such shard.
-            Refused: the shard was there, and what it knew is lost.
+            Refused: the places are closed, and another process had this one.
         """
         if self._shard:
             raise ProtocolError(f"shard {self._shard} is not the lead; ask shard 0")

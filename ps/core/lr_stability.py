@@ -1,6 +1,6 @@
-"""How large a learning rate may be when gradients are stale: the limits, and the sentences that quote them.
+"""Stability of learning rates: how large a rate may be when gradients are stale, and the sentences that quote it.
 
-Everything here is about x_{t+1} = x_t + mu (x_t - x_{t-1}) - a x_{t-tau}: SGD with momentum mu along one direction of
+The model is x_{t+1} = x_t + mu (x_t - x_{t-1}) - a x_{t-tau}: SGD with momentum mu along one direction of
 curvature lambda, with a = lr lambda and gradients that are tau versions old. It is stable iff 0 < a < ``limit``.
 
 A root of z^2 - (1 + mu) z + mu + a z^(1-tau) on the unit circle, z = exp(i theta), asks for a = |z - 1| |z - mu| and
@@ -12,7 +12,7 @@ polynomial is built, so neither the size of tau matters nor whether it is whole.
 pi / (2 tau + 1) and the limit is 2 sin(pi / (2 (2 tau + 1))). Momentum as torch's ``nesterov=True`` multiplies a by
 (1 + mu) - mu / z; the same argument holds.
 
-Source: Levin and May, 1976, for mu = 0; the rest is the same boundary with one factor more.
+Source: Levin and May, 1976, for mu = 0; momentum is the same boundary with one factor more.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def limit(staleness: float, momentum: float = 0.0, *, nesterov: bool = False) ->
     """The learning rate times curvature below which SGD is stable.
 
     Args:
-        staleness: mean versions that a gradient is old, >= 0; for a mixture the mean decides.
-        momentum: >= 0; from 1 on nothing is stable.
-        nesterov: momentum as torch's ``nesterov=True`` does it.
+        staleness: mean number of versions that a gradient is old, >= 0; for a mixture the mean decides.
+        momentum: momentum of SGD, >= 0; from 1 on nothing is stable.
+        nesterov: whether the momentum is that of torch's ``nesterov=True``.
 
     Returns:
         0 to 2 (1 + momentum); 2 for plain SGD on fresh gradients.
@@ -42,13 +42,13 @@ def limit(staleness: float, momentum: float = 0.0, *, nesterov: bool = False) ->
 
 
 def swing(staleness: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
-    """Steps in which parameters swing from one side to the other, at the limit: 2 tau + 1 without momentum."""
+    """Number of steps of half a swing of the parameters at the limit: 2 tau + 1 without momentum."""
     z = _crossing(staleness, min(momentum, 0.999), nesterov)
     return math.pi / math.atan2(z.imag, z.real)
 
 
 def _crossing(staleness: float, momentum: float, nesterov: bool) -> complex:
-    """The root that is on the unit circle at the limit, the one with a positive imaginary part (or -1)."""
+    """Root on the unit circle at the limit, the one with a positive imaginary part, or -1."""
     low, high = 0.0, math.pi
     for _ in range(60):
         theta = (low + high) / 2
@@ -59,7 +59,7 @@ def _crossing(staleness: float, momentum: float, nesterov: bool) -> complex:
 
 
 def _lead(z: complex, momentum: float, nesterov: bool) -> complex:
-    """The factor on a: 1, or the look-ahead of Nesterov's momentum, whose phase is a part of the condition."""
+    """Factor on a: 1, or the look-ahead of Nesterov's momentum, whose phase is part of the condition."""
     return (1 + momentum) - momentum / z if nesterov else 1
 
 
@@ -68,7 +68,7 @@ def _angle(z: complex) -> float:
 
 
 def momentum_advice(momentum: float, num_workers: int) -> str | None:
-    """What to say when a worker joins whose gradients will be stale; None: nothing."""
+    """A warning for a worker that joins and whose gradients will be stale; None: there is nothing to warn of."""
     if momentum < HIGH_MOMENTUM or num_workers <= FEW_WORKERS:
         return None
     staleness = num_workers - 1
@@ -85,15 +85,15 @@ def momentum_advice(momentum: float, num_workers: int) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What was seen of a job: its settings and its curvature.
+    """What was measured of a job: its settings and its curvature.
 
     Attributes:
         rate: learning rate as set, > 0.
-        product: mean rate of a push, with every factor on it, times the curvature.
-        curvature: largest seen, in units of loss per parameter squared.
+        product: mean learning rate of a push, with every factor on it, times the curvature.
+        curvature: largest curvature seen, in units of loss per parameter squared.
         num_workers: number of workers that pushed.
-        staleness: mean over pushes, each weighed by its rate.
-        scaled: the rate follows the staleness already.
+        staleness: mean staleness of the pushes, each weighted by its learning rate.
+        scaled: whether the learning rate is divided by 1 + staleness already.
     """
 
     rate: float
@@ -107,11 +107,11 @@ class Reading:
 
     @property
     def ratio(self) -> float:
-        """Above 1 the rate is too large."""
+        """Product divided by its limit; above 1 the learning rate is too large."""
         return self.product / max(self._limit(), 1e-30)
 
     def sentence(self) -> str:
-        """What is wrong and what to set instead; every remedy named would bring the ratio below 1."""
+        """What is wrong and what to set instead. Every remedy that is named brings the ratio below 1."""
         rate = f"{self.rate / self.ratio:.3g}"
         momentum = f" and momentum {self.momentum:g}" if self.momentum else ""
         remedies = [f"set the learning rate (--lr) below {rate}"]

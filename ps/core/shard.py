@@ -202,7 +202,7 @@ class Shard:
         return (Wait(push.worker, push.session, push.bucket, push.step, (), self._behind(_needs(push))),)
 
     def pull(self, worker: str | None, session: int, bucket: int, now: float = 0.0) -> Effects:
-        """SampleRequest for parameters. ``worker`` None is an observer, answered at once; its ``session`` is echoed.
+        """Ask for parameters. An observer, ``worker`` None, is answered at once and gets its ``session`` back.
 
         Raises:
             UnknownWorker: (worker, session) is not in the roster; join again.

@@ -6,7 +6,7 @@ Rules of this file
   2. ``scripts/state_diagrams.py`` draws docs/state-machines.md from these tables.
   3. A call that changes no state has no row.
 
-Source: https://github.com/python-hyper/h11, whose ``_state.py`` has tables from which its documentation is drawn.
+Source: https://github.com/python-hyper/h11, whose documentation is drawn from its tables of states.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class SeedReceiver:
                 f"worker {worker!r} left out {len(self._missing)} buckets of shard {self._job.settings.index}"
             )
         log.info(
-            "parameters of worker %s are here: %d in %d buckets on this shard; optimizer %s",
+            "received the parameters from worker %s: %d in %d buckets on this shard; optimizer %s",
             worker,
             sum(bucket.numel for bucket in engine.buckets),
             len(engine.buckets),

@@ -1,7 +1,7 @@
-"""The observer of a simulated job: it sees every effect of every shard and knows what must never happen.
+"""Invariants of a simulated job: a checker that sees every effect of every shard and knows what must never happen.
 
 Rules of this file
-  1. It reads effects and rosters only, never the inside of the core; what it claims it counts itself.
+  1. The checker reads effects and rosters only, never the inside of the core, and keeps its own count of everything.
   2. A broken claim raises ``Violation`` at the event that broke it, with a sentence.
 
 Claims
@@ -40,7 +40,7 @@ def claim(holds: bool, sentence: str) -> None:
 
 
 def by_rank(members: tuple[Member, ...]) -> list[str]:
-    """Rank order once more, independent of the core's: asked-for ranks first, then names, numbers inside by value."""
+    """Names in rank order, computed apart from the core: asked-for ranks first, then names, their numbers by value."""
     padded = {m.name: re.sub("[0-9]+", lambda n: n.group().zfill(12), m.name) for m in members}
     asked = sorted((m for m in members if m.rank is not None), key=lambda m: m.rank or 0)
     return [m.name for m in asked] + sorted((m.name for m in members if m.rank is None), key=padded.__getitem__)
@@ -56,7 +56,7 @@ class Payload:
 
 @dataclass
 class Books:
-    """What the observer has counted for one shard."""
+    """What the checker has counted for one shard."""
 
     roster: Roster = field(default_factory=Roster)
     versions: dict[int, int] = field(default_factory=dict)

@@ -1,15 +1,16 @@
-"""A small world around the core: a lead, shards, workers, streams that break and rosters that come late.
+"""A simulated job around the core: a lead, shards, workers, streams that break, and rosters that come late.
 
 Rules of this file
   1. One seed is one schedule: every choice comes from one ``random.Random``. The clock is a number.
-  2. The shell here is the simplest one that obeys the rules of ``effects.py``; workers behave as the client library
-     does: pull everything after a join, push all buckets, go on when all are answered, repeat what was not answered.
-  3. Faults are drawn like any other event; after the last one the world has to come to rest with everyone going on.
+  2. The shell here is the simplest one that obeys the contract of ``torch_ps.ps.core``. Workers behave as the client
+     library does: they pull everything after a join, push all buckets, go on when all are answered, and repeat what was
+     not answered.
+  3. Faults are drawn like any other event. After the last fault everybody has to go on.
 
     worker --up--> stream --> shard --down--> worker        each arrow is an event, so anything can break in between
     lead --roster--> other shards                           late, twice, or out of order
 
-Source: the style of FoundationDB's simulator.
+Source: the simulator of FoundationDB.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Authority:
         """A certificate of this authority for ``names``; with ``days`` below 0 it has expired.
 
         Args:
-            mutual: whether the files also name this authority as the one to believe.
+            mutual: True if the files also name this authority as the trusted one.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (

@@ -49,7 +49,7 @@ def disturbed(servers: Shards, fault: Callable[[threading.Event], None]) -> None
     """Two workers push ``STEPS`` times each, though in between they lose their servers once and go back.
 
     Args:
-        fault: called when both wait and a checkpoint is good; the workers go on when it has set the event.
+        fault: function called once both workers wait and a checkpoint is complete; its event lets them go on.
     """
     at, go = [threading.Event(), threading.Event()], threading.Event()
 

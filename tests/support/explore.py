@@ -89,7 +89,7 @@ class Found:
     """What an exploration has come to.
 
     Attributes:
-        violation: what is wrong; "" is nothing.
+        violation: description of the violated property; "" if none.
         way: events from the start to the violation.
         complete: whether nothing was left to explore.
     """
@@ -124,8 +124,8 @@ def explore(
     those with fewer messages need not be visited.
 
     Args:
-        nexts: what may happen in a state: the event, the state after it, and what is wrong with that, "" for nothing.
-        check: what is wrong with a state, asked once for each.
+        nexts: function from a state to its transitions: event, next state, and violation ("" for none).
+        check: function from a state to its violation ("" for none); called once per state.
         max_states: states to visit at most.
     """
     began = time.perf_counter()

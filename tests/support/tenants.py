@@ -94,7 +94,7 @@ class Tenants:
         ticks: most ticks of the clock.
         terms: highest number of a term that is looked at.
         seat: the real class, or a mutant.
-        compares: what a transaction is compared with: "revision", "holder".
+        compares: fields that a transaction compares: "revision", "holder".
         late: a transaction may be done when nobody waits for it any more.
         from_answer: a lease is believed from when the answer came, which is a mistake.
     """

@@ -1,11 +1,10 @@
-"""Between named tensors and buckets: where each slice of the flat vector lives in a model's own tensors.
+"""A model's tensors as buckets: reads and writes the slices of the flat vector where the tensors live.
 
-    values of a bucket --write()--> slices of the model's tensors; what is *lent* lives where the values are: no copy
+    values of a bucket --write()--> slices of the model's tensors; a *lent* tensor lives where the values are: no copy
 
 Rules of this file
-  1. Copies only; a bucket's staging tensor is reused from step to step.
-  2. A tensor keeps its own dtype, device and memory format; the bucket is fp32, on the CPU or on the tensors' GPU.
-  3. What is in place already is not copied. Values from elsewhere for a tensor that is lent make it the model's own
+  1. A tensor keeps its own dtype, device and memory format; the bucket is fp32, on the CPU or on the tensors' GPU.
+  2. Values that are in place already are not copied. Values from elsewhere for a lent tensor give it storage of its own
      again.
 """
 
@@ -17,18 +16,24 @@ from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.plan import Bucket, Piece
 
-#: Elements of a bucket whose gradients are joined in one call and then copied: a fifth of the time that a look at each
-#: of them takes from here. Both copies stay in the cache.
+#: Elements up to which the gradients of a bucket are joined in one call and then copied. That takes a fifth of the time
+#: of a call for each of them, and both copies stay in the cache.
 SMALL = 65536
 
 
 def empty_fp32(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Room for fp32 values, whatever dtype and device are the script's defaults."""
+    """An uninitialised fp32 tensor, whatever dtype and device are the script's defaults."""
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 class FlatTensors:
-    """The tensors of a model, in the order of ``Model.tensors()``, seen as flat slices.
+    """The tensors of a model, seen as flat slices.
+
+    Args:
+        tensors: tensors in the order of ``Model.tensors()``.
+
+    Attributes:
+        on_settle: called by ``settle``; lets what is done next wait for writes that are under way on a GPU.
 
     Memory: one shadow copy of every tensor that is not contiguous; nothing for the others.
     """
@@ -41,8 +46,8 @@ class FlatTensors:
         self._views = list(self._tensors)
         self._lent: set[int] = set()
         self._written: set[int] = set()
-        self.on_settle: Callable[[], None] = lambda: None  # lets what is done next wait for writes that are under way
-        self._lock = threading.Lock()  # of where tensors live; streams of several shards write side by side
+        self.on_settle: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()  # of where tensors live; reader threads of several shards write side by side
         for index in range(len(tensors)):
             self._bind(index)
 
@@ -53,7 +58,7 @@ class FlatTensors:
         return found.pop() if len(found) == 1 and all(each.type == "cuda" for each in found) else torch.device("cpu")
 
     def gradients(self, bucket: Bucket) -> list[torch.Tensor]:
-        """The gradients of one bucket that are there."""
+        """The gradients of one bucket; parameters without one are left out."""
         found = [self._owners[piece.tensor].grad for piece in bucket.pieces]
         return [gradient for gradient in found if gradient is not None]
 
@@ -68,7 +73,7 @@ class FlatTensors:
         return into
 
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
-        """Copy fp32 ``values``, shape (numel,), to where the tensors live."""
+        """Copy the values of one bucket, shape (numel,), fp32, to where its tensors live."""
         views, home = self._views_of(bucket)
         if home == values.data_ptr():
             return
@@ -79,7 +84,7 @@ class FlatTensors:
             torch._foreach_copy_(views, parts)
         else:
             for view, part in zip(views, parts, strict=True):
-                # The mean of integers, such as BatchNorm's counter.
+                # Buffers of integers, such as BatchNorm's counter, get the rounded mean.
                 view.copy_(part if view.is_floating_point() else part.round())
         if self._shadows:
             self._written.update(piece.tensor for piece in bucket.pieces if piece.tensor in self._shadows)
@@ -87,7 +92,7 @@ class FlatTensors:
     def _away(
         self, bucket: Bucket, views: list[torch.Tensor], parts: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The pairs that are not the same memory; a lent tensor among them becomes the model's own."""
+        """The pairs of view and part that are not the same memory; a lent tensor among them gets its own storage."""
         away = [number for number, (view, part) in enumerate(zip(views, parts, strict=True)) if not _same(view, part)]
         if lent := self._lent.intersection(bucket.pieces[number].tensor for number in away):
             self.own(lent)
@@ -95,7 +100,7 @@ class FlatTensors:
         return [views[number] for number in away], [parts[number] for number in away]
 
     def settle(self, indices: Iterable[int] | None = None) -> None:
-        """Bring what was written into these tensors, or all, for all that is done next; their buckets are in."""
+        """Complete the writes of some tensors, or all, whose buckets are in, for everything that is done next."""
         self.on_settle()
         for index in list(self._written) if indices is None else self._written.intersection(indices):
             self._tensors[index].copy_(self._shadows[index].view(self._tensors[index].shape))
@@ -104,21 +109,21 @@ class FlatTensors:
     # -------------------------------------------------------------- where tensors live
 
     def follow(self) -> None:
-        """Notice tensors that have got another storage, as ``model.to(device)`` gives them."""
+        """Follow tensors to another storage, such as ``model.to(device)`` gives them."""
         for index, (owner, (address, dtype)) in enumerate(zip(self._owners, self._homes, strict=True)):
             if owner.data_ptr() != address or owner.dtype is not dtype:
                 self._lent.discard(index)
                 self._bind(index)
 
     def lend(self, index: int, place: torch.Tensor) -> None:
-        """Let one tensor live in ``place``, shape (numel,), of its dtype, which holds its values already."""
+        """Let one tensor live in ``place``, shape (numel,) and the tensor's dtype, which holds its values already."""
         owner = self._owners[index]
         owner.data = place.as_strided(owner.shape, owner.stride())  # a side of 1 may have any stride
         self._lent.add(index)
         self._bind(index)
 
     def own(self, indices: Iterable[int] | None = None) -> None:
-        """Give these tensors, or all, storage of their own again, with the values that they have now."""
+        """Give some tensors, or all, storage of their own again, with the values that they have now."""
         with self._lock:
             for index in self._lent & set(self._lent if indices is None else indices):
                 owner = self._owners[index]
@@ -138,7 +143,7 @@ class FlatTensors:
         self._pieces: dict[int, tuple[list[torch.Tensor], int]] = {}  # by bucket
 
     def _views_of(self, bucket: Bucket) -> tuple[list[torch.Tensor], int]:
-        """Where each piece of a bucket lives, and the address at which all of them are in place, 0: none; made once."""
+        """Where each piece of a bucket lives, and the address at which all are in place, 0 for none; computed once."""
         found = self._pieces.get(bucket.index)
         if found is None:
             views = [self._views[p.tensor][p.start : p.stop] for p in bucket.pieces]
@@ -151,7 +156,7 @@ class FlatTensors:
 def gather(
     bucket: Bucket, gradients: Sequence[torch.Tensor | None] | Mapping[int, torch.Tensor | None], into: torch.Tensor
 ) -> torch.Tensor:
-    """Copy the gradients of one bucket into ``into``, shape (numel,), fp32, but for those that live there; returns it.
+    """Copy the gradients of one bucket into ``into``, shape (numel,), fp32, except those that live there; returns it.
 
     A parameter without a gradient counts as zero; a sparse gradient becomes dense.
     """
@@ -172,7 +177,7 @@ def gather(
 def _whole(
     bucket: Bucket, gradients: Sequence[torch.Tensor | None] | Mapping[int, torch.Tensor | None], like: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The gradients of a bucket if it consists of them, each whole, dense and of the dtype and device of ``like``."""
+    """The gradients of a bucket if all are whole, dense and of the dtype and device of ``like``; else an empty list."""
     found: list[torch.Tensor] = []
     for piece in bucket.pieces:
         gradient = gradients[piece.tensor]
@@ -196,7 +201,7 @@ def _part(piece: Piece, gradient: torch.Tensor | None, like: torch.Tensor) -> to
 
 
 def _in_place(piece: Piece, gradient: torch.Tensor | None, home: int) -> bool:
-    """Whether this piece of ``gradient`` lives in the bucket's values at address ``home``; a lent one does."""
+    """Whether a piece of ``gradient`` lives in the bucket's values at address ``home``, as that of a lent one does."""
     return (
         gradient is not None
         and gradient.layout is torch.strided

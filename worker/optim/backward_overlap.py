@@ -1,9 +1,9 @@
 """When a bucket's gradient may leave: during backward where that is safe, else at ``step``.
 
-Sending during backward hides communication behind computation, but it takes the gradient as backward left it. A loop
-that changes gradients afterwards (clipping, a GradScaler, a second backward to accumulate) must be served at ``step``
-instead. So ``auto`` watches the first step and then decides; and whatever was decided, every later step checks that
-no gradient changed after it had left, and says so if one did.
+Sending during backward hides communication behind computation, but it takes the gradient as backward left it. If the
+loop changes gradients afterwards (clipping, a GradScaler, a second backward to accumulate), they have to leave at
+``step`` instead. So ``auto`` watches the first step and then decides. Whatever was decided, every later step checks
+that no gradient changed after it had left, and raises an error if one did.
 
     backward: hook per parameter --> counts --> all parameters of a bucket ready --> send(bucket)
     step:     check --> send what has not left
@@ -23,13 +23,19 @@ log = logging.getLogger("torch_ps.worker")
 
 
 class BackwardOverlap:
-    """Watches the gradients of one model.
+    """Watches the gradients of one model and sends buckets during backward.
 
     Args:
         mode: "auto", "on", "off", or "forward", which is "on" for backward.
-        parameters: parameters in the order of ``Model.tensors()``.
-        buckets: those with gradients.
-        send: called with a bucket whose gradients are ready, on the thread that runs backward.
+        parameters: trained parameters, in the order of ``Model.tensors()``.
+        names: names of the tensors, in the same order.
+        buckets: buckets with gradients.
+        send: function that takes a bucket whose gradients are ready, on the thread that runs backward.
+
+    Attributes:
+        armed: whether the next backward is the last one before a push.
+        on_ready: called when a gradient has been computed, on the thread that did so.
+        sent: numbers of the buckets that have left since ``reset``.
     """
 
     def __init__(
@@ -49,8 +55,8 @@ class BackwardOverlap:
             for piece in bucket.pieces:
                 self._of[piece.tensor].append(bucket.index)
         self._waits_for = {bucket.index: len({p.tensor for p in bucket.pieces}) for bucket in buckets}
-        self.armed = True  # whether the next backward is the last one before a push
-        self.on_ready: Callable[[], None] = lambda: None  # called where a gradient has been computed, by its thread
+        self.armed = True
+        self.on_ready: Callable[[], None] = lambda: None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         if mode != "off":
             self._handles = [
@@ -62,7 +68,7 @@ class BackwardOverlap:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what this step has seen; the next backward starts afresh."""
+        """Forget what this step has seen; the next backward begins a new one."""
         self._seen: dict[int, tuple[int, int]] = {}  # parameter -> gradient's id and version when it was ready
         self._again = False  # a parameter got a gradient twice
         self._missing = dict(self._waits_for)
@@ -84,10 +90,10 @@ class BackwardOverlap:
                 self.sent.add(bucket)
 
     def check(self, *, scaled: bool = False) -> None:
-        """At ``step``, before anything else is sent: decide after the first step, verify after every later one.
+        """Decide at the first ``step``, verify at every later one; call it before anything else is sent.
 
         Args:
-            scaled: a GradScaler has told ``step`` the scale, so what left during backward was scaled.
+            scaled: whether a GradScaler has told ``step`` the scale, so that what left during backward was scaled.
 
         Raises:
             PsError: a gradient changed after it had been sent; says which and what to do.
@@ -124,4 +130,5 @@ class BackwardOverlap:
         self._handles.clear()
 
     def close(self) -> None:
+        """Remove the hooks."""
         self._remove()

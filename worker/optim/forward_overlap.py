@@ -1,22 +1,24 @@
-"""The next forward may begin before the last parameters are in: who reads a tensor waits for that tensor.
+"""Lets the next forward begin before the last parameters are in: reading a tensor waits for that tensor.
 
     step()    all gradients are sent; it returns           every tensor of the model is *under way*
     forward   a module is called  --> hook                 waits for the buckets of the module's own tensors
     else      anything reads a tensor that is under way    waits for its buckets: functional use, tied weights, copies,
                                                            evaluation, state_dict, a test in the training loop
-    wait()    the next gradient that leaves, the next step, facts, the end: everything
+    wait()    the next gradient that leaves, the next step, a property of the optimizer, the end: waits for everything
 
 Rules of this file
-  1. Nobody reads a value before it is in. A tensor under way has a class whose ``__torch_function__`` waits, so that
-     every function of torch which is given one does, on any thread; the class is its own again once the values are.
-  2. Hooks come before those of others, which may compute a weight from the module's tensors (``weight_norm``). They
-     see what extensions in C++ are given past ``__torch_function__``, and break the graph of ``torch.compile``.
-  3. Tensors have storage of their own. In memory that is shared with a server (``views``), what the loop writes to one
-     would keep its neighbours on the same page as they were.
-  4. After an error the tensors are as they came, as after a ``step`` that failed. A timeout is none: who reads on
-     waits on.
+  1. No value is read before it is in. A tensor under way has a class whose ``__torch_function__`` waits, so every
+     function of torch that gets the tensor waits, on any thread; the tensor has its own class again once its values are
+     in.
+  2. The hooks run before those of others, which may compute a weight from the module's tensors (``weight_norm``). They
+     also cover extensions in C++, which bypass ``__torch_function__``, and break the graph of ``torch.compile``.
+  3. Tensors have storage of their own. In memory that is shared with a server (``shared_views.py``), a write of the
+     loop to one tensor would keep its neighbours on the same page as they were.
+  4. After an error the tensors are as they came, as after a ``step`` that failed. A timeout is no such error: reading
+     again waits again.
 
-What neither sees: a replayed CUDA graph, and C++ code that kept a tensor from an earlier call. Call ``wait`` there.
+Neither the class nor the hooks see a replayed CUDA graph, nor C++ code that kept a tensor from an earlier call. Call
+``wait`` there.
 
 Source: Jayarajan et al., MLSys 2019, arXiv:1905.03960, for parameters that are waited for layer by layer;
 ``torch.nn.parameter.UninitializedTensorMixin`` for a tensor that changes its class when its values come.
@@ -33,16 +35,16 @@ from torch import nn
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
-from torch_ps.worker.optim.gpu_transfer import GpuTransfer
+from torch_ps.worker.optim.gpu_transfer import Pusher
 from torch_ps.worker.optim.pytree import tensors_in
-from torch_ps.worker.session.session import Session, StepOutcome
+from torch_ps.worker.session.session import StepOutcome
 
 log = logging.getLogger("torch_ps.worker")
 
 Result = TypeVar("Result")
 
 _T: Any = torch.Tensor
-#: What a tensor can be asked without looking at its values; loops do so between two steps, ``zero_grad`` above all.
+#: Functions that read no values of a tensor; loops call them between two steps, ``zero_grad`` above all.
 _WITHOUT_VALUES = {
     *(getattr(_T, name).__get__ for name in ("grad", "shape", "dtype", "device", "layout", "ndim", "requires_grad")),
     *(getattr(_T, name).__get__ for name in ("is_leaf", "is_cuda", "is_sparse", "grad_fn", "_version")),
@@ -55,14 +57,15 @@ class ForwardOverlap:
     """The tensors of one model between a step and their use.
 
     Args:
-        model: model that gets the hooks.
-        tensors: parameters and buffers, in the order of ``Model.tensors()``; ``names`` are theirs.
-        buckets: all of them.
-        outbox: queue that sends gradients and waits for their answers.
-        flat: flat view of ``tensors``.
+        model: module that gets the hooks.
+        tensors: parameters and buffers, in the order of ``Model.tensors()``.
+        names: names of the tensors.
+        buckets: all buckets of the job.
+        pusher: session or GPU transfer that waits for the answers.
+        flat: the tensors as flat slices.
 
     Raises:
-        ConfigError: a tensor or module whose use cannot be seen; says which.
+        ConfigError: the use of a tensor or module cannot be seen; says which.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class ForwardOverlap:
         tensors: Sequence[torch.Tensor],
         names: Sequence[str],
         buckets: Sequence[Bucket],
-        pusher: Session | GpuTransfer,
+        pusher: Pusher,
         flat: FlatTensors,
     ) -> None:
         self._tensors, self._pusher, self._flat = tensors, pusher, flat
@@ -90,7 +93,7 @@ class ForwardOverlap:
                 self._buckets[piece.tensor].add(bucket.index)
         self._number = {id(tensor): index for index, tensor in enumerate(tensors)}
         self._kinds = {kind: _under_way(kind, self.arrive) for kind in (torch.Tensor, nn.Parameter)}
-        self._open = False  # what the last step came to has not been asked for
+        self._open = False  # the outcome of the last step has not been taken
         self._failed = False
         self._handles = [
             module.register_forward_pre_hook(_hook(self), prepend=True)
@@ -104,17 +107,17 @@ class ForwardOverlap:
         return self._open
 
     def begin(self) -> None:
-        """A step's gradients are all sent."""
+        """Note that the gradients of a step are all sent: the tensors are under way."""
         self._open, self._failed = True, False
         for tensor in self._tensors:
             tensor.__class__ = self._kinds[type(tensor)]
 
     def arrive(self, tensor: torch.Tensor) -> None:
-        """Return when the values of one tensor are in; at once if it is none of these.
+        """Wait until the values of one tensor are in. Returns at once if the tensor is not under way.
 
         Raises:
-            WaitTimeout: says who is waited for; the tensor is under way as before.
-            PsError: the answer will not come; from now on the tensors are as they are.
+            WaitTimeout: says who is waited for; the tensor stays under way.
+            PsError: the answer will not come; the tensors stay as they are.
         """
         if type(tensor) not in self._kinds.values():
             return
@@ -124,24 +127,26 @@ class ForwardOverlap:
         _restore(tensor)
 
     def finish(self) -> StepOutcome:
-        """Return when everything is in, with what the step came to. To be called once per ``begin``.
+        """Wait until everything is in; returns the outcome of the step. Call it once per ``begin``.
 
         Raises:
-            WaitTimeout, PsError: as in ``arrive``.
+            WaitTimeout: says who is waited for; the tensors stay under way.
+            PsError: an answer will not come; the tensors stay as they are.
         """
         outcome = self._guard(self._pusher.wait)
         self._end()
         return outcome
 
     def abandon(self) -> None:
-        """Wait for nothing any more: the tensors are as they are."""
+        """Stop waiting: the tensors stay as they are."""
         self._end()
 
     def leave(self) -> None:
-        """Before the session ends: wait for what is under way, unless somebody has waited in vain.
+        """Remove the hooks, and wait for what is under way unless a wait has failed. Call it before the session ends.
 
         Raises:
-            WaitTimeout, PsError: as in ``arrive``; the tensors are as they are.
+            WaitTimeout: says who is waited for.
+            PsError: an answer will not come. After either error the tensors stay as they are.
         """
         for handle in self._handles:
             handle.remove()
@@ -205,12 +210,12 @@ def _hook(forward: ForwardOverlap) -> Callable[[nn.Module, Any], None]:
         for tensor in _own(module):
             forward.arrive(tensor)
 
-    # torch.compile would look into it, and find nothing under way.
+    # torch.compile would trace the hook while nothing is under way, and leave the wait out.
     hook._torchdynamo_disable = True  # type: ignore[attr-defined]
     return hook
 
 
 def _own(module: nn.Module) -> Iterator[torch.Tensor]:
-    """What the module itself has, not its children."""
+    """The tensors of the module itself, without those of its children."""
     yield from (tensor for tensor in module._parameters.values() if tensor is not None)
     yield from (tensor for tensor in module._buffers.values() if tensor is not None)

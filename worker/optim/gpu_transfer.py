@@ -1,18 +1,19 @@
-"""Between the GPU that a model is on and the session: gradients go out, parameters come in, and the GPU computes on.
+"""Moves gradients from the GPU to the session, and parameters back, while the GPU goes on computing.
 
-    hook or step --staging()--> up side: pack, encode --copy--> pinned slot --mark--+
-    thread "send"                                        waits for the mark <-------+--> session.push
-    reader thread --write()--> pinned slot --copy--> down side: into the parameters
-    step --wait()--> all is sent and answered --settle()--> what the GPU computes next waits for the down side
+    hook or step --staging()--> up stream: pack, encode --copy--> pinned slot --event--+
+    thread "send"                                          waits for the event <-------+--> session.push
+    reader thread --write()--> pinned slot --copy--> down stream: into the parameters
+    step --wait()--> all is sent and answered --settle()--> what the GPU computes next waits for the down stream
 
 Rules of this file
-  1. It stands in the place of a session where the model is on one GPU; other models talk to the session itself.
-  2. Nobody waits for the whole GPU, nor for what the model computes beyond the gradient at hand: the sending thread
-     waits for the mark of its slot, ``staging`` for a slot to get free, ``wait`` for the sending thread.
-  3. A gradient is held here until the GPU has read it, so that its memory is not given to another tensor before.
+  1. A ``GpuTransfer`` takes the place of the session if the whole model is on one GPU; any other model uses the session
+     itself.
+  2. No thread waits for the whole GPU, nor for what the model computes beyond the gradient at hand: the sending thread
+     waits for the event of its slot, ``staging`` for a free slot, ``wait`` for the sending thread.
+  3. A gradient is held here until the GPU has read it, so that its memory goes to no other tensor before.
   4. A parameter is written only when its push was answered, so after its gradient was copied from the GPU, which came
-     after all that backward did with it. Nothing has to say so a second time.
-  5. What fails in the sending thread is raised by ``wait``, where the loop expects errors of the job.
+     after everything that backward did with it. No further event is needed for that order.
+  5. An error of the sending thread is raised by ``wait``, where the loop expects errors of the job.
 
 Source: DistributedDataParallel's reducer, Li et al., VLDB 2020, arXiv:2006.15704, for buckets on a side stream.
 """
@@ -23,7 +24,7 @@ import queue
 import threading
 from collections.abc import Collection, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -37,14 +38,14 @@ from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
 from torch_ps.worker.session.session import Session, StepOutcome
 
-#: Buckets that may be on their way from the GPU at once: one is sent while the next is copied, and one to spare.
+#: Buckets that may leave the GPU at once: one is sent while the next is copied, and one to spare.
 UP_SLOTS = 3
-#: Buckets that may be on their way to it, for each shard, whose answers a thread of its own takes.
+#: Buckets per shard that may come to the GPU at once; each shard has a reader thread.
 DOWN_SLOTS = 2
 
 
 class _Slot:
-    """Memory for one bucket on both sides of the bus, and what was done with it last."""
+    """Memory for one bucket on both sides of the bus, and the last task that sent it."""
 
     def __init__(self, side: SideStream, numel: int) -> None:
         self.pinned = PinnedBuffer(side, numel)
@@ -53,13 +54,15 @@ class _Slot:
 
 
 class GpuTransfer:
-    """What a session is to a model on the CPU, this is to one on a GPU: ``staging``, ``push`` and ``wait``.
+    """Takes the place of a session for a model on a GPU: ``staging``, ``push``, ``wait`` and ``wait_for``.
 
     Memory: for each slot, a bucket on the GPU and one of pinned memory.
 
     Args:
-        flat: the tensors of the model; its ``write`` is called with values on the GPU.
-        device: device of all of them. The CPU works too, with needless copies.
+        session: session that sends what has left the GPU.
+        compressor: encoder of the gradients, which knows the codecs that a GPU can compute.
+        flat: tensors of the model; its ``write`` gets values on the GPU.
+        device: device of all tensors. The CPU works, too, with copies that nobody needs; tests do so.
     """
 
     def __init__(self, session: Session, compressor: Compressor, flat: FlatTensors, device: torch.device) -> None:
@@ -75,17 +78,17 @@ class GpuTransfer:
         for _ in range(DOWN_SLOTS * (1 + max((bucket.shard for bucket in session.plan.buckets), default=0))):
             self._free.put(_Slot(self._down, largest))
         self._writing = threading.Lock()  # the down side is one, the reader threads are several
-        self._down.follow([self._down.current()])  # what the model's first values are made by
+        self._down.follow([self._down.current()])  # the model's first values are computed there
 
     def ready(self) -> None:
-        """A gradient has been computed, on the calling thread's stream; those of one bucket may be on several."""
+        """Note that a gradient was computed on the calling thread's stream; a bucket may have several."""
         self._streams.add(self._up.current())
 
     @contextlib.contextmanager
     def staging(self, bucket: Bucket) -> Iterator[torch.Tensor]:
         """A tensor on the GPU to build the gradient of one bucket in, shape (numel,), fp32, and to push it from.
 
-        Inside, the GPU works on the up side, after all that it was given to compute before.
+        Inside the context the GPU works on the up stream, after everything that it was given to compute before.
 
         Raises:
             WaitTimeout: earlier buckets do not leave the GPU.
@@ -98,7 +101,16 @@ class GpuTransfer:
             yield slot.values[: bucket.numel]
 
     def push(self, bucket: Bucket, values: torch.Tensor, **facts: Any) -> None:
-        """As the session's, for the ``values`` that ``staging`` gave, inside it; returns before they are sent."""
+        """Send the gradient of one bucket as ``Session.push`` does; returns before it is sent.
+
+        Args:
+            bucket: bucket of the gradient.
+            values: tensor that ``staging`` gave; the call has to be inside its context.
+            **facts: further arguments of ``Session.push``.
+
+        Raises:
+            ValueError: ``values`` is another tensor.
+        """
         slot = self._filling
         if slot is None or slot.values.data_ptr() != values.data_ptr():
             raise ValueError(f"bucket {bucket.index} is pushed from elsewhere than its staging")
@@ -117,40 +129,48 @@ class GpuTransfer:
         read: list[torch.Tensor],
         facts: dict[str, Any],
     ) -> None:
-        """On the sending thread. ``read`` is what the GPU reads until the mark; only held."""
+        """Push a bucket once it has left the GPU, on the sending thread; until then ``read`` holds the gradients."""
         slot.pinned.event.wait()
         read.clear()
         encoded = None if codec is None else (codec, (bytes_of(slot.pinned.bytes[:size]),))
         self._session.push(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
 
     def wait(self) -> StepOutcome:
-        """As the session's. The parameters may be on their way still: ``Flat.settle`` is to follow, which sees to it.
+        """Wait until everything is sent and answered. Call ``FlatTensors.settle`` next: copies may be under way.
 
         Raises:
-            WaitTimeout: not within the session's ``timeout``; says who is waited for.
-            PsError: what ended a stream, or what the sending thread met.
+            WaitTimeout: an answer has not come within the session's ``timeout``; says who is waited for.
+            PsError: the error that ended a stream, or that the sending thread met.
         """
         sent, self._sent = self._sent, []
         self._streams.clear()
         self._until_sent(sent)
-        outcome = self._session.wait()  # also if one was not sent: what has left is answered
+        outcome = self._session.wait()  # also if sending has failed: what has left is answered
         for each in sent:
             each.result()
         return outcome
 
     def wait_for(self, buckets: Collection[int]) -> None:
-        """As the session's, when everything has been sent; ``Flat.settle`` is to follow here too."""
-        self._until_sent(self._sent)
-        for each in self._sent:
+        """Wait until some buckets are answered, all being sent by ``push``. Call ``FlatTensors.settle`` next.
+
+        Raises:
+            WaitTimeout, PsError: as ``wait``.
+        """
+        sent = self._sent
+        self._until_sent(sent)
+        for each in sent:
             each.result()
+        if self._sent is sent:
+            self._sent = []  # all have left without an error, so the next call need not look at them again
         self._session.wait_for(buckets)
 
     @property
     def waiting(self) -> bool:
+        """Whether an answer may still come."""
         return self._session.waiting
 
     def settle(self) -> None:
-        """What this thread computes next, on its stream, begins after all that has been written; nobody waits here."""
+        """Let what this thread computes next, on its stream, begin after all that has been written. Does not wait."""
         self._down.join()
 
     def _until_sent(self, sent: list[futures.Future[None]]) -> None:
@@ -162,7 +182,7 @@ class GpuTransfer:
             )
 
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
-        """Take the fresh ``values``, shape (numel,), fp32, on the CPU, of one bucket; they are copied at once."""
+        """Copy the fresh ``values`` of one bucket, shape (numel,), fp32, on the CPU, into the model."""
         slot = self._free.get(timeout=self._session.timeout)  # each thread has one at most, and there are more
         try:
             slot.pinned.event.wait()
@@ -176,12 +196,14 @@ class GpuTransfer:
             self._free.put(slot)
 
 
-def choose_pusher(
-    session: Session, compressor: Compressor, flat: FlatTensors, overlap: BackwardOverlap
-) -> Session | GpuTransfer:
-    """What the model of ``flat`` pushes to: the session, or with all of it on one GPU what stands before the session.
+#: Sends the gradients of a model and waits for the answers.
+Pusher: TypeAlias = Session | GpuTransfer
 
-    To be called when the session has joined, before it pulls.
+
+def choose_pusher(session: Session, compressor: Compressor, flat: FlatTensors, overlap: BackwardOverlap) -> Pusher:
+    """Choose what the model of ``flat`` pushes to: a ``GpuTransfer`` if all of it is on one GPU, else the session.
+
+    Call it when the session has joined, before it pulls.
     """
     device = flat.device
     if device.type == "cpu":
@@ -192,7 +214,7 @@ def choose_pusher(
 def attach_transfer(
     session: Session, compressor: Compressor, flat: FlatTensors, overlap: BackwardOverlap, device: torch.device
 ) -> GpuTransfer:
-    """A transfer that takes the answers of ``session`` and hears of gradients from ``overlap``."""
+    """Make a transfer that takes the answers of ``session`` and learns of gradients from ``overlap``."""
     transfer = GpuTransfer(session, compressor, flat, device)
     session.on_values, overlap.on_ready, flat.on_settle = transfer.write, transfer.ready, transfer.settle
     return transfer

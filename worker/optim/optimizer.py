@@ -1,14 +1,18 @@
-"""The optimizer that users put in their training loop: it looks like the one it wraps, and the server does the work.
+"""The optimizer that users put in their training loop: it looks like the one it wraps, and the servers do the work.
 
     loss.backward()      buckets leave as their gradients become ready
     optimizer.step()     the rest leaves; returns when fresh parameters are in the model
     optimizer.zero_grad()
 
+    SharedParamGroups  groups and state of the wrapped optimizer    BackwardOverlap  which buckets leave in backward
+    Recovery           joining, and coming back                     ForwardOverlap   waiting layer by layer
+    Gradients, LocalSteps   what a push takes its buckets from      SharedViews      tensors in shared memory
+
 Rules of this file
-  1. A ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups`` and state: schedulers change them as
-     ever, and what changed travels with the next push.
-  2. The wrapped optimizer never steps; its state lives on the server. With ``local_steps`` it is the inner one: it
-     steps here, its state lives here, and the servers run the outer one (``torch_ps.worker.gradients.local_steps``).
+  1. It is a ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups``: schedulers change them as with
+     torch alone, and what changed travels with the next push.
+  2. The wrapped optimizer never steps; its state lives on the servers. With ``local_steps`` it is the inner optimizer:
+     it steps here, its state lives here, and the servers run the outer one (``worker/gradients/local_steps.py``).
 """
 
 import atexit
@@ -38,22 +42,24 @@ from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
-from torch_ps.worker.optim.param_groups import Shared
-from torch_ps.worker.optim.rejoin import Elastic
+from torch_ps.worker.optim.param_groups import SharedParamGroups
+from torch_ps.worker.optim.rejoin import Recovery
+from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import UntrackedWrites
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.runtime.access import access_fields, access_in, addresses_of, default_name
-from torch_ps.worker.session.session import Session
+from torch_ps.worker.session.job_member import JobMember
+from torch_ps.worker.session.session import Session, StepOutcome
 
 log = logging.getLogger("torch_ps.worker")
 
 
-class ParameterServerOptimizer(Elastic, Shared):
+class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     """Trains ``model`` with a parameter server in place of ``optimizer``.
 
-    torch.amp.GradScaler works as ever: a step that it skips is pushed with weight 0, so that nobody waits.
-    What a missing, sparse or infinite gradient means is told in ``torch_ps.worker.gradients.gradients``.
+    torch.amp.GradScaler works as with torch alone: a step that it skips is pushed with weight 0, so that nobody waits.
+    ``torch_ps.worker.gradients.gradients`` says what a missing, sparse or infinite gradient means.
 
     Creating it joins the job. The first worker's parameters become the job's; every worker's model then holds them.
 
@@ -61,37 +67,38 @@ class ParameterServerOptimizer(Elastic, Shared):
     ps-worker and ps-run set these variables from their options, so they hold for scripts too.
 
     Args:
-        optimizer: an elementwise optimizer of ``torch.optim``; says which class and hyperparameters the server uses.
-        model: model with the names of the parameters, and the buffers that are averaged along with them.
+        optimizer: elementwise optimizer of ``torch.optim``, whose class and hyperparameters the servers use.
+        model: module that names the parameters and holds the buffers, which are averaged along with them.
         servers: "host:port" of every shard, comma-separated, shard 0 first.
-        name: unique in the job; if there is none, w0, w1, ... by ``rank``, or made up without a rank too.
-        rank: place in sums and data splits, also from ``$RANK``; if there is none, from the order of names.
+        name: name of the worker, unique in the job; without one, w0, w1, ... by ``rank``, or made up without a rank.
+        rank: place in sums and data splits, also from ``$RANK``; without one, the order of names decides.
         compress: codec of gradients: "none" (the default), "fp16", "bf16", "int8", "sign", "topk:0.01", "randk:0.01".
-        compress_pull: codec of parameters, one of the same.
+        compress_pull: codec of parameters, one of the same names.
         feedback: whether what a codec leaves out is kept and added to the next push: "auto" (the default) for biased
-            ones, "on" or "off".
-        compress_warmup: steps in which topk and randk send more than their density; 0 by default.
+            codecs, "on" or "off".
+        compress_warmup: number of first steps in which topk and randk send more than their density; 0 by default.
         momentum_correction: "auto" (the default) computes SGD's momentum here where a sparse codec keeps residuals,
             "off" leaves it to the server.
         accumulate: backward passes per push, or per local step, 1 by default. The loop stays as it is: ``step`` and
-            ``zero_grad`` do nothing until the last of them, which takes the mean.
+            ``zero_grad`` do nothing until the last pass, which takes the mean.
         local_steps: 1 (the default) pushes every gradient. With H > 1, ``optimizer`` (any, also one that the servers
             could not run) makes H steps on this worker alone, then what they changed is pushed and the servers' own
             SGD applies it (DiLoCo). The loop stays as it is; ``step`` returns with fresh parameters every H-th time, in
             between each worker's model is its own, and steps after the last push are lost when the worker leaves.
             Memory: one more fp32 copy of the parameters, and the state of ``optimizer``, on each worker.
         outer_lr: learning rate of that SGD, 0.7 by default.
-        outer_momentum: its Nesterov momentum, 0.9 by default; 0 is plain SGD.
+        outer_momentum: Nesterov momentum of that SGD, 0.9 by default; 0 is plain SGD.
         overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
             always, "off" never. With local steps there is nothing to send before the last one. "forward" is "on", and
-            ``step`` returns when all is sent: whoever reads a parameter or buffer then waits for it, the next forward
-            layer by layer. The bits are the same, errors of ``step`` come where the waiting is.
+            ``step`` returns when all is sent: reading a parameter or buffer then waits for it, so the next forward
+            waits layer by layer. The bits are the same; errors of ``step`` come where the waiting is.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.
 
     Attributes:
+        wrapped: the optimizer that was wrapped.
         weight: part of the next gradient in the mean, 1 by default. Set it before ``backward`` to the number of samples
             when workers have unequal batches, or to have ``samples`` count them.
 
@@ -101,8 +108,9 @@ class ParameterServerOptimizer(Elastic, Shared):
         Unreachable: a server does not answer; names its address.
     """
 
-    #: A GradScaler calls ``step`` also where it would skip it, and leaves the scale to us.
+    #: torch.amp.GradScaler calls ``step`` also where it would skip it, and leaves the scale to ``step``.
     _step_supports_amp_scaling = True
+    _settled = False  # torch adds the groups while it builds this object; none may be added later
 
     def __init__(
         self,
@@ -148,41 +156,44 @@ class ParameterServerOptimizer(Elastic, Shared):
         config = dataclasses.replace(
             from_environment(WorkerConfig, os.environ), **{k: v for k, v in given.items() if v is not None}
         )
-        super().__init__(optimizer.param_groups, optimizer.defaults)
+        torch.optim.Optimizer.__init__(self, optimizer.param_groups, optimizer.defaults)
+        name = config.name or default_name(config.rank)
         self.wrapped = optimizer
-        self.name = config.name or default_name(config.rank)
-        self._accumulate = config.accumulate
         self.weight = 1.0
-        self._micro_step, self._earlier_weight = 0, 0.0
-        self._changed: list[Hyper] | None = None  # per group, from the first bucket of a step on
-        self._local_steps, local = config.local_steps, config.local_steps > 1
+        self._accumulate = config.accumulate
+        self._micro_step, self._earlier_weight = 0, 0.0  # passes since the last push, and their weights but the last
+        self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
+        local = config.local_steps > 1
         self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, buffers = self._server_optimizer.tensors(model)
-        self._share()
+        self._shared_groups = SharedParamGroups(optimizer, name, steps_here=local)
+        self._share_groups()
         tensors = [*self._parameters, *buffers]
         self._flat = FlatTensors(tensors)
         self._compressor = Compressor(
-            config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=self.name
+            config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=name
         )
         self._corrects = config.momentum_correction == "auto" and self._compressor.corrects_momentum
-        self._session = Session(
+        session = Session(
             addresses_of(config.servers),
-            self.name,
+            name,
             compressor=self._compressor,
             compress_pull=config.compress_pull,
             timeout=config.timeout,
             plane=config.plane,
             access=access_in(config),
         )
-        self._session.on_values = self._flat.write
+        JobMember.__init__(self, session)
+        session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
-        self._steps: StepTrace | None = None
-        self._close = weakref.finalize(self, self._session.close)
+        self._step_trace: StepTrace | None = None
+        self._views: SharedViews | None = None
+        self._close = weakref.finalize(self, session.close)
         atexit.register(self._close)
         try:
-            self._described, self._rank, self._world = described, config.rank, config.world
-            self.admit()
-            buckets = self._session.plan.buckets
+            self._recovery = Recovery(session, described, config.rank, config.world, self._flat)
+            self._recovery.join()
+            buckets = session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
@@ -190,26 +201,24 @@ class ParameterServerOptimizer(Elastic, Shared):
             overlap = "off" if local else config.overlap
             self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
-            self._pusher = choose_pusher(self._session, self._compressor, self._flat, self._overlap)
-            for bucket in buckets:
-                self._session.pull(bucket)
-            self._outcome = self._pusher.wait()
+            self._pusher = choose_pusher(session, self._compressor, self._flat, self._overlap)
+            self._outcome = self._recovery.pull(self._pusher)
         except BaseException:
             self.close()
             raise
         self._flat.settle()
         if overlap == "forward":
             self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
-        self._lend()
-        always = not local and self._forward is None
-        self._untracked_writes = UntrackedWrites(model, self._parameters, names, optimizer.param_groups, always=always)
-        if not local:
-            self._unused(optimizer.state)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
-        if self._session.trace.steps:
-            self._steps = StepTrace(model, self._session)
+        self._share_views()
+        always = not local and self._forward is None
+        self._untracked_writes = UntrackedWrites(model, self._parameters, names, optimizer.param_groups, always=always)
+        if not local:
+            self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
+        if session.trace.steps:
+            self._step_trace = StepTrace(model, session)
         graceful_shutdown.attach(self)
 
     # -------------------------------------------------------------- the training loop
@@ -217,9 +226,9 @@ class ParameterServerOptimizer(Elastic, Shared):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients, wait as the mode says, and put the fresh parameters into the model.
 
-        Between two pushes of ``accumulate`` nothing happens; of ``local_steps``, the wrapped optimizer steps. A worker
-        that was dropped, having been silent for longer than its lease, and one whose servers have gone back to a
-        checkpoint take part again: the gradient is dropped, and the model has fresh parameters.
+        Between two pushes of ``accumulate`` nothing happens; between two of ``local_steps`` the wrapped optimizer
+        steps. A worker that was dropped, having been silent for longer than its lease, takes part again, and so does
+        one whose servers have gone back to a checkpoint: the gradient is dropped, and the model has fresh parameters.
 
         Args:
             closure: function that evaluates the model again and returns the loss, as in torch.
@@ -228,32 +237,32 @@ class ParameterServerOptimizer(Elastic, Shared):
             WaitTimeout: says who is waited for.
             PsError: see its message; the model holds the parameters of the last step.
         """
-        with self._steps or NOTHING:
-            return self._stepped(closure)
+        with self._step_trace or NOTHING:
+            return self._step(closure)
 
-    def _stepped(self, closure: Callable[[], Any] | None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.wrapped._opt_called = True  # type: ignore[attr-defined]  # for a schedule that was made with it
+        self.wrapped._opt_called = True  # type: ignore[attr-defined]  # for a scheduler built on it
         try:
             self.wait()
         except (UnknownWorker, StepConflict) as error:
             self.recover(error)
-            graceful_shutdown.exit_if_requested(self.name, self.close)
+            self.exit_if_requested()
             return loss
         if self._local is not None:
-            self._untracked_writes.check(self._session.version)  # before an inner step writes, which nobody has to send
+            self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
         self._micro_step += 1
         last = self._micro_step == self._accumulate
         self._gradients.begin_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
-        if self._gradients.scaled:
+        if self._gradients.scaled and self._views is not None:
             self._views.release_gradients()
         if not last:
             self._earlier_weight += self.weight
             self._overlap.armed = self._micro_step == self._accumulate - 1
-            graceful_shutdown.exit_if_requested(self.name, self.close)
+            self.exit_if_requested()
             return loss
         self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
         try:
@@ -264,7 +273,7 @@ class ParameterServerOptimizer(Elastic, Shared):
         finally:
             self._earlier_weight = 0.0
             self._overlap.armed = self._accumulate == 1
-        graceful_shutdown.exit_if_requested(self.name, self.close)
+        self.exit_if_requested()
         return loss
 
     def _push(self) -> None:
@@ -272,7 +281,7 @@ class ParameterServerOptimizer(Elastic, Shared):
             self._overlap.check(scaled=self._gradients.scaled)
             if not self._overlap.sent:
                 self._source.check()
-            if self._source.left_out:
+            if self._source.left_out and self._views is not None:
                 self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
@@ -291,13 +300,15 @@ class ParameterServerOptimizer(Elastic, Shared):
         try:
             self._outcome = self._pusher.wait()
         except BaseException:
-            self._views.release()
+            if self._views is not None:
+                self._views.release()
             self._untracked_writes.lose_count()
             raise
         finally:
             self._flat.settle()
             self._forget()
-        self._views.settle()
+        if self._views is not None:
+            self._views.settle()
         self._untracked_writes.settle()
 
     def _forget(self) -> None:
@@ -306,10 +317,11 @@ class ParameterServerOptimizer(Elastic, Shared):
         self._source.reset()
 
     def wait(self) -> None:
-        """Return when the parameters of the last step are in the model; with overlap="forward" they may not be yet.
+        """Return when the parameters of the last step are in the model. Only overlap="forward" has to wait for them.
 
         Raises:
-            WaitTimeout, PsError: as ``step`` does otherwise.
+            WaitTimeout: says who is waited for.
+            PsError: see its message; ``step`` raises the same without overlap="forward".
         """
         if self._forward is not None and self._forward.open:
             try:
@@ -319,9 +331,164 @@ class ParameterServerOptimizer(Elastic, Shared):
                 raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch, but between two pushes of ``accumulate`` it keeps what has been accumulated."""
+        """Reset gradients as torch does, but between two pushes of ``accumulate`` keep what has been accumulated."""
         if not self._micro_step:
             super().zero_grad(set_to_none)
+
+    # -------------------------------------------------------------- beside the steps
+
+    def settle(self) -> None:
+        """Take part in a step without a new batch: push what was gathered since the last push, or weight 0.
+
+        Raises:
+            WaitTimeout: says who is waited for.
+        """
+        passes, self._micro_step = self._micro_step, 0
+        weight, self.weight = self.weight, 0.0  # the weight of every pass so far is counted
+        try:
+            if passes:
+                self._gradients.passes = passes
+                if self._local is not None:
+                    self._local.step(self._earlier_weight, self.name, None)
+            elif self._local is None or not self._local.begun:
+                if self._views is not None:
+                    self._views.release_gradients()  # they are not what is pushed
+                self._source = NoGradients()
+            self._push()
+        except (UnknownWorker, StepConflict) as error:
+            self._source = self._local or self._gradients
+            self.recover(error)
+        finally:
+            self._source, self.weight = self._local or self._gradients, weight
+            self._earlier_weight = 0.0
+            self._overlap.armed = self._accumulate == 1
+        if passes:
+            self.zero_grad()  # the loop's own did nothing
+        self.exit_if_requested()
+
+    def recover(self, why: UnknownWorker | StepConflict) -> None:
+        """Take part in the job again; the model has fresh parameters then, and its gradient is dropped.
+
+        Args:
+            why: error of the step that showed that the place in the job is lost.
+
+        Raises:
+            NameTaken: another worker has taken the name or the rank meanwhile.
+            WaitTimeout: says who is waited for.
+        """
+        if self._views is not None:
+            self._views.release()
+        if self._forward is not None:
+            self._forward.abandon()
+        self._outcome = self._recovery.rejoin(why, self._pusher)
+        self._micro_step, self._earlier_weight, self._changed = 0, 0.0, None
+        self._overlap.reset()
+        self._overlap.armed = self._accumulate == 1
+        self._flat.settle()
+        self._gradients.reset()
+        self._source.reset()
+        self.zero_grad()
+        self._share_views()
+
+    def exit_if_requested(self) -> None:
+        """Between two steps: leave the job and end the process if SIGTERM has come."""
+        if graceful_shutdown.requested.is_set():
+            graceful_shutdown.leave_and_exit(self.name, self.close)
+
+    @property
+    def session(self) -> Session:
+        """The session of this worker, for other modules of this package."""
+        return self._session
+
+    @property
+    def gathered(self) -> bool:
+        """Whether there are passes that no push has taken yet."""
+        return bool(self._micro_step or (self._local is not None and self._local.begun))
+
+    # -------------------------------------------------------------- groups and state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a group: what the servers hold is settled when a worker joins.
+
+        Raises:
+            PsError: says what to do instead.
+        """
+        if self._settled:
+            raise PsError(
+                "a parameter group cannot be added once the job has begun; give the optimizer all groups before it is "
+                "wrapped, and freeze those that are to wait with requires_grad_(False) afterwards"
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the groups and the ``version``; state only with local steps, else the servers have it."""
+        return {**super().state_dict(), "version": self.version}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what this class or plain torch has saved. State is used with local steps only."""
+        self._shared_groups.load(state_dict, self.version)
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        self.param_groups, self.state = self._shared_groups.param_groups, self._shared_groups.state
+        self._settled = True
+
+    # -------------------------------------------------------------- what a training loop can ask
+
+    @property
+    def _last(self) -> StepOutcome:
+        """The outcome of the last step; waits for it if it is still under way."""
+        self.wait()
+        return self._outcome
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps that the parameters in the model have had."""
+        return self._last.version
+
+    @property
+    def staleness(self) -> int:
+        """Of the last push: optimizer steps between the parameters it was computed from and those it was applied to."""
+        return self._last.staleness
+
+    @property
+    def samples(self) -> float:
+        """Sum of the weights that the whole job has absorbed, as of the last step."""
+        return self._last.samples
+
+    @property
+    def unpushed(self) -> float:
+        """Sum of the weights of this worker's local steps since its last push; 0 without local steps."""
+        return self._local.applied if self._local is not None else 0.0
+
+    @property
+    def left_out(self) -> int:
+        """Steps of this worker that were not applied because a gradient was not finite; inner ones with local steps."""
+        return self._source.num_left_out
+
+    @property
+    def left_out_in_a_row(self) -> int:
+        """How many of these there have been since the last push that was to be applied."""
+        return self._source.in_a_row
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that ``step`` has waited for answers so far."""
+        return self._session.wait_seconds
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
+        try:
+            return super().workers
+        except PsError:
+            self.exit_if_requested()
+            raise
+
+    @property
+    def world(self) -> int:
+        """Number of ``workers``."""
+        return len(self.workers)
 
     # -------------------------------------------------------------- the end
 
@@ -330,8 +497,8 @@ class ParameterServerOptimizer(Elastic, Shared):
         graceful_shutdown.detach(self)
         if hasattr(self, "_overlap"):  # joining may have failed
             self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
-            if self._steps is not None:
-                self._steps.close()
+            if self._step_trace is not None:
+                self._step_trace.close()
         try:
             if self._forward is not None:
                 self._forward.leave()
@@ -355,7 +522,7 @@ class ParameterServerOptimizer(Elastic, Shared):
     # -------------------------------------------------------------- inside
 
     def _send(self, bucket: Bucket) -> None:
-        """Push one bucket; during backward this runs on the thread that computes it."""
+        """Push one bucket; during backward this runs on the thread of backward."""
         self.wait()
         if self._changed is None:  # the first bucket of this push
             self._untracked_writes.check(self._session.version)
@@ -388,13 +555,28 @@ class ParameterServerOptimizer(Elastic, Shared):
 
     @property
     def _passed_weight(self) -> float:
-        """Sum of the weights of the passes that are accumulated."""
+        """Sum of the weights of the accumulated passes."""
         return self._earlier_weight + self.weight
 
     def _weight_of(self, trained: bool) -> float:
-        """Of a bucket of parameters, or of one of buffers, which every pass has changed."""
+        """The weight of a bucket of parameters, or of buffers, which every pass has changed."""
         if isinstance(self._source, NoGradients) or (trained and self._source.left_out):
             return 0.0
         if self._local is None:
             return self._passed_weight
         return self._local.applied if trained else self._local.passed
+
+    def _share_views(self) -> None:
+        """Let tensors of the model live in the memory that this session shares with the servers."""
+        self._views = None
+        memory = self._session.shared_memory
+        if memory.shards and self._local is None and self._forward is None:
+            self._views = SharedViews(
+                self._session.plan,
+                self._parameters,
+                memory,
+                self._flat,
+                lend_gradients=self._accumulate == 1 and self._compressor.lossless,
+            )
+            self._session.on_leave = self._views.release
+            self._views.settle()

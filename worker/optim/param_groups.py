@@ -1,9 +1,9 @@
-"""What a wrapped optimizer and its wrapper share: ``param_groups``, and what scripts do with them beside training.
+"""What a wrapped optimizer and its wrapper share: ``param_groups`` and state.
 
 Rules of this file
-  1. ``param_groups`` are one list of both: who has either object, as a schedule that was made before, changes both.
-  2. State is shared where the wrapped optimizer steps, which is with local steps; else it lives on the servers, and
-     whoever brings some is told that it stays unused.
+  1. Both have one list of ``param_groups``, so a scheduler built on either changes both.
+  2. State is shared where the wrapped optimizer steps, which is with local steps. Elsewhere it lives on the servers,
+     and a warning says that state which the worker brings stays unused.
 """
 
 import logging
@@ -12,65 +12,64 @@ from typing import Any
 
 import torch
 
-from torch_ps.common.errors import PsError
-from torch_ps.worker.optim.introspection import Facts
-
 log = logging.getLogger("torch_ps.worker")
 
 
-class Shared(Facts, torch.optim.Optimizer):
-    """A part of ``ParameterServerOptimizer``, whose attributes these are."""
+class SharedParamGroups:
+    """The groups and the state of one wrapped optimizer.
 
-    wrapped: torch.optim.Optimizer
-    _local_steps: int
-    _settled = False  # while torch builds this object
+    Args:
+        wrapped: optimizer that was wrapped.
+        worker: name of the worker, for the log.
+        steps_here: whether ``wrapped`` steps on this worker.
+    """
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: what the servers hold is settled when a worker joins.
+    def __init__(self, wrapped: torch.optim.Optimizer, worker: str, *, steps_here: bool) -> None:
+        self._wrapped, self._worker, self._steps_here = wrapped, worker, steps_here
 
-        Raises:
-            PsError: says what to do instead.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._wrapped.param_groups
+
+    @property
+    def state(self) -> defaultdict[torch.Tensor, Any]:
+        """The state of the wrapped optimizer if it steps here; empty otherwise."""
+        return self._wrapped.state if self._steps_here else defaultdict(dict)
+
+    def load(self, state_dict: dict[str, Any], version: int) -> None:
+        """Load what a wrapper or plain torch has saved; the groups and the state are new objects then.
+
+        Args:
+            state_dict: result of ``state_dict()``.
+            version: version of the parameters in the model.
         """
-        if self._settled:
-            raise PsError(
-                "a parameter group cannot be added once the job has begun; give the optimizer all groups before it is "
-                "wrapped, and freeze those that are to wait with requires_grad_(False) afterwards"
-            )
-        super().add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the ``version``. There is state in it with local steps alone, else it is on the servers."""
-        return {**super().state_dict(), "version": self.version}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, also what plain torch has saved; but state is used with local steps alone."""
-        self.wait()
-        if self._local_steps > 1:
-            self.wrapped.load_state_dict(state_dict)
+        if self._steps_here:
+            self._wrapped.load_state_dict(state_dict)
         else:
-            self._unused(state_dict["state"], state_dict.get("version", 0))
-            self.wrapped.load_state_dict({**state_dict, "state": {}})
-        self._share()
+            self.warn_of_unused_state(state_dict["state"], version, state_dict.get("version", 0))
+            self._wrapped.load_state_dict({**state_dict, "state": {}})
 
-    def _share(self) -> None:
-        self.param_groups, self._settled = self.wrapped.param_groups, True
-        self.state = self.wrapped.state if self._local_steps > 1 else defaultdict(dict)
+    def warn_of_unused_state(self, state: dict[Any, Any], version: int, saved: int = 0) -> None:
+        """Warn if a worker brings state that no server uses, or has saved it at a version that no server has reached.
 
-    def _unused(self, state: dict[Any, Any], saved: int = 0) -> None:
-        """Say so where somebody brings state, or has saved it at a version that the servers have not come to."""
+        Args:
+            state: state by parameter.
+            version: version of the servers.
+            saved: version at which the state was saved.
+        """
         stepped = [each for each in state.values() if each.get("step", 1) > 0]  # Adagrad has some from the start
         if stepped:
             log.warning(
                 "worker %s: the optimizer comes with state of %d parameters (momentum and the like), which is not "
                 "used: the servers begin without, or with that of their checkpoint (ps-serve --resume)",
-                self.name,
+                self._worker,
                 len(stepped),
             )
-        elif saved > self.version:
+        elif saved > version:
             log.warning(
                 "worker %s: the optimizer was saved at version %d and the servers are at version %d: they go by their "
                 "own state, which ps-serve --checkpoint DIR --resume brings back",
-                self.name,
+                self._worker,
                 saved,
-                self.version,
+                version,
             )

@@ -7,7 +7,7 @@ import torch
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Those of ``value`` itself, and of the dicts, lists and tuples in it."""
+    """``value`` itself if it is a tensor, and the tensors of the dicts, lists and tuples in it."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):

@@ -1,15 +1,15 @@
-"""Tensors of a model that live in the memory which a worker shares with its servers, so that nothing is copied.
+"""Lets tensors of a model live in the memory that a worker shares with its servers, so that nothing is copied.
 
-    parameters  their data is the server's (sync) or this worker's answers (async): a pull copies nothing
+    parameters  their data is the server's region (sync) or this worker's answers (async): a pull copies nothing
     gradients   .grad is the place from which the server reads: a push copies nothing
 
 Rules of this file
-  1. Only while nothing is under way: tensors move between two pushes, and move out when a push fails or the worker
-     leaves, for from then on others may change what was shared.
+  1. Tensors move between two pushes, while nothing is under way. They move out when a push fails or the worker leaves,
+     for from then on others may change what was shared.
   2. Parameters: fp32, contiguous, on the CPU, alone in their storage. What the training loop writes into them lasts
      until the next push, as on the network plane, and reaches nobody else.
   3. A gradient moves in when it has outlived a push, as with ``zero_grad(set_to_none=False)``: then backward adds to it
-     where the server reads it. One that is made anew each time is copied, for it has to come from somewhere.
+     where the server reads it. A gradient that is new in each step is copied at the push.
   4. ``.grad`` is never changed, so gradients move out before they are scaled or zeroed for a push.
 
 Source: DistributedDataParallel's ``gradient_as_bucket_view``, Li et al., VLDB 2020, arXiv:2006.15704.
@@ -24,15 +24,18 @@ from torch_ps.common.plan import Bucket, Piece, Plan
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.session.shared_memory import SharedMemory
 
-#: Pushes in which gradients may show that they outlive one.
-_LOOKS = 3
+#: First pushes after which gradients are checked for having outlived one.
+_CHECKED_PUSHES = 3
 
 
 class SharedViews:
-    """Of the parameters of one model, which come first among the tensors of ``flat``.
+    """The parameters and gradients of one model that live in shared memory. Only pushes change the parameters.
 
     Args:
-        lend_parameters: whether only pushes change them, not an optimizer of the worker's own.
+        plan: buckets of the job.
+        parameters: trained parameters, the first tensors of ``flat``.
+        memory: memory that the worker shares.
+        flat: tensors of the model.
         lend_gradients: whether a push takes gradients as they are, neither encoded nor averaged over passes.
     """
 
@@ -40,49 +43,48 @@ class SharedViews:
         self,
         plan: Plan,
         parameters: Sequence[torch.Tensor],
-        shared_memory: SharedMemory,
+        memory: SharedMemory,
         flat: FlatTensors,
         *,
-        lend_parameters: bool,
         lend_gradients: bool,
     ) -> None:
-        self._parameters, self._planes, self._flat = parameters, shared_memory, flat
+        self._parameters, self._memory, self._flat = parameters, memory, flat
         self._pieces: list[list[tuple[Bucket, Piece]]] = [[] for _ in parameters]
         for bucket in plan.buckets:
             for piece in bucket.pieces if bucket.rule == "optimizer" else ():
                 self._pieces[piece.tensor].append((bucket, piece))
-        self._lend_parameters, self._parameters_in = lend_parameters, False
-        self._looks = _LOOKS if lend_gradients else 0
+        self._parameters_in = False
+        self._checks = _CHECKED_PUSHES if lend_gradients else 0
         self._seen: dict[int, weakref.ref[torch.Tensor]] = {}  # gradients that were there at the last push
         self._places: dict[int, torch.Tensor] = {}  # parameter -> its .grad that lives in the arena
 
     def settle(self) -> None:
-        """A push or pull is done: let tensors move in."""
-        if self._lend_parameters and not self._parameters_in:
+        """Let tensors move in. Call it when a push or pull is done."""
+        if not self._parameters_in:
             self._parameters_in = True
             for index in self._alone():
-                place = self._planes.parameter(self._pieces[index])
+                place = self._memory.parameter(self._pieces[index])
                 if place is not None:
                     self._flat.lend(index, place)
-        if self._looks:
+        if self._checks:
             self._take_gradients()
 
     def release(self) -> None:
-        """Move everything out, with the values it has."""
+        """Move all tensors out, with the values that they have."""
         self.release_gradients()
         self._flat.own()
         self._parameters_in = False
 
     def release_gradients(self) -> None:
-        """Move gradients out, for good: this loop treats them in ways that need memory of its own."""
+        """Move gradients out for good: this loop does with them what needs memory of its own."""
         for index, place in self._places.items():
             if self._parameters[index].grad is place:
                 self._parameters[index].grad = place.clone()
         self._places.clear()
-        self._looks = 0
+        self._checks = 0
 
     def _alone(self) -> list[int]:
-        """Parameters that may live anywhere."""
+        """Indices of the parameters that may live anywhere: plain, and alone in their storage."""
         users: dict[int, int] = {}
         for parameter in self._parameters:
             storage = parameter.untyped_storage().data_ptr() if _is_plain(parameter) else 0
@@ -97,7 +99,7 @@ class SharedViews:
         ]
 
     def _take_gradients(self) -> None:
-        self._looks -= 1
+        self._checks -= 1
         for index, parameter in enumerate(self._parameters):
             gradient = parameter.grad
             if gradient is None or index in self._places or not _is_plain(gradient):
@@ -106,7 +108,7 @@ class SharedViews:
             if seen is None or seen() is not gradient:
                 self._seen[index] = weakref.ref(gradient)
                 continue
-            place = self._planes.gradient(self._pieces[index])
+            place = self._memory.gradient(self._pieces[index])
             if place is not None:
                 self._places[index] = place.as_strided(gradient.shape, gradient.stride())
                 parameter.grad = self._places[index].copy_(gradient.detach())

@@ -1,13 +1,11 @@
-"""What a loop does to its parameters that the servers do not see: found, so that nothing is lost without a word.
+"""Detects in-place changes to parameters that bypass the servers and would be overwritten by the next step.
 
-    written to in place     the next step brings the servers' values, which know nothing of it
-                            (load_state_dict or an initialisation after the optimizer was made, clipped weights,
-                            nn.Embedding(max_norm=...))
-    unfrozen                what was frozen when the optimizer was made is not on the servers
+    written to in place     the next step brings the servers' values, without the change (load_state_dict or an
+                            initialisation after the optimizer was made, clipped weights, nn.Embedding(max_norm=...))
+    unfrozen                a parameter that was frozen when the optimizer was made is not on the servers
 
-Rules of this file
-  1. Before the job's first step a write is an error: a model that was loaded too late trains from the wrong values.
-     Later it is a warning, once: values may have been put back, as by who evaluates an average of the weights.
+Before the job's first step a write is an error: a model that was loaded too late trains from the wrong values. Later it
+is a warning, once: the values may have been put back, as when a loop evaluates an average of the weights.
 """
 
 import logging
@@ -23,13 +21,14 @@ log = logging.getLogger("torch_ps.worker")
 
 
 class UntrackedWrites:
-    """Watches what torch counts: the writes to each tensor, not those past autograd such as ``p.data.clamp_()``.
+    """Watches torch's count of the writes to each tensor, which leaves out ``p.data.clamp_()`` and the like.
 
     Args:
-        model: model with the names of the parameters.
-        parameters: parameters that the servers have, in the order of ``Model.tensors()``; ``names`` are theirs.
-        groups: parameter groups of the optimizer; other parameters in them were frozen.
-        always: whether to watch after the first step, too; not where values come while the loop goes on.
+        model: module that names the parameters.
+        parameters: parameters that the servers have, in the order of ``Model.tensors()``.
+        names: names of the tensors, in the same order.
+        groups: groups of the optimizer; a parameter that is in them and not in ``parameters`` was frozen.
+        always: whether to watch after the first step, too. False where values come while the loop goes on.
     """
 
     def __init__(
@@ -51,16 +50,16 @@ class UntrackedWrites:
         self.settle()
 
     def settle(self) -> None:
-        """The servers' values are in: what is written from now on is the loop's."""
+        """Note that the servers' values are in: what is written from now on is the loop's."""
         if self._watches:
             self._writes = [parameter._version for parameter in self._parameters]
 
     def lose_count(self) -> None:
-        """Some of the servers' values may come late."""
+        """Stop watching until ``settle``: some of the servers' values may come late."""
         self._writes = []
 
     def check(self, version: int) -> None:
-        """Before anything of a step leaves.
+        """Look for writes. Call it before anything of a step leaves.
 
         Args:
             version: version of the parameters.

@@ -1,10 +1,10 @@
-"""The device that a worker computes on, and how a batch gets there.
+"""Chooses the device that a worker computes on, and moves batches there.
 
     --device, $PS_DEVICE --+
     $LOCAL_RANK -----------+--> common.device.choose --> device
 
-Launchers say the local rank in ``$LOCAL_RANK``: torchrun, ps-run and deploy/slurm do. Where each process sees a GPU of
-its own (Ray, Kubernetes, Slurm with a GPU per task), that one is the device, whatever the local rank is.
+torchrun, ps-run and deploy/slurm set ``$LOCAL_RANK``. Where each process sees a GPU of its own (Ray, Kubernetes, Slurm
+with a GPU per task), that GPU is the device, whatever the local rank is.
 """
 
 import os

@@ -58,17 +58,16 @@ def detach(optimizer: object) -> None:
     _attached.discard(optimizer)
 
 
-def exit_if_requested(worker: str, leave: Callable[[], None]) -> None:
-    """Between two steps: if SIGTERM has come, leave the job and end the process.
+def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:
+    """Leave the job and end the process, as SIGTERM has ``requested``. Call it between two steps.
 
     Args:
         worker: name of the worker, for the log.
         leave: leaves the job.
     """
-    if requested.is_set():
-        log.info("SIGTERM: worker %s has finished its step and leaves the job", worker)
-        leave()
-        sys.exit(0)
+    log.info("SIGTERM: worker %s has finished its step and leaves the job", worker)
+    leave()
+    sys.exit(0)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,16 @@
-"""Lets other libraries take this process for one that was started alone, which to them it is.
+"""Removes launcher variables (RANK, WORLD_SIZE, ...) so that other libraries do not start torch.distributed.
 
 Transformers' Trainer, Accelerate and Lightning start torch.distributed when the environment says that a process is one
-of many. With servers between the workers nobody else may average gradients, so the environment must say nothing of it.
+of many. The servers average the gradients and nothing else may, so the environment must not say it.
 
 Source: accelerate/state.py, ``PartialState``; lightning/fabric/plugins/environments, ``detect``.
 """
 
 import os
 
-#: What a launcher says that this project needs, and under which names it keeps it.
+#: Launcher variables that this project needs, and the names under which it keeps them.
 KEPT = {"RANK": "PS_RANK", "WORLD_SIZE": "PS_WORLD"}
-#: What torchrun, Slurm and MPI say besides.
+#: Further variables of torchrun, Slurm and MPI.
 OTHERS = (
     "GROUP_RANK",
     "LOCAL_RANK",
@@ -29,9 +29,9 @@ OTHERS = (
 def alone() -> None:
     """Call this first in a script that gives its training loop to Transformers, Accelerate or Lightning.
 
-    Takes what a launcher says of other processes out of this one's environment, and leaves of several GPUs only that of
-    its local rank visible, which then is "cuda". Rank and number of workers stay known to ``ParameterServerOptimizer``.
-    It has to come before anything uses CUDA or makes a ``TrainingArguments``; calling it again changes nothing.
+    Removes from the environment what a launcher says of other processes. Of several GPUs only that of the local rank
+    stays visible, as "cuda". ``ParameterServerOptimizer`` still knows the rank and the number of workers. Call it
+    before anything uses CUDA or makes a ``TrainingArguments``; calling it again changes nothing.
     """
     local_rank = os.environ.get("LOCAL_RANK", "")
     for name, own in KEPT.items():
@@ -44,7 +44,7 @@ def alone() -> None:
 
 
 def _gpus() -> list[str]:
-    """As ``$CUDA_VISIBLE_DEVICES`` names them."""
+    """The visible GPUs, as ``$CUDA_VISIBLE_DEVICES`` names them."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name]
     import torch

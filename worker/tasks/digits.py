@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.worker.tasks import sampler
-from torch_ps.worker.tasks.registry import Task
+from torch_ps.worker.tasks.base import Task
 
 VALIDATION = 297
 CLASSES = 10

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_ps.worker.tasks import sampler, text
-from torch_ps.worker.tasks.registry import Task
+from torch_ps.worker.tasks.base import Task
 
 VOCABULARY = 256  # one token is one byte
 

@@ -1,9 +1,9 @@
-"""What ``--task`` names: a model, its data, and how to measure it.
+"""Lookup of ``--task``: a ready-made task by name, or ``module:function`` of the user.
 
 Rules of this file
   1. A task knows torch and nothing of servers, ranks on other machines, clocks or files of events.
   2. This file imports torch only for the types of its signatures: to look up a name takes no time.
-  3. A wrong name is refused with the names that would be right; a broken task of the user's with what is broken.
+  3. An unknown name is refused with the list of known names; a broken task of the user with what is broken.
 
     "gpt", "digits", "digits:cnn"  -->  load()  -->  Task
     "my_module:my_task"            -->
@@ -24,72 +24,14 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from torch_ps.common.errors import ConfigError
-
-if TYPE_CHECKING:  # the launcher looks up names here, and need not wait for torch
-    import torch
-    from torch import nn
+from torch_ps.worker.tasks.base import Task
 
 #: Without these a task cannot be trained; the others have a default in ``Task``.
 REQUIRED = ("model", "optimizer", "batches", "loss", "evaluate")
-
-
-class Task:
-    """The protocol of all tasks, with defaults for what few of them need.
-
-    Attributes:
-        name: name in logs and reports.
-        default_lr: learning rate where none is given, that of an asynchronous job (see ``optimizer``).
-        default_batch_size: samples of one step of one worker where no number is given.
-    """
-
-    name: str = ""
-    default_lr: float = 0.1
-    default_batch_size: int = 32
-
-    def model(self) -> nn.Module:
-        """A fresh model on the CPU. The caller has seeded torch, so equal seeds give equal parameters."""
-        raise NotImplementedError
-
-    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        """The optimizer that the servers run on the parameters of ``model``."""
-        raise NotImplementedError
-
-    def batches(self, rank: int, world: int, batch_size: int, seed: int) -> Iterator[Any]:
-        """This worker's batches, on the CPU, without end.
-
-        A batch is a tensor or a tuple, list or dict of tensors whose first dimension counts samples. In the ready-made
-        tasks the workers' batches number k together are batch number k of one worker with ``world`` times the size.
-
-        Args:
-            rank: place of this worker, 0 <= rank < world.
-            world: number of workers that share the data.
-            batch_size: samples in a batch.
-            seed: seed of the order of the data, the same on all workers.
-        """
-        raise NotImplementedError
-
-    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """Mean loss over the samples of ``batch``, a scalar. The batch is on the model's device."""
-        raise NotImplementedError
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on validation data: "loss" and perhaps "accuracy". Deterministic.
-
-        The caller has put the model into evaluation mode and switched gradients off.
-        """
-        raise NotImplementedError
-
-    def schedule(self, progress: float) -> float:
-        """Factor of the learning rate when ``progress`` (0 to 1) of the job's samples are done."""
-        return 1.0
-
-    def sample(self, model: nn.Module) -> str | None:
-        """Text that the trained model writes, for people to look at; None where a model writes none."""
-        return None
 
 
 def _gpt(data: str) -> Task:

@@ -1,16 +1,16 @@
-"""A seat that workers give: a server goes on alone when a majority of the electorate has voted for it, and knows so.
+"""Elected seat: a server serves alone when a majority of the workers has voted for it and has accepted that.
 
     asked / lost --> RequestVotes(term) --majority votes--> Declare(not in force yet) --majority accepts--> alone
 
 Rules of this file
-  1. Two rounds, each a majority of the same electorate. The first ends what an older term could still do: its voters
-     accept nothing older. The second makes sure that whoever asks later hears of it. With one round the job would be
-     unsafe, or locked for good when the votes are split.
-  2. What a server asks for grows: a vote that is refused because a higher term was promised is asked for again, higher.
-  3. A server that has been given the votes has the newest configuration there can be: from then on it asks with that as
-     its base, also where it has to ask again.
+  1. There are two rounds, each of a majority of the same electorate. The first ends older terms: its voters accept
+     nothing older. The second makes sure that every later candidate hears of the new term. With one round the job would
+     be unsafe, or would stop for good when votes are split.
+  2. Terms grow: where a vote is refused because a higher term was promised, the server asks for a still higher one.
+  3. A server that has the votes has the newest configuration that there can be. From then on that is the base of its
+     requests, also where it has to ask again.
   4. A worker does not speak to a server of a lower term than it has promised. A server that hears of such a promise
-     takes a higher term; with a standby, through it, so that they agree.
+     takes a higher term; one with a standby does so by a record, so that both agree.
 
 Source: Paxos over the configuration; the electorate changes by one at a time (Ongaro's thesis, section 4.1).
 """
@@ -25,7 +25,7 @@ class ElectedSeat(Seat):
     """A right to serve that is given by workers.
 
     Args:
-        patience: seconds for which it counts that a worker has asked a standby to take over, > 0.
+        patience: seconds after which a worker's wish that this standby takes over lapses, > 0.
     """
 
     def __init__(self, me: str, primary: str = "", *, patience: float) -> None:
@@ -71,11 +71,11 @@ class ElectedSeat(Seat):
         return self._won(reason)
 
     def promised(self, term: Term) -> None:
-        """A worker cannot speak to this server, because it has promised ``term``."""
+        """Hear of a worker that does not speak to this server, as it has promised ``term``."""
         self._hear(term)
 
     def tick(self, now: float) -> Decisions:
-        """Ask again what has not been answered; take a higher term where workers have promised one."""
+        """Ask again what has not been answered, and take a higher term where workers have promised one."""
         self._asks = {elector: at for elector, at in self._asks.items() if now - at <= self._patience}
         behind = self._heard > self.configuration.term
         match self.role:

@@ -1,4 +1,4 @@
-"""A seat that is a key in etcd, held under a lease: workers have no say.
+"""Leased seat: the right to serve is a key in etcd, held under a lease. Workers do not vote.
 
     etcd:  configuration   written by transactions only, each of which names the revision that it replaces
            holder          the primary's name; goes away with its lease
@@ -7,14 +7,14 @@
     lost --> Transact(alone) --> decided(True) --> alone
 
 Rules of this file
-  1. Of two servers that want to replace the same configuration one does: its transaction changes the revision.
-  2. A standby takes over only from a configuration that it belongs to and has the record of, and only when the holder's
-     lease has run out. A server that starts anew takes a seat only when nobody holds it and nobody stands by for it.
-  3. Nothing is acknowledged that would go out when this server's lease could have run out, by its own clock and counted
-     from before the renewal was sent. So not even a job that was started again elsewhere has a rival.
-  4. What became of a transaction whose answer was lost is seen at the next look.
+  1. Of two servers that want to replace the same configuration one succeeds: its transaction changes the revision.
+  2. A standby takes over only from a configuration that names it and that it has the record of, and only when the lease
+     of the holder has run out. A server that starts takes the seat only when nobody holds it and there is no standby.
+  3. Nothing is acknowledged when this server's lease may have run out, by its own clock and counted from before the
+     renewal was sent. So even a job that is started again elsewhere has one server that acknowledges.
+  4. The next look shows what became of a transaction whose answer was lost.
 
-Source: leases, Gray and Cheriton, SOSP 1989; etcd's transactions and revisions.
+Source: Gray and Cheriton, SOSP 1989, for leases; the documentation of etcd for transactions and revisions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch_ps.ps.core.failover.seat import Decisions, Elector, Role, Seat, Trans
 class LeasedSeat(Seat):
     """A right to serve that is a key in etcd.
 
-    A primary begins as ASKING: nothing is acknowledged before the seat is its own.
+    A server that starts the job begins as ASKING: it acknowledges nothing before the seat is its own.
     """
 
     lapses = True
@@ -50,16 +50,16 @@ class LeasedSeat(Seat):
         return self
 
     def observed(self, revision: int, configuration: Configuration | None, holder: str, until: float) -> Decisions:
-        """What etcd has, which is looked at several times within a lease.
+        """Take what etcd holds. The shell looks several times within a lease.
 
         Args:
             revision: revision at which the configuration was last written.
-            configuration: None: it was never written.
-            holder: "" is nobody.
-            until: this server's lease holds until then at least, seconds of its own clock.
+            configuration: newest configuration; None where none was written.
+            holder: server that holds the seat; "" is nobody.
+            until: time until which this server's lease holds at least, in seconds of its own clock.
 
         Raises:
-            NameTaken: this server was started anew and may not serve; says who does, or may.
+            NameTaken: this server was started and may not serve; the message says who does, or may.
         """
         self._until, self._revision = until if holder == self.me else -math.inf, revision
         if self.role is Role.DEPOSED:
@@ -88,11 +88,11 @@ class LeasedSeat(Seat):
         return self._settle(self._due)
 
     def decided(self, transact: Transact, revision: int, until: float) -> Decisions:
-        """A transaction was done. One that was not, or of which nothing is known, is seen to at the next look.
+        """Take a transaction that is done. One that is not, or of which nothing is known, shows at the next look.
 
         Args:
-            revision: revision that it has written.
-            until: earliest end of this server's lease, as for ``observed``.
+            revision: revision that the transaction has written.
+            until: time until which this server's lease holds at least, in seconds of its own clock.
         """
         self._until, self._revision = until, revision
         return self._done(transact.configuration) if self._is_done(transact.configuration) else ()
@@ -131,7 +131,7 @@ class LeasedSeat(Seat):
         return (Transact(self._revision, holder, configuration),)
 
     def _is_done(self, configuration: Configuration) -> bool:
-        """Whether etcd has what this server wants, and it has not done its part yet."""
+        """Whether etcd has a configuration that this server wants and has not adopted yet."""
         if configuration.primary != self.me or configuration.term <= self.configuration.term:
             return False
         return not configuration.standby or (self.role is Role.PAIRED and not self._change)

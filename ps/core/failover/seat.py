@@ -1,27 +1,26 @@
-"""Who may serve a shard: one ``Seat`` per server, which says what it may acknowledge and when it takes over.
-
-A record is whatever changes the shard's state: an update, a roster, an electorate. The primary numbers them and the
-standby takes them in order. So the standby's state is that of the primary at some record, and may go on from there.
+"""Seat: a server's right to serve its shard, which says what it may acknowledge and when it takes over.
 
     ALONE --attach--> PAIRED --the standby is lost--> ASKING --majority--> CONFIRMING --majority--> ALONE
                       STANDBY --asked by a majority--> ASKING --majority--> CONFIRMING --majority--> ALONE
     any --another configuration is in force--> DEPOSED
 
+All changes of a role are in ``ps/core/state_tables.py``; who makes which call is in ``torch_ps.ps.core.failover``.
+
 Rules of this file
-  1. In ALONE everything may be acknowledged; in PAIRED, and on the way from there, what the standby has taken. A
-     standby takes nothing from the primary any more from the moment that it has been given the votes to serve.
-  2. A configuration is this server's from the moment that everyone in it relies on it: one with a standby, when the
-     standby has it. What is proposed and not there yet gives no right to anything.
+  1. An ALONE server may acknowledge everything. A PAIRED one, and one that comes from there, may acknowledge what its
+     standby has taken. A standby that has been given the votes to serve takes nothing from the primary any more.
+  2. A server adopts a configuration when everyone in it relies on it: one with a standby, when the standby has it. A
+     configuration that is only proposed gives no right to anything.
   3. A server that finds another configuration in force steps down and never serves again under its name.
-  4. How a server gets to be ALONE again is decided by ``elected.py`` (workers vote) or ``leased.py`` (a key in etcd).
-     Both are a ``Seat``; the shell obeys the same effects.
-  5. Repeats, delays and messages of long ago do no harm: each names its server or its term.
+  4. How a server gets to be ALONE again is decided by ``ps/core/failover/elected.py`` (workers vote) or
+     ``ps/core/failover/leased.py`` (a key in etcd). The shell obeys the same decisions of both.
+  5. Repeated, delayed and old messages do no harm: each names its server or its term.
 
-What the shell holds back until ``Acknowledge``: answers to pushes and pulls of the state that a record made, and the
-effect of a change of the roster on those who do not have it yet.
+The shell holds back until ``Acknowledge``: answers to pushes and pulls of the state that a record made, and a changed
+roster from those who do not have it yet.
 
-Source: primary and backup with a configuration that is decided apart from the records is Vertical Paxos (Lamport,
-Malkhi, Zhou, PODC 2009).
+Source: Vertical Paxos (Lamport, Malkhi, Zhou, PODC 2009): primary and backup, with a configuration that is decided
+apart from the records.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from torch_ps.common.wire.terms import Configuration, Term, Vote
 
 
 class Role(Enum):
-    """What a server is."""
+    """What a server is to its shard."""
 
     ALONE = "alone"  # primary without a standby
     PAIRED = "paired"  # primary with a standby
     STANDBY = "standby"
-    ASKING = "asking"  # wants to go on alone, and asks whether it may
-    CONFIRMING = "confirming"  # may, once that is known where it has to be
+    ASKING = "asking"  # wants to serve alone, and asks whether it may
+    CONFIRMING = "confirming"  # has the votes; serves once a majority knows of it
     DEPOSED = "deposed"
 
 
@@ -53,14 +52,14 @@ Elector = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Primary: what waits for records up to this number may go out."""
+    """On a primary: let go out what waits for records up to this number."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """Primary: send this to the standby as the record ``number``, in order with the others."""
+    """On a primary: send this to the standby as the record ``number``, in order with the others."""
 
     number: int
     configuration: Configuration
@@ -69,24 +68,24 @@ class ConfigChange:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Standby: keep and apply this record, the next in order; what is not taken is dropped."""
+    """On a standby: keep and apply the record that has come, the next in order. Without this decision, drop it."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Standby: tell the primary that all records up to this number are here (and what comes next)."""
+    """On a standby: tell the primary that all records up to this number are here."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell the server that sent a record: nothing is taken from it any more.
+    """Tell the server that sent a record that nothing is taken from it any more.
 
     Attributes:
-        serving: this configuration is in force; False: it may come to be.
+        serving: whether ``configuration`` is in force; False where it may come to be.
     """
 
     configuration: Configuration
@@ -95,7 +94,12 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class RequestVotes:
-    """Ask every elector for its vote; each answers with a ``Vote``."""
+    """Ask every elector for its ``Vote``.
+
+    Attributes:
+        term: term that this server wants to serve in.
+        base: term of the configuration whose state this server has.
+    """
 
     term: Term
     base: Term
@@ -104,10 +108,10 @@ class RequestVotes:
 
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """Tell every worker.
+    """Tell every worker of a configuration.
 
     Attributes:
-        serving: it is in force; False: electors are to accept it, and answer that they have.
+        serving: whether it is in force; False where electors are to accept it, and to answer that they have.
     """
 
     configuration: Configuration
@@ -116,7 +120,7 @@ class Declare:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """This server was the standby and is the primary now: build the job from the records taken, then listen."""
+    """This standby is the primary now: build the job from the records that were taken, then listen."""
 
     configuration: Configuration
     reason: str
@@ -124,7 +128,7 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class StepDown:
-    """Stop: another configuration is in force. A primary ends; a standby may attach anew, under a new name."""
+    """Another configuration is in force: a primary ends; a standby may attach again, under a new name."""
 
     configuration: Configuration
     reason: str
@@ -132,11 +136,11 @@ class StepDown:
 
 @dataclass(frozen=True, slots=True)
 class Transact:
-    """With etcd: write this configuration, and this server as its holder, if both are as they were; see ``leased.py``.
+    """Write this configuration to etcd, and this server as its holder, if both are as they were.
 
     Attributes:
-        revision: revision at which the configuration was last written; 0: never.
-        holder: name of the server that held the seat; "" if its lease has expired.
+        revision: revision at which the configuration was last written; 0 where it was never written.
+        holder: server that held the seat; "" is nobody, as that lease has run out.
     """
 
     revision: int
@@ -153,13 +157,13 @@ class Seat(ABC):
 
     Args:
         me: name of this life of this server, ``ADDRESS/RANDOM``.
-        primary: name of the server whose standby this is; "" for a server that starts the job and serves alone.
+        primary: name of the server whose standby this one is; "" for a server that starts the job.
 
     Attributes:
-        configuration: newest that this server belongs to; what it asks for votes with.
-        partner: primary: name of the standby; standby: name of the primary; "" is none.
+        configuration: newest configuration that this server belongs to; its term is the base of a request for votes.
+        partner: name of a primary's standby, or of a standby's primary; "" is none.
         recorded: number of the last record made (primary) or taken (standby).
-        safe: primary: number up to which may be acknowledged.
+        safe: number of the last record that a primary may acknowledge.
     """
 
     def __init__(self, me: str, primary: str = "") -> None:
@@ -175,15 +179,15 @@ class Seat(ABC):
         self._heard = Term()  # highest that somebody has, has asked for or has promised
         self._target = self.electorate  # what the electorate is to become
 
-    #: Whether a server that is alone may come to hold back, too.
+    #: Whether a server that is alone may have to hold back acknowledgements.
     lapses = False
 
     def at(self, now: float) -> Self:
-        """The time of the call that follows; only a seat that is held by a lease depends on it."""
+        """Set the time of the call that follows. Only a seat that is held by a lease depends on it."""
         return self
 
     def may_follow(self, term: Term) -> bool:
-        """Standby: whether to give up what is here, and this seat, for the state of a primary of ``term``."""
+        """Whether a standby gives up its records, and this seat, for the state of a primary of ``term``."""
         mine = self.configuration
         if self.role is Role.DEPOSED or self.me not in (mine.primary, mine.standby):
             return True
@@ -191,13 +195,13 @@ class Seat(ABC):
 
     @property
     def follows(self) -> bool:
-        """Whether this server only takes records (or has stopped to): it makes none of its own."""
+        """Whether this server makes no records of its own: it is a standby, or deposed."""
         return self._follows or self.role is Role.DEPOSED
 
     # -------------------------------------------------------------- primary
 
     def record(self) -> tuple[int, Decisions]:
-        """Number a record that has been made; to be sent to the standby, if there is one, in this order.
+        """Number a record that was made. The shell sends records to the standby in the order of their numbers.
 
         Raises:
             ProtocolError: this server is not the primary.
@@ -208,7 +212,7 @@ class Seat(ABC):
         return self.recorded, self._settle(self.recorded) if self.role is Role.ALONE else ()
 
     def attach(self, standby: str) -> Decisions:
-        """A standby has the state of some record and gets all that come after it: rely on it from now on.
+        """Rely on a standby: it has the state of some record, and gets all that come after it.
 
         Raises:
             ProtocolError: this server is not alone.
@@ -219,10 +223,10 @@ class Seat(ABC):
         return self._advance()
 
     def receipt(self, standby: str, number: int) -> Decisions:
-        """The standby has all records up to ``number``; a sign of life of it, too.
+        """Take a receipt: the standby has all records up to ``number``, and lives.
 
         Raises:
-            ProtocolError: it has more than there are.
+            ProtocolError: there are fewer records.
         """
         if self.follows or standby != self.partner or self.role is Role.ALONE:
             return ()
@@ -239,7 +243,7 @@ class Seat(ABC):
         return decisions + self._advance()
 
     def lost(self, standby: str) -> Decisions:
-        """The standby is gone, or silent for too long."""
+        """Go on without the standby, which is gone or silent for too long."""
         if standby != self.partner or self._follows:
             return ()
         if self.role is Role.ALONE:
@@ -250,10 +254,11 @@ class Seat(ABC):
         return self._claim()
 
     def set_roster(self, electors: Iterable[Elector]) -> Decisions:
-        """The roster has changed: its members are to vote.
+        """Have the members of a changed roster vote.
 
-        While there is a standby the electorate follows in steps of one elector, each a record, so that the majorities
-        of what either server knows always meet. It never becomes empty: its last member stays until there is another.
+        While there is a standby, the electorate follows the roster one elector at a time, each change a record, so that
+        a majority of what one server knows meets every majority of what the other knows. The electorate never becomes
+        empty: its last member stays until there is another.
         """
         self._target = frozenset(electors)
         return self._advance()
@@ -261,7 +266,11 @@ class Seat(ABC):
     # -------------------------------------------------------------- standby
 
     def received(self, primary: str, number: int, change: ConfigChange | None = None) -> Decisions:
-        """A record has come; ``change`` is the one of the primary's seat that it is, if any."""
+        """Take the record that has come from ``primary``.
+
+        Args:
+            change: change of the configuration that the record is; None is any other record.
+        """
         if not self._follows or self._claimed or self.role is Role.DEPOSED or primary != self.partner:
             return (Refuse(self.configuration, not (self._follows or self._claimed)),)
         if number != self.recorded + 1:
@@ -274,10 +283,10 @@ class Seat(ABC):
         return Append(number), Receipt(number)
 
     def begin_at(self, number: int) -> None:
-        """Standby: the state of the record ``number`` has been transferred.
+        """Begin as a standby with the state of the record ``number``, which has been transferred.
 
         Raises:
-            ProtocolError: it is not a standby, or has taken records already.
+            ProtocolError: this is not a standby, or it has taken records already.
         """
         if self.role is not Role.STANDBY or self.recorded:
             raise ProtocolError(f"{self.me} is {self.role.value} and has record {self.recorded}")
@@ -286,7 +295,7 @@ class Seat(ABC):
     # -------------------------------------------------------------- both
 
     def refused(self, configuration: Configuration, *, serving: bool) -> Decisions:
-        """The other server takes nothing more, or a worker has said who serves; see ``Refuse``."""
+        """Hear of another configuration, from the other server (see ``Refuse``) or from a worker."""
         self._hear(configuration.term)
         if not serving or configuration.term <= self.configuration.term:
             return ()
@@ -297,18 +306,18 @@ class Seat(ABC):
 
     @abstractmethod
     def tick(self, now: float) -> Decisions:
-        """Call it about every second: what has not been answered is asked again."""
+        """Ask again what has not been answered. The shell calls this about every half second."""
 
     def asked(self, elector: Elector, now: float) -> Decisions:
-        """Standby: a worker cannot reach the primary and asks this server to take over. Workers repeat it."""
+        """Take the wish of a worker that cannot reach the primary: this standby is to take over. Workers repeat it."""
         return ()
 
     def voted(self, elector: Elector, vote: Vote) -> Decisions:
-        """A worker answers an ``RequestVotes``, or refuses what was declared."""
+        """Take the vote of a worker, or its refusal of what was declared."""
         return ()
 
     def accepted(self, elector: Elector, term: Term) -> Decisions:
-        """A worker has accepted what was declared."""
+        """Take the answer of a worker that has accepted what was declared."""
         return ()
 
     # -------------------------------------------------------------- the way of deciding
@@ -329,7 +338,7 @@ class Seat(ABC):
         return self._heard
 
     def _won(self, reason: str) -> Decisions:
-        """It is certain that nobody else can come to serve: go on alone."""
+        """Serve alone: it is certain that nobody else can come to serve."""
         followed, self._follows = self._follows, False
         self.role, self.partner, self._change, self._claimed = Role.ALONE, "", 0, False
         serve = (Serve(self.configuration, reason),) if followed else ()
@@ -342,7 +351,7 @@ class Seat(ABC):
         return (Acknowledge(number),)
 
     def _advance(self) -> Decisions:
-        """Bring electorate and standby nearer to what they are to be."""
+        """Bring the electorate and the standby one step nearer to what they are to be."""
         if self._follows:
             return ()
         if self.role is Role.ALONE:
@@ -357,7 +366,7 @@ class Seat(ABC):
         return (self._send_change(),)
 
     def _reconfigure(self) -> Decisions:
-        """From the next record on nothing is acknowledged without the standby, in a new term."""
+        """Propose a new term with the standby. From the next record on nothing is acknowledged without it."""
         self.role = Role.PAIRED
         self._proposed = Configuration(self._next_term(), self.partner)
         return (self._send_change(),)
@@ -369,7 +378,7 @@ class Seat(ABC):
 
 
 def _one_step(electorate: frozenset[Elector], target: frozenset[Elector]) -> frozenset[Elector]:
-    """Nearer to ``target`` by one elector; who is new comes in before others go."""
+    """The electorate one elector nearer to ``target``: additions come before removals."""
     come, go = sorted(target - electorate), sorted(electorate - target)
     if come:
         return electorate | {come[0]}

@@ -1,8 +1,5 @@
 """Where an option's value comes from, what a refused one says, and what a child process is given."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -386,10 +383,3 @@ def test_option_of_an_unknown_type_is_a_mistake_of_the_program() -> None:
 
     with pytest.raises(TypeError, match="an option is one of str, int, float, bool, tuple"):
         declared(OddConfig)
-
-
-def test_declaring_options_does_not_import_click() -> None:
-    program = "import sys, torch_ps.common.options.config; sys.exit('click' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], env=os.environ).returncode == 0
-    )

@@ -1,0 +1,43 @@
+"""What a client and a wrapped optimizer tell alike about their job: mode, members, bytes."""
+
+from torch_ps.worker.session.session import Session
+
+
+class JobMember:
+    """A member of a job.
+
+    Args:
+        session: session of the member.
+
+    Attributes:
+        name: name of the worker, unique in the job.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.name = session.name
+
+    @property
+    def mode(self) -> str:
+        """Mode of the job: "sync", "async" or "ssp"."""
+        return self._session.job.mode
+
+    @property
+    def pushed_bytes(self) -> int:
+        """Encoded gradients sent so far."""
+        return self._session.pushed_bytes
+
+    @property
+    def pulled_bytes(self) -> int:
+        """Encoded parameters received so far."""
+        return self._session.pulled_bytes
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Names of the workers in rank order; waits for the first quorum, at most ``timeout`` seconds."""
+        return tuple(member.worker for member in self._session.roster().member)
+
+    @property
+    def rank(self) -> int:
+        """This worker's place among ``workers``."""
+        return self.workers.index(self.name)
