@@ -25,14 +25,15 @@ class Outbox(asyncio.Queue[bytes | PsError]):
         on_put: Called after each put; None: the carrier waits in ``get``.
     """
 
-    _queue: deque[bytes | PsError]
-
     def __init__(self) -> None:
         super().__init__()
         self.most = limits.WORKER_BYTES
         self.bytes = 0
         self.on_put: Callable[[], None] | None = None
         self._full = False
+
+    def _init(self, maxsize: int) -> None:
+        self._queue = deque[bytes | PsError]()
 
     def _put(self, item: bytes | PsError) -> None:
         if self._full:
