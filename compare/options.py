@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options import trace_options
-from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import Check, at_least, check_all, declared, option, within
 from torch_ps.common.options.slow_workers import parse_slow, slow_of
+from torch_ps.common.options.worker_config import WorkerConfig
 
 DEFAULT_RUNS = "sync,sync:compress=fp16,async,async:compress=fp16"
 

@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.fields import Field, declared, per_process
 from torch_ps.common.options.mode_choices import MODES
+from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 
 #: The same for all runs: given to ps-compare, or chosen by it.
 _EQUAL_FOR_FAIRNESS = {"task", "data", "samples", "seed", "slow", "workers", "mode"}

@@ -2,7 +2,7 @@
 
 Rules of this file
   1. Plain values that servers and workers exchange. ``ps/core/failover/seat.py`` decides for a server,
-     ``worker/transport/acceptor.py`` for a worker.
+     ``worker/transport/paxos_acceptor.py`` for a worker.
   2. A server's name stands for one process. A restarted server has another name, so promises to and acknowledgements of
      the former process do not count for it.
   3. A term carries the name of its server, so two servers never have the same term, whatever numbers they choose.

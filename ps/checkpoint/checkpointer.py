@@ -22,7 +22,7 @@ from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.state import CheckpointFacts, Cutter, Kept, ReportKept, ShardState
+from torch_ps.ps.engine.shard_state import CheckpointFacts, Cutter, Kept, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.listeners import JobListener
 

@@ -25,7 +25,7 @@ from torch_ps.common.wire.frames import Buffer
 from torch_ps.ps.checkpoint.manifest import Manifest
 from torch_ps.ps.checkpoint.repository import Checkpoints, plan_of
 from torch_ps.ps.checkpoint.tensor_file import bytes_of, header
-from torch_ps.ps.engine.state import ShardState
+from torch_ps.ps.engine.shard_state import ShardState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

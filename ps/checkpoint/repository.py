@@ -21,7 +21,7 @@ from torch_ps.ps.checkpoint import manifest as manifests
 from torch_ps.ps.checkpoint.manifest import MAX_DOCUMENT, Manifest, ShardManifest
 from torch_ps.ps.checkpoint.storage import FileFact, Storage
 from torch_ps.ps.checkpoint.tensor_file import TensorFile, chunks, in_order
-from torch_ps.ps.engine.state import BucketState, ShardState
+from torch_ps.ps.engine.shard_state import BucketState, ShardState
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -196,7 +196,7 @@ def _keys(names: Iterable[str], buckets: Sequence[Bucket], place: str) -> Iterat
 
 
 def _checked(tensor: torch.Tensor, bucket: Bucket, key: str, place: str) -> torch.Tensor:
-    """``tensor``, if ``torch_ps.ps.engine.state`` writes such a one under ``key``.
+    """``tensor``, if ``torch_ps.ps.engine.shard_state`` writes such a one under ``key``.
 
     Raises:
         CheckpointError: It does not.

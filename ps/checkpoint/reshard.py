@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from torch_ps.common.plan import Bucket
-from torch_ps.ps.engine.state import BucketState, ShardState
+from torch_ps.ps.engine.shard_state import BucketState, ShardState
 
 #: Gives an old bucket by index.
 Read = Callable[[int], BucketState]

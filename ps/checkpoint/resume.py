@@ -20,7 +20,7 @@ from torch_ps.common.plan import plan
 from torch_ps.ps.checkpoint.manifest import MALFORMED, Manifest
 from torch_ps.ps.checkpoint.repository import Checkpoints, plan_of
 from torch_ps.ps.checkpoint.reshard import reshard
-from torch_ps.ps.engine.state import BucketState, ShardState
+from torch_ps.ps.engine.shard_state import BucketState, ShardState
 from torch_ps.ps.job.job import Job
 
 log = logging.getLogger("torch_ps.ps")

@@ -24,7 +24,7 @@ from torch_ps.ps.cluster.peer import Peer
 from torch_ps.ps.core.effects import Group
 from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.engine.state import Kept
+from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
 

@@ -7,7 +7,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor, create_monitor
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 
 log = logging.getLogger("torch_ps.ps")
 

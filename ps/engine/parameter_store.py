@@ -173,7 +173,7 @@ class Store:
         values.copy_(codec.decode(payload, torch.empty(values.shape)))
 
     def export(self, bucket: int) -> dict[str, torch.Tensor]:
-        """Copies of one bucket's values and optimizer state on the CPU; ``state.py`` describes the keys."""
+        """Copies of one bucket's values and optimizer state on the CPU; ``shard_state.py`` describes the keys."""
         return self._slots[bucket].export()
 
     def restore(self, bucket: int, tensors: dict[str, torch.Tensor]) -> None:

@@ -20,7 +20,7 @@ import urllib.request
 from typing import Any, NamedTuple
 
 from torch_ps.common.errors import PsError, Unreachable
-from torch_ps.common.options.forms import Etcd as Endpoint
+from torch_ps.common.options.parsers import Etcd as Endpoint
 from torch_ps.common.security.tls import Tls, load
 from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.seat import Transact

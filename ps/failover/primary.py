@@ -38,9 +38,9 @@ from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.bucket_jobs import Response, Turn
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.state import tensors_of
+from torch_ps.ps.engine.shard_state import tensors_of
 from torch_ps.ps.failover import records
-from torch_ps.ps.failover.liveness import wait_alive
+from torch_ps.ps.failover.wait_alive import wait_alive
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.listeners import JobListener

@@ -24,7 +24,7 @@ from torch_ps.ps.core.failover.seat import ConfigChange
 
 
 def of_state(bucket: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> list[bytes]:
-    """One bucket's whole state; ``tensors`` as in ``torch_ps.ps.engine.state``, on the CPU."""
+    """One bucket's whole state; ``tensors`` as in ``torch_ps.ps.engine.shard_state``, on the CPU."""
     frames = [of_tensor(bucket, name, tensor) for name, tensor in tensors.items()]
     end = pb.ReplicaBucket(bucket=bucket, progress=text(progress))
     return [*frames, pack(pb.ReplicaHeader(bucket=end))]

@@ -31,7 +31,7 @@ from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import REMEMBERED
-from torch_ps.ps.engine.state import Tensors, restore_bucket
+from torch_ps.ps.engine.shard_state import Tensors, restore_bucket
 from torch_ps.ps.failover import records
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress

@@ -4,6 +4,10 @@
     Replicate --> frames --> Replica, one step behind; receipts --> primary
     Ballot (workers) or etcd --> SeatDriver --> Serve --> Replica.take_over --> the job is open
 
+It never decides by itself that its primary is dead: workers that hear nothing ask it to take over
+(``worker/session/heartbeat.py``, ``worker/transport/shard_servers.py``), and ``ps/core/failover/elected.py`` counts their
+votes; with etcd, the end of the lease decides (``ps/core/failover/leased.py``).
+
 Rules of this file
   1. The standby drops its state only for that of a primary that is at least as new: one that was started again from an
      older checkpoint is not followed.
@@ -21,7 +25,7 @@ import socket
 
 from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.security import tls_probe as probe

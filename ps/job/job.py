@@ -30,14 +30,14 @@ from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import Clipping, RequestNorm
-from torch_ps.ps.engine.state import ShardState, restore
+from torch_ps.ps.engine.shard_state import ShardState, restore
 from torch_ps.ps.job.conditions import Conditions
 from torch_ps.ps.job.listeners import JobListener, JobListeners
 from torch_ps.ps.job.roster_feed import RosterFeed
 from torch_ps.ps.job.sample_requests import SampleRequests
 from torch_ps.ps.job.seeding import Seeding
 from torch_ps.ps.job.settings import JobSettings
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.transport.streams import Streams
 

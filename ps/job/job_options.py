@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig
 from torch_ps.common.options.fields import declared, job_wide
-from torch_ps.common.options.forms import parse_compensation, parse_etcd
 from torch_ps.common.options.mode_choices import DEFAULT_SLACK
+from torch_ps.common.options.parsers import parse_compensation, parse_etcd
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.core.modes import Mode
 
 #: Options that a standby takes over too, being a server of the same shard.

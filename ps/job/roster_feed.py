@@ -7,7 +7,7 @@ from torch_ps.common.errors import Overloaded
 from torch_ps.common.wire.terms import Configuration
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.job.seat_driver import SeatListener
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.streams import RosterQueue
 
 

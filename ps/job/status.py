@@ -8,7 +8,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_to_proto
 from torch_ps.ps.core.failover.seat import Seat
 from torch_ps.ps.core.roster import Roster
-from torch_ps.ps.engine.state import CheckpointFacts
+from torch_ps.ps.engine.shard_state import CheckpointFacts
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.replication_status import ReplicationStatus
 from torch_ps.ps.job.seat_driver import SeatDriver

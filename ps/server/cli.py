@@ -1,4 +1,7 @@
-"""ps-serve: one shard, with --shards N the parent of N, with a command behind the options the parent of both."""
+"""ps-serve: one shard, with --shards N the parent of N, with a command behind the options the parent of both.
+
+The options are declared in ``common/options/server_config.py``.
+"""
 
 import asyncio
 import sys
@@ -9,7 +12,7 @@ from torch_ps.common import log
 from torch_ps.common import parent_death as lifeline
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.server.ready_file import write_ready
 
 

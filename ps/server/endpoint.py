@@ -10,14 +10,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import port_credentials
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.token import TokenFile
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport.auth import TokenInterceptor
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from torch_ps.common.options.command_line import arguments_of
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address

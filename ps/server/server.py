@@ -24,8 +24,8 @@ from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.allocator import keep_freed_memory
 from torch_ps.common.devices import choose as choose_device
 from torch_ps.common.errors import ConfigError, PsError
-from torch_ps.common.options.config import DEFAULT_CHECKPOINT_SECONDS, MOST_APPLY_THREADS, ServerConfig
-from torch_ps.common.options.forms import parse_etcd, parse_shard
+from torch_ps.common.options.parsers import parse_etcd, parse_shard
+from torch_ps.common.options.server_config import DEFAULT_CHECKPOINT_SECONDS, MOST_APPLY_THREADS, ServerConfig
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import Access
@@ -52,15 +52,15 @@ from torch_ps.ps.job.connections import Connections
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.job_options import dump_options, mode_of
 from torch_ps.ps.job.lead_address import LeadAddress
-from torch_ps.ps.job.metrics_exporter import register_metrics
 from torch_ps.ps.job.replication_status import ReplicationStatus
 from torch_ps.ps.job.seat_driver import SeatDriver, elected
 from torch_ps.ps.job.seed_receiver import SeedReceiver
 from torch_ps.ps.job.settings import JobSettings
 from torch_ps.ps.job.status import StatusReporter
+from torch_ps.ps.job.worker_metrics import register_metrics
 from torch_ps.ps.observability.http import HttpServer
 from torch_ps.ps.observability.loop_health import LoopHealth
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.server.endpoint import Endpoint
 from torch_ps.ps.server.parts import Parts

@@ -32,7 +32,7 @@ from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
 from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.engine.state import Kept
+from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.sample_requests import data_set
 from torch_ps.ps.job.status import roster_view
 from torch_ps.ps.server.parts import Parts

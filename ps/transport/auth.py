@@ -21,7 +21,7 @@ from torch_ps.common.errors import PsError, Unauthenticated
 from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.common.security.token import HEADER, TokenFile
 from torch_ps.ps.observability.log_throttle import LogThrottle
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 
 log = logging.getLogger("torch_ps.ps")
 

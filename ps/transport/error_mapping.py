@@ -18,7 +18,7 @@ import grpc
 from torch_ps.common.errors import PsError
 from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.ps.observability.log_throttle import LogThrottle
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.carrier import Carrier
 
 log = logging.getLogger("torch_ps.ps")
@@ -26,7 +26,7 @@ _bug_numbers = itertools.count(1)
 _throttles: defaultdict[str, LogThrottle] = defaultdict(LogThrottle)  # by class of error
 
 #: Characters of an error's text that travel: it may quote a peer's own megabytes, which gRPC's metadata cannot hold.
-MAX_MESSAGE = 1000
+MAX_ERROR_TEXT = 1000
 
 #: The peer is gone, before its call or while a response was sent, or this server ends: there is nobody to tell.
 PEER_GONE = (grpc.RpcError, grpc.aio.BaseError, ConnectionError)
@@ -69,7 +69,7 @@ def _report(error: Exception, method: str, peer: str, metrics: Metrics) -> PsErr
         number = next(_bug_numbers)
         log.error("bug %d in %s", number, method, exc_info=error)
         return PsError(f"bug {number} on the server; its log has the traceback")
-    kind, text = type(error), str(error)[:MAX_MESSAGE]
+    kind, text = type(error), str(error)[:MAX_ERROR_TEXT]
     metrics.refused.labels(kind.__name__).inc()
     if (held_back := _throttles[kind.__name__].admit(time.monotonic())) is not None:
         more = f" ({held_back} more {kind.__name__} since the last line)" if held_back else ""

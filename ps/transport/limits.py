@@ -5,7 +5,8 @@
 
 Rules of this file
   1. No clock: callers pass ``now`` in seconds. The state that is kept about peers is bounded.
-  2. The error of a limit names its number and, where one exists, the option that changes it.
+  2. The size of one message is a part of the wire: ``MAX_MESSAGE_BYTES`` in ``common/wire/frames.py``.
+  3. The error of a limit names its number and, where one exists, the option that changes it.
 
 Source: the leaky bucket as a meter, ITU-T I.371, for ``Rate``.
 """

@@ -11,7 +11,7 @@ from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.errors import Overloaded, PsError, UnknownWorker
 from torch_ps.ps.core.effects import Evict
 from torch_ps.ps.core.roster import Roster
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport import limits
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import torch_ps
 from tests.chaos.ledger import now
-from tests.support.counting import samples
+from tests.support.sample_counts import samples
 
 #: Elements of ``x``, of which the first ``size`` are samples': some buckets, so that a checkpoint is no small file.
 NUM_ELEMENTS = 200_000

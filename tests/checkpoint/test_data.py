@@ -14,10 +14,10 @@ import pytest
 import torch_ps
 from tests.checkpoint.test_resume import adamw, sgd
 from tests.support.certificates import Authority, options
-from tests.support.counting import Trainer
 from tests.support.jobs import until
 from tests.support.leased import EPOCHS, SIZE, train_leased
 from tests.support.restart import shards
+from tests.support.sample_counts import Trainer
 from tests.support.threads import at_once
 from tests.support.training import MakeOptimizer, same
 from torch_ps.common.errors import ServerStopped

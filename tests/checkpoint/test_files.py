@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.support.kept import SIZES, copy_of, die_while_writing, write_checkpoints
+from tests.support.checkpoint_folder import SIZES, copy_of, die_while_writing, write_checkpoints
 from tests.support.processes import Child
 from torch_ps.common.errors import CheckpointError, ConfigError
 from torch_ps.ps.checkpoint import manifest as manifests

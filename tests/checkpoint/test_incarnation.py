@@ -10,8 +10,8 @@ import pytest
 from google.protobuf.message import Message
 
 import torch_ps
-from tests.support.counted import Counted, disturbed
 from tests.support.jobs import SECONDS, job
+from tests.support.push_counts import Counted, disturbed
 from tests.support.raw import Raw, raw
 from tests.support.restart import shards
 from tests.support.threads import at_once, spawn

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import torch_ps
+from tests.support.checkpoint_folder import SIZES, write_checkpoints
 from tests.support.commands import SECONDS, run, serving
 from tests.support.jobs import until
-from tests.support.kept import SIZES, write_checkpoints
 from tests.support.restart import Shards, shards
 from tests.support.s3 import s3
 from tests.support.training import Make, backward, conv, mlp, same, seeded

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.counted import disturbed
 from tests.support.jobs import until
 from tests.support.processes import Child
+from tests.support.push_counts import disturbed
 from tests.support.restart import Shards, shards
 from tests.support.threads import at_once
 from tests.support.training import backward, mlp, same, seeded

@@ -16,8 +16,8 @@ import torch_ps
 from tests.support.jobs import job
 from tests.support.quadratic import quadratics, round_robin
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig
-from torch_ps.common.options.forms import parse_compensation
+from torch_ps.common.options.parsers import parse_compensation
+from torch_ps.common.options.server_config import ServerConfig
 
 CURVATURE = torch.linspace(0.25, 3.0, 500)
 

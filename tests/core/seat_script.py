@@ -34,7 +34,7 @@ from torch_ps.ps.core.failover.seat import (
     StepDown,
     Transact,
 )
-from torch_ps.worker.transport.acceptor import Acceptor
+from torch_ps.worker.transport.paxos_acceptor import Acceptor
 
 LEASE = 10.0
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.forms import parse_compensation
 from torch_ps.common.options.mode_choices import COMPENSATION_STRENGTHS, DELAY_COMPENSATION, MODES
+from torch_ps.common.options.parsers import parse_compensation
 from torch_ps.ps.core.modes import POLICIES, Mode
 
 

@@ -17,7 +17,7 @@ from tests.support.threads import at_once
 from tests.support.training import MakeOptimizer, backward, conv, same, seeded
 from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.engine.gpu_staging import Staging
 
 STAGED = "tests.support.gpu:serve"

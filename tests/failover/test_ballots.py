@@ -12,8 +12,8 @@ from tests.support.replicated import Replicated, Server, replicated
 from tests.support.threads import spawn
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import address, ballots
-from torch_ps.worker.transport.acceptor import Acceptor
 from torch_ps.worker.transport.link import Link
+from torch_ps.worker.transport.paxos_acceptor import Acceptor
 
 LEASE = 3.0
 SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.certificates import Authority
 from tests.support.etcd import EtcdProcess, needs_etcd
 from torch_ps.common.errors import ConfigError, NameTaken, PsError, Unreachable
-from torch_ps.common.options.forms import parse_etcd
+from torch_ps.common.options.parsers import parse_etcd
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.wire.terms import Configuration, Term
 from torch_ps.ps.core.failover.leased import LeasedSeat

@@ -12,7 +12,7 @@ from tests.support.certificates import Authority, options
 from tests.support.jobs import SECONDS, until
 from tests.support.replicated import replicated
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.job.job_options import dump_options, take_over_options
 
 PRIMARY = ServerConfig(mode="ssp", slack=3, lease=4.0, checkpoint="kept", checkpoint_every=7, shard="1/2", lead="a:1")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pytest
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.fields import arguments_of, at_least, declared, job_wide, option, per_process
 from torch_ps.common.options.mode_choices import DELAY_COMPENSATION, MODES, STALENESS_LR
+from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.compare import runs
 from torch_ps.ps.core.modes import POLICIES, Mode
 from torch_ps.ps.job.job_options import dump_options, mode_of, take_over_options

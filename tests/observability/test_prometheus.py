@@ -19,8 +19,8 @@ import torch
 import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.processes import Child
-from torch_ps.ps.job.metrics_exporter import Workers
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.job.worker_metrics import Workers
+from torch_ps.ps.observability.shard_metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"

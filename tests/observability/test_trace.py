@@ -20,7 +20,7 @@ from tests.support.threads import at_once
 from tests.support.training import backward, mlp, seeded
 from torch_ps.common import trace
 from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError, UnknownWorker
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.trace_options import parse_steps
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.trace import RoundTrip, Span, Trace, estimate_offset

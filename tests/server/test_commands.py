@@ -14,7 +14,7 @@ from tests.support import commands
 from tests.support.jobs import start_server
 from tests.support.pair import SPEC, Pair, model, pair
 from tests.support.processes import Child, children_of, watched
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 
 SECONDS = 30.0
 

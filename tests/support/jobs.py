@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from tests.support.processes import Child
 from torch_ps.common.options.command_line import arguments_of
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.wire import address

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from tests.support.jobs import SECONDS, ready, start_server, until, watched_over
 from tests.support.processes import Child
 from torch_ps.common.errors import PsError
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import access_of
 from torch_ps.common.wire import address

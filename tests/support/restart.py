@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.jobs import SECONDS, Addresses, ready, start_server, watched_over
 from tests.support.processes import Child
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.rpc.credentials import access_of
 
 

@@ -25,7 +25,7 @@ from torch_ps.ps.core.failover.seat import (
     Role,
     Serve,
 )
-from torch_ps.worker.transport.acceptor import Acceptor
+from torch_ps.worker.transport.paxos_acceptor import Acceptor
 
 PATIENCE = 10.0
 

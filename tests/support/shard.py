@@ -20,7 +20,7 @@ from tests.support.seats import PATIENCE, Server, Worker
 from torch_ps.common.wire.terms import Term
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.seat import Role
-from torch_ps.worker.transport.acceptor import Acceptor
+from torch_ps.worker.transport.paxos_acceptor import Acceptor
 
 #: When every ask of time 0 has lapsed.
 LATE = 100.0

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import torch_ps
-from tests.support.counting import Trainer
+from tests.support.sample_counts import Trainer
 from torch_ps.ps.server import cli, servicer
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.error_mapping import map_errors
 
 

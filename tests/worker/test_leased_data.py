@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from torch.utils.data import TensorDataset
 
 import torch_ps
-from tests.support.counting import Counting, Trainer
 from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.proxy import Proxy
+from tests.support.sample_counts import Counting, Trainer
 from tests.support.threads import at_once, spawn
 from tests.support.training import mlp, seeded
 from torch_ps.worker.commands import status

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from torch_ps.common.errors import ConfigError, PsError, Unreachable
-from torch_ps.common.options.config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
 from torch_ps.common.rpc.credentials import Access, access_of
 from torch_ps.common.wire import address

@@ -29,9 +29,10 @@ import click
 from torch_ps.common import log as logs
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
-from torch_ps.common.options.config import ServerConfig, WorkerConfig
 from torch_ps.common.options.fields import Check, at_least, check_all, environment_of, option, per_process
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.slow_workers import parse_slow, slow_of
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.commands import worker as ps_worker
 from torch_ps.worker.commands.processes import GRACE, Child, Processes
 

@@ -23,8 +23,8 @@ import click
 from torch_ps.common import log, parent_death
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
-from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import environment_of
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker import tasks
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.training import tensorboard

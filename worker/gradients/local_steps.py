@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from torch_ps.common.options.config import DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM, WorkerConfig
+from torch_ps.common.options.worker_config import DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM, WorkerConfig
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.gradients.gradients import Gradients

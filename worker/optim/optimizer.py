@@ -28,8 +28,8 @@ import torch
 
 from torch_ps.common.errors import PsError, StepConflict, UnknownWorker
 from torch_ps.common.optimizer_spec import Hyper
-from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import from_environment
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.common.plan import Bucket
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.trace import NOTHING

@@ -23,11 +23,12 @@ from torch_ps.common.schema import Model
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.gpu_transfer import Pusher
 from torch_ps.worker.session.session import Session, StepOutcome
+from torch_ps.worker.transport.retry import RETRY_SECONDS
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds between two tries to join while the server still closes the old stream, and after which the log says so.
-RETRY_SECONDS, SILENT_SECONDS = 0.2, 1.0
+#: Seconds of tries to join, while the server still closes the old stream, after which the log says so.
+SILENT_SECONDS = 1.0
 #: Seconds after the end of a lease in which its holder is dropped.
 LEASE_MARGIN = 2.0
 #: Times that a worker may be dropped while it joins again.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options import security_options as protection
-from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import declared, from_environment
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.common.rpc.credentials import Access, access_of
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.wire import address

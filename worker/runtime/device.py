@@ -14,8 +14,8 @@ import torch
 
 from torch_ps.common.devices import choose
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import WorkerConfig
 from torch_ps.common.options.fields import from_environment
+from torch_ps.common.options.worker_config import WorkerConfig
 
 
 def device() -> torch.device:

@@ -51,7 +51,7 @@ from torch_ps.worker.session.handshake import (
 )
 from torch_ps.worker.session.heartbeat import start_heartbeat
 from torch_ps.worker.session.identity import Identity
-from torch_ps.worker.session.reconnect import check_incarnation, restore_shared_memory
+from torch_ps.worker.session.restore_memory import check_incarnation, restore_shared_memory
 from torch_ps.worker.session.sample_counts import SampleCounts
 from torch_ps.worker.session.shard_streams import ShardStreams
 from torch_ps.worker.session.shared_memory import SharedMemory

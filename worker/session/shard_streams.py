@@ -16,13 +16,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.transport.retry import RETRY_SECONDS
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.stream import Stream
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds between two tries to open a stream again.
-RETRY_SECONDS = 0.2
 #: Errors that end the stream of a server that is gone, or does not serve any more; another one may be found.
 GONE = Unreachable, NotServing
 #: Errors that another try to open a stream would not change.

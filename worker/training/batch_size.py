@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import WorkerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.runtime import device as devices
 from torch_ps.worker.tasks import Task
 from torch_ps.worker.training.precision import Precision

@@ -18,7 +18,7 @@ from torch import nn
 
 from torch_ps.common.devices import choose
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import WorkerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker import tasks
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
 from torch_ps.worker.runtime import device as devices

@@ -14,7 +14,7 @@ from torch_ps.common.errors import NotServing, PsError, Unreachable
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds between two tries.
+#: Seconds between two tries of a worker whose server is away, wherever it tries again.
 RETRY_SECONDS = 0.2
 Reply = TypeVar("Reply")
 

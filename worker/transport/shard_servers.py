@@ -23,15 +23,14 @@ from torch_ps.common.wire import address, ballots
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import pack
 from torch_ps.common.wire.terms import Configuration, Term
-from torch_ps.worker.transport.acceptor import Acceptor
 from torch_ps.worker.transport.link import Link
+from torch_ps.worker.transport.paxos_acceptor import Acceptor
+from torch_ps.worker.transport.retry import RETRY_SECONDS
 
 log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to describe itself when there is another one to ask.
 DESCRIBE_SECONDS = 1.0
-#: Seconds between two rounds of asking all servers.
-ROUND_PAUSE_SECONDS = 0.2
 #: Seconds, beyond the lease, in which a standby has to take over.
 TAKE_OVER_SECONDS = 10.0
 #: Seconds for which a standby is asked to take over before the next round, and between two requests.
@@ -100,7 +99,7 @@ class ShardServers:
             if time.monotonic() > deadline:
                 names = " and ".join(map(str, self.servers))
                 raise Unreachable(f"none of {names} serves its shard after {seconds:.3g} s; see their logs")
-            time.sleep(ROUND_PAUSE_SECONDS)
+            time.sleep(RETRY_SECONDS)
         return found
 
     def find_serving(self) -> pb.JobDescription | None:

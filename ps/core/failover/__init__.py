@@ -57,7 +57,7 @@ What a refused call leaves
 
 State
     None is exported: a server that is started again has another name, and nothing that was promised to its earlier life
-    counts for it. What a worker has promised is in its ``Acceptor`` (``worker/transport/acceptor.py``).
+    counts for it. What a worker has promised is in its ``Acceptor`` (``worker/transport/paxos_acceptor.py``).
 
 A primary and its standby, with one worker that votes:
 

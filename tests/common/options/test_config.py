@@ -9,8 +9,9 @@ import pytest
 
 from torch_ps.common import codecs, log
 from torch_ps.common.errors import ConfigError
-from torch_ps.common.options.config import ServerConfig, WorkerConfig
-from torch_ps.common.options.forms import parse_shard
+from torch_ps.common.options.parsers import parse_shard
+from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.common.wire.address import Address, format_list, parse, parse_list
 
 

@@ -27,7 +27,7 @@ from torch_ps.ps.core.failover.seat import (
     Serve,
     StepDown,
 )
-from torch_ps.worker.transport.acceptor import Acceptor
+from torch_ps.worker.transport.paxos_acceptor import Acceptor
 
 A, B, C = ("a", 1), ("b", 2), ("c", 3)
 

@@ -15,7 +15,7 @@ import torch_ps
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
 from tests.support.training import backward, batch, mlp, same, seeded
-from torch_ps.common.options.config import WorkerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.training.loop import prepare, train
 
 MEAN = {"outer_lr": 1.0, "outer_momentum": 0.0}

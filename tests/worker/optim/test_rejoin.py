@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.counting import Trainer
 from tests.support.jobs import SECONDS, Servers, job, until
+from tests.support.sample_counts import Trainer
 from tests.support.threads import at_once, spawn
 from tests.support.training import backward, mlp, same, seeded
 from torch_ps.common.pb import parameter_server_pb2 as pb

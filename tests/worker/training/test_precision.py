@@ -9,7 +9,7 @@ import torch
 
 from tests.support.jobs import job
 from tests.support.training import seeded
-from torch_ps.common.options.config import WorkerConfig
+from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.training.loop import prepare, train
 from torch_ps.worker.training.precision import Precision
 

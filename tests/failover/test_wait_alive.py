@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from torch_ps.ps.failover.liveness import wait_alive
+from torch_ps.ps.failover.wait_alive import wait_alive
 
 
 def test_sign_that_came_while_the_process_stood_still_is_heard() -> None:

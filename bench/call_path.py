@@ -1,7 +1,7 @@
 """Files that one push and its answer cross, on the server and on the worker, counted by a trace of every call.
 
-    python bench/path.py                # numbers, and the names behind them
-    python bench/path.py --only memory
+    python bench/call_path.py                # numbers, and the names behind them
+    python bench/call_path.py --only memory
 
 One process runs a server (one shard, one bucket, SGD with momentum, synchronous) and one worker of it, with default
 options but for a long lease, until it is in the steady state. Then each ``optimizer.step()`` is traced on all threads.
@@ -109,7 +109,7 @@ def train(address: "Future[str]", plane: str, tracer: Tracer, steps: int) -> lis
 
 async def job(plane: str, tracer: Tracer, steps: int) -> list[dict[str, set[str]]]:
     """A server on this thread and its worker on another; gives what the worker does."""
-    from torch_ps.common.options.config import ServerConfig
+    from torch_ps.common.options.server_config import ServerConfig
     from torch_ps.ps.server.server import Ready, serve
 
     address, loop = Future[str](), asyncio.get_running_loop()

@@ -1,5 +1,7 @@
 """Prometheus counters, gauges and histograms of a shard. Names end in their unit; counters start at 0 with the process.
 
+Rows per worker, and what is computed when somebody asks: ``ps/job/worker_metrics.py``.
+
 Source: https://prometheus.io/docs/practices/naming/
 """
 

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.job.settings import JobSettings
 from torch_ps.ps.job.status import StatusReporter
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 
 #: Seconds that a scrape waits for the event loop.
 LOOP_SECONDS = 2.0

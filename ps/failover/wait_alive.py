@@ -1,5 +1,7 @@
 """Heartbeat timeout that does not count time in which this process itself was suspended (SIGSTOP, a paused machine).
 
+A primary waits so for its standby. A standby does not judge its primary: see ``standby.py``.
+
 Rules of this file
   1. Silence counts only while this process could have heard something: what came meanwhile is not read yet.
 """

@@ -26,7 +26,7 @@ import torch
 from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.plan import Bucket
 from torch_ps.ps.engine.engine import Engine
-from torch_ps.ps.observability.metrics import Metrics
+from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.streams import Stream, Streams
 
 Tensors = dict[str, torch.Tensor]
