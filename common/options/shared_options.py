@@ -1,7 +1,4 @@
-"""Options that servers and workers both have, each declared once.
-
-Source: docs/own-model.md for modules of codecs.
-"""
+"""Options that servers and workers both have, each declared once."""
 
 import re
 from typing import Any

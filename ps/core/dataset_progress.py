@@ -5,7 +5,7 @@
       +--------------------------------------------------------+
 
 Rules of this file
-  1. Who may have samples, and when, is decided in ``sample_assigner.py``; how many of which each reader gets, in ``deal``.
+  1. Who may have samples, and when, is decided in ``sample_assigner.py``; how many each reader gets, in ``deal``.
   2. Every position of an epoch is in exactly one place: free, dealt or given to one reader, or done.
 
 Source: portions shrink towards the end of an epoch as in guided self-scheduling, Polychronopoulos and Kuck, 1987.

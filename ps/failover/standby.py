@@ -4,9 +4,9 @@
     Replicate --> frames --> Replica, one step behind; receipts --> primary
     Ballot (workers) or etcd --> SeatDriver --> Serve --> Replica.take_over --> the job is open
 
-It never decides by itself that its primary is dead: workers that hear nothing ask it to take over
-(``worker/session/heartbeat.py``, ``worker/transport/shard_servers.py``), and ``ps/core/failover/elected.py`` counts their
-votes; with etcd, the end of the lease decides (``ps/core/failover/leased.py``).
+It never decides by itself that its primary is dead. Workers that hear nothing ask it to take over
+(``worker/session/heartbeat.py``, ``worker/transport/shard_servers.py``) and ``ps/core/failover/elected.py`` counts
+their votes; with etcd, the end of the lease decides (``ps/core/failover/leased.py``).
 
 Rules of this file
   1. The standby drops its state only for that of a primary that is at least as new: one that was started again from an
