@@ -19,13 +19,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import pushpull
 from bench.pushpull import Case
+
+if TYPE_CHECKING:
+    import torch_ps
 
 VALUES = 256
 #: Buckets that a run pushes in all, after a tenth as many to warm up.
@@ -83,7 +86,7 @@ class Row:
 class Reader:
     """A data set of which a worker has samples."""
 
-    def __init__(self, client: Any, number: int) -> None:
+    def __init__(self, client: "torch_ps.Client", number: int) -> None:
         from torch_ps.common.pb import parameter_server_pb2 as pb
 
         self._counts = client._session.sample_counts
@@ -92,11 +95,11 @@ class Reader:
         request = pb.DataRequest(data=data, batch=1 << 16, epochs=1, wait=True)
         reply = client._session.request_samples(request)
         samples = sum(each.stop - each.start for each in reply.range)
-        self._counts.arrived(self._key, reply.number, samples)
+        self._counts.add_received(self._key, reply.number, samples)
 
     def begin(self) -> None:
         """Have the next push cover one more sample."""
-        self._counts.begin(self._key, 1)
+        self._counts.start(self._key, 1)
 
 
 ROWS = (
