@@ -39,7 +39,8 @@ def test_shard_serves_the_parameters_that_replace_others() -> None:
             reply = lead.join(Identity(name, 0, described.incarnation).join(MODEL, None), SECONDS)
             assert reply.seed
             worker = Identity(name, reply.session, described.incarnation)
-            other.seed(worker.seeds(MODEL, buckets, lambda b, value=value: torch.full((b.numel,), value)), SECONDS)
+            values = {bucket: torch.full((bucket.numel,), value) for bucket in buckets}
+            other.seed(worker.seeds(MODEL, buckets, values.__getitem__), SECONDS)
             assert pull(other, described.incarnation, buckets[0]) == {value}
             lead.leave(pb.LeaveRequest(worker=name, session=reply.session), SECONDS)
         lead.close()
