@@ -1,7 +1,7 @@
 """GPU stream and pinned memory of one apply thread, for moving buckets to and from the device.
 
     payload --copy--> pinned --copy--> raw, on the GPU --from_bytes--> values           two in turn
-    values --to_bytes--> parts, on the GPU --copy--> pinned --mark--> payload
+    values --to_bytes--> parts, on the GPU --copy--> pinned --event--> payload
 
 Rules of this file
   1. One thread uses an object, inside ``side``. A run ends when its stream is done (``Store.beside``), so the next run

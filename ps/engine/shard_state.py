@@ -60,7 +60,7 @@ class Kept:
     error: str
 
 
-#: Reports to the lead what has become of this shard\'s part, waiting at most so many seconds; False: no answer.
+#: Reports to the lead what has become of this shard's part, waiting at most so many seconds; False: no answer.
 ReportKept = Callable[[Kept, float], Awaitable[bool]]
 
 

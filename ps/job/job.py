@@ -5,7 +5,8 @@
 
 Rules of this file
   1. It decides nothing about steps: the core does. It touches no tensor: the engine does.
-  2. Every wait has a deadline and says what it waits for.
+  2. A wait for a worker or for the lead has a deadline and says what it waits for. A wait for the standby ends with it:
+     a standby that is silent for a lease is given up.
 """
 
 import asyncio

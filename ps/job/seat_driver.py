@@ -102,7 +102,7 @@ class SeatDriver:
         self._seat, self._asks, self._declares = self._make(name, primary), None, None
 
     def obey(self, decisions: Iterable[Decision]) -> bool:
-        """Carry out what the seat has decided. Returns whether a ``Append`` was among it."""
+        """Carry out what the seat has decided. Returns whether an ``Append`` was among it."""
         taken = False
         for decision in decisions:
             match decision:

@@ -78,7 +78,6 @@ class Servicer:
         self._hellos, self._requests = Admission(), Admission()  # two, so that silent streams do not block ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
-        self._engine: Engine | None = None  # that has the parameters; a server that serves keeps one engine
         self._unix = UnixListener(self._serve_exchange, 4 * self._max_workers)
         self.listen, self.close = self._unix.listen, self._unix.close
 
@@ -366,9 +365,7 @@ class Servicer:
         Raises:
             NotInitialised: it has none yet.
         """
-        engine = self._engine
-        if engine is None:
-            engine = self._engine = self._job.working()
+        engine = self._job.working()
         stream.outbox.most = 2 * len(engine.buckets) * self._job.settings.bucket_bytes + limits.WORKER_BYTES
         return engine
 

@@ -52,9 +52,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
                 log.warning("refused %s of %s: %s%s", handler_call_details.method, context.peer(), error, more)
             await context.abort(status_of(error), str(error), trailers_of(error))
 
-        return grpc.stream_stream_rpc_method_handler(
-            refuse
-        )  # a stream: its messages are not read unless the handler does
+        # As the handler of a stream: gRPC reads no message of it before the handler does.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _check(self, shown: str | bytes | None) -> PsError | None:
         """Why a token is refused; None: it is accepted."""

@@ -303,6 +303,7 @@ class Session:
             self._receive,
             self._restore,
         )
+        self._shard_streams.open()  # known by then: a server may ask for a vote in its first message
         start_heartbeat(self._shard_streams, self._shards, self.name, self.number, self.job.lease_seconds)
 
     @property

@@ -29,7 +29,7 @@ FINAL = (UnknownWorker, Restarted)
 
 
 class ShardStreams:
-    """The open streams of one session, one per shard. All methods may be called on any thread.
+    """The streams of one session, one per shard, once ``open`` was called. Methods may be called on any thread.
 
     Args:
         shards: servers of every shard, shard 0 first.
@@ -65,7 +65,10 @@ class ShardStreams:
         self._unanswered: dict[int, bytes] = {}
         self._heard = [0.0] * len(shards)  # when the last message came, on time.monotonic()
         self._awaited: list[set[int]] = []  # for each wait for some buckets: those not answered yet
-        for shard in range(len(shards)):
+
+    def open(self) -> None:
+        """Open the streams. From then on ``on_message`` and ``on_back`` are called, so the caller has to be ready."""
+        for shard in range(len(self._shards)):
             self._open(shard)
 
     def send(self, bucket: int, frame: bytes) -> None:
@@ -129,8 +132,7 @@ class ShardStreams:
             self._error = None
         for stream in streams:
             stream.close()
-        for shard in range(len(self._shards)):
-            self._open(shard)
+        self.open()
 
     def mark_answered(self, bucket: int) -> None:
         """Drop the kept frame of a bucket, whose answer has been taken. The caller holds ``changed``."""
