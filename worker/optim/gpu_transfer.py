@@ -73,7 +73,8 @@ class GpuTransfer:
         self._filling: _Slot | None = None
         self._streams: set[torch.cuda.Stream | None] = set()  # that gradients of this backward were computed on
         self._sender = futures.ThreadPoolExecutor(1, thread_name_prefix="send")
-        self._sent: list[futures.Future[None]] = []  # since the last wait
+        self._sent: list[futures.Future[None]] = []  # since the last wait, without those that are known to have left
+        self._counting = threading.Lock()  # of _sent: a tensor may be waited for on any thread
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for _ in range(DOWN_SLOTS * (1 + max((bucket.shard for bucket in session.plan.buckets), default=0))):
             self._free.put(_Slot(self._down, largest))
@@ -118,7 +119,8 @@ class GpuTransfer:
         size = slot.pinned.take((values.view(torch.uint8),) if codec is None else codec.to_bytes(values))
         read = self._flat.gradients(bucket)
         slot.sent = self._sender.submit(self._hand_over, bucket, slot, codec, size, read, facts)
-        self._sent.append(slot.sent)
+        with self._counting:
+            self._sent.append(slot.sent)
 
     def _hand_over(
         self,
@@ -142,7 +144,8 @@ class GpuTransfer:
             WaitTimeout: an answer has not come within the session's ``timeout``; says who is waited for.
             PsError: the error that ended a stream, or that the sending thread met.
         """
-        sent, self._sent = self._sent, []
+        with self._counting:
+            sent, self._sent = self._sent, []
         self._streams.clear()
         self._until_sent(sent)
         outcome = self._session.wait()  # also if sending has failed: what has left is answered
@@ -156,12 +159,15 @@ class GpuTransfer:
         Raises:
             WaitTimeout, PsError: as ``wait``.
         """
-        sent = self._sent
+        with self._counting:
+            sent = tuple(self._sent)
         self._until_sent(sent)
         for each in sent:
             each.result()
-        if self._sent is sent:
-            self._sent = []  # all have left without an error, so the next call need not look at them again
+        if sent:  # all have left without an error, so the next call need not look at them again
+            left = set(sent)
+            with self._counting:
+                self._sent = [each for each in self._sent if each not in left]
         self._session.wait_for(buckets)
 
     @property
@@ -173,7 +179,7 @@ class GpuTransfer:
         """Let what this thread computes next, on its stream, begin after all that has been written. Does not wait."""
         self._down.join()
 
-    def _until_sent(self, sent: list[futures.Future[None]]) -> None:
+    def _until_sent(self, sent: Collection[futures.Future[None]]) -> None:
         _, late = futures.wait(sent, self._session.timeout)
         if late:
             raise WaitTimeout(
