@@ -1,6 +1,6 @@
 """What the check for divergence costs: seconds to apply a push with and without it, interleaved, on the same store.
 
-    python bench/doctor.py [--pushes 6000]
+    python bench/divergence.py [--pushes 6000]
 
 Three sizes: 10,000 parameters, one bucket of 4 MiB, and four of them. A job spends 50 parts of 51 of its time *between
 looks*; *during a look* is the rest, and the first 1024 versions. What is timed is what the server does for one push of
@@ -19,7 +19,7 @@ from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.ps.core.effects import Apply, Contribution
-from torch_ps.ps.engine import divergence_monitor as doctors
+from torch_ps.ps.engine import divergence_monitor
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.parameter_store import Gradient, Store
 
@@ -38,29 +38,29 @@ class Shard:
         self.buckets = plan(model, 4 << 20, 1).buckets
         self.store = Store(model, self.buckets)
         self._payloads = {b.index: memoryview(torch.randn(b.numel).numpy().tobytes()) for b in self.buckets}
-        doctors.FIRST_LOOK = NEVER
-        self.looking = self._doctor()
-        doctors.FIRST_LOOK = 1
-        self.resting = self._doctor()
+        divergence_monitor.FIRST_LOOK = NEVER
+        self.looking = self._monitor()
+        divergence_monitor.FIRST_LOOK = 1
+        self.resting = self._monitor()
         for version in range(2 * WORKERS):
             for bucket in self.buckets:
                 self._apply(self.resting, bucket.index, version)
-        doctors.FIRST_LOOK = NEVER
+        divergence_monitor.FIRST_LOOK = NEVER
         self.resting._begin = NEVER
         self.version = 0
 
-    def _doctor(self) -> DivergenceMonitor:
+    def _monitor(self) -> DivergenceMonitor:
         return DivergenceMonitor(
             self.buckets, scaled=False, num_workers=lambda: WORKERS, advise=click.echo, report=lambda reading: None
         )
 
-    def _apply(self, doctor: DivergenceMonitor | None, bucket: int, version: int) -> None:
+    def _apply(self, monitor: DivergenceMonitor | None, bucket: int, version: int) -> None:
         """Apply a push as the engine does."""
         decision = self._decision(bucket, version)
         mean, _ = self.store.mean(bucket, (self._gradient(bucket),))
         if mean is None:
             raise SystemExit("the gradient has no weight")
-        if doctor is not None and (observe := doctor.observer(bucket, decision, self.hyper)):
+        if monitor is not None and (observe := monitor.observer(bucket, decision, self.hyper)):
             observe(mean, self.store.values(bucket))
         self.store.step(bucket, mean, self.hyper)
 
@@ -73,8 +73,8 @@ class Shard:
 
     def push(self, kind: str) -> float:
         """Push once. Returns seconds."""
-        doctor = {"none": None, "resting": self.resting, "looking": self.looking}[kind]
-        if doctor is not self.looking:  # it has to see every version, but not on this clock
+        monitor = {"none": None, "resting": self.resting, "looking": self.looking}[kind]
+        if monitor is not self.looking:  # it has to see every version, but not on this clock
             for bucket in self.buckets:
                 watch = self.looking.observer(bucket.index, self._decision(bucket.index, self.version), self.hyper)
                 if watch is not None:
@@ -82,7 +82,7 @@ class Shard:
                     watch(mean if mean is not None else torch.zeros(0), self.store.values(bucket.index))
         begin = time.perf_counter()
         for bucket in self.buckets:
-            self._apply(doctor, bucket.index, self.version)
+            self._apply(monitor, bucket.index, self.version)
         seconds = time.perf_counter() - begin
         self.version += 1
         return seconds
@@ -101,7 +101,7 @@ def main(pushes: int, quick: bool) -> None:
             seconds[kind].append(shard.push(kind))
         median = {kind: statistics.median(values) for kind, values in seconds.items()}
         look, rest = (median[kind] / median["none"] - 1 for kind in ("looking", "resting"))
-        mean = (doctors.PAUSE * rest + look) / (doctors.PAUSE + 1)
+        mean = (divergence_monitor.PAUSE * rest + look) / (divergence_monitor.PAUSE + 1)
         click.echo(
             f"{name}: {median['none'] * 1e6:.0f} us a push; between looks {100 * rest:+.2f} %, "
             f"during one {100 * look:+.1f} %, so {100 * mean:+.2f} % in all"

@@ -117,8 +117,8 @@ def test_buckets_measure_both_ends() -> None:
     assert all(float(figure) > 0 for row in rows[1:] for figure in row.rsplit(maxsplit=2)[1:])
 
 
-def test_doctor() -> None:
-    assert "10,000 parameters" in bench("doctor.py")
+def test_divergence() -> None:
+    assert "10,000 parameters" in bench("divergence.py")
 
 
 def reason_for_no_links() -> str:

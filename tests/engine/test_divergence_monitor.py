@@ -28,23 +28,23 @@ def model(optimizer: str = "SGD") -> Model:
     return Model(optimizer, (Group((TensorSpec("x", (SIZE,)),), {"lr": 0.1}),), ())
 
 
-def doctor(report: Callable[[Reading], None] = lambda reading: None, mode: str = "async") -> DivergenceMonitor | None:
+def monitor(report: Callable[[Reading], None] = lambda reading: None, mode: str = "async") -> DivergenceMonitor | None:
     buckets = plan(model(), 4 << 20, 1).buckets
     return create_monitor(Mode(name=mode), model(), buckets, num_workers=lambda: WORKERS, advise=print, report=report)
 
 
-def asked(doctor: DivergenceMonitor, version: int, lr: float = 0.1) -> StepObserver | None:
+def asked(monitor: DivergenceMonitor, version: int, lr: float = 0.1) -> StepObserver | None:
     stale = min(version, WORKERS - 1)
     apply = Apply(0, version + 1, (Contribution(f"w{version % WORKERS}", 1, 0, 1.0, stale),), "")
-    return doctor.observer(0, apply, {"lr": lr})
+    return monitor.observer(0, apply, {"lr": lr})
 
 
-def looks(doctor: DivergenceMonitor, versions: range, lr: float = 0.1) -> list[int]:
+def looks(monitor: DivergenceMonitor, versions: range, lr: float = 0.1) -> list[int]:
     """Versions at which it looked; parameters and gradients are noise."""
     random = torch.Generator().manual_seed(versions.start)
     found = []
     for version in versions:
-        watch = asked(doctor, version, lr)
+        watch = asked(monitor, version, lr)
         if watch is not None:
             found.append(version)
             watch(torch.randn(SIZE, generator=random), torch.randn(SIZE, generator=random))
@@ -52,7 +52,7 @@ def looks(doctor: DivergenceMonitor, versions: range, lr: float = 0.1) -> list[i
 
 
 def test_it_writes_to_nothing_that_it_sees() -> None:
-    found = doctor()
+    found = monitor()
     assert found is not None
     for version in range(50):
         gradient, values = torch.randn(SIZE), torch.randn(SIZE)
@@ -68,12 +68,12 @@ def test_it_draws_no_number_that_training_would_have_drawn() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    looks(doctor(), range(20))  # type: ignore[arg-type]
+    looks(monitor(), range(20))  # type: ignore[arg-type]
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_after_the_first_look_it_looks_at_one_version_in_fifty() -> None:
-    found = doctor()
+    found = monitor()
     assert found is not None
     first = looks(found, range(FIRST_LOOK + 500))
     assert first[0] == 0
@@ -85,7 +85,7 @@ def test_after_the_first_look_it_looks_at_one_version_in_fifty() -> None:
 
 
 def test_a_learning_rate_that_rises_is_looked_at_at_once() -> None:
-    found = doctor()
+    found = monitor()
     assert found is not None
     rest = looks(found, range(FIRST_LOOK + 500))[-1] + 1
     assert asked(found, rest + 600, lr=0.1) is None
@@ -96,7 +96,7 @@ def test_what_fails_in_it_ends_it_and_nothing_else(caplog: pytest.LogCaptureFixt
     def broken(reading: Reading) -> None:
         raise ZeroDivisionError
 
-    found = doctor(broken)
+    found = monitor(broken)
     assert found is not None
     with caplog.at_level(logging.WARNING, logger="torch_ps.ps"):
         seen = looks(found, range(200))
@@ -108,7 +108,7 @@ def test_what_fails_in_it_ends_it_and_nothing_else(caplog: pytest.LogCaptureFixt
 
 def test_parameters_that_are_not_finite_are_no_reading() -> None:
     readings: list[Reading] = []
-    found = doctor(readings.append)
+    found = monitor(readings.append)
     assert found is not None
     for version in range(100):
         watch = asked(found, version)
@@ -118,7 +118,7 @@ def test_parameters_that_are_not_finite_are_no_reading() -> None:
 
 
 def test_synchronous_modes_and_other_optimizers_have_none() -> None:
-    assert doctor(mode="sync") is None
+    assert monitor(mode="sync") is None
     other = model("Adam")
     buckets = plan(other, 4 << 20, 1).buckets
     mode = Mode(name="async")
