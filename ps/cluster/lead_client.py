@@ -21,7 +21,7 @@ from torch_ps.common.security import tls_probe as probe
 from torch_ps.common.trace import TRIPS, RoundTrip, Trace, clock, clock_name, estimate_offset
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.cluster.peer import Peer
-from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.effects import UpdateKey
 from torch_ps.ps.core.incarnation import TOGETHER
 from torch_ps.ps.core.roster import Member, Roster
 from torch_ps.ps.engine.shard_state import Kept
@@ -79,7 +79,7 @@ class LeadClient:
 
     # -------------------------------------------------------------- norms
 
-    async def request_norm(self, group: Group, square: float) -> float | None:
+    async def request_norm(self, group: UpdateKey, square: float) -> float | None:
         """Report this shard's squared norm of an update; wait until all shards have.
 
         Returns:

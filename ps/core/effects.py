@@ -38,7 +38,7 @@ class Contribution:
 
 #: Names one update over all buckets and shards: (worker, session, step) of a push that is applied alone, or ("", 0,
 #: step) of a synchronous step.
-Group = tuple[str, int, int]
+UpdateKey = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Apply:
     contributions: tuple[Contribution, ...]
     reason: str
     lr_scale: float = 1.0
-    group: Group = field(default=("", 0, 0), compare=False, kw_only=True)
+    group: UpdateKey = field(default=("", 0, 0), compare=False, kw_only=True)
     record: dict[str, Any] | None = field(default=None, compare=False, kw_only=True)
     progress: dict[str, Any] | None = field(default=None, compare=False, kw_only=True)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.ps.core.consistent_cut import Cut
-from torch_ps.ps.core.effects import Apply, Contribution, Group, Release
+from torch_ps.ps.core.effects import Apply, Contribution, Release, UpdateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Ledger:
         reason: str,
         *,
         lr_scale: float = 1.0,
-        group: Group | None = None,
+        group: UpdateKey | None = None,
     ) -> Apply:
         """Advance the version by one step of ``contributions``, in rank order; no ``group`` means a step of all."""
         self.version += 1

@@ -26,7 +26,7 @@ from torch_ps.ps.core.sample_assigner import SampleAssigner, SampleRequest, Samp
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerView:
+class MemberView:
     """One member as this shard sees it.
 
     Attributes:
@@ -42,14 +42,14 @@ class WorkerView:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardView:
+class CoreView:
     """One look at a shard, as plain data for ``ps-status``."""
 
     epoch: int
     open: bool
     open_step: int
     versions: tuple[int, ...]
-    workers: tuple[WorkerView, ...]
+    workers: tuple[MemberView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,13 +264,13 @@ class Shard:
         """Every answer that is held back from this session, the longest first."""
         return tuple(h for h in self._holds() if (h.worker, h.session) == (worker, session))
 
-    def status(self) -> ShardView:
+    def status(self) -> CoreView:
         """One look at this shard."""
         oldest: dict[tuple[str, int], Hold] = {}
         for hold in self._holds():
             oldest.setdefault((hold.worker, hold.session), hold)
         workers = tuple(
-            WorkerView(
+            MemberView(
                 m.name,
                 m.session,
                 rank,
@@ -279,7 +279,7 @@ class Shard:
             )
             for rank, m in enumerate(self.roster.members)
         )
-        return ShardView(self.roster.epoch, self.roster.open, self.open_step, self.versions, workers)
+        return CoreView(self.roster.epoch, self.roster.open, self.open_step, self.versions, workers)
 
     def _holds(self) -> list[Hold]:
         holds = [hold for policy in self._policies for hold in policy.holds()]

@@ -32,7 +32,7 @@ import torch
 from torch_ps.common.errors import Overloaded, ProtocolError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Plan
-from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.roster import MAX_NAME, Roster
 from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
 
@@ -44,10 +44,10 @@ REMEMBERED = 4096
 MAX_OPEN = 4096
 
 #: Reports a shard's squared norm of a group to the lead; returns that of all shards, None: the group is dropped.
-RequestNorm = Callable[[Group, float], Awaitable[float | None]]
+RequestNorm = Callable[[UpdateKey, float], Awaitable[float | None]]
 
 #: Called with a group, its squared norm (None: dropped) and a function that replies to the shards.
-BeforeAnswer = Callable[[Group, float | None, Callable[[], None]], None]
+BeforeAnswer = Callable[[UpdateKey, float | None, Callable[[], None]], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +102,7 @@ class GradientClipper:
         self._request_norm = request_norm
         self._measured = store.beside(self._measure)
         self._on_ready, self._on_failure = on_ready, on_failure
-        self._groups: dict[Group, _Group] = {}
+        self._groups: dict[UpdateKey, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, bucket: int, apply: Apply, gradients: Sequence[Gradient], hyper: Hyper) -> Update:
@@ -169,12 +169,12 @@ class NormCollector:
         self._before_answer = before_answer
         self._shards = frozenset(shards)
         self._roster = Roster()
-        self._reported: dict[Group, dict[int, float]] = {}
-        self._waiting: dict[Group, asyncio.Future[float | None]] = {}
-        self.answers: OrderedDict[Group, float | None] = OrderedDict()
-        self._deciding: set[Group] = set()
+        self._reported: dict[UpdateKey, dict[int, float]] = {}
+        self._waiting: dict[UpdateKey, asyncio.Future[float | None]] = {}
+        self.answers: OrderedDict[UpdateKey, float | None] = OrderedDict()
+        self._deciding: set[UpdateKey] = set()
 
-    async def report(self, group: Group, shard: int, square: float) -> float | None:
+    async def report(self, group: UpdateKey, shard: int, square: float) -> float | None:
         """Take a shard's squared norm and wait for that of all shards; None: the group is dropped.
 
         Raises:
@@ -206,12 +206,12 @@ class NormCollector:
         for group in [group for group in self._reported if _gone(group, roster)]:
             self._decide(group, None)
 
-    def _decide(self, group: Group, square: float | None) -> None:
+    def _decide(self, group: UpdateKey, square: float | None) -> None:
         del self._reported[group]
         self._deciding.add(group)
         self._before_answer(group, square, lambda: self._answer(group, square))
 
-    def _answer(self, group: Group, square: float | None) -> None:
+    def _answer(self, group: UpdateKey, square: float | None) -> None:
         self._deciding.discard(group)
         self.answers[group] = square
         while len(self.answers) > REMEMBERED:
@@ -247,7 +247,7 @@ class Clipping:
         if self.norms is not None:
             self.norms.set_roster(roster)
 
-    async def report(self, group: Group, shard: int, square: float) -> float | None:
+    async def report(self, group: UpdateKey, shard: int, square: float) -> float | None:
         """Lead: as ``NormCollector.report``.
 
         Raises:
@@ -260,11 +260,11 @@ class Clipping:
             )
         return await self.norms.report(group, shard, square)
 
-    async def _report(self, group: Group, square: float) -> float | None:
+    async def _report(self, group: UpdateKey, square: float) -> float | None:
         return await self.report(group, self._index, square)
 
 
-def _gone(group: Group, roster: Roster) -> bool:
+def _gone(group: UpdateKey, roster: Roster) -> bool:
     """Whether the group belongs to one worker whose session has left the roster."""
     worker, session, _ = group
     member = roster.member(worker) if worker else None

@@ -33,18 +33,18 @@ class Result(Protocol):
         """Whether it wakes the event loop by itself."""
 
 
-Job = TypeVar("Job")
+LaneJob = TypeVar("LaneJob")
 Done = TypeVar("Done", bound=Result)
 
 
 @dataclass(slots=True)
-class _Lane(Generic[Job]):
+class _Lane(Generic[LaneJob]):
     bucket: Bucket
-    todo: deque[Job] = field(default_factory=deque)
+    todo: deque[LaneJob] = field(default_factory=deque)
     busy: bool = False
 
 
-class Lanes(Generic[Job, Done]):
+class Lanes(Generic[LaneJob, Done]):
     """The lanes of one shard. Everything but ``work`` runs on the event loop.
 
     Args:
@@ -61,18 +61,18 @@ class Lanes(Generic[Job, Done]):
         self,
         buckets: Iterable[Bucket],
         executor: Executor,
-        work: Callable[[Bucket, list[Job]], Done],
+        work: Callable[[Bucket, list[LaneJob]], Done],
         *,
         small: int,
-        must_wait: Callable[[Job], bool],
+        must_wait: Callable[[LaneJob], bool],
         on_done: Callable[[Done], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self._lanes: dict[int, _Lane[Job]] = {bucket.index: _Lane(bucket) for bucket in buckets}
+        self._lanes: dict[int, _Lane[LaneJob]] = {bucket.index: _Lane(bucket) for bucket in buckets}
         self._executor, self._work, self._small, self._must_wait = executor, work, small, must_wait
         self._on_done, self._on_failure = on_done, on_failure
         self._loop = asyncio.get_running_loop()
-        self._finished: deque[tuple[_Lane[Job], Done | BaseException]] = deque()
+        self._finished: deque[tuple[_Lane[LaneJob], Done | BaseException]] = deque()
         self._num_running, self._woken = 0, False
 
     @property
@@ -80,7 +80,7 @@ class Lanes(Generic[Job, Done]):
         """Number of lanes that have work."""
         return sum(bool(lane.busy or lane.todo) for lane in self._lanes.values())
 
-    def add(self, bucket: int, job: Job) -> None:
+    def add(self, bucket: int, job: LaneJob) -> None:
         """Append a job; ``start`` runs it."""
         self._lanes[bucket].todo.append(job)
 
@@ -97,21 +97,21 @@ class Lanes(Generic[Job, Done]):
         self._finished.append((lane, self._result(lane, jobs)))
         self._collect()
 
-    def _next(self, lane: _Lane[Job]) -> list[Job]:
+    def _next(self, lane: _Lane[LaneJob]) -> list[LaneJob]:
         """Take the jobs that can go now and mark the lane busy."""
-        jobs: list[Job] = []
+        jobs: list[LaneJob] = []
         while not lane.busy and lane.todo and not self._must_wait(lane.todo[0]):
             jobs.append(lane.todo.popleft())
         lane.busy = lane.busy or bool(jobs)
         return jobs
 
-    def _result(self, lane: _Lane[Job], jobs: list[Job]) -> Done | BaseException:
+    def _result(self, lane: _Lane[LaneJob], jobs: list[LaneJob]) -> Done | BaseException:
         try:
             return self._work(lane.bucket, jobs)
         except BaseException as error:  # noqa: BLE001 - the event loop handles it
             return error
 
-    def _run(self, lane: _Lane[Job], jobs: list[Job]) -> None:
+    def _run(self, lane: _Lane[LaneJob], jobs: list[LaneJob]) -> None:
         """Execute one run on an apply thread."""
         done = self._result(lane, jobs)
         self._finished.append((lane, done))

@@ -33,7 +33,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import to_proto
 from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
-from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.bucket_jobs import Response, Turn
@@ -318,7 +318,7 @@ class Replication(JobListener, SeatListener):
         else:
             known()
 
-    def on_norm_decided(self, group: Group, square: float | None, answer: Callable[[], None]) -> None:
+    def on_norm_decided(self, group: UpdateKey, square: float | None, answer: Callable[[], None]) -> None:
         if self._recording:
             self.send([records.of_norm(group, square)], answer)
         else:

@@ -19,7 +19,7 @@ from torch_ps.common.optimizer_spec import Hyper, changed_values, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_from_proto, configuration_to_proto
 from torch_ps.common.wire.frames import Buffer, pack
-from torch_ps.ps.core.effects import Apply, Group
+from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange
 
 
@@ -78,7 +78,7 @@ def of_data(data: Mapping[str, Any]) -> bytes:
     return pack(pb.ReplicaHeader(data=pb.ReplicaData(data=text(data))))
 
 
-def of_norm(group: Group, square: float | None) -> bytes:
+def of_norm(group: UpdateKey, square: float | None) -> bytes:
     worker, session, step = group
     return pack(pb.ReplicaHeader(norm=pb.ReplicaNorm(worker=worker, session=session, step=step, square=square)))
 

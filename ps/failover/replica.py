@@ -26,7 +26,7 @@ from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
-from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.effects import UpdateKey
 from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
@@ -59,7 +59,7 @@ class Replica:
         self._progress: dict[int, dict[str, Any]] = {}  # by bucket
         self._tensors: dict[int, Tensors] = {}  # of a bucket that is not whole yet
         self._copies: dict[str, Copies] = {}  # by worker
-        self._norms: OrderedDict[Group, float | None] = OrderedDict()
+        self._norms: OrderedDict[UpdateKey, float | None] = OrderedDict()
         self._engine: Engine | None = None
         self._buckets: dict[int, Bucket] = {}
         self._waiting = 0

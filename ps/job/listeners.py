@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 
 from torch_ps.common.errors import PsError
-from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.effects import UpdateKey
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.engine import Engine
 
@@ -26,7 +26,7 @@ class JobListener:
         """The lead has decided ``roster``. The listener calls ``take_effect`` when others may know of it."""
         take_effect()
 
-    def on_norm_decided(self, group: Group, square: float | None, answer: Callable[[], None]) -> None:
+    def on_norm_decided(self, group: UpdateKey, square: float | None, answer: Callable[[], None]) -> None:
         """The squared norm of one update is decided; None drops the update. ``answer`` tells it to the shards."""
         answer()
 
@@ -59,7 +59,7 @@ class JobListeners(JobListener):
             take_effect = functools.partial(each.on_roster_decided, roster, take_effect)
         take_effect()
 
-    def on_norm_decided(self, group: Group, square: float | None, answer: Callable[[], None]) -> None:
+    def on_norm_decided(self, group: UpdateKey, square: float | None, answer: Callable[[], None]) -> None:
         for each in reversed(self._listeners):
             answer = functools.partial(each.on_norm_decided, group, square, answer)
         answer()

@@ -15,7 +15,7 @@ from torch_ps.common.rpc.credentials import OPEN
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.cluster import lead_client
 from torch_ps.ps.cluster.lead_client import LeadClient
-from torch_ps.ps.core.effects import Group
+from torch_ps.ps.core.effects import UpdateKey
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.server.shutdown import last_word
 
@@ -33,7 +33,7 @@ class Lead:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def ask(self, group: Group, seconds: float) -> float | None:
+    async def ask(self, group: UpdateKey, seconds: float) -> float | None:
         """What shard 1 hears of it."""
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
@@ -56,7 +56,7 @@ class Lead:
 
 @pytest.mark.parametrize(("group", "what"), [(("", 0, 3), "step 3"), (("w0", 5, 3), "step 3 of worker w0")])
 def test_shard_that_gets_no_norm_gives_up_and_says_who_owes_it(
-    group: Group, what: str, monkeypatch: pytest.MonkeyPatch
+    group: UpdateKey, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lead_client, "ASK_SECONDS", 0.05)
     monkeypatch.setattr(lead_client, "RETRY_SECONDS", 0.01)
