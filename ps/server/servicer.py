@@ -363,9 +363,11 @@ class Servicer:
         Twice, as a worker may repeat a request after a timeout.
 
         Raises:
-            NotInitialised: it has none yet.
+            NotInitialised: It has none yet.
         """
-        engine = self._job.working()
+        engine = self._job.engine
+        if engine is None or not self._job.seeding.initialised:
+            engine = self._job.working()  # raises; asked only here, as this runs once per push
         stream.outbox.most = 2 * len(engine.buckets) * self._job.settings.bucket_bytes + limits.WORKER_BYTES
         return engine
 
