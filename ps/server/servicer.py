@@ -37,9 +37,9 @@ from torch_ps.ps.job.sample_requests import data_set
 from torch_ps.ps.job.status import roster_view
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.transport import limits
-from torch_ps.ps.transport.admission import Admission, host_of
 from torch_ps.ps.transport.carrier import Carrier
 from torch_ps.ps.transport.error_mapping import map_errors, serve_exchange
+from torch_ps.ps.transport.first_messages import Admission, host_of
 from torch_ps.ps.transport.grpc_carrier import GrpcCarrier, messages_of
 from torch_ps.ps.transport.limits import Rate
 from torch_ps.ps.transport.streams import Stream

@@ -78,7 +78,7 @@ def test_a_comparison_runs_every_seed_and_keeps_what_each_wrote(tmp_path: Path) 
         terminal = file.read()
     assert "4 runs of ok" in terminal
     assert "sync fp32, seed 5: done" in terminal
-    assert "means over 2 seeds" in terminal
+    assert "means over 2 seeds" in " ".join(terminal.split())  # a caption is as narrow as its table
     assert " +-0." in terminal
     found = results.read(out / "results.json")
     assert [(run.name, run.seeds) for run in found.runs] == [("sync fp32", [4, 5]), ("async fp32", [4, 5])]

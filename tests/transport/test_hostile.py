@@ -1,6 +1,6 @@
 """200 hostile connections at a time: two honest workers go on with the right numbers, and memory stays in its bounds.
 
-Where nothing asks for a token, the bounds are those of ``ps/transport/limits.py``, ``ps/transport/admission.py`` and
+Where nothing asks for a token, the bounds are those of ``ps/transport/limits.py``, ``first_messages.py`` beside it and
 ``common/rpc/channel.py``: 16 messages of one host are read at a time, of two kinds of call, and a model of 100,000
 tensors takes a hundred MiB while it is looked at; 32 observers have two buckets each on the way; a call that is not
 read holds 64 KiB. Without the limits the same attack takes gigabytes.

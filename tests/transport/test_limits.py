@@ -131,7 +131,7 @@ def test_log_lines_beyond_a_number_are_counted_and_not_said() -> None:
         (
             b"I1124 23:33:25.1 1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
             b"error:10000070:SSL routines:OPENSSL_internal:BAD_PACKET_LENGTH\n",
-            "the peer broke it off: a client that does not believe this server's certificate does",
+            "the peer broke off: a client that does not trust this server's certificate does",
         ),
         (
             b"I1124 23:33:25.1 1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "

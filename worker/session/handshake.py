@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ServerStopped, WaitTimeout
 from torch_ps.common.options.worker_config import PLANES
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.retry import call_with_retry
 from torch_ps.worker.transport.shard_servers import ShardServers
 
 log = logging.getLogger("torch_ps.worker")

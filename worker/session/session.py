@@ -56,8 +56,8 @@ from torch_ps.worker.session.sample_counts import SampleCounts
 from torch_ps.worker.session.shard_streams import ShardStreams
 from torch_ps.worker.session.shared_memory import SharedMemory
 from torch_ps.worker.session.trace_upload import upload_trace
+from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.retry import call_with_retry
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.wait_reasons import explain_wait
 

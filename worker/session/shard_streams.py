@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.worker.transport.retry import RETRY_SECONDS
+from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.stream import Stream
 

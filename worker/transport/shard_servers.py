@@ -23,9 +23,9 @@ from torch_ps.common.wire import address, ballots
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import pack
 from torch_ps.common.wire.terms import Configuration, Term
+from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.paxos_acceptor import Acceptor
-from torch_ps.worker.transport.retry import RETRY_SECONDS
 
 log = logging.getLogger("torch_ps.worker")
 

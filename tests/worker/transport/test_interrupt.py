@@ -14,8 +14,8 @@ from torch_ps.common.errors import Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.wire.address import Address
+from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
-from torch_ps.worker.transport.retry import call_with_retry
 
 
 @pytest.mark.parametrize("wait", [False, True])

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from torch_ps.common.errors import Unreachable
-from torch_ps.worker.transport.retry import call_with_retry
+from torch_ps.worker.transport.call_retry import call_with_retry
 
 
 def test_try_that_ends_late_is_not_the_last_but_one_that_begins_late_is() -> None:
