@@ -17,7 +17,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.rpc.status import error_of
-from torch_ps.common.security import tls_probe as probe
+from torch_ps.common.security import tls_probe
 from torch_ps.common.trace import TRIPS, RoundTrip, Trace, clock, clock_name, estimate_offset
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.cluster.peer import Peer
@@ -212,7 +212,7 @@ class LeadClient:
                 log.warning("lost the lead at %s (%s); looking for the one that serves", asked, reason)
                 lead.skip(asked)
             elif connected:
-                why = await asyncio.to_thread(probe.explain_failure, lead.address, access.tls, PROBE_SECONDS)
+                why = await asyncio.to_thread(tls_probe.explain_failure, lead.address, access.tls, PROBE_SECONDS)
                 log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
             connected = False
             await asyncio.sleep(RETRY_SECONDS)

@@ -16,7 +16,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.rpc.status import error_of
-from torch_ps.common.security import tls_probe as probe
+from torch_ps.common.security import tls_probe
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.core.incarnation import Incarnation
 
@@ -83,7 +83,7 @@ async def register(lead: Address, shard: int, num_shards: int, access: Access) -
             failure = error_of(error, str(lead))
             if not isinstance(failure, Unreachable | WaitTimeout | Restarted):
                 raise failure from None
-        if reason := await asyncio.to_thread(probe.explain_failure, lead, access.tls, PROBE_SECONDS):
+        if reason := await asyncio.to_thread(tls_probe.explain_failure, lead, access.tls, PROBE_SECONDS):
             raise Unreachable(reason)
         if time.monotonic() - begin > LEAD_SECONDS:
             raise WaitTimeout(f"shard {shard} has waited for {LEAD_SECONDS:g} s for the lead: {failure}")

@@ -28,7 +28,7 @@ from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import Access
-from torch_ps.common.security import tls_probe as probe
+from torch_ps.common.security import tls_probe
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.ballots import configuration_from_proto
@@ -67,7 +67,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         try:
             told = await primary.describe(PRIMARY_SECONDS)
         except PsError as error:
-            reason = await asyncio.to_thread(probe.explain_failure, where, access.tls, PROBE_SECONDS)
+            reason = await asyncio.to_thread(tls_probe.explain_failure, where, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error) from None
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")

@@ -8,8 +8,7 @@ import sys
 
 import click
 
-from torch_ps.common import log
-from torch_ps.common import parent_death as lifeline
+from torch_ps.common import log, parent_death
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.server_config import ServerConfig
@@ -27,16 +26,16 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
     ps-serve --mode async --shards 4
     ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
     """
-    lifeline.hold()
+    parent_death.hold()
     if command:
         log.setup("ps-serve", level=server.log_level)
         from torch_ps.ps.server.with_command import serve_during
 
         sys.exit(serve_during(server, command))
     if server.tls_cert and server.shards == 1:
-        from torch_ps.ps.observability import grpc_log as native
+        from torch_ps.ps.observability import grpc_log
 
-        native.listen()
+        grpc_log.listen()
     log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
     if server.shards > 1:
         if server.device != "cpu":  # a GPU that is not there is refused before the shards start

@@ -220,14 +220,6 @@ class UnixListener:
             return None
         return pb.SocketOffer(host=host_id(), name=self._name, token=self._token, port=port)
 
-    async def close(self) -> None:
-        """Stop accepting and close all connections."""
-        if self._server is None:
-            return
-        self._server.close()
-        for connection in tuple(self._open):
-            connection.transport.close()
-
     async def _serve(self, connection: UnixCarrier) -> None:
         self._open.add(connection)
         try:

@@ -569,6 +569,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     def _share_views(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""
         self._views = None
+        self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
         memory = self._session.shared_memory
         if memory.shards and self._local is None and self._forward is None:
             self._views = SharedViews(

@@ -32,7 +32,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.rpc.status import error_of
-from torch_ps.common.security import tls_probe as probe
+from torch_ps.common.security import tls_probe
 from torch_ps.common.wire.address import Address
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.transport.grpc_stream import GrpcStream
@@ -288,7 +288,7 @@ class Link:
         Raises:
             Refused: it has; says which side and what.
         """
-        if wrong := probe.explain_failure(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
+        if wrong := tls_probe.explain_failure(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
             raise Refused(wrong)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:

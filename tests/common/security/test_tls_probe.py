@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.certificates import Authority
-from torch_ps.common.security import tls_probe as probe
+from torch_ps.common.security import tls_probe
 from torch_ps.common.wire.address import Address
 
 
@@ -24,7 +24,7 @@ def reset() -> Iterator[socket.socket]:
 
 
 def test_connection_that_is_reset_says_nothing_and_is_closed(reset: socket.socket) -> None:
-    assert probe._without(reset, Address("127.0.0.1", 1)) is None
+    assert tls_probe._without(reset, Address("127.0.0.1", 1)) is None
     gc.collect()  # what was not closed warns now, and a warning fails the test
     assert reset.fileno() == -1
 
@@ -33,8 +33,8 @@ def test_connection_that_is_reset_in_the_handshake_is_closed(
     reset: socket.socket, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
-    with pytest.raises(probe._HungUp):
-        probe._with_tls(reset, Address("127.0.0.1", 1), tls)
+    with pytest.raises(tls_probe._HungUp):
+        tls_probe._with_tls(reset, Address("127.0.0.1", 1), tls)
     gc.collect()
     assert reset.fileno() == -1
 
@@ -49,13 +49,13 @@ def test_server_that_is_about_to_end_is_told_from_one_that_speaks_no_tls(
 
     def hang_up() -> None:
         with server:
-            for _ in range(1 if ending else probe._TIMES):
+            for _ in range(1 if ending else tls_probe._TIMES):
                 peer, _ = server.accept()
                 peer.recv(1)  # of the handshake
                 peer.close()
 
     hanging = threading.Thread(target=hang_up)
     hanging.start()
-    said = probe.explain_failure(address, tls, 30)
+    said = tls_probe.explain_failure(address, tls, 30)
     hanging.join()
     assert said == (None if ending else f"server {address} does not speak TLS, or ends the handshake")
