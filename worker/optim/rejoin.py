@@ -96,7 +96,7 @@ class Recovery:
         """
         session, before = self._session, self._session.version
         outcome = None
-        if isinstance(why, StepConflict) and not session.sample_counts.used:
+        if isinstance(why, StepConflict) and not session.sample_counts.any_started:
             with contextlib.suppress(UnknownWorker):
                 outcome = self.pull(pusher)
         if outcome is None:

@@ -26,7 +26,7 @@ class SampleCounts:
 
     Attributes:
         life: grows with every session. Unlike the session's number, it also grows when new servers count sessions anew.
-        used: whether this session has started samples of any data set.
+        used: whether this session has started samples of any data set, even if it has given them up since.
     """
 
     def __init__(self) -> None:
@@ -67,6 +67,11 @@ class SampleCounts:
     def pending(self, key: bytes) -> bool:
         """Whether samples of a data set were started that no push has covered."""
         return self._counts[key].started != self._counts[key].pushed
+
+    @property
+    def any_started(self) -> bool:
+        """Whether this session has started samples of any data set and not given them up."""
+        return any(counts.started for counts in self._counts.values())
 
     def clear(self) -> None:
         """Begin a new session, which has received nothing."""
