@@ -231,7 +231,7 @@ class ServerConfig:
                 ("checkpoint_seconds", 0),
             ):
                 if getattr(self, name) != idle:
-                    raise ConfigError(f"{name} needs checkpoint, the folder or URL to write to")
+                    raise ConfigError(f"{name} needs checkpoint, the folder or URL of the checkpoints")
         if self.restart_together and not (self.resume or self.resume_previous):
             raise ConfigError("restart_together needs resume: restarted servers continue from a checkpoint")
         if self.checkpoint_every and self.checkpoint_seconds:

@@ -78,7 +78,7 @@ def check(worker: WorkerConfig, script: tuple[str, ...]) -> None:
 
 def _run_task(worker: WorkerConfig) -> None:
     if not worker.servers:
-        raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run sets it for its workers")
+        raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS; ps-run starts servers of its own")
     import torch
 
     from torch_ps.worker.runtime.access import default_name

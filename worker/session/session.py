@@ -530,7 +530,7 @@ class Session:
             try:
                 self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), LEAVE_SECONDS)
             except PsError as error:
-                log.info("the lead does not know that worker %s leaves: %s", self.name, error)
+                log.info("worker %s could not tell the lead that it leaves: %s", self.name, error)
             self.number = 0
         self._close_links()
 
