@@ -378,18 +378,20 @@ class UpFrame(_message.Message):
     def __init__(self, header: _Optional[_Iterable[_Union[UpHeader, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class UpHeader(_message.Message):
-    __slots__ = ("hello", "push", "pull", "renew", "ballot")
+    __slots__ = ("hello", "push", "pull", "renew", "ahead", "ballot")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     push: Push
     pull: Pull
     renew: Renew
+    ahead: Ahead
     ballot: BallotPaper
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker", "session", "pull_codec", "incarnation")
@@ -403,8 +405,18 @@ class Hello(_message.Message):
     incarnation: int
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
+class Ahead(_message.Message):
+    __slots__ = ("bucket", "number", "codec")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    number: int
+    codec: str
+    def __init__(self, bucket: _Optional[int] = ..., number: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
+
 class Push(_message.Message):
-    __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "arena_bytes", "covers", "nonfinite")
+    __slots__ = ("step", "bucket", "base", "weight", "codec", "epoch", "hyper", "missing", "ahead", "absent", "written", "arena_bytes", "covers", "nonfinite")
     class HyperEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -420,6 +432,9 @@ class Push(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HYPER_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     COVERS_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
@@ -431,10 +446,13 @@ class Push(_message.Message):
     epoch: int
     hyper: _containers.MessageMap[str, HyperValue]
     missing: bool
+    ahead: int
+    absent: _containers.RepeatedScalarFieldContainer[int]
+    written: _containers.RepeatedScalarFieldContainer[int]
     arena_bytes: int
     covers: _containers.RepeatedCompositeFieldContainer[Covers]
     nonfinite: bool
-    def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., arena_bytes: _Optional[int] = ..., covers: _Optional[_Iterable[_Union[Covers, _Mapping]]] = ..., nonfinite: bool = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., ahead: _Optional[int] = ..., absent: _Optional[_Iterable[int]] = ..., written: _Optional[_Iterable[int]] = ..., arena_bytes: _Optional[int] = ..., covers: _Optional[_Iterable[_Union[Covers, _Mapping]]] = ..., nonfinite: bool = ...) -> None: ...
 
 class Pull(_message.Message):
     __slots__ = ("bucket",)
