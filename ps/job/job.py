@@ -241,6 +241,7 @@ class Job:
             request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
             monitor=monitor,
+            equal_gradients=self.advice.equal_gradients() if self.membership else None,
             device=settings.device,
             trace=self.trace,
         )
