@@ -63,7 +63,7 @@ def joined(servers: Servers, rank: int) -> float:
 def test_job_begins_with_the_parameters_of_rank_0_though_it_comes_last() -> None:
     with job(workers=2) as servers:
         first = spawn(lambda: joined(servers, 1))
-        until(lambda: servers.status() and "worker w1 waits" in servers.log, "w1 has come")
+        until(lambda: servers.incarnation > 0 and "worker w1 waits" in servers.log, "w1 has come")
         assert joined(servers, 0) == 1.0
         assert first.result(SECONDS) == 1.0
 
