@@ -25,13 +25,15 @@ class Advice:
 
     def __init__(self, mode: Mode, metrics: Metrics) -> None:
         self._mode, self._metrics = mode, metrics
+        self._checked = False
         self.sentences: list[str] = []
 
     def check_settings(self, model: Model, num_workers: int) -> None:
         """Warn once of a combination of mode, momentum and number of workers that is known to diverge."""
         momentum = [m for g in model.groups if isinstance(m := g.hyper.get("momentum"), int | float)]
         found = self._mode.advice(max(momentum, default=0.0), num_workers)
-        if found is not None and not self.sentences:
+        if found is not None and not self._checked:
+            self._checked = True
             self.say(found)
 
     def monitor(

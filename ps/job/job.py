@@ -240,6 +240,7 @@ class Job:
             compensator=Compensator.of(settings.mode),
             request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
+            advise=self.advice.say,
             monitor=monitor,
             device=settings.device,
             trace=self.trace,
