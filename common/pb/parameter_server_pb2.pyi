@@ -27,26 +27,30 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class HyperValue(_message.Message):
-    __slots__ = ("number", "integer", "flag", "text", "numbers", "none")
+    __slots__ = ("number", "integer", "flag", "text", "numbers", "none", "type")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     INTEGER_FIELD_NUMBER: _ClassVar[int]
     FLAG_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     NONE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     number: float
     integer: int
     flag: bool
     text: str
     numbers: NumberList
     none: bool
-    def __init__(self, number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: bool = ..., text: _Optional[str] = ..., numbers: _Optional[_Union[NumberList, _Mapping]] = ..., none: bool = ...) -> None: ...
+    type: str
+    def __init__(self, number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: bool = ..., text: _Optional[str] = ..., numbers: _Optional[_Union[NumberList, _Mapping]] = ..., none: bool = ..., type: _Optional[str] = ...) -> None: ...
 
 class NumberList(_message.Message):
-    __slots__ = ("value",)
+    __slots__ = ("value", "type")
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     value: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, value: _Optional[_Iterable[float]] = ...) -> None: ...
+    type: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, value: _Optional[_Iterable[float]] = ..., type: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ParameterGroup(_message.Message):
     __slots__ = ("tensor", "hyper")

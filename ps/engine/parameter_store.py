@@ -97,9 +97,10 @@ class _Slot:
             self.values.copy_(mean)
             return
         group = self.optimizer.param_groups[0]
-        group.update(hyper)
+        group.update(optim.live(hyper))
         rate = group["lr"]
-        group["lr"] = rate * lr_scale
+        if lr_scale != 1.0:  # a factor of 1 would make another number of numpy's
+            group["lr"] = rate * lr_scale
         for part, gradient in zip(self._parts, torch.split(mean, self._sizes), strict=True):
             part.grad = gradient
         self.optimizer.step()
