@@ -73,7 +73,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         model: module that names the parameters and holds the buffers, which are averaged along with them.
         servers: "host:port" of every shard, comma-separated, shard 0 first; "name=host:port,...;name=..." for the jobs
             of several models.
-        job: name of the job that trains this model, where there are several; without it, the k-th optimizer of a process
+        job: name of the job that trains this model, where there are several; by default the k-th optimizer of a process
             takes the k-th job, or one that a closed optimizer has left.
         name: name of the worker, unique in the job; without one, w0, w1, ... by ``rank``, or made up without a rank.
         rank: place in sums and data splits, also from ``$RANK``; without one, the order of names decides.
