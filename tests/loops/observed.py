@@ -41,13 +41,14 @@ def observe(loop: Loop, run: Run, look: Look) -> tuple[list[Moment], BaseExcepti
     """Run a loop; what was seen, and the error that it ended with."""
     moments: list[Moment] = []
     code = loop.__code__
-    before = 0
+    before, failed = 0, False
 
     def traced(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal before
-        if event == "line":
+        nonlocal before, failed
+        if event == "line" or (event == "return" and not failed):
             note(frame)
             before = frame.f_lineno
+        failed = event == "exception"
         return traced
 
     def note(frame: FrameType) -> None:
@@ -87,6 +88,7 @@ def values(run: Run, local: dict[str, Any]) -> dict[str, Any]:
         found[name] = copied(buffer)
     for number, group in enumerate(run.optimizer.param_groups):
         found |= {f"group {number}: {key}": copied(value) for key, value in group.items() if key != "params"}
+    found |= {f"note {name}": copied(value) for name, value in run.notes.items()}
     for name, value in local.items():
         if not name.startswith("_") and isinstance(value, torch.Tensor | float | int | str):
             found[f"variable {name}"] = copied(value)

@@ -78,7 +78,7 @@ class Mean:
         self._parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
         self._condition = threading.Condition()
         self._present, self._there, self._round = set(range(len(models))), set[int](), 0
-        self._last = [parameter.detach().clone() for parameter in self._parameters[0]]
+        self._last: list[torch.Tensor] = [parameter.detach().clone() for parameter in self._parameters[0]]
         self._steps = [optimizer.step for optimizer in optimizers]
         self._error: BaseException | None = None
         for rank, optimizer in enumerate(optimizers):

@@ -26,7 +26,7 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.01)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of loops.
 
@@ -41,8 +41,8 @@ class Kind:
         refused_with: the same for some values of overlap only.
         keeps_promise: whether a gradient stays as backward left it, and nothing is read before ``step``: what
             ``overlap="eager"`` is for.
-        same_gradients: whether ``.grad`` is compared, too. False with a GradScaler: a wrapped optimizer leaves the scale in
-            it, as torch's own do that ``_step_supports_amp_scaling``, such as the fused ones.
+        same_gradients: whether ``.grad`` is compared, too. False with a GradScaler: a wrapped optimizer leaves the
+            scale in it, as torch's own do that ``_step_supports_amp_scaling``, such as the fused ones.
         is_observed: whether model and gradients are compared after each line, too, not only after the last one.
     """
 

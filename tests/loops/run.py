@@ -18,6 +18,9 @@ class Run:
         rank: place of the worker, 0 for one alone.
         world: number of workers.
         is_plain: whether plain torch runs the loop, for a loop that has to say itself what a worker is to make of it.
+
+    Attributes:
+        notes: what a loop wants to be compared, too, by name.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class Run:
         self.model: Any = model
         self.optimizer: Any = optimizer
         self.rank, self.world, self.is_plain = rank, world, is_plain
+        self.notes: dict[str, Any] = {}
 
     def generator(self, number: int) -> torch.Generator:
         """Random numbers of this worker's own."""

@@ -7,14 +7,14 @@ plane    memory     gradients and parameters in memory that worker and server sh
 
 import contextlib
 import resource
-from collections.abc import Iterator
-from functools import cache
+import threading
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 
 import torch_ps
-from tests.loops.observed import Look, Moment, differences, end, everything, first_difference, nothing, observe
+from tests.loops.observed import Look, Moment, differences, end, first_difference, nothing, observe
 from tests.loops.plain import make, plain_torch
 from tests.loops.registry import Kind
 from tests.loops.run import Run
@@ -29,33 +29,50 @@ BUCKET_SIZE = 2**-10
 TIMEOUT = 30.0
 
 
-@contextlib.contextmanager
-def no_shared_memory() -> Iterator[None]:
-    """No memory can be shared: no file may become that large."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+class _NoSharedMemory:
+    """While it is entered, on any thread, no memory can be shared: no file may grow, not even one in memory."""
+
+    def __init__(self) -> None:
+        self._lock, self._entered = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._entered += 1
+            self._set(0)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._entered -= 1
+            if not self._entered:
+                self._set(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+
+    @staticmethod
+    def _set(most: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+no_shared_memory = _NoSharedMemory()
+
+
+#: Ends a line after which there is no look, so that nothing is kept alive and nobody waits for a value.
+UNSEEN = "# unseen"
+
+
+@cache
 def look_of(overlap: str) -> Look:
     """Lines after which the model may be read without changing what is tested.
 
     With "forward" reading waits for parameters, so the model is read when they have been used; with "eager" they may
     come while backward runs, so it is read after ``step``.
     """
-    if "forward" in overlap:
-        return lambda line: ".backward(" in line
-    return (lambda line: ".step(" in line) if "eager" in overlap else everything
+    wanted = "backward(" if "forward" in overlap else "step(" if "eager" in overlap else ""
+    return lambda line: wanted in line and not line.endswith(UNSEEN)
 
 
-@cache
-def _plain(name: str, num_workers: int, overlap: str) -> list[list[Moment]]:
-    from tests.loops.registry import load
-
-    return plain_torch(load()[name], num_workers, look_of(overlap))
+@lru_cache(maxsize=8)
+def _plain(kind: Kind, num_workers: int, wanted: Look) -> list[list[Moment]]:
+    """The same for every plane."""
+    return plain_torch(kind, num_workers, wanted)
 
 
 def compare(
@@ -76,14 +93,14 @@ def compare(
     """
     observed = is_observed and kind.is_observed
     look = look_of(overlap) if observed else nothing
-    expected = _plain(kind.name, num_workers, overlap) if observed else plain_torch(kind, num_workers, nothing)
+    expected = _plain(kind, num_workers, look)
     made = [make(kind) for _ in range(num_workers)]
     with job(workers=num_workers, shards=shards, bucket_size=BUCKET_SIZE) as servers:
 
         def one(rank: int) -> str:
             model, optimizer = made[rank]
             options: dict[str, Any] = {"overlap": overlap, "rank": rank, "name": f"w{rank}", "timeout": TIMEOUT}
-            with no_shared_memory() if plane == "unix" else contextlib.nullcontext():
+            with no_shared_memory if plane == "unix" else contextlib.nullcontext():
                 plane_ = "auto" if plane == "unix" else plane
                 wrapped = torch_ps.ParameterServerOptimizer(
                     optimizer, model, str(servers), plane=plane_, **options, **kind.options
