@@ -794,7 +794,7 @@ class ReplicaBucket(_message.Message):
     def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ...) -> None: ...
 
 class ReplicaStep(_message.Message):
-    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness")
+    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness", "absent")
     class HyperEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -810,6 +810,7 @@ class ReplicaStep(_message.Message):
     LATE_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     bucket: int
     progress: str
     idle: bool
@@ -818,7 +819,8 @@ class ReplicaStep(_message.Message):
     late: int
     nonfinite: int
     staleness: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ...) -> None: ...
+    absent: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ..., absent: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReplicaAnswer(_message.Message):
     __slots__ = ("bucket", "worker", "codec", "whole")

@@ -10,7 +10,7 @@ the event loop. Its result returns to the loop as one ``Done``. Nothing here sen
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ from torch_ps.ps.core.effects import Apply, Release
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.grad_clip import Update
-from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
+from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.transport.streams import Stream
 
@@ -97,7 +97,7 @@ class Recorder(Protocol):
     ``torch_ps.ps.failover.primary`` implements it.
     """
 
-    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
+    def step(self, bucket: Bucket, apply: Apply, mean: Mean | None, hyper: Hyper) -> list[bytes]:
         """Frames about a step with gradient ``mean`` (None: the values stay). Called in the bucket's run."""
 
     def answered(self, bucket: Bucket, response: Response) -> list[bytes]:
@@ -262,8 +262,8 @@ class JobRunner:
             self.take(bucket, apply.record)
         return left_out
 
-    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], torch.Tensor | None]:
-        """Gradient for the optimizer, fp32 of shape (numel,); None: the bucket's values stay as they are."""
+    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], Mean | None]:
+        """Gradient for the optimizer; None: the bucket's values stay as they are."""
         index, coefficient = bucket.index, 1.0
         if isinstance(job, Step):
             with self._trace.span("mean", job.apply.group[2], index):
@@ -274,11 +274,11 @@ class JobRunner:
             return left_out, None
         values = self._store.values(index)
         if self._monitor is not None and (observe := self._monitor.observer(index, job.apply, job.hyper, coefficient)):
-            observe(mean.cpu(), values.cpu())
+            observe(mean.values.cpu(), values.cpu(), mean.absent)
         if coefficient != 1.0:
-            mean = mean * coefficient
+            mean = replace(mean, values=mean.values * coefficient)
         if self._compensator is not None and bucket.rule == "optimizer":
-            mean = self._compensator.correct(index, job.apply, mean, values)
+            mean = self._compensator.correct(bucket, job.apply, mean, values)
         return left_out, mean
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -166,7 +167,7 @@ class Engine:
             in_place = codec.name == "none"
             payload = self.arenas.payload(worker, session, push.bucket, push.arena_bytes, in_place=in_place)
         codec.check(payload, bucket.numel)
-        hyper = self._hyper(bucket, push)
+        hyper, absent = self._hyper(bucket, push), _absent(bucket, push)
         local = self._local[push.bucket]
         covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
         effects = self.core.push(
@@ -177,7 +178,7 @@ class Engine:
         if push.bucket == self._first:
             stream.samples += push.weight
         self._metrics.pushed.inc(len(payload))
-        gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        gradient = Gradient(worker, push.step, push.weight, codec, payload, absent)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
@@ -317,3 +318,20 @@ class Engine:
                 raise ProtocolError(str(error)) from None
             self._approved[bucket.group] = hyper
         return hyper
+
+
+def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
+    """Pieces that the push has no gradient for.
+
+    Raises:
+        ProtocolError: they are no increasing positions of pieces, or the bucket holds buffers.
+    """
+    absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
+    if absent and bucket.rule == "mean":
+        raise ProtocolError(f"bucket {bucket.index} holds buffers, which have no gradient that could be absent")
+    if any(a >= b for a, b in pairwise((*absent, len(bucket.pieces)))):
+        raise ProtocolError(
+            f"pieces {list(absent)[:8]} of bucket {bucket.index} are absent; increasing positions below "
+            f"{len(bucket.pieces)} are needed"
+        )
+    return absent

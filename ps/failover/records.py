@@ -21,6 +21,7 @@ from torch_ps.common.wire.ballots import configuration_from_proto, configuration
 from torch_ps.common.wire.frames import Buffer, pack
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange
+from torch_ps.ps.engine.parameter_store import Mean
 
 
 def of_state(bucket: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> list[bytes]:
@@ -38,7 +39,7 @@ def of_tensor(bucket: int, name: str, tensor: torch.Tensor) -> bytes:
 def of_step(
     bucket: int,
     apply: Apply,
-    mean: torch.Tensor | None,
+    mean: Mean | None,
     hyper: Hyper,
     job: Hyper,
     *,
@@ -48,7 +49,7 @@ def of_step(
     """One ``Apply`` that has a ``progress``.
 
     Args:
-        mean: shape (numel,), fp32: what the optimizer is stepped with; None: the values stay.
+        mean: Gradient that the optimizer is stepped with; None: the values stay.
         job: hyperparameters of the bucket's group in the model.
         late, nonfinite: counted so far.
     """
@@ -61,8 +62,9 @@ def of_step(
         late=late,
         nonfinite=nonfinite,
         staleness=[each.staleness for each in apply.contributions],
+        absent=() if mean is None else mean.absent,
     )
-    return pack(pb.ReplicaHeader(step=step), () if mean is None else _payload(mean))
+    return pack(pb.ReplicaHeader(step=step), () if mean is None else _payload(mean.values))
 
 
 def of_answer(bucket: int, worker: str, codec: str, *, whole: bool) -> bytes:
