@@ -129,7 +129,9 @@ class Client(JobMember):
         optimizer: OptimizerSpec,
         buffers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Become a worker of the job. The first caller's values seed it; the others' names and shapes are compared.
+        """Become a worker of the job. One caller's values seed it; the others' names and shapes are compared.
+
+        The seeder is the first caller or, in sync mode with ranks, the lowest rank of the first quorum.
 
         Args:
             params: every parameter, by name; the order has to be the same for all workers.

@@ -44,6 +44,7 @@ from torch_ps.ps.engine.bucket_jobs import (
 )
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
+from torch_ps.ps.engine.equal_gradients import EqualGradients
 from torch_ps.ps.engine.grad_clip import GradientClipper, RequestNorm, Update
 from torch_ps.ps.engine.lanes import SMALL, Lanes
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
@@ -78,6 +79,7 @@ class Engine:
         request_norm: Obtains the norm of an update over all shards.
         on_failure: Called with an exception that ends the shard.
         monitor: Divergence monitor; None: off.
+        equal_gradients: Comparison of the workers' gradients; None: off.
         device: Device of parameters and optimizer state.
         trace: Spans of the traced steps; None: no trace.
     """
@@ -96,6 +98,7 @@ class Engine:
         request_norm: RequestNorm,
         on_failure: Callable[[BaseException], None],
         monitor: DivergenceMonitor | None = None,
+        equal_gradients: EqualGradients | None = None,
         device: torch.device = CPU,
         trace: Trace | None = None,
     ) -> None:
@@ -122,6 +125,7 @@ class Engine:
         self._approved = [group.hyper for group in model.groups]  # by group: values that were checked last
         self._metrics = metrics
         self.compensator = compensator
+        self._equal_gradients = equal_gradients
         encoder = ResponseEncoder(
             self.store, self.arenas, compensator, first=self._first, epoch=lambda: core.roster.epoch
         )
@@ -249,6 +253,8 @@ class Engine:
             if stream is not None:
                 stream.staleness = contribution.staleness
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
+        if self._equal_gradients is not None and bucket.rule == "optimizer":
+            self._equal_gradients.compare(bucket.index, gradients)
         if self._clipper is not None and bucket.rule == "optimizer":
             return self._clipper.add(bucket.index, apply, gradients, hyper)
         return Step(apply, gradients, hyper)

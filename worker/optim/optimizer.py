@@ -61,7 +61,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     torch.amp.GradScaler works as with torch alone: a step that it skips is pushed with weight 0, so that nobody waits.
     ``torch_ps.worker.gradients.gradients`` says what a missing, sparse or infinite gradient means.
 
-    Creating it joins the job. The first worker's parameters become the job's; every worker's model then holds them.
+    Creating it joins the job. Rank 0's parameters become the job's in sync mode, otherwise or without ranks those of
+    the first worker; every worker's model then holds them.
 
     Every keyword argument that is None is taken from the environment: ``compress`` from ``$PS_COMPRESS``, and so on.
     ps-worker and ps-run set these variables from their options, so they hold for scripts too.
