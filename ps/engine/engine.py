@@ -182,7 +182,7 @@ class Engine:
         if push.bucket == self._first:
             stream.samples += push.weight
         self._metrics.pushed.inc(len(payload))
-        gradient = Gradient(worker, push.step, push.weight, codec, payload, absent)
+        gradient = Gradient(worker, push.step, push.weight, codec, payload, len(absent) == len(bucket.pieces), absent)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)

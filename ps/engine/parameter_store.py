@@ -48,6 +48,7 @@ class Gradient:
         weight: Weight in the mean, >= 0.
         codec: Codec of the payload.
         payload: Encoded values, checked.
+        missing: The worker has no gradient for any piece of the bucket.
         absent: Positions of the bucket's pieces, increasing, that the worker has no gradient for. They count as 0
             whatever the payload holds, which a lossy codec may have made of 0.
     """
@@ -57,6 +58,7 @@ class Gradient:
     weight: float
     codec: Codec
     payload: memoryview
+    missing: bool = False
     absent: tuple[int, ...] = ()
 
 

@@ -129,10 +129,7 @@ class Sliced:
         schedule(self._optimizer, step)
         _, now = optim.describe(self._optimizer)
         for bucket in self.buckets:
-            gradients = [
-                Gradient(f"w{rank}", step, 1.0, codecs.codec("none"), payload(cut(have, bucket)), lacking(have, bucket))
-                for rank, have in enumerate(workers)
-            ]
+            gradients = [gradient(f"w{rank}", step, have, bucket) for rank, have in enumerate(workers)]
             mean, _ = self.store.mean(bucket.index, gradients)
             if mean is not None:
                 self.store.step(bucket.index, mean, now[bucket.group])
@@ -143,6 +140,8 @@ class Sliced:
         return [index for index, one, other in pairs if not torch.equal(one.view(torch.int32), other.view(torch.int32))]
 
 
-def lacking(gradients: Gradients, bucket: Bucket) -> tuple[int, ...]:
-    """Positions of the pieces without a gradient."""
-    return tuple(at for at, piece in enumerate(bucket.pieces) if gradients[NAMES[piece.tensor]] is None)
+def gradient(worker: str, step: int, have: Gradients, bucket: Bucket) -> Gradient:
+    """What a worker pushes of one bucket."""
+    absent = tuple(at for at, piece in enumerate(bucket.pieces) if have[NAMES[piece.tensor]] is None)
+    missing = len(absent) == len(bucket.pieces)
+    return Gradient(worker, step, 1.0, codecs.codec("none"), payload(cut(have, bucket)), missing, absent)
