@@ -65,9 +65,10 @@ class BucketOptimizer:
         if absent:
             self._cut(self._edges(absent))
         group = self._torch.param_groups[0]
-        group.update(hyper)
+        group.update(optim.live(hyper))
         rate = group["lr"]
-        group["lr"] = rate * lr_scale
+        if lr_scale != 1.0:  # a factor of 1 would make another number of numpy's
+            group["lr"] = rate * lr_scale
         for part, piece, gradient in zip(self._parts, self._pieces, torch.split(mean, self._sizes), strict=True):
             part.grad = None if piece in absent else gradient
         if self._fused and len(self._parts) > 1:

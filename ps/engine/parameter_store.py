@@ -47,7 +47,7 @@ class Gradient:
         worker, step: The push it belongs to.
         weight: Weight in the mean, >= 0.
         codec: Codec of the payload.
-        payload: Encoded values, checked.
+        payload: Encoded values, checked; empty where the weight is 0 or the gradient is missing.
         missing: The worker has no gradient for any piece of the bucket.
         absent: Positions of the bucket's pieces, increasing, that the worker has no gradient for. They count as 0
             whatever the payload holds, which a lossy codec may have made of 0.
@@ -213,7 +213,7 @@ class Store:
         left_out: list[NonFinite] = []
         mean = self._mean(slot, gradients)
         if mean is not None and not math.isfinite(mean.values.sum().item()):
-            left_out = [found for g in gradients if (found := self._nonfinite(slot, g))]
+            left_out = [found for g in gradients if len(g.payload) and (found := self._nonfinite(slot, g))]
             bad = {found.worker for found in left_out}
             mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
         return mean, left_out
@@ -249,6 +249,8 @@ class Store:
 
     def _gradient(self, slot: _Slot, gradient: Gradient, scratch: torch.Tensor) -> torch.Tensor:
         """The values of a gradient, 0 where it has none; they may be views of its payload."""
+        if not len(gradient.payload):
+            return scratch.zero_()
         values = self.decode(gradient.codec, gradient.payload, scratch)
         if gradient.absent:
             if values.data_ptr() != scratch.data_ptr():

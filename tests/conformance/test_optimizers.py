@@ -34,6 +34,9 @@ SERVED = (
     "Adadelta",
     "Rprop",
     "ASGD",
+    "AdamW lr tensor",
+    "NAdam foreach, lr tensor",
+    "AdamW of numpy",
 )
 
 
@@ -109,7 +112,7 @@ def test_optimizers_that_need_whole_tensors_are_refused_by_name_with_the_list(na
 
 
 BAD: dict[str, tuple[str, Hyper, Callable[[Hyper], None], str]] = {
-    "negative lr": ("SGD", {}, lambda g: g.update(lr=-0.1), "Invalid learning rate: -0.1"),
+    "negative lr of ASGD": ("ASGD", {}, lambda g: g.update(lr=-0.1), "lr has to be in .* got -0.1"),
     "lr NaN": ("Adam", {}, lambda g: g.update(lr=float("nan")), "lr is nan"),
     "lr beyond fp32": ("SGD", {}, lambda g: g.update(lr=1e300), "lr is 1e[+]300"),
     "beta of 1": ("AdamW", {}, lambda g: g.update(betas=(1.0, 0.9)), "Invalid beta parameter at index 0"),
