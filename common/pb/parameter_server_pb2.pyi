@@ -27,26 +27,30 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class HyperValue(_message.Message):
-    __slots__ = ("number", "integer", "flag", "text", "numbers", "none")
+    __slots__ = ("number", "integer", "flag", "text", "numbers", "none", "type")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     INTEGER_FIELD_NUMBER: _ClassVar[int]
     FLAG_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     NONE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     number: float
     integer: int
     flag: bool
     text: str
     numbers: NumberList
     none: bool
-    def __init__(self, number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: bool = ..., text: _Optional[str] = ..., numbers: _Optional[_Union[NumberList, _Mapping]] = ..., none: bool = ...) -> None: ...
+    type: str
+    def __init__(self, number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: bool = ..., text: _Optional[str] = ..., numbers: _Optional[_Union[NumberList, _Mapping]] = ..., none: bool = ..., type: _Optional[str] = ...) -> None: ...
 
 class NumberList(_message.Message):
-    __slots__ = ("value",)
+    __slots__ = ("value", "type")
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     value: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, value: _Optional[_Iterable[float]] = ...) -> None: ...
+    type: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, value: _Optional[_Iterable[float]] = ..., type: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ParameterGroup(_message.Message):
     __slots__ = ("tensor", "hyper")
@@ -794,7 +798,7 @@ class ReplicaBucket(_message.Message):
     def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ...) -> None: ...
 
 class ReplicaStep(_message.Message):
-    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness")
+    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness", "written")
     class HyperEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -810,6 +814,7 @@ class ReplicaStep(_message.Message):
     LATE_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     bucket: int
     progress: str
     idle: bool
@@ -818,7 +823,8 @@ class ReplicaStep(_message.Message):
     late: int
     nonfinite: int
     staleness: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ...) -> None: ...
+    written: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ..., written: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReplicaAnswer(_message.Message):
     __slots__ = ("bucket", "worker", "codec", "whole")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
+from torch_ps.common.optimizer_spec import number_of
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.modes import Mode
@@ -31,7 +32,7 @@ class Advice:
 
     def check_settings(self, model: Model, num_workers: int) -> None:
         """Warn once of a combination of mode, momentum and number of workers that is known to diverge."""
-        momentum = [m for g in model.groups if isinstance(m := g.hyper.get("momentum"), int | float)]
+        momentum = [number_of(group.hyper.get("momentum"), 0.0) for group in model.groups]
         found = self._mode.advice(max(momentum, default=0.0), num_workers)
         if found is not None and not self._settings_told:
             self._settings_told = True

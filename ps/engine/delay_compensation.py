@@ -8,8 +8,8 @@ element, by the root of a running mean of squares, which adapts it to the scale 
 Rules of this file
   1. The values that a worker pulled are kept as the worker decoded them, with their version. A gradient computed from
      another version (a caller of the low-level client may hold an older one) is applied unchanged.
-  2. ``pulled`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on the event
-     loop and may drop a copy that a GPU stream still reads, hence ``keep_for_stream``.
+  2. ``pulled``, ``wrote`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on
+     the event loop and may drop a copy that a GPU stream still reads, hence ``keep_for_stream``.
 
 Memory: one fp32 copy of the shard's parameters per worker; one more in the adaptive form.
 
@@ -75,6 +75,12 @@ class Compensator:
         of_bucket = self._pulled.setdefault(bucket, {})
         _, copy = of_bucket.get((worker, session), (0, None))
         of_bucket[worker, session] = version, values.clone() if copy is None else keep_for_stream(copy).copy_(values)
+
+    def wrote(self, bucket: int, worker: str, session: int, start: int, values: torch.Tensor) -> None:
+        """Note that a worker computes from ``values`` of its own, fp32, instead of what it pulled from ``start`` on."""
+        _, copy = self._pulled.get(bucket, {}).get((worker, session), (0, None))
+        if copy is not None:
+            keep_for_stream(copy)[start : start + values.numel()].copy_(values)
 
     def correct(self, bucket: int, apply: Apply, gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The corrected gradient; all tensors are fp32 of shape (numel,), and ``gradient`` stays unchanged."""

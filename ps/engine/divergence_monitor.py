@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.optimizer_spec import Hyper, number_of
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.divergence import DivergenceDetector, Window
@@ -166,7 +166,7 @@ class DivergenceMonitor:
         """
         version = apply.version - 1
         samples = self._buckets.get(bucket)
-        if samples is None or (version < self._begin and hyper.get("lr", 0.0) <= samples.calm):  # type: ignore[operator]
+        if samples is None or (version < self._begin and number_of(hyper.get("lr", 0.0)) <= samples.calm):
             return None
         return partial(self._guarded, partial(self._see, samples, version, apply, hyper, apply.lr_scale * coefficient))
 
@@ -190,15 +190,15 @@ class DivergenceMonitor:
         gradient: torch.Tensor,
         values: torch.Tensor,
     ) -> None:
-        lr = _number(hyper, "lr", 1e-3)
+        lr = number_of(hyper.get("lr"), 1e-3)
         if lr <= 0 or not apply.contributions or self._num_workers() > MOST_WORKERS:
             return
         samples.calm = RISE * lr
-        momentum = self._momentum = _number(hyper, "momentum", 0.0)
+        momentum = self._momentum = number_of(hyper.get("momentum"), 0.0)
         sums = self._enter(samples, version)
         if sums is None:
             return
-        rate = lr * (1 - _number(hyper, "dampening", 0.0)) if momentum else lr
+        rate = lr * (1 - number_of(hyper.get("dampening"), 0.0)) if momentum else lr
         sign = -1.0 if hyper.get("maximize") else 1.0
         (contribution,) = apply.contributions
         stale = contribution.staleness
@@ -300,8 +300,3 @@ def create_monitor(
     return DivergenceMonitor(
         buckets, scaled=mode.rate_follows_staleness, num_workers=num_workers, advise=advise, report=report
     )
-
-
-def _number(hyper: Hyper, key: str, default: float) -> float:
-    value = hyper.get(key, default)
-    return float(value) if isinstance(value, int | float) else default

@@ -10,6 +10,7 @@ Rules of this file
   4. Work per push and per response is independent of the number of buckets, workers and data sets.
 """
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -48,7 +49,9 @@ from torch_ps.ps.engine.grad_clip import GradientClipper, RequestNorm, Update
 from torch_ps.ps.engine.lanes import SMALL, Lanes
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
+from torch_ps.ps.engine.written_weights import WeightWriter, Written, of_push
 from torch_ps.ps.observability.shard_metrics import Metrics
+from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
 
 log = logging.getLogger("torch_ps.ps")
@@ -60,6 +63,7 @@ class _Held:
 
     gradient: Gradient
     hyper: Hyper
+    written: Written | None
     since: float  # on time.monotonic()
 
 
@@ -77,6 +81,7 @@ class Engine:
         compensator: Delay compensation; None: off.
         request_norm: Obtains the norm of an update over all shards.
         on_failure: Called with an exception that ends the shard.
+        advise: Shows a warning; called on any thread.
         monitor: Divergence monitor; None: off.
         equal_gradients: Comparison of the workers' gradients; None: off.
         device: Device of parameters and optimizer state.
@@ -96,6 +101,7 @@ class Engine:
         compensator: Compensator | None,
         request_norm: RequestNorm,
         on_failure: Callable[[BaseException], None],
+        advise: Callable[[str], None],
         monitor: DivergenceMonitor | None = None,
         equal_gradients: EqualGradients | None = None,
         device: torch.device = CPU,
@@ -128,7 +134,8 @@ class Engine:
         encoder = ResponseEncoder(
             self.store, self.arenas, compensator, first=self._first, epoch=lambda: core.roster.epoch
         )
-        self.work = JobRunner(self.store, encoder, compensator, monitor, self._trace)
+        writer = WeightWriter(self.store, model, streams, compensator, advise)
+        self.work = JobRunner(self.store, encoder, writer, compensator, monitor, self._trace)
         self._lanes = Lanes[BucketJob, Done](
             buckets,
             executor,
@@ -146,7 +153,8 @@ class Engine:
             )
 
     def disconnected(self, stream: Stream) -> None:
-        """Note that a stream has ended: its pending responses are dropped, its pushes stay valid."""
+        """Note that a stream has ended: its pending responses are dropped, its pushes that the core has stay valid."""
+        stream.sent_ahead.clear()
         if stream.worker is not None:
             self.run(self.core.disconnected(stream.worker, stream.session))
 
@@ -158,35 +166,68 @@ class Engine:
         Args:
             stream: Stream of the worker.
             push: Header of the frame.
-            payload: Encoded gradient; empty where it is in shared memory.
+            payload: Encoded gradient, or weights that the loop has written where the gradient is elsewhere.
 
         Raises:
             ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
         """
         bucket = self._bucket(push.bucket)
-        codec = codecs.codec(push.codec)
-        worker, session = stream.worker or "", stream.session
-        if push.HasField("arena_bytes"):
-            in_place = codec.name == "none"
-            payload = self.arenas.payload(worker, session, push.bucket, push.arena_bytes, in_place=in_place)
-        codec.check(payload, bucket.numel)
         hyper = self._hyper(bucket, push)
-        local = self._local[push.bucket]
+        written = of_push(bucket, stream.worker or "", stream.session, push, payload) if push.written else None
+        if push.HasField("ahead"):
+            _check_named(stream, push, payload[:0] if written else payload)
+            self._count_pushed(stream, len(payload))
+            take = functools.partial(self._commit, stream, push, hyper, written)
+            stream.sent_ahead.claim(push.bucket, push.ahead, push.step, take)
+            return
+        gradient = self._gradient(stream, bucket, push, payload[:0] if written else payload)
+        size = len(gradient.payload) + (len(payload) if written else 0)
+        self._commit(stream, push, hyper, written, gradient)
+        self._count_pushed(stream, size)
+
+    def gradient_ahead(self, stream: Stream, ahead: pb.Ahead, payload: memoryview) -> None:
+        """Hold one bucket of one worker's gradient until a push names it, or complete the push that waits for it.
+
+        Args:
+            stream: Stream of the worker.
+            ahead: Header of the frame.
+            payload: Encoded gradient.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
+        """
+        bucket, codec = self._bucket(ahead.bucket), codecs.codec(ahead.codec)
+        codec.check(payload, bucket.numel)
+        self._count_pushed(stream, len(payload))
+        stream.sent_ahead.arrive(ahead.bucket, ahead.number, Encoded(codec, payload))
+
+    def _commit(self, stream: Stream, push: pb.Push, hyper: Hyper, written: Written | None, gradient: Encoded) -> None:
+        """Have the core decide about a checked push."""
+        worker, session, local = stream.worker or "", stream.session, self._local[push.bucket]
         covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
         effects = self.core.push(
             Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), now
         )
-        stream.bytes_pushed += len(payload)
-        self.bytes_pushed += len(payload)
         if push.bucket == self._first:
             stream.samples += push.weight
-        self._metrics.pushed.inc(len(payload))
-        gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        codec, payload = gradient.codec, gradient.payload
+        found = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
-        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper, now))
+        self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
+
+    def _gradient(self, stream: Stream, bucket: Bucket, push: pb.Push, payload: memoryview) -> Encoded:
+        """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
+        codec = codecs.codec(push.codec)
+        if push.HasField("arena_bytes"):
+            payload = self.arenas.payload(
+                stream.worker or "", stream.session, push.bucket, push.arena_bytes, in_place=codec.name == "none"
+            )
+        if len(payload) or not (push.missing or push.weight == 0):
+            codec.check(payload, bucket.numel)
+        return Encoded(codec, payload)
 
     def pull(self, stream: Stream, bucket: int) -> None:
         """Have the parameters of one bucket sent to a stream.
@@ -252,11 +293,12 @@ class Engine:
             if stream is not None:
                 stream.staleness = contribution.staleness
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
+        written = tuple([h.written for h in held if h.written is not None])
         if self._equal_gradients is not None and bucket.rule == "optimizer":
             self._equal_gradients.compare(bucket.index, gradients)
         if self._clipper is not None and bucket.rule == "optimizer":
-            return self._clipper.add(bucket.index, apply, gradients, hyper)
-        return Step(apply, gradients, hyper)
+            return self._clipper.add(bucket.index, apply, gradients, hyper, written)
+        return Step(apply, gradients, hyper, written)
 
     def _release(self, bucket: int, release: Release) -> None:
         if not release.applied and release.step is not None:
@@ -297,6 +339,11 @@ class Engine:
             self._metrics.pulled.inc(size)
             stream.outbox.put_nowait(frame)
 
+    def _count_pushed(self, stream: Stream, size: int) -> None:
+        stream.bytes_pushed += size
+        self.bytes_pushed += size
+        self._metrics.pushed.inc(size)
+
     def _count_nonfinite(self) -> None:
         self.nonfinite += 1
         self._metrics.nonfinite.inc()
@@ -323,3 +370,16 @@ class Engine:
                 raise ProtocolError(str(error)) from None
             self._approved[bucket.group] = hyper
         return hyper
+
+
+def _check_named(stream: Stream, push: pb.Push, payload: memoryview) -> None:
+    """Refuse a push that names a gradient and brings another one.
+
+    Raises:
+        CorruptFrame: it has one in ``payload`` or in shared memory.
+    """
+    if len(payload) or push.HasField("arena_bytes"):
+        where = "in shared memory" if push.HasField("arena_bytes") else "in its frame"
+        raise CorruptFrame(
+            f"worker {stream.worker!r} names gradient {push.ahead} of bucket {push.bucket} and has another one {where}"
+        )

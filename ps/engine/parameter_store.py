@@ -47,8 +47,8 @@ class Gradient:
         worker, step: The push it belongs to.
         weight: Weight in the mean, >= 0.
         codec: Codec of the payload.
-        payload: Encoded values, checked.
-        missing: The worker has no gradient for this bucket; the payload is zeros.
+        payload: Encoded values, checked; empty where the weight is 0 or the gradient is missing.
+        missing: The worker has no gradient for this bucket, which counts as zeros.
     """
 
     worker: str
@@ -97,9 +97,10 @@ class _Slot:
             self.values.copy_(mean)
             return
         group = self.optimizer.param_groups[0]
-        group.update(hyper)
+        group.update(optim.live(hyper))
         rate = group["lr"]
-        group["lr"] = rate * lr_scale
+        if lr_scale != 1.0:  # a factor of 1 would make another number of numpy's
+            group["lr"] = rate * lr_scale
         for part, gradient in zip(self._parts, torch.split(mean, self._sizes), strict=True):
             part.grad = gradient
         self.optimizer.step()
@@ -220,7 +221,7 @@ class Store:
         left_out: list[NonFinite] = []
         mean = self._mean(slot, gradients)
         if mean is not None and not math.isfinite(mean.sum().item()):
-            left_out = [found for g in gradients if (found := self._nonfinite(slot, g))]
+            left_out = [found for g in gradients if len(g.payload) and (found := self._nonfinite(slot, g))]
             bad = {found.worker for found in left_out}
             mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
         return mean, left_out
@@ -250,6 +251,8 @@ class Store:
         return torch.div(values, divisor, out=total) if divisor != 1 else values
 
     def _term(self, gradient: Gradient, scratch: torch.Tensor, equal: bool) -> torch.Tensor:
+        if not len(gradient.payload):
+            return scratch.zero_()
         values = self.decode(gradient.codec, gradient.payload, scratch)
         return values if equal else torch.mul(values, gradient.weight, out=scratch)
 

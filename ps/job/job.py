@@ -242,6 +242,7 @@ class Job:
             compensator=Compensator.of(settings.mode),
             request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
+            advise=self.advice.say,
             monitor=monitor,
             equal_gradients=self.advice.equal_gradients() if self.membership else None,
             device=settings.device,

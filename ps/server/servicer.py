@@ -346,6 +346,10 @@ class Servicer:
                         self._working(stream).push(stream, header.push, payload)
                     if job.sample_requests.pending:
                         job.sample_requests.wake()
+                case "ahead" if stream.worker is not None:
+                    self._working(stream).gradient_ahead(stream, header.ahead, payload)
+                    if job.sample_requests.pending:
+                        job.sample_requests.wake()
                 case "pull":
                     stream.note_pull()
                     self._working(stream).pull(stream, header.pull.bucket)
