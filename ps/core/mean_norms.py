@@ -11,7 +11,8 @@ Rules of this file
      gradient after it was measured asks again for the same step, in the next round.
   2. A round is decided once, when every worker that its step requires has asked, has pushed the step, or asks for a
      later round. It needs an open roster. Backup workers may be missing, but not everybody.
-  3. Each worker of a decided round gets the same answer, whenever it asks and however often.
+  3. Each worker of a decided round gets the same answer, whenever it asks and however often. A single gradient is not
+     measured, so whoever asks late in a round of one worker is answered alone.
   4. A worker that is late, or not in the step yet, is answered alone: its push will not count, so it waits for nobody.
   5. A question ends with its stream, as its worker may change the gradient from then on; it asks again on the next.
 
@@ -153,7 +154,8 @@ class MeanNorms:
             if _needs(question) > roster.epoch:
                 continue
             decided = self._decided.get(question.key)
-            if decided is None and not _takes_part(question, shard):
+            late = decided is not None and len(decided.asked) == 1 and decided.asked[0].worker != question.worker
+            if late or (decided is None and not _takes_part(question, shard)):
                 decided = _Decided((question,), ())
             if decided is not None:
                 del self._waiting[question.worker]
