@@ -67,6 +67,7 @@ class Client(JobMember):
 
     Args:
         servers: "host:port" of every shard, comma-separated, shard 0 first; ``$PS_SERVERS`` if None.
+        job: name of the job to talk to, where ``servers`` lists several; ``$PS_JOB`` if None.
         name: name of the worker, unique in the job; if None, w0, w1, ... by ``rank``, or made up if that is None, too.
         rank: place in sums and data splits; None for the order of names.
         compress: codec of gradients, such as "fp16" or "topk:0.01".
@@ -92,6 +93,7 @@ class Client(JobMember):
         self,
         servers: str | None = None,
         *,
+        job: str | None = None,
         name: str | None = None,
         rank: int | None = None,
         compress: str = "none",
@@ -108,7 +110,7 @@ class Client(JobMember):
         self._rank = rank
         self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=name)
         session = Session(
-            addresses_of(servers),
+            addresses_of(servers, job),
             name,
             compressor=self._compressor,
             compress_pull=compress_pull,

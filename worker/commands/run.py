@@ -108,9 +108,11 @@ def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tup
 
     \b
     ps-run -n 2 --task digits --mode async
-    ps-run -n 2 --compress fp16 train.py --epochs 3
+    ps-run -n 2 --models generator,critic train.py --epochs 3
     """
     ps_worker.check(worker, script)
+    if server.models and worker.task:
+        raise ConfigError(f"models={server.models} is for scripts; task {worker.task!r} trains one model")
     logs.setup("ps-run", level=worker.log_level)
     if run.on == "ray":
         sys.exit(run_on_ray(run, server, worker, script))

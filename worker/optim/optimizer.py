@@ -48,7 +48,8 @@ from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import UntrackedWrites
 from torch_ps.worker.runtime import graceful_shutdown
-from torch_ps.worker.runtime.access import access_fields, access_in, addresses_of, default_name
+from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
+from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome
 
@@ -70,7 +71,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     Args:
         optimizer: elementwise optimizer of ``torch.optim``, whose class and hyperparameters the servers use.
         model: module that names the parameters and holds the buffers, which are averaged along with them.
-        servers: "host:port" of every shard, comma-separated, shard 0 first.
+        servers: "host:port" of every shard, comma-separated, shard 0 first; "name=host:port,...;name=..." for the jobs
+            of several models.
+        job: name of the job that trains this model, where there are several; by default the k-th optimizer of a process
+            takes the k-th job, or one that a closed optimizer has left.
         name: name of the worker, unique in the job; without one, w0, w1, ... by ``rank``, or made up without a rank.
         rank: place in sums and data splits, also from ``$RANK``; without one, the order of names decides.
         compress: codec of gradients: "none" (the default), "fp16", "bf16", "int8", "sign", "topk:0.01", "randk:0.01".
@@ -100,11 +104,13 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     Attributes:
         wrapped: the optimizer that was wrapped.
+        job: name of the job; "" if it has none.
         weight: part of the next gradient in the mean, 1 by default. Set it before ``backward`` to the number of samples
             when workers have unequal batches, or to have ``samples`` count them.
 
     Raises:
-        ConfigError: an argument is wrong, or the optimizer cannot run on slices of the parameters.
+        ConfigError: an argument is wrong, the optimizer cannot run on slices of the parameters, or another model of
+            this process is in the job.
         ModelMismatch: the job trains another model; the first differing tensor is named.
         Unreachable: a server does not answer; names its address.
     """
@@ -119,6 +125,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         model: torch.nn.Module,
         servers: str | None = None,
         *,
+        job: str | None = None,
         name: str | None = None,
         rank: int | None = None,
         compress: str | None = None,
@@ -138,6 +145,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     ) -> None:
         given: dict[str, Any] = {
             "servers": servers,
+            "job": job,
             "name": name,
             "rank": rank,
             "compress": compress,
@@ -158,7 +166,9 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             from_environment(WorkerConfig, os.environ), **{k: v for k, v in given.items() if v is not None}
         )
         torch.optim.Optimizer.__init__(self, optimizer.param_groups, optimizer.defaults)
-        name = config.name or default_name(config.rank)
+        own_name, name = name is not None or rank is not None, config.name or default_name(config.rank)
+        chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name)
+        self.job = chosen.name
         self.wrapped = optimizer
         self.weight = 1.0
         self._accumulate = config.accumulate
@@ -176,7 +186,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         )
         self._corrects = config.momentum_correction == "auto" and self._compressor.corrects_momentum
         session = Session(
-            addresses_of(config.servers),
+            chosen.shards,
             name,
             compressor=self._compressor,
             compress_pull=config.compress_pull,
@@ -185,6 +195,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
+        enter_job(self, chosen, name)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
@@ -495,6 +506,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
+        leave_job(self)
         graceful_shutdown.detach(self)
         if hasattr(self, "_overlap"):  # joining may have failed
             self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
