@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,3 +86,12 @@ def load() -> dict[str, Kind]:
     for module in sorted(each.name for each in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"tests.loops.kinds.{module}")
     return KINDS
+
+
+def listed() -> str:
+    """All kinds as lines of markdown, an entry for each module of ``tests/loops/kinds``."""
+    names: dict[str, list[str]] = {}
+    for each in load().values():
+        names.setdefault(each.subject, []).append(each.name)
+    entries = [f"* `{subject}.py`, {len(found)} kinds: {'; '.join(found)}" for subject, found in names.items()]
+    return "\n".join(textwrap.fill(entry, 120, subsequent_indent="  ", break_on_hyphens=False) for entry in entries)
