@@ -66,7 +66,7 @@ class TensorSpec:
 
     @property
     def places(self) -> int:
-        """Number of fp32 values in the flat vector: one an element, or the words that hold the bytes of a copied one."""
+        """Number of fp32 values in the flat vector: one for each element, or the words of a copied buffer's bytes."""
         return num_words(self.numel, self.torch_dtype) if self.copied else self.numel
 
     @property
@@ -167,9 +167,7 @@ def check_same(job: Model, worker: Model, name: str) -> None:
         if len(mine) != len(theirs):
             longer, who = (mine, "the job") if len(mine) > len(theirs) else (theirs, f"worker {name!r}")
             hint = "; give all workers the same buffers=" if mine is job.buffers else ""
-            raise ModelMismatch(
-                f"only {who} has tensor {longer[min(len(mine), len(theirs))]} (worker: {name!r}){hint}"
-            )
+            raise ModelMismatch(f"only {who} has tensor {longer[min(len(mine), len(theirs))]} (worker: {name!r}){hint}")
     if len(job.groups) != len(worker.groups):
         raise ModelMismatch(f"worker {name!r} has {len(worker.groups)} parameter groups; the job has {len(job.groups)}")
     for own, other in zip(job.groups, worker.groups, strict=True):

@@ -6,7 +6,7 @@
 
 Rules of this file
   1. Buffers are found by module and name at every step, as DDP finds them: a loop may replace one, or set it to None.
-  2. A value that comes and is the buffer's own already is not written, so nothing that was saved for backward is spoiled.
+  2. A value that comes and is the buffer's own already is not written, so what was saved for backward stays valid.
   3. A buffer that no longer has the shape and dtype that the job knows is *absent*: neither sent nor written.
 
 Source: torch/nn/parallel/distributed.py, ``_sync_buffers`` and ``_assign_modules_buffers``.
@@ -71,7 +71,8 @@ class Buffers:
     def follow(self) -> None:
         """Look the buffers up again: the loop may have replaced some."""
         for index, (module, key) in enumerate(self._homes):
-            buffer = module._buffers[key] if key in module._buffers else None
+            own = module._buffers  # of a TorchScript module no dict
+            buffer = own[key] if key in own else None  # noqa: SIM401
             if buffer is self.tensors[index] and index not in self._absent:
                 continue
             self._follow(index, buffer)
