@@ -47,6 +47,7 @@ from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.equal_gradients import EqualGradients
 from torch_ps.ps.engine.grad_clip import GradientClipper, RequestNorm, Update
 from torch_ps.ps.engine.lanes import SMALL, Lanes
+from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.engine.written_weights import WeightWriter, Written, of_push
@@ -145,6 +146,7 @@ class Engine:
             on_done=self._done,
             on_failure=on_failure,
         )
+        self._norms = NormMeter(buckets, self.store, executor, core, streams, on_failure=on_failure)
         self._clipper: GradientClipper | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -156,6 +158,7 @@ class Engine:
         """Note that a stream has ended: its pending responses are dropped, its pushes that the core has stay valid."""
         stream.sent_ahead.clear()
         if stream.worker is not None:
+            self._norms.disconnected(stream.worker, stream.session)
             self.run(self.core.disconnected(stream.worker, stream.session))
 
     # -------------------------------------------------------------- requests of peers
@@ -217,6 +220,7 @@ class Engine:
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
         self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
+        self._norms.answer_due()
 
     def _gradient(self, stream: Stream, bucket: Bucket, push: pb.Push, payload: memoryview) -> Encoded:
         """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
@@ -228,6 +232,31 @@ class Engine:
         if len(payload) or not (push.missing or push.weight == 0):
             codec.check(payload, bucket.numel)
         return Encoded(codec, payload)
+
+    def measure(self, stream: Stream, measure: pb.Measure, payload: memoryview) -> None:
+        """Take one bucket of a worker's question for the norm of the step's mean gradient.
+
+        Args:
+            stream: Stream of the worker.
+            measure: Header of the frame.
+            payload: Gradient, fp32; empty where it is elsewhere, or missing.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
+        """
+        bucket, plain = self._bucket(measure.bucket), codecs.codec("none")
+        gradient = Encoded(plain, payload)
+        if measure.HasField("ahead"):
+            gradient = stream.sent_ahead.look(measure.bucket, measure.ahead)
+        elif measure.HasField("arena_bytes"):
+            held = self.arenas.payload(
+                stream.worker or "", stream.session, measure.bucket, measure.arena_bytes, in_place=True
+            )
+            gradient = Encoded(plain, held)
+        if not measure.missing:
+            gradient.codec.check(gradient.payload, bucket.numel)
+        self._count_pushed(stream, len(payload))
+        self._norms.take(stream, bucket, measure, gradient)
 
     def pull(self, stream: Stream, bucket: int) -> None:
         """Have the parameters of one bucket sent to a stream.
@@ -246,6 +275,7 @@ class Engine:
         self.run(self.core.set_roster(roster))
         if self._clipper is not None:
             self._clipper.set_roster(roster)
+        self._norms.set_roster(roster)
 
     # -------------------------------------------------------------- effects
 

@@ -226,6 +226,11 @@ class Store:
             mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
         return mean, left_out
 
+    def norm(self, bucket: int, gradients: Sequence[Gradient], power: float) -> float:
+        """Norm of the weighted mean of ``gradients``, which are in rank order; finite or not, none is left out."""
+        mean = self._mean(self._slots[bucket], gradients)
+        return 0.0 if mean is None else float(torch.linalg.vector_norm(mean, power, dtype=torch.float64))
+
     def step(self, bucket: int, mean: torch.Tensor, hyper: Hyper, *, lr_scale: float = 1.0) -> None:
         """Make one optimizer step.
 
