@@ -842,7 +842,7 @@ class ReplicaBucket(_message.Message):
     def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ...) -> None: ...
 
 class ReplicaStep(_message.Message):
-    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness", "written")
+    __slots__ = ("bucket", "progress", "idle", "lr_scale", "hyper", "late", "nonfinite", "staleness", "absent", "written")
     class HyperEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -858,6 +858,7 @@ class ReplicaStep(_message.Message):
     LATE_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_FIELD_NUMBER: _ClassVar[int]
     bucket: int
     progress: str
@@ -867,8 +868,9 @@ class ReplicaStep(_message.Message):
     late: int
     nonfinite: int
     staleness: _containers.RepeatedScalarFieldContainer[int]
+    absent: _containers.RepeatedScalarFieldContainer[int]
     written: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ..., written: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, bucket: _Optional[int] = ..., progress: _Optional[str] = ..., idle: bool = ..., lr_scale: _Optional[float] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., staleness: _Optional[_Iterable[int]] = ..., absent: _Optional[_Iterable[int]] = ..., written: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReplicaAnswer(_message.Message):
     __slots__ = ("bucket", "worker", "codec", "whole")

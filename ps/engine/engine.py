@@ -50,7 +50,7 @@ from torch_ps.ps.engine.lanes import SMALL, Lanes
 from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
-from torch_ps.ps.engine.written_weights import WeightWriter, Written, of_push
+from torch_ps.ps.engine.written_weights import WeightWriter, Written, check_positions, of_push
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
@@ -175,17 +175,17 @@ class Engine:
             ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
         """
         bucket = self._bucket(push.bucket)
-        hyper = self._hyper(bucket, push)
+        hyper, absent = self._hyper(bucket, push), _absent(bucket, push)
         written = of_push(bucket, stream.worker or "", stream.session, push, payload) if push.written else None
         if push.HasField("ahead"):
             _check_named(stream, push, payload[:0] if written else payload)
             self._count_pushed(stream, len(payload))
-            take = functools.partial(self._commit, stream, push, hyper, written)
+            take = functools.partial(self._commit, stream, push, hyper, absent, written)
             stream.sent_ahead.claim(push.bucket, push.ahead, push.step, take)
             return
         gradient = self._gradient(stream, bucket, push, payload[:0] if written else payload)
         size = len(gradient.payload) + (len(payload) if written else 0)
-        self._commit(stream, push, hyper, written, gradient)
+        self._commit(stream, push, hyper, absent, written, gradient)
         self._count_pushed(stream, size)
 
     def gradient_ahead(self, stream: Stream, ahead: pb.Ahead, payload: memoryview) -> None:
@@ -204,7 +204,15 @@ class Engine:
         self._count_pushed(stream, len(payload))
         stream.sent_ahead.arrive(ahead.bucket, ahead.number, Encoded(codec, payload))
 
-    def _commit(self, stream: Stream, push: pb.Push, hyper: Hyper, written: Written | None, gradient: Encoded) -> None:
+    def _commit(
+        self,
+        stream: Stream,
+        push: pb.Push,
+        hyper: Hyper,
+        absent: tuple[int, ...],
+        written: Written | None,
+        gradient: Encoded,
+    ) -> None:
         """Have the core decide about a checked push."""
         worker, session, local = stream.worker or "", stream.session, self._local[push.bucket]
         covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
@@ -214,7 +222,8 @@ class Engine:
         if push.bucket == self._first:
             stream.samples += push.weight
         codec, payload = gradient.codec, gradient.payload
-        found = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        missing = len(absent) == len(self._buckets[push.bucket].pieces)
+        found = Gradient(worker, push.step, push.weight, codec, payload, missing, absent)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
@@ -400,6 +409,20 @@ class Engine:
                 raise ProtocolError(str(error)) from None
             self._approved[bucket.group] = hyper
         return hyper
+
+
+def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
+    """Positions of the pieces that a push has no gradient for.
+
+    Raises:
+        ProtocolError: the bucket holds buffers.
+        CorruptFrame: they are not positions of pieces in increasing order.
+    """
+    absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
+    if absent and bucket.rule == "mean":
+        raise ProtocolError(f"bucket {bucket.index} holds buffers, of which no gradient can be absent")
+    check_positions(bucket, absent)
+    return absent
 
 
 def _check_named(stream: Stream, push: pb.Push, payload: memoryview) -> None:
