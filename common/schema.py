@@ -10,7 +10,7 @@ Rules of this file
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -118,6 +118,12 @@ def is_averaged(name: str, dtype: str) -> bool:
     from one worker, for nothing is known of what it means: a mean of unit vectors is none, nor is one of indices.
     """
     return name.rpartition(".")[2] in AVERAGED and "float" in dtype and dtype in DTYPES
+
+
+def with_copied_buffers(model: Model) -> Model:
+    """``model``, all of whose buffers are averaged, with those copied that ``is_averaged`` does not name."""
+    buffers = tuple(replace(each, copied=not is_averaged(each.name, each.dtype)) for each in model.buffers)
+    return replace(model, buffers=buffers)
 
 
 def check(model: Model) -> None:

@@ -60,7 +60,13 @@ class ShardManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole checkpoint. ``shards`` are the manifests of all shards, in order; ``created``: seconds since 1970."""
+    """A whole checkpoint.
+
+    Attributes:
+        shards: Manifests of all shards, in order.
+        created: Seconds since 1970.
+        averaged: Whether it is of an earlier version of torch-ps, which averaged every buffer.
+    """
 
     version: int
     mode: str
@@ -69,6 +75,7 @@ class Manifest:
     shards: tuple[FileFact, ...]
     sections: Mapping[str, Mapping[str, Any]]
     created: float
+    averaged: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -216,6 +223,7 @@ def parse(body: bytes, name: str) -> Manifest:
             shards=shards,
             sections=sections,
             created=float(data["created"]),
+            averaged=any(len(each) == 3 for each in data["model"]["buffers"]),
         )
     except (*MALFORMED, ConfigError) as error:
         _refuse(name, error)
@@ -279,7 +287,7 @@ def _spec(data: Any) -> TensorSpec:
 
 
 def _buffer(data: Any) -> TensorSpec:
-    """A buffer; one without a fourth value was averaged, as all were in earlier versions of torch-ps."""
+    """A buffer; one without a fourth value was averaged, see ``Manifest.averaged``."""
     spec = _spec(data[:3])
     (copied,) = data[3:] or (False,)
     if not isinstance(copied, bool):

@@ -13,7 +13,8 @@ Source: torch/nn/parallel/distributed.py, ``_sync_buffers`` and ``_assign_module
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import nn
@@ -28,31 +29,45 @@ log = logging.getLogger("torch_ps.worker")
 
 
 class Buffers:
-    """The persistent buffers of one model that its job shares.
+    """The buffers that a job shares.
 
     Args:
-        model: module that has the buffers.
+        specs: names, shapes and dtypes.
+        tensors: the buffers.
         first: index of the first buffer in ``Model.tensors()``.
-        local: whether every buffer stays this worker's own.
+        homes: module and name of each buffer; without them the buffers are not followed.
 
     Attributes:
-        specs: names, shapes and dtypes of the shared buffers.
-        tensors: the buffers as they are now, in the same order; an absent one as it was last.
-
-    Raises:
-        ConfigError: a buffer has no shape yet.
+        specs: names, shapes and dtypes.
+        tensors: the buffers as they are now; an absent one as it was last.
     """
 
-    def __init__(self, model: nn.Module, first: int, *, local: bool = False) -> None:
-        self._first = first
-        self._homes: list[tuple[nn.Module, str]] = []
-        self.specs: list[TensorSpec] = []
-        self.tensors: list[torch.Tensor] = []
-        self._plain: list[torch.Tensor] = []  # the same memory, of class torch.Tensor whatever happens to theirs
+    def __init__(
+        self,
+        specs: Sequence[TensorSpec],
+        tensors: Sequence[torch.Tensor],
+        first: int,
+        homes: Sequence[tuple[nn.Module, str]] = (),
+    ) -> None:
+        self.specs, self.tensors, self._first, self._homes = specs, list(tensors), first, homes
+        self._plain = [tensor.detach() for tensor in tensors]  # of class torch.Tensor whatever happens to the others
         self._absent: set[int] = set()
         self._told: set[int] = set()
+
+    @classmethod
+    def of(cls, model: nn.Module, first: int, *, local: bool = False) -> Self:
+        """The persistent buffers of ``model`` that can be sent.
+
+        Args:
+            model: module that has the buffers.
+            first: index of the first buffer in ``Model.tensors()``.
+            local: whether every buffer stays this worker's own.
+
+        Raises:
+            ConfigError: a buffer has no shape yet.
+        """
         kept = {} if local else model.state_dict(keep_vars=True)
-        own = []
+        homes, specs, tensors, own = [], [], [], []
         for name, module, key, buffer in _named(model):
             if name not in kept:
                 continue
@@ -61,12 +76,12 @@ class Buffers:
             if reason := _unfit(buffer):
                 own.append(f"{name!r} ({reason})")
                 continue
-            self._homes.append((module, key))
-            self.specs.append(TensorSpec.of_buffer(name, buffer))
-            self.tensors.append(buffer)
-            self._plain.append(buffer.detach())
+            homes.append((module, key))
+            specs.append(TensorSpec.of_buffer(name, buffer))
+            tensors.append(buffer)
         if own:
             log.warning("buffers that cannot be sent stay each worker's own: %s", ", ".join(own))
+        return cls(specs, tensors, first, homes)
 
     def follow(self) -> None:
         """Look the buffers up again: the loop may have replaced some."""
@@ -121,7 +136,7 @@ class Buffers:
         if self.specs[index].copied:
             write_words(part, piece.start, fresh)
         else:
-            fresh.view(-1)[piece.start : piece.stop].copy_(part)
+            fresh.view(-1)[piece.start : piece.stop].copy_(part if buffer.is_floating_point() else part.round())
         if fresh is not buffer:
             _distinct(buffer, buffer).copy_(_distinct(fresh, buffer))
 

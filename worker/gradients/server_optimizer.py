@@ -73,7 +73,7 @@ class ServerOptimizer:
                     )
             groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), self._hyper[number]))
             parameters += trained
-        shared = Buffers(model, len(parameters), local=buffers == "local")
+        shared = Buffers.of(model, len(parameters), local=buffers == "local")
         described = Model(self.name, tuple(groups), tuple(shared.specs))
         schema.check(described)
         return parameters, described, shared

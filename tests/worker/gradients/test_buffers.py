@@ -61,7 +61,7 @@ def test_copied_buffer_arrives_with_its_bits_whatever_its_dtype_and_layout(name:
     if "expanded" in name:
         zero = zero[:1].clone().expand_as(zero)
     here = module({"b": zero})
-    sender, receiver = Buffers(there, 1), Buffers(here, 1)
+    sender, receiver = Buffers.of(there, 1), Buffers.of(here, 1)
     for bucket, values in zip(buckets(receiver), pushed(sender), strict=True):
         receiver.write(bucket, values)
     assert bits(here.b) == bits(there.b)
@@ -72,7 +72,7 @@ def test_buffer_in_several_buckets_arrives_whole() -> None:
     there, here = module({"a": value, "t": value.view(3, 1000).t()}), module({})
     here.register_buffer("a", torch.zeros_like(value))
     here.register_buffer("t", torch.zeros(3, 1000, dtype=torch.int64).t())
-    sender, receiver = Buffers(there, 1), Buffers(here, 1)
+    sender, receiver = Buffers.of(there, 1), Buffers.of(here, 1)
     assert len(buckets(sender, 1024)) > 20
     for bucket in buckets(sender, 1024):
         receiver.write(bucket, sender.read(bucket, empty_fp32(bucket.numel)))
@@ -82,7 +82,7 @@ def test_buffer_in_several_buckets_arrives_whole() -> None:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_value_that_is_there_already_is_not_written(name: str) -> None:
-    buffers = Buffers(module({"b": VALUES[name]}), 1)
+    buffers = Buffers.of(module({"b": VALUES[name]}), 1)
     before = VALUES[name]._version
     for bucket, values in zip(buckets(buffers), pushed(buffers), strict=True):
         buffers.write(bucket, values)
@@ -95,7 +95,7 @@ def test_running_statistics_in_floating_point_are_averaged_and_every_other_buffe
     model.register_buffer("running_mean_of_rewards", torch.zeros(3))
     own = module({"running_mean": torch.zeros(2, dtype=torch.int64), "running_var": torch.zeros(2).double()})
     model.add_module("own", own)
-    copied = {spec.name: spec.copied for spec in Buffers(model, 0).specs}
+    copied = {spec.name: spec.copied for spec in Buffers.of(model, 0).specs}
     assert {name for name, each in copied.items() if not each} == {
         "0.running_mean", "0.running_var", "1.running_mean", "1.running_var", "own.running_var"
     }  # fmt: skip
@@ -107,7 +107,7 @@ def test_running_statistics_in_floating_point_are_averaged_and_every_other_buffe
 def test_averaged_buffer_of_float64_keeps_its_bits_where_fp32_says_the_same() -> None:
     model = module({"running_mean": torch.tensor([0.1, 0.2], dtype=torch.float64)})
     exact = model.running_mean.clone()
-    buffers = Buffers(model, 1)
+    buffers = Buffers.of(model, 1)
     (bucket,), (values,) = buckets(buffers), pushed(buffers)
     buffers.write(bucket, values)
     assert torch.equal(model.running_mean, exact)
@@ -119,8 +119,8 @@ def test_persistent_buffers_alone_are_shared_and_none_if_all_are_local() -> None
     model = module({"a": torch.zeros(2)})
     model.register_buffer("scratch", torch.zeros(2), persistent=False)
     model.register_buffer("twice", model.a)
-    assert [spec.name for spec in Buffers(model, 1).specs] == ["a"]
-    assert Buffers(model, 1, local=True).specs == []
+    assert [spec.name for spec in Buffers.of(model, 1).specs] == ["a"]
+    assert Buffers.of(model, 1, local=True).specs == []
 
 
 def test_buffers_that_cannot_be_sent_stay_local_and_one_warning_names_them(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +133,7 @@ def test_buffers_that_cannot_be_sent_stay_local_and_one_warning_names_them(caplo
         }
     )
     with caplog.at_level(logging.WARNING):
-        assert [spec.name for spec in Buffers(model, 1).specs] == ["fine"]
+        assert [spec.name for spec in Buffers.of(model, 1).specs] == ["fine"]
     assert [record.message for record in caplog.records] == [
         "buffers that cannot be sent stay each worker's own: 'sparse' (sparse_coo), 'meta' (on the meta device), "
         "'wide' (complex128)"
@@ -142,7 +142,7 @@ def test_buffers_that_cannot_be_sent_stay_local_and_one_warning_names_them(caplo
 
 def test_buffer_that_the_loop_replaces_is_followed() -> None:
     model = module({"b": torch.zeros(2)})
-    buffers = Buffers(model, 1)
+    buffers = Buffers.of(model, 1)
     old, model.b = model.b, torch.ones(2)
     buffers.follow()
     (bucket,), (values,) = buckets(buffers), pushed(buffers)
@@ -165,7 +165,7 @@ def test_buffer_of_another_shape_is_absent_with_one_warning_until_it_fits_again(
     now: Any, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = module({"a": torch.ones(2), "b": torch.ones(2)})
-    buffers = Buffers(model, 1)
+    buffers = Buffers.of(model, 1)
     (bucket,) = buckets(buffers)
     model.b = now
     with caplog.at_level(logging.WARNING):
