@@ -209,7 +209,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
-            self._gradients = Gradients(self._parameters, own, self._accumulate, self._server_optimizer.decays)
+            self._gradients = Gradients(self._parameters, own, self._accumulate)
             overlap = "off" if local else config.overlap
             self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
@@ -563,6 +563,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 hyper=hyper,
                 momentum=momentum,
                 missing=trained and self._source.missing(bucket),
+                absent=self._source.absent(bucket) if trained else (),
                 nonfinite=trained and bool(self._source.left_out),
             )
 
