@@ -1,11 +1,11 @@
 """The variables that torchrun gives a process, so that a script's ``torch.distributed`` works beside torch-ps.
 
-    ps-run --process_group()--> RANK, WORLD_SIZE, MASTER_ADDR, ... --> dist.init_process_group("gloo"), DistributedSampler
+    ps-run --process_group()--> RANK, WORLD_SIZE, MASTER_ADDR, ... --> init_process_group("gloo"), DistributedSampler
 
 torch-ps itself reads RANK, WORLD_SIZE and LOCAL_RANK; gradients and parameters never go through that process group.
+What torchrun says of its agent (TORCHELASTIC_...) is left out, as there is none.
 
-Source: https://docs.pytorch.org/docs/stable/elastic/run.html, "Environment Variables". What torchelastic says of its
-agent (TORCHELASTIC_...) is left out, as there is none.
+Source: https://docs.pytorch.org/docs/stable/elastic/run.html.
 """
 
 import socket
