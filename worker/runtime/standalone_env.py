@@ -10,8 +10,6 @@ Source: accelerate/state.py, ``PartialState``; lightning/fabric/plugins/environm
 import os
 import sys
 
-_is_alone = False
-
 from torch_ps.worker.runtime.torchrun_env import OF_PROCESSES
 
 #: Launcher variables that this project needs, and the names under which it keeps them.
@@ -28,6 +26,8 @@ OTHERS = (
 )
 #: Libraries whose trainers divide data among the processes that they know of.
 TRAINERS = frozenset({"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"})
+
+_is_alone = False
 
 
 def alone() -> None:
