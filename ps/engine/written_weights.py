@@ -164,8 +164,8 @@ class WeightWriter:
         self._told_lost = True
         self._advise(
             f"what worker {written.worker!r} has written to tensor {self._name(bucket, written.positions[0])!r} is "
-            f"lost with its push, which came too late: {reason}; write to weights where no push is left out, in mode sync "
-            "without backup workers or in mode async without a bound on staleness"
+            f"lost with its push, which came too late: {reason}; write to weights where no push is left out, in mode "
+            "sync without backup workers or in mode async without a bound on staleness"
         )
 
     def _note(self, compensator: Compensator, bucket: Bucket, pushed: Sequence[Written]) -> None:
