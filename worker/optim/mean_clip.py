@@ -3,7 +3,7 @@
     .grad of each worker --> servers: norm of the mean --> each worker: .grad times min(1, max_norm / norm)
     the mean of what is pushed then is the clipped mean
 
-Where a worker's gradient is all that its push is applied with (asynchronous modes, local steps, a worker that is alone), it is
+Where no other worker's gradient is in the step (asynchronous modes, local steps, a worker that is alone), it is
 torch's own clipping, with torch's bits.
 
 Source: ``torch.distributed.fsdp.FullyShardedDataParallel.clip_grad_norm_``, which is collective in the same way.
@@ -58,8 +58,8 @@ class MeanClip:
             if not math.isfinite(found.norm):
                 if error_if_nonfinite:
                     raise RuntimeError(
-                        f"the norm of type {norm_type:g} of the mean gradient of {', '.join(found.contributors)} is not "
-                        "finite, so it cannot be clipped by; leave error_if_nonfinite out to have the step left out"
+                        f"the norm of type {norm_type:g} of the mean gradient of {', '.join(found.contributors)} is "
+                        "not finite; with error_if_nonfinite=False the step is left out instead"
                     )
                 self._spoil()
                 return norm
@@ -77,6 +77,7 @@ class MeanClip:
         if not norm_type > 0:
             raise ConfigError(f"norm_type of clip_grad_norm_ has to be > 0, as of a mean; got {norm_type}")
         session = self._session
+        self._gradients.forget_dense()
         try:
             with torch.no_grad():
                 found = session.measure(
@@ -90,8 +91,8 @@ class MeanClip:
         if found.without and not self._warned:
             self._warned = True
             log.warning(
-                "worker %s clips step %d by the norm of the mean of %s alone: %s pushed the step without clip_grad_norm_ of "
-                "the optimizer; call it on every worker in each step, or on none",
+                "worker %s clips step %d by the norm of the mean of %s alone: %s pushed the step without a "
+                "clip_grad_norm_ of the optimizer; call it on every worker in each step, or on none",
                 session.name,
                 session.next_step,
                 " and ".join(found.contributors),
