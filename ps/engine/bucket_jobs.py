@@ -11,7 +11,7 @@ the event loop. Its result returns to the loop as one ``Done``. Nothing here sen
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,7 @@ from torch_ps.ps.core.effects import Apply, Release
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.grad_clip import Update
-from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
+from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.engine.written_weights import Values, WeightWriter, Written
 from torch_ps.ps.transport.streams import Stream
@@ -100,15 +100,13 @@ class Recorder(Protocol):
     ``torch_ps.ps.failover.primary`` implements it.
     """
 
-    def step(
-        self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper, written: Values
-    ) -> list[bytes]:
+    def step(self, bucket: Bucket, apply: Apply, mean: Mean | None, hyper: Hyper, written: Values) -> list[bytes]:
         """Frames about a step. Called in the bucket's run.
 
         Args:
             bucket: The bucket.
             apply: The core's decision.
-            mean: Gradient of the step, fp32 of shape (numel,); None: the optimizer makes no step.
+            mean: Gradient of the step; None: the optimizer makes no step.
             hyper: Hyperparameters of the step.
             written: What was written to the parameters before it.
         """
@@ -278,8 +276,8 @@ class JobRunner:
             self.take(bucket, apply.record)
         return left_out
 
-    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], torch.Tensor | None]:
-        """Gradient for the optimizer, fp32 of shape (numel,); None: the bucket's values stay as they are."""
+    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], Mean | None]:
+        """Gradient for the optimizer; None: the bucket's values stay as they are."""
         index, coefficient = bucket.index, 1.0
         if isinstance(job, Step):
             with self._trace.span("mean", job.apply.group[2], index):
@@ -290,11 +288,11 @@ class JobRunner:
             return left_out, None
         values = self._store.values(index)
         if self._monitor is not None and (observe := self._monitor.observer(index, job.apply, job.hyper, coefficient)):
-            observe(mean.cpu(), values.cpu())
+            observe(mean.values.cpu(), values.cpu(), mean.absent)
         if coefficient != 1.0:
-            mean = mean * coefficient
+            mean = replace(mean, values=mean.values * coefficient)
         if self._compensator is not None and bucket.rule == "optimizer":
-            mean = self._compensator.correct(index, job.apply, mean, values)
+            mean = self._compensator.correct(bucket, job.apply, mean, values)
         return left_out, mean
 
 

@@ -47,9 +47,10 @@ from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.equal_gradients import EqualGradients
 from torch_ps.ps.engine.grad_clip import GradientClipper, RequestNorm, Update
 from torch_ps.ps.engine.lanes import SMALL, Lanes
+from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
-from torch_ps.ps.engine.written_weights import WeightWriter, Written, of_push
+from torch_ps.ps.engine.written_weights import WeightWriter, Written, check_positions, of_push
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
@@ -134,7 +135,7 @@ class Engine:
         encoder = ResponseEncoder(
             self.store, self.arenas, compensator, first=self._first, epoch=lambda: core.roster.epoch
         )
-        writer = WeightWriter(self.store, model, streams, compensator, advise)
+        self._writer = writer = WeightWriter(self.store, model, streams, compensator, advise)
         self.work = JobRunner(self.store, encoder, writer, compensator, monitor, self._trace)
         self._lanes = Lanes[BucketJob, Done](
             buckets,
@@ -145,6 +146,7 @@ class Engine:
             on_done=self._done,
             on_failure=on_failure,
         )
+        self._norms = NormMeter(buckets, self.store, executor, core, streams, on_failure=on_failure)
         self._clipper: GradientClipper | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -156,6 +158,7 @@ class Engine:
         """Note that a stream has ended: its pending responses are dropped, its pushes that the core has stay valid."""
         stream.sent_ahead.clear()
         if stream.worker is not None:
+            self._norms.disconnected(stream.worker, stream.session)
             self.run(self.core.disconnected(stream.worker, stream.session))
 
     # -------------------------------------------------------------- requests of peers
@@ -172,17 +175,17 @@ class Engine:
             ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
         """
         bucket = self._bucket(push.bucket)
-        hyper = self._hyper(bucket, push)
+        hyper, absent = self._hyper(bucket, push), _absent(bucket, push)
         written = of_push(bucket, stream.worker or "", stream.session, push, payload) if push.written else None
         if push.HasField("ahead"):
             _check_named(stream, push, payload[:0] if written else payload)
             self._count_pushed(stream, len(payload))
-            take = functools.partial(self._commit, stream, push, hyper, written)
+            take = functools.partial(self._commit, stream, push, hyper, absent, written)
             stream.sent_ahead.claim(push.bucket, push.ahead, push.step, take)
             return
         gradient = self._gradient(stream, bucket, push, payload[:0] if written else payload)
         size = len(gradient.payload) + (len(payload) if written else 0)
-        self._commit(stream, push, hyper, written, gradient)
+        self._commit(stream, push, hyper, absent, written, gradient)
         self._count_pushed(stream, size)
 
     def gradient_ahead(self, stream: Stream, ahead: pb.Ahead, payload: memoryview) -> None:
@@ -201,7 +204,15 @@ class Engine:
         self._count_pushed(stream, len(payload))
         stream.sent_ahead.arrive(ahead.bucket, ahead.number, Encoded(codec, payload))
 
-    def _commit(self, stream: Stream, push: pb.Push, hyper: Hyper, written: Written | None, gradient: Encoded) -> None:
+    def _commit(
+        self,
+        stream: Stream,
+        push: pb.Push,
+        hyper: Hyper,
+        absent: tuple[int, ...],
+        written: Written | None,
+        gradient: Encoded,
+    ) -> None:
         """Have the core decide about a checked push."""
         worker, session, local = stream.worker or "", stream.session, self._local[push.bucket]
         covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
@@ -211,12 +222,16 @@ class Engine:
         if push.bucket == self._first:
             stream.samples += push.weight
         codec, payload = gradient.codec, gradient.payload
-        found = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        missing = len(absent) == len(self._buckets[push.bucket].pieces)
+        found = Gradient(worker, push.step, push.weight, codec, payload, missing, absent)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
+        if written is not None and (reason := _loss(push, effects)):
+            self._writer.tell_lost(self._buckets[push.bucket], written, reason)
         self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
+        self._norms.answer_due()
 
     def _gradient(self, stream: Stream, bucket: Bucket, push: pb.Push, payload: memoryview) -> Encoded:
         """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
@@ -228,6 +243,31 @@ class Engine:
         if len(payload) or not (push.missing or push.weight == 0):
             codec.check(payload, bucket.numel)
         return Encoded(codec, payload)
+
+    def measure(self, stream: Stream, measure: pb.Measure, payload: memoryview) -> None:
+        """Take one bucket of a worker's question for the norm of the step's mean gradient.
+
+        Args:
+            stream: Stream of the worker.
+            measure: Header of the frame.
+            payload: Gradient, fp32; empty where it is elsewhere, or missing.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
+        """
+        bucket, plain = self._bucket(measure.bucket), codecs.codec("none")
+        gradient = Encoded(plain, payload)
+        if measure.HasField("ahead"):
+            gradient = stream.sent_ahead.look(measure.bucket, measure.ahead)
+        elif measure.HasField("arena_bytes"):
+            held = self.arenas.payload(
+                stream.worker or "", stream.session, measure.bucket, measure.arena_bytes, in_place=True
+            )
+            gradient = Encoded(plain, held)
+        if not measure.missing:
+            gradient.codec.check(gradient.payload, bucket.numel)
+        self._count_pushed(stream, len(payload))
+        self._norms.take(stream, bucket, measure, gradient)
 
     def pull(self, stream: Stream, bucket: int) -> None:
         """Have the parameters of one bucket sent to a stream.
@@ -246,6 +286,7 @@ class Engine:
         self.run(self.core.set_roster(roster))
         if self._clipper is not None:
             self._clipper.set_roster(roster)
+        self._norms.set_roster(roster)
 
     # -------------------------------------------------------------- effects
 
@@ -372,12 +413,36 @@ class Engine:
         return hyper
 
 
+def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
+    """Positions of the pieces that a push has no gradient for.
+
+    Raises:
+        ProtocolError: the bucket holds buffers.
+        CorruptFrame: they are not positions of pieces in increasing order.
+    """
+    absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
+    if absent and bucket.rule == "mean":
+        raise ProtocolError(f"bucket {bucket.index} holds buffers, of which no gradient can be absent")
+    check_positions(bucket, absent)
+    return absent
+
+
+def _loss(push: pb.Push, effects: Iterable[Effect]) -> str:
+    """Reason why a push will never be applied; empty if it may be, or was before."""
+    if any(isinstance(effect, Release) and effect.step == push.step and effect.applied for effect in effects):
+        return ""
+    return next((effect.reason for effect in effects if isinstance(effect, Discard) and effect.step == push.step), "")
+
+
 def _check_named(stream: Stream, push: pb.Push, payload: memoryview) -> None:
-    """Refuse a push that names a gradient and brings another one.
+    """Refuse a push that names a gradient and brings another one, or what it cannot bring and might have to be held.
 
     Raises:
         CorruptFrame: it has one in ``payload`` or in shared memory.
+        ProtocolError: it covers samples and is not of the first bucket.
     """
+    if push.covers and push.bucket:
+        raise ProtocolError(f"worker {stream.worker!r} covers samples with bucket {push.bucket}; bucket 0 does that")
     if len(payload) or push.HasField("arena_bytes"):
         where = "in shared memory" if push.HasField("arena_bytes") else "in its frame"
         raise CorruptFrame(

@@ -21,6 +21,7 @@ from torch_ps.common.wire.ballots import configuration_from_proto, configuration
 from torch_ps.common.wire.frames import Buffer, pack
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange
+from torch_ps.ps.engine.parameter_store import Mean
 from torch_ps.ps.engine.written_weights import Values
 
 #: Name of the tensor of what is written before a step.
@@ -42,7 +43,7 @@ def of_tensor(bucket: int, name: str, tensor: torch.Tensor) -> bytes:
 def of_step(
     bucket: int,
     apply: Apply,
-    mean: torch.Tensor | None,
+    mean: Mean | None,
     hyper: Hyper,
     job: Hyper,
     written: Iterable[int],
@@ -53,7 +54,7 @@ def of_step(
     """One ``Apply`` that has a ``progress``.
 
     Args:
-        mean: shape (numel,), fp32: what the optimizer is stepped with; None: it makes no step.
+        mean: Gradient of the step; None: the optimizer makes no step.
         job: hyperparameters of the bucket's group in the model.
         written: positions of the pieces that were written to before it, increasing; see ``of_written``.
         late, nonfinite: counted so far.
@@ -67,9 +68,10 @@ def of_step(
         late=late,
         nonfinite=nonfinite,
         staleness=[each.staleness for each in apply.contributions],
+        absent=() if mean is None else mean.absent,
         written=written,
     )
-    return pack(pb.ReplicaHeader(step=step), () if mean is None else _payload(mean))
+    return pack(pb.ReplicaHeader(step=step), () if mean is None else _payload(mean.values))
 
 
 def of_written(bucket: int, values: Values) -> bytes:

@@ -15,6 +15,7 @@ import asyncio
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import REMEMBERED
+from torch_ps.ps.engine.parameter_store import Mean
 from torch_ps.ps.engine.shard_state import Tensors, restore_bucket
 from torch_ps.ps.engine.written_weights import Values, check_positions, set_values, split
 from torch_ps.ps.failover import records
@@ -129,9 +131,11 @@ class Replica:
         progress, before = records.data_of(header.progress, "progress"), self._progress[bucket.index]
         if int(progress["version"]) != int(before["version"]) + 1:
             raise ValueError(f"version {progress['version']} of bucket {bucket.index} follows {before['version']}")
-        mean = None if header.idle else records.tensor_of(payload, scalar=False)
-        if mean is not None and mean.numel() != bucket.numel:
-            raise ValueError(f"a gradient of {mean.numel()} values for bucket {bucket.index} of {bucket.numel}")
+        mean = None if header.idle else Mean(records.tensor_of(payload, scalar=False), tuple(header.absent))
+        if mean is not None and mean.values.numel() != bucket.numel:
+            raise ValueError(f"a gradient of {mean.values.numel()} values for bucket {bucket.index} of {bucket.numel}")
+        if any(position >= len(bucket.pieces) for position in header.absent):
+            raise ValueError(f"pieces {list(header.absent)} of bucket {bucket.index}, which has {len(bucket.pieces)}")
         job: Hyper = engine.model.groups[bucket.group].hyper if bucket.rule == "optimizer" else {}
         hyper = job | hyper_from_proto(header.hyper)
         tensors = self._tensors.pop(bucket.index, {})
@@ -157,7 +161,7 @@ class Replica:
         engine: Engine,
         bucket: Bucket,
         version: int,
-        mean: torch.Tensor | None,
+        mean: Mean | None,
         hyper: Hyper,
         lr_scale: float,
         squares: torch.Tensor | None,
@@ -175,7 +179,8 @@ class Replica:
         with engine.store.changing(bucket.index, version):
             set_values(store.values(bucket.index), bucket, written)
             if mean is not None:
-                store.step(bucket.index, mean.to(store.device), hyper, lr_scale=lr_scale)
+                mean = replace(mean, values=mean.values.to(store.device))
+                store.step(bucket.index, mean, hyper, lr_scale=lr_scale)
 
     def _answer(self, header: pb.ReplicaAnswer) -> None:
         bucket, codec = self._of(header.bucket), codecs.codec(header.codec)

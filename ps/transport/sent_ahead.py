@@ -107,6 +107,17 @@ class SentAhead:
                 f"a push of bucket {bucket} at step {step} names gradient {number}, which step {place.step} has taken"
             )
 
+    def look(self, bucket: int, number: int) -> Encoded:
+        """A gradient that is held, and stays so.
+
+        Raises:
+            ProtocolError: It is not held.
+        """
+        place = self._places.get(bucket)
+        if place is None or place.number != number or place.held is None:
+            raise ProtocolError(f"gradient {number} of bucket {bucket} has not been sent ahead")
+        return place.held
+
     def clear(self) -> None:
         """Drop everything."""
         self._places.clear()
