@@ -136,6 +136,10 @@ class Gradients:
                 )
                 return
 
+    def forget_dense(self) -> None:
+        """Forget the dense copies of sparse gradients, which the loop may have changed since."""
+        self._dense.clear()
+
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros if the push is left out."""
         if self.left_out:

@@ -42,6 +42,7 @@ from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
+from torch_ps.worker.optim.mean_clip import MeanClip
 from torch_ps.worker.optim.param_groups import SharedParamGroups
 from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
@@ -210,6 +211,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
             self._gradients = Gradients(self._parameters, own, self._accumulate, self._server_optimizer.decays)
+            self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             overlap = "off" if local else config.overlap
             self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, self._send)
             self._overlap.armed = self._accumulate == 1
@@ -347,6 +349,46 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         """Reset gradients as torch does, but between two pushes of ``accumulate`` keep what has been accumulated."""
         if not self._micro_step:
             super().zero_grad(set_to_none)
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> torch.Tensor:
+        """Clip the gradients of all parameters by the norm of the mean over all workers, as FSDP's method of this name.
+
+        Call it in place of ``torch.nn.utils.clip_grad_norm_``, on every worker, between backward and ``step`` (after
+        ``scaler.unscale_``). In sync mode it waits until every worker has called it: the servers measure the mean, and
+        each worker multiplies its ``.grad`` by min(1, max_norm / norm). Nothing is applied; the loop may still change
+        or drop the gradients. In the other modes, with local steps and on a worker that is alone, the norm is that of
+        this worker's own gradient, and the bits are torch's. Where the norm of the mean is not finite, every gradient
+        of every worker becomes NaN, so that all leave the step out. Before the last pass of ``accumulate`` nothing is
+        clipped, and the norm is that of this worker's gradient so far.
+
+        Args:
+            max_norm: largest norm of the mean gradient, >= 0.
+            norm_type: type of the norm, > 0; inf for the largest absolute value.
+            error_if_nonfinite: whether a norm that is not finite is an error.
+
+        Returns:
+            The norm of the mean gradient before clipping, shape (), fp32.
+
+        Raises:
+            ConfigError: ``norm_type`` is not > 0.
+            RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
+            WaitTimeout: another worker has neither called it nor pushed the step; says who.
+            PsError: gradients have been pushed during backward already.
+        """
+        self.wait()
+        if self._overlap.sent:
+            raise PsError(
+                "clip_grad_norm_ comes too late: gradients were pushed during backward; clip on the servers "
+                "(ps-serve --clip-norm), or make the optimizer with overlap='off'"
+            )
+        passes = self._micro_step + 1
+        if passes < self._accumulate:
+            return self._clip.own_norm(norm_type, passes)
+        return self._clip.clip(
+            max_norm, norm_type, weight=self._passed_weight, passes=passes, error_if_nonfinite=error_if_nonfinite
+        )
 
     # -------------------------------------------------------------- beside the steps
 

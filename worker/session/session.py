@@ -25,6 +25,7 @@ import torch
 from torch_ps.common import codecs, schema
 from torch_ps.common.allocator import keep_freed_memory
 from torch_ps.common.codecs import Codec
+from torch_ps.common.codecs.plain import bytes_of
 from torch_ps.common.errors import (
     CorruptFrame,
     NotInitialised,
@@ -51,6 +52,7 @@ from torch_ps.worker.session.handshake import (
 )
 from torch_ps.worker.session.heartbeat import start_heartbeat
 from torch_ps.worker.session.identity import Identity
+from torch_ps.worker.session.norm_questions import MeanNorm, NormQuestions
 from torch_ps.worker.session.restore_memory import check_incarnation, restore_shared_memory
 from torch_ps.worker.session.sample_counts import SampleCounts
 from torch_ps.worker.session.shard_streams import ShardStreams
@@ -203,6 +205,7 @@ class Session:
         self.number, self.first = 0, False
         self._progress = _Progress(0, epoch=0)
         self.sample_counts = SampleCounts()
+        self._norms = NormQuestions()
         self.shared_memory = SharedMemory(plane)
         self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
         self._step = 0  # of the last push
@@ -464,10 +467,19 @@ class Session:
 
     def _receive(self, shard: int, message: bytes) -> None:
         for header, payload in unpack_all(message, pb.DownHeader):
-            if not header.HasField("ballot"):
+            if header.HasField("measured"):
+                self._take_norms(shard, header.measured)
+            elif not header.HasField("ballot"):
                 self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
+
+    def _take_norms(self, shard: int, measured: pb.Measured) -> None:
+        with self._streams.changed:
+            if self._norms.take(shard, measured):
+                for bucket in self.plan.of_shard(shard):
+                    if bucket.rule == "optimizer":
+                        self._streams.mark_answered(bucket.index)
 
     def _take_answer(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         if header.bucket >= len(self.plan.buckets):
@@ -506,6 +518,55 @@ class Session:
             if header.push.HasField("arena_bytes"):
                 payload = self.shared_memory.payload(bucket, header.push.arena_bytes)
             self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload)
+
+    # -------------------------------------------------------------- norms
+
+    def measure(
+        self,
+        gather: Callable[[Bucket, torch.Tensor], object],
+        missing: Callable[[Bucket], bool],
+        *,
+        weight: float,
+        power: float,
+    ) -> MeanNorm:
+        """Ask for the norm of the mean gradient of the next step, over all workers that ask; nothing is applied.
+
+        Args:
+            gather: function that writes the gradient of one bucket into a tensor on the CPU, shape (numel,), fp32.
+            missing: function that says whether no parameter of a bucket has a gradient.
+            weight: part of the gradient in the mean, finite and >= 0.
+            power: type of the norm, > 0; inf for the largest absolute value.
+
+        Raises:
+            WaitTimeout: another worker has neither asked nor pushed the step within ``timeout``; says who.
+            PsError: as in ``wait``.
+        """
+        self.discard_unanswered()
+        step = self.next_step
+        turn = self._norms.begin(step)
+        for bucket in self.plan.buckets:
+            if bucket.rule != "optimizer":
+                continue
+            header = pb.Measure(
+                step=step, bucket=bucket.index, round=turn, power=power, weight=weight, epoch=self._progress.epoch
+            )
+            header.missing = missing(bucket)
+            parts: Sequence[Buffer] = ()
+            if not header.missing:
+                place = self.shared_memory.place(bucket) if self.shared_memory.shards else None
+                values = self._staging[: bucket.numel] if place is None else place
+                gather(bucket, values)
+                if place is None:
+                    parts = (bytes_of(values),)
+                else:
+                    header.arena_bytes = 4 * bucket.numel
+            self._streams.send(bucket.index, pack(pb.UpHeader(measure=header), parts))
+        try:
+            self.wait_for(None)
+        except WaitTimeout:
+            self.discard_unanswered()  # the servers forget the question: the loop may change the gradient now
+            raise
+        return self._norms.finish(power)
 
     # -------------------------------------------------------------- samples
 
