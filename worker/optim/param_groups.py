@@ -50,7 +50,7 @@ class SharedParamGroups:
             self._wrapped.load_state_dict({**state_dict, "state": {}})
 
     def warn_of_unused_state(self, state: dict[Any, Any], version: int, saved: int = 0) -> None:
-        """Warn if a worker brings state that no server uses, or has saved it at another version than that of the servers.
+        """Warn if a worker brings state that no server uses, or has saved it at another version than the servers have.
 
         Args:
             state: state by parameter.
@@ -68,8 +68,8 @@ class SharedParamGroups:
         elif saved not in (0, version):
             log.warning(
                 "worker %s: the optimizer was saved at version %d and the servers are at version %d: they go by their "
-                "own state (momentum and the like) of that version; ps-serve --checkpoint DIR --resume brings back that "
-                "of a checkpoint, and a checkpoint of version %d would match",
+                "own state (momentum and the like) of that version. ps-serve --checkpoint DIR --resume brings back the "
+                "state of a checkpoint; one of version %d would match",
                 self._worker,
                 saved,
                 version,
