@@ -73,6 +73,7 @@ WHOLE_SYSTEM = {
     "docs",
     "fuzz",
     "integrations",
+    "loops",
     "sim",
     "soak",
     "support",

@@ -50,6 +50,10 @@ class Raw:
         except grpc.RpcError as failure:
             raise error_of(failure, self.server) from None
 
+    def share(self, request: pb.ShareRequest) -> pb.ShareReply:
+        call = self._channel.unary_unary(channel.method("Share"), pb.ShareRequest.SerializeToString, _share_reply)
+        return call(request, timeout=SECONDS)
+
     def leave(self, worker: str, session: int) -> None:
         call = self._channel.unary_unary(channel.method("Leave"), pb.LeaveRequest.SerializeToString, bytes)
         call(pb.LeaveRequest(worker=worker, session=session), timeout=SECONDS)
@@ -96,6 +100,10 @@ def _same(frame: bytes) -> bytes:
 
 def _description(data: bytes) -> pb.JobDescription:
     return pb.JobDescription.FromString(data)
+
+
+def _share_reply(data: bytes) -> pb.ShareReply:
+    return pb.ShareReply.FromString(data)
 
 
 def _join_reply(data: bytes) -> pb.JoinReply:

@@ -17,6 +17,7 @@ from tests.support.jobs import Addresses
 from tests.support.raw import Raw, described, raw
 from tests.support.threads import at_once
 from torch_ps.common import codecs, schema
+from torch_ps.common.arena import Arena, Layout, offer_from_proto, offer_to_proto
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, plan
@@ -72,6 +73,26 @@ class RawWorker:
             answers.cancel()
         self._frames, self._answers, self._waiting = [], [], []
 
+    def share(self) -> None:
+        """Share memory with the lead."""
+        layout = Layout([bucket for bucket in self.buckets if bucket.shard == 0])
+        self._gradients, self._written_to = Arena.create(layout), Arena.create(layout)
+        request = pb.ShareRequest(
+            worker=self.name,
+            session=self.session,
+            gradients=offer_to_proto(self._gradients.offer),
+            answers=offer_to_proto(self._written_to.offer),
+        )
+        reply = self._peers[0].share(request)
+        assert not reply.reason
+        self._parameters = Arena.open(layout, offer_from_proto(reply.parameters))
+
+    def push_in_place(self, bucket: int, gradient: torch.Tensor, values: torch.Tensor, **fields: Any) -> None:
+        """Push a gradient in shared memory; the frame carries the values that the loop has written."""
+        place = self._gradients.values(bucket)
+        torch.frombuffer(place, dtype=torch.float32).copy_(gradient)
+        self.push(bucket, values, arena_bytes=len(place), **fields)
+
     def ahead(self, bucket: int, number: int, gradient: torch.Tensor, codec: str = "none") -> None:
         """Send a gradient ahead."""
         header = pb.Ahead(bucket=bucket, number=number, codec=codec)
@@ -118,6 +139,10 @@ class RawWorker:
             waiting += [each for each in found if not each[0].HasField("ballot")]
         header, payload = waiting.pop(0)
         self._steps[header.bucket] = header.next_step, header.version
+        if header.place == pb.PARAMETERS:
+            payload = self._parameters.values(header.bucket)
+        elif header.place == pb.ANSWERS:
+            payload = self._written_to.values(header.bucket)
         scratch = torch.empty(self.buckets[header.bucket].numel)
         return Answer(header, codecs.codec(header.codec).decode(payload, scratch).clone())
 

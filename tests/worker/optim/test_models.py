@@ -281,3 +281,24 @@ def test_every_buffer_of_one_worker_has_the_bits_of_local_training_after_every_s
                 assert buffer.stride() == expected.stride() if not buffer.is_sparse else True
                 assert buffer._version == versions[name], (step, name)
     assert local.next.item() == 2**40 + 6
+
+
+def test_buffers_that_some_workers_have_no_more_are_those_of_the_others() -> None:
+    with job(workers=2) as servers:
+        holders = [Holder(), Holder()]
+
+        def run(index: int) -> None:
+            model = holders[index]
+            with torch_ps.ParameterServerOptimizer(
+                torch.optim.SGD(model.parameters(), lr=1.0), model, str(servers), name=f"w{index}"
+            ) as optimizer:
+                model.set(10 + 11 * index)
+                if index == 0:
+                    model._buffers["count"] = None
+                    model._buffers["running_mean"] = None
+                model.weight.grad = torch.zeros(1)
+                optimizer.step()
+
+        at_once(lambda: run(0), lambda: run(1))
+    assert list(holders[0].state()) == ["scratch"]
+    assert holders[1].state() == {"running_mean": 21.0, "count": 2**53 + 21, "scratch": 2**53 + 21}
