@@ -207,7 +207,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
-            self._gradients = Gradients(self._parameters, own, self._accumulate, self._server_optimizer.decays)
+            self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             overlap = "off" if local else config.overlap
             self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, weakly(self._send))
@@ -600,6 +600,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 hyper=hyper,
                 momentum=momentum,
                 missing=trained and self._source.missing(bucket),
+                absent=self._source.absent(bucket) if trained else (),
                 nonfinite=trained and bool(self._source.left_out),
             )
 

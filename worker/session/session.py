@@ -355,6 +355,7 @@ class Session(Part):
         hyper: Mapping[str, HyperValue] | None = None,
         momentum: Mapping[str, HyperValue] | None = None,
         missing: bool = False,
+        absent: Sequence[int] = (),
         nonfinite: bool = False,
         encoded: tuple[Codec, Sequence[Buffer]] | None = None,
     ) -> None:
@@ -370,13 +371,16 @@ class Session(Part):
             momentum: hyperparameters of SGD's momentum if the compressor computes it.
             missing: whether the gradient is zero because there is none; the server steps the bucket only if another
                 worker has one.
+            absent: positions of the bucket's pieces whose parameter has no gradient; ``values`` are 0 there.
             nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
         """
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
         with self.span("encode", step, bucket.index):
-            codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
+            codec, parts = encoded or self._compressor.encode(
+                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
+            )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -386,6 +390,7 @@ class Session(Part):
             epoch=self._progress.epoch,
             hyper=hyper_to_proto(hyper) if hyper else None,
             missing=missing,
+            absent=absent,
             nonfinite=nonfinite,
         )
         if bucket.index == 0 and self.sample_counts.used:
@@ -531,7 +536,8 @@ class Session(Part):
         if header.HasField("push") and header.push.step == step and header.push.weight:
             if header.push.HasField("arena_bytes"):
                 payload = self.shared_memory.payload(bucket, header.push.arena_bytes)
-            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload)
+            absent = range(len(bucket.pieces)) if header.push.missing else header.push.absent
+            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload, absent)
 
     # -------------------------------------------------------------- norms
 
