@@ -15,11 +15,9 @@ Rules of this file
      it steps here, its state lives here, and the servers run the outer one (``worker/gradients/local_steps.py``).
 """
 
-import atexit
 import dataclasses
 import logging
 import os
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +49,7 @@ from torch_ps.worker.optim.untracked_writes import UntrackedWrites
 from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
+from torch_ps.worker.runtime.lifetime import weakly
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome
 
@@ -201,8 +200,6 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
         self._views: SharedViews | None = None
-        self._close = weakref.finalize(self, session.close)
-        atexit.register(self._close)
         try:
             self._recovery = Recovery(session, described, config.rank, config.world, self._flat)
             self._recovery.join()
@@ -210,12 +207,15 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
-            self._gradients = Gradients(self._parameters, own, self._accumulate, self._server_optimizer.decays)
+            self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             overlap = "off" if local else config.overlap
-            self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, self._send)
+            self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, weakly(self._send))
+            self._lifetime.add(self._overlap)
             self._overlap.armed = self._accumulate == 1
             self._pusher = choose_pusher(session, self._compressor, self._flat, self._overlap)
+            if not isinstance(self._pusher, Session):
+                self._lifetime.add(self._pusher)
             self._outcome = self._recovery.pull(self._pusher)
         except BaseException:
             self.close()
@@ -223,6 +223,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._flat.settle()
         if overlap == "forward":
             self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
+            self._lifetime.add(self._forward)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
@@ -233,6 +234,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
             self._step_trace = StepTrace(model, session)
+            self._lifetime.add(self._step_trace)
         graceful_shutdown.attach(self)
         standalone_env.divide_loaders()  # of trainers that were imported after alone()
         trainer_clipping.install()
@@ -253,6 +255,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             WaitTimeout: says who is waited for.
             PsError: see its message; the model holds the parameters of the last step.
         """
+        self._session.check_member()
         with self._step_trace or NOTHING:
             return self._step(closure)
 
@@ -549,19 +552,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     # -------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Leave the job; the others go on. Called at exit if the script does not."""
+        """Leave the job; the others go on. Called when the optimizer is dropped, and at exit."""
         leave_job(self)
         graceful_shutdown.detach(self)
-        if hasattr(self, "_overlap"):  # joining may have failed
-            self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
-            if self._step_trace is not None:
-                self._step_trace.close()
-        try:
-            if self._forward is not None:
-                self._forward.leave()
-        finally:
-            self._close()
-            atexit.unregister(self._close)
+        self._lifetime.end()
 
     def __enter__(self) -> Self:
         return self
@@ -607,6 +601,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 hyper=hyper,
                 momentum=momentum,
                 missing=trained and self._source.missing(bucket),
+                absent=self._source.absent(bucket) if trained else (),
                 nonfinite=trained and bool(self._source.left_out),
             )
 
@@ -625,6 +620,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def _share_views(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""
+        self._lifetime.discard(self._views)
         self._views = None
         self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
         memory = self._session.shared_memory
@@ -637,4 +633,5 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 lend_gradients=self._accumulate == 1 and self._compressor.lossless,
             )
             self._session.on_leave = self._views.release
+            self._lifetime.add(self._views)
             self._views.settle()

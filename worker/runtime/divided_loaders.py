@@ -12,7 +12,8 @@ Rules of this file
      because each worker computes the metrics of its own evaluation.
   2. The parts are cut when the trainer takes the loader, and are equally long: as with torch.distributed, the first
      samples of an order fill up its last round. The order depends on the epoch and on ``data_seed``.
-  3. Accelerate's schedulers make a step per worker at each step, as with torch.distributed: scripts count their steps
+  3. Accelerate takes rank 0 for its main process from then on, so that one worker writes checkpoints and reports.
+  4. Accelerate's schedulers make a step per worker at each step, as with torch.distributed: scripts count their steps
      before the loader is divided.
 
 Source: accelerate/data_loader.py, ``prepare_data_loader``; accelerate/scheduler.py, ``AcceleratedScheduler``;
@@ -47,7 +48,7 @@ _num_parts = 1  # of the loader that was divided last
 def install() -> None:
     """Divide the loaders of those libraries that are loaded by now; a second call changes nothing."""
     if (accelerate := sys.modules.get("accelerate.accelerator")) is not None:
-        _wrap(accelerate.Accelerator, "prepare_data_loader", _data_seed)
+        _wrap(accelerate.Accelerator, "prepare_data_loader", _prepare_accelerate)
         sys.modules["accelerate.scheduler"].AcceleratorState = _num_processes  # type: ignore[attr-defined]
     for name in STRATEGIES:
         if (strategies := sys.modules.get(name)) is not None:
@@ -68,8 +69,13 @@ def _wrap(owner: Any, name: str, seed_of: Any) -> None:
     setattr(owner, name, divided)
 
 
-def _data_seed(accelerator: Any) -> int:
-    return accelerator.dataloader_config.data_seed or 0
+def _prepare_accelerate(accelerator: Any) -> int:
+    """Tell Accelerate this worker's rank; returns the seed of its data."""
+    states, rank = sys.modules["accelerate.state"], _place()[0]
+    for shared in (states.PartialState._shared_state, states.AcceleratorState._shared_state):
+        shared["process_index"] = rank
+    seed: int | None = accelerator.dataloader_config.data_seed
+    return seed or 0
 
 
 def _num_processes() -> SimpleNamespace:

@@ -11,6 +11,7 @@ Rules of this file
   1. A handler of the script's own is never replaced.
   2. The handler sets flags and starts threads; what takes time happens in the training loop. Another thread ends a
      wait: an exception in the middle of a call would leave gRPC with locks that nobody releases.
+  3. A forked child is no worker: SIGTERM ends it at once, as without this module.
 """
 
 import contextlib
@@ -74,6 +75,18 @@ def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:
     log.info("SIGTERM: worker %s has finished its step and leaves the job", worker)
     leave()
     sys.exit(0)
+
+
+def _after_fork_in_child() -> None:
+    global requested
+    requested = threading.Event()  # another thread may have held the lock of the former one
+    _attached.clear()
+    _waits.clear()
+    if signal.getsignal(signal.SIGTERM) is on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
+from torch_ps.worker.runtime.lifetime import Part, immortalise
 from torch_ps.worker.session.handshake import (
     check_arguments,
     describe_all,
@@ -155,7 +156,7 @@ class _Progress:
         return outcome
 
 
-class Session:
+class Session(Part):
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
@@ -209,6 +210,7 @@ class Session:
         self.shared_memory = SharedMemory(plane)
         self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
         self._step = 0  # of the last push
+        self._ended = ""  # why this session can do nothing any more
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
@@ -224,6 +226,7 @@ class Session:
 
     def _describe(self) -> pb.JobDescription:
         """Ask what the job is now; raises ServerStopped if it is not the one that this session has taken part in."""
+        self.check_member()
         used = (self._compressor.codec.name, self._pull_codec.name)
         return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._shard_streams is not None else None)
 
@@ -286,6 +289,7 @@ class Session:
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
+        self.check_member()
         return wait_for_quorum(self._shards[0], self.job, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model, epoch: int = 0) -> None:
@@ -351,6 +355,7 @@ class Session:
         hyper: Mapping[str, HyperValue] | None = None,
         momentum: Mapping[str, HyperValue] | None = None,
         missing: bool = False,
+        absent: Sequence[int] = (),
         nonfinite: bool = False,
         encoded: tuple[Codec, Sequence[Buffer]] | None = None,
     ) -> None:
@@ -366,13 +371,16 @@ class Session:
             momentum: hyperparameters of SGD's momentum if the compressor computes it.
             missing: whether the gradient is zero because there is none; the server steps the bucket only if another
                 worker has one.
+            absent: positions of the bucket's pieces whose parameter has no gradient; ``values`` are 0 there.
             nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
         """
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
         with self.span("encode", step, bucket.index):
-            codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
+            codec, parts = encoded or self._compressor.encode(
+                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
+            )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -382,6 +390,7 @@ class Session:
             epoch=self._progress.epoch,
             hyper=hyper_to_proto(hyper) if hyper else None,
             missing=missing,
+            absent=absent,
             nonfinite=nonfinite,
         )
         if bucket.index == 0 and self.sample_counts.used:
@@ -457,8 +466,18 @@ class Session:
         """Whether an answer may still come; after an error that ended a stream none is waited for."""
         return self._streams.waiting
 
+    def check_member(self) -> None:
+        """Check that the session has neither been closed nor been left behind in a forked process.
+
+        Raises:
+            PsError: it has; says what to do.
+        """
+        if self._ended:
+            raise PsError(self._ended)
+
     @property
     def _streams(self) -> ShardStreams:
+        self.check_member()
         if self._shard_streams is None:
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._shard_streams
@@ -517,7 +536,8 @@ class Session:
         if header.HasField("push") and header.push.step == step and header.push.weight:
             if header.push.HasField("arena_bytes"):
                 payload = self.shared_memory.payload(bucket, header.push.arena_bytes)
-            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload)
+            absent = range(len(bucket.pieces)) if header.push.missing else header.push.absent
+            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload, absent)
 
     # -------------------------------------------------------------- norms
 
@@ -576,6 +596,7 @@ class Session:
         Raises:
             WaitTimeout: says who has the samples that are left.
         """
+        self.check_member()
         request.worker, request.session = self.name, self.number
         lead, lease = self._shards[0], self.job.lease_seconds
         try:
@@ -587,6 +608,8 @@ class Session:
 
     def close(self) -> None:
         """Leave the roster and close all connections. Never raises for a server that is gone."""
+        if self._ended:
+            return
         self.on_leave()
         if self._shard_streams is not None:
             self._shard_streams.close()
@@ -598,6 +621,23 @@ class Session:
                 log.info("worker %s could not tell the lead that it leaves: %s", self.name, error)
             self.number = 0
         self._close_links()
+        self._let_go(f"worker {self.name!r} has left the job, as it was closed; make another optimizer or client")
+
+    def after_fork_in_child(self) -> None:
+        """Forget the job. gRPC's objects stay: their destructors would wait for threads that are the parent's."""
+        immortalise(self._links, self._shards, self._shard_streams)
+        self.number = 0
+        self._let_go(
+            f"this process was forked from that of worker {self.name!r}, which alone takes part in the job: here the "
+            "model can be used and saved, and no more; start a process that is to be a worker with spawn, not with "
+            "fork, and make its optimizer there"
+        )
+
+    def _let_go(self, why: str) -> None:
+        """Let go of the memory that is shared, and of the callbacks, which refer to the model."""
+        self._ended = why
+        self._shard_streams, self.shared_memory = None, SharedMemory("network")
+        self.on_values, self.on_leave = lambda bucket, values: None, lambda: None
 
     def upload_trace(self) -> None:
         """Send the lead what was traced so far, if anything was. Never raises for a server that is gone."""
