@@ -82,9 +82,7 @@ class Shard:
             policy.ledger.cut = self.cut
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
-        self._pushed: dict[
-            tuple[str, int], tuple[int, float]
-        ] = {}  # last step, and its largest weight
+        self._pushed: dict[tuple[str, int], tuple[int, float]] = {}  # last step, and its largest weight
         self._norms = None if mode.stale else MeanNorms(backups=mode.backup_workers)
 
     @property
