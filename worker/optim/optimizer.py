@@ -195,7 +195,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
-        enter_job(self, chosen, name)
+        enter_job(self, chosen, name, own_name=own_name)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
