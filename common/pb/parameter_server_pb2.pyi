@@ -17,14 +17,16 @@ PARAMETERS: Place
 ANSWERS: Place
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "shape", "dtype")
+    __slots__ = ("name", "shape", "dtype", "copied")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
+    copied: bool
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., copied: bool = ...) -> None: ...
 
 class HyperValue(_message.Message):
     __slots__ = ("number", "integer", "flag", "text", "numbers", "none", "type")
@@ -286,7 +288,7 @@ class DataSet(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffled: bool = ...) -> None: ...
 
 class DataRequest(_message.Message):
-    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received")
+    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +297,7 @@ class DataRequest(_message.Message):
     WAIT_FIELD_NUMBER: _ClassVar[int]
     GIVE_BACK_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     data: DataSet
@@ -303,7 +306,8 @@ class DataRequest(_message.Message):
     wait: bool
     give_back: bool
     received: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ...) -> None: ...
+    together: bool
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ...) -> None: ...
 
 class PositionRange(_message.Message):
     __slots__ = ("start", "stop")
@@ -611,7 +615,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint", "standby", "samples", "load")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint", "standby", "samples", "load", "joins")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -639,6 +643,7 @@ class StatusReply(_message.Message):
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    JOINS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
     mode: str
@@ -659,7 +664,8 @@ class StatusReply(_message.Message):
     standby: StandbyStatus
     samples: float
     load: ShardLoad
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ...) -> None: ...
+    joins: int
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ..., joins: _Optional[int] = ...) -> None: ...
 
 class ShardLoad(_message.Message):
     __slots__ = ("queued", "apply_threads", "apply_seconds", "cpu_seconds", "memory_bytes", "bytes_pushed", "bytes_pulled")

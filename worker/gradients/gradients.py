@@ -3,13 +3,11 @@ r"""The gradients of one model as a push takes them: unscaled, dense, finite or 
 Rules of this file
   1. Reads ``.grad`` and never changes it.
   2. A step whose gradients are not finite is pushed with weight 0: nobody waits for this worker, nothing is applied.
+  3. A parameter without a gradient is named as absent, so that the servers leave it alone as torch does, weight decay
+     and momentum included.
 
     torch.amp.GradScaler --grad_scale, found_inf--> begin_step() --> gather(): times 1 / scale
                                                                  \-> left_out: the first tensor that is not finite
-
-torch leaves a parameter without a gradient alone, weight decay and momentum included. Here that holds for a *bucket*
-none of whose parameters has a gradient on any worker. In a bucket where some have one, or where another worker has one,
-a missing gradient counts as zero, as it does in the mean of one large batch.
 
 Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius et al., ICLR 2018, arXiv:1710.03740.
 """
@@ -17,7 +15,7 @@ Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius e
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch._utils import _flatten_dense_tensors
@@ -40,8 +38,6 @@ class Gradients:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         names: names of the parameters.
         accumulate: backward passes whose sum ``.grad`` is; their mean is pushed.
-        decays: function that takes a parameter group and returns whether weight decay moves its parameters where the
-            gradient is zero.
 
     Attributes:
         passes: backward passes of the coming push if they are fewer than ``accumulate``; else 0.
@@ -57,12 +53,10 @@ class Gradients:
         parameters: Sequence[torch.Tensor],
         names: Sequence[str],
         accumulate: int = 1,
-        decays: Callable[[int], bool] = lambda group: False,
     ) -> None:
-        self.parameters, self.names, self._accumulate, self._decays = parameters, names, accumulate, decays
+        self.parameters, self.names, self._accumulate = parameters, names, accumulate
         self.finite = FiniteCheck(parameters, names)
-        self._warned = self._warned_of_zeros = False
-        self._had: set[int] = set()  # parameters that have had a gradient
+        self._warned = False
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 
@@ -117,24 +111,15 @@ class Gradients:
 
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of a bucket has a gradient."""
-        found = [piece.tensor for piece in bucket.pieces if self.parameters[piece.tensor].grad is not None]
-        if len(found) not in (0, len(bucket.pieces)):
-            self._warn_of_zeros(bucket)
-        self._had.update(found)
-        return not found
+        return all(self.parameters[piece.tensor].grad is None for piece in bucket.pieces)
 
-    def _warn_of_zeros(self, bucket: Bucket) -> None:
-        """Warn once where a gradient of zero moves a parameter that torch would leave alone."""
-        for index in () if self._warned_of_zeros else {piece.tensor for piece in bucket.pieces}:
-            if self.parameters[index].grad is None and (index in self._had or self._decays(bucket.group)):
-                self._warned_of_zeros = True
-                log.warning(
-                    "parameter %r has no gradient, which counts as zero beside parameters of its group that have one: "
-                    "weight decay and momentum move it, where torch alone would not; give such parameters a group of "
-                    "their own",
-                    self.names[index],
-                )
-                return
+    def absent(self, bucket: Bucket) -> list[int]:
+        """Positions of the pieces of a bucket whose parameter has no gradient."""
+        return [at for at, piece in enumerate(bucket.pieces) if self.parameters[piece.tensor].grad is None]
+
+    def forget_dense(self) -> None:
+        """Forget the dense copies of sparse gradients, which the loop may have changed since."""
+        self._dense.clear()
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros if the push is left out."""
@@ -182,6 +167,9 @@ class NoGradients:
 
     def missing(self, bucket: Bucket) -> bool:
         return True
+
+    def absent(self, bucket: Bucket) -> list[int]:
+        return list(range(len(bucket.pieces)))
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         return into.zero_()

@@ -18,11 +18,12 @@ import torch
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
+from torch_ps.worker.runtime.lifetime import Part
 
 log = logging.getLogger("torch_ps.worker")
 
 
-class BackwardOverlap:
+class BackwardOverlap(Part):
     """Watches the gradients of one model and sends buckets during backward.
 
     Args:
@@ -130,5 +131,9 @@ class BackwardOverlap:
         self._handles.clear()
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks: they and the parameters hold each other where no garbage collector looks."""
+        self._remove()
+
+    def after_fork_in_child(self) -> None:
+        """Remove the hooks, in a forked child: its gradients are its own."""
         self._remove()

@@ -15,11 +15,9 @@ Rules of this file
      it steps here, its state lives here, and the servers run the outer one (``worker/gradients/local_steps.py``).
 """
 
-import atexit
 import dataclasses
 import logging
 import os
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -42,14 +40,16 @@ from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
+from torch_ps.worker.optim.mean_clip import MeanClip
 from torch_ps.worker.optim.param_groups import SharedParamGroups
 from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import UntrackedWrites
-from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
+from torch_ps.worker.runtime.lifetime import weakly
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome
 
@@ -70,7 +70,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     Args:
         optimizer: elementwise optimizer of ``torch.optim``, whose class and hyperparameters the servers use.
-        model: module that names the parameters and holds the buffers, which are averaged along with them.
+        model: module that names the parameters and holds the buffers.
         servers: "host:port" of every shard, comma-separated, shard 0 first; "name=host:port,...;name=..." for the jobs
             of several models.
         job: name of the job that trains this model, where there are several; by default the k-th optimizer of a process
@@ -97,6 +97,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             always, "off" never. With local steps there is nothing to send before the last one. "forward" is "on", and
             ``step`` returns when all is sent: reading a parameter or buffer then waits for it, so the next forward
             waits layer by layer. The bits are the same; errors of ``step`` come where the waiting is.
+        buffers: "sync" (the default) averages running means and variances over the workers with every step and gives
+            all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
@@ -138,6 +140,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         outer_lr: float | None = None,
         outer_momentum: float | None = None,
         overlap: str | None = None,
+        buffers: str | None = None,
         plane: str | None = None,
         tls: Tls | str | None = None,
         token_file: str | None = None,
@@ -158,6 +161,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             "outer_lr": outer_lr,
             "outer_momentum": outer_momentum,
             "overlap": overlap,
+            "buffers": buffers,
             "plane": plane,
             **access_fields(tls, token_file),
             "timeout": timeout,
@@ -176,11 +180,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
         local = config.local_steps > 1
         self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
-        self._parameters, described, buffers = self._server_optimizer.tensors(model)
+        self._parameters, described, self._buffers = self._server_optimizer.tensors(model, config.buffers)
         self._shared_groups = SharedParamGroups(optimizer, name, steps_here=local)
         self._share_groups()
-        tensors = [*self._parameters, *buffers]
-        self._flat = FlatTensors(tensors)
+        self._flat = FlatTensors(self._parameters, self._buffers)
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=name
         )
@@ -195,13 +198,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
-        enter_job(self, chosen, name)
+        enter_job(self, chosen, name, own_name=own_name)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
         self._views: SharedViews | None = None
-        self._close = weakref.finalize(self, session.close)
-        atexit.register(self._close)
         try:
             self._recovery = Recovery(session, described, config.rank, config.world, self._flat)
             self._recovery.join()
@@ -209,18 +210,23 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
-            self._gradients = Gradients(self._parameters, own, self._accumulate, self._server_optimizer.decays)
+            self._gradients = Gradients(self._parameters, own, self._accumulate)
+            self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             overlap = "off" if local else config.overlap
-            self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, self._send)
+            self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, weakly(self._send))
+            self._lifetime.add(self._overlap)
             self._overlap.armed = self._accumulate == 1
             self._pusher = choose_pusher(session, self._compressor, self._flat, self._overlap)
+            if not isinstance(self._pusher, Session):
+                self._lifetime.add(self._pusher)
             self._outcome = self._recovery.pull(self._pusher)
         except BaseException:
             self.close()
             raise
         self._flat.settle()
         if overlap == "forward":
-            self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
+            self._forward = ForwardOverlap(model, self._tensors, names, buckets, self._pusher, self._flat)
+            self._lifetime.add(self._forward)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
@@ -231,7 +237,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
             self._step_trace = StepTrace(model, session)
+            self._lifetime.add(self._step_trace)
         graceful_shutdown.attach(self)
+        standalone_env.divide_loaders()  # of trainers that were imported after alone()
+        trainer_clipping.install()
 
     # -------------------------------------------------------------- the training loop
 
@@ -249,6 +258,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             WaitTimeout: says who is waited for.
             PsError: see its message; the model holds the parameters of the last step.
         """
+        self._session.check_member()
         with self._step_trace or NOTHING:
             return self._step(closure)
 
@@ -305,7 +315,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is None:
             self._complete()
         else:
-            self._forward.begin()
+            self._forward.begin(self._tensors)
             self._forget()
 
     def _complete(self) -> None:
@@ -346,6 +356,46 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         """Reset gradients as torch does, but between two pushes of ``accumulate`` keep what has been accumulated."""
         if not self._micro_step:
             super().zero_grad(set_to_none)
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> torch.Tensor:
+        """Clip the gradients of all parameters by the norm of the mean over all workers, as FSDP's method of this name.
+
+        Call it in place of ``torch.nn.utils.clip_grad_norm_``, on every worker, between backward and ``step`` (after
+        ``scaler.unscale_``). In sync mode it waits until every worker has called it: the servers measure the mean, and
+        each worker multiplies its ``.grad`` by min(1, max_norm / norm). Nothing is applied; the loop may still change
+        or drop the gradients. In the other modes, with local steps and on a worker that is alone, the norm is that of
+        this worker's own gradient, and the bits are torch's. Where the norm of the mean is not finite, every gradient
+        of every worker becomes NaN, so that all leave the step out. Before the last pass of ``accumulate`` nothing is
+        clipped, and the norm is that of this worker's gradient so far.
+
+        Args:
+            max_norm: largest norm of the mean gradient, >= 0.
+            norm_type: type of the norm, > 0; inf for the largest absolute value.
+            error_if_nonfinite: whether a norm that is not finite is an error.
+
+        Returns:
+            The norm of the mean gradient before clipping, shape (), fp32.
+
+        Raises:
+            ConfigError: ``norm_type`` is not > 0.
+            RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
+            WaitTimeout: another worker has neither called it nor pushed the step; says who.
+            PsError: gradients have been pushed during backward already.
+        """
+        self.wait()
+        if self._overlap.sent:
+            raise PsError(
+                "clip_grad_norm_ comes too late: gradients were pushed during backward; clip on the servers "
+                "(ps-serve --clip-norm), or make the optimizer with overlap='off'"
+            )
+        passes = self._micro_step + 1
+        if passes < self._accumulate:
+            return self._clip.own_norm(norm_type, passes)
+        return self._clip.clip(
+            max_norm, norm_type, weight=self._passed_weight, passes=passes, error_if_nonfinite=error_if_nonfinite
+        )
 
     # -------------------------------------------------------------- beside the steps
 
@@ -505,19 +555,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     # -------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Leave the job; the others go on. Called at exit if the script does not."""
+        """Leave the job; the others go on. Called when the optimizer is dropped, and at exit."""
         leave_job(self)
         graceful_shutdown.detach(self)
-        if hasattr(self, "_overlap"):  # joining may have failed
-            self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
-            if self._step_trace is not None:
-                self._step_trace.close()
-        try:
-            if self._forward is not None:
-                self._forward.leave()
-        finally:
-            self._close()
-            atexit.unregister(self._close)
+        self._lifetime.end()
 
     def __enter__(self) -> Self:
         return self
@@ -563,8 +604,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 hyper=hyper,
                 momentum=momentum,
                 missing=trained and self._source.missing(bucket),
+                absent=self._source.absent(bucket) if trained else self._buffers.absent(bucket),
                 nonfinite=trained and bool(self._source.left_out),
             )
+
+    @property
+    def _tensors(self) -> list[torch.Tensor]:
+        """The parameters and the buffers as they are now, in the order of ``Model.tensors()``."""
+        return [*self._parameters, *self._buffers.tensors]
 
     @property
     def _passed_weight(self) -> float:
@@ -581,6 +628,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def _share_views(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""
+        self._lifetime.discard(self._views)
         self._views = None
         self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
         memory = self._session.shared_memory
@@ -593,4 +641,5 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 lend_gradients=self._accumulate == 1 and self._compressor.lossless,
             )
             self._session.on_leave = self._views.release
+            self._lifetime.add(self._views)
             self._views.settle()

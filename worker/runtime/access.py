@@ -21,6 +21,9 @@ from torch_ps.common.security.tls import Tls
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.job_servers import JobServers, parse_jobs
 
+#: Whether anything in this process has asked for servers, which an optimizer and a client do.
+servers_named = False
+
 
 def jobs_of(servers: str | None) -> tuple[JobServers, ...]:
     """The servers of each job, from ``servers`` or, if that is None, from ``$PS_SERVERS``.
@@ -28,6 +31,8 @@ def jobs_of(servers: str | None) -> tuple[JobServers, ...]:
     Raises:
         ConfigError: neither is given, or an address is malformed.
     """
+    global servers_named
+    servers_named = True
     text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
     if not text:
         raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')
