@@ -1,15 +1,14 @@
 r"""The gradients of one model as a push takes them: unscaled, dense, finite or left out.
 
 Rules of this file
-  1. Reads ``.grad`` and never changes it.
+  1. Reads ``.grad`` and changes it only where passes are accumulated: each pass is taken out of it at its own ``step``,
+     whatever the loop zeroes in between, and the last ``step`` puts the sum back.
   2. A step whose gradients are not finite is pushed with weight 0: nobody waits for this worker, nothing is applied.
+  3. A parameter without a gradient is named as absent, so that the servers leave it alone as torch does, weight decay
+     and momentum included.
 
     torch.amp.GradScaler --grad_scale, found_inf--> begin_step() --> gather(): times 1 / scale
                                                                  \-> left_out: the first tensor that is not finite
-
-torch leaves a parameter without a gradient alone, weight decay and momentum included. Here that holds for a *bucket*
-none of whose parameters has a gradient on any worker. In a bucket where some have one, or where another worker has one,
-a missing gradient counts as zero, as it does in the mean of one large batch.
 
 Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius et al., ICLR 2018, arXiv:1710.03740.
 """
@@ -17,12 +16,11 @@ Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius e
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch._utils import _flatten_dense_tensors
 
-from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import gather
 
@@ -39,9 +37,7 @@ class Gradients:
     Args:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         names: names of the parameters.
-        accumulate: backward passes whose sum ``.grad`` is; their mean is pushed.
-        decays: function that takes a parameter group and returns whether weight decay moves its parameters where the
-            gradient is zero.
+        accumulate: backward passes per push; their mean is pushed.
 
     Attributes:
         passes: backward passes of the coming push if they are fewer than ``accumulate``; else 0.
@@ -57,12 +53,10 @@ class Gradients:
         parameters: Sequence[torch.Tensor],
         names: Sequence[str],
         accumulate: int = 1,
-        decays: Callable[[int], bool] = lambda group: False,
     ) -> None:
-        self.parameters, self.names, self._accumulate, self._decays = parameters, names, accumulate, decays
+        self.parameters, self.names, self._accumulate = parameters, names, accumulate
         self.finite = FiniteCheck(parameters, names)
-        self._warned = self._warned_of_zeros = False
-        self._had: set[int] = set()  # parameters that have had a gradient
+        self._warned = False
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 
@@ -70,8 +64,9 @@ class Gradients:
         """Begin a new push; the last one is done."""
         self.passes, self.scaled, self.left_out = 0, False, ""
         self._scale: float | None = None
-        self._scales_differ = False
+        self._overflow = False
         self._dense: dict[int, torch.Tensor] = {}
+        self._earlier: dict[int, torch.Tensor] = {}  # by parameter: sum of the earlier passes, without their scales
 
     def begin_step(self, scale: torch.Tensor | None, overflow: torch.Tensor | None, *, last: bool) -> None:
         """Note what a GradScaler has set on the optimizer before it called ``step``.
@@ -80,23 +75,50 @@ class Gradients:
             scale: factor of the gradients; None if ``unscale_`` has removed it, or without a GradScaler.
             overflow: above 0 if a gradient is not finite; None without a GradScaler.
             last: whether this ``step`` pushes; only the last of ``accumulate`` does.
-
-        Raises:
-            PsError: ``unscale_`` was called while gradients are still being accumulated.
         """
-        if overflow is None:
+        self._dense.clear()
+        if overflow is not None:
+            self.scaled = True
+            self._scale = None if scale is None else float(scale)
+            self._overflow |= float(overflow) > 0
+        if not last:
+            self._take_pass()
+        elif self._overflow:
+            self.left_out = self._first_not_finite() or "an earlier pass"
+
+    def _take_pass(self) -> None:
+        """Take the gradients of one pass out of ``.grad``, so that no way to zero them there loses it."""
+        self._unscale()
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.detach()
+            gradient = gradient if gradient.layout is torch.strided else gradient.to_dense()
+            if index in self._earlier:
+                self._earlier[index].add_(gradient)
+            else:
+                self._earlier[index] = gradient
+            parameter.grad = None
+
+    def put_back(self) -> None:
+        """Add the earlier passes to ``.grad``. Call it once a push begins."""
+        if not self._earlier:
             return
-        if scale is None and not last:
-            raise PsError(
-                "scaler.unscale_ was called before the last backward pass of accumulate, so scaled and unscaled "
-                "gradients would be added; call it in the last one only"
-            )
-        self.scaled = True
-        value = None if scale is None else float(scale)
-        self._scales_differ |= self._scale is not None and value != self._scale
-        self._scale = value
-        if last and (self._scales_differ or float(overflow) > 0):
-            self.left_out = self._first_not_finite() or "a scale that changed while gradients were accumulated"
+        self._unscale()
+        for index, earlier in self._earlier.items():
+            parameter = self.parameters[index]
+            gradient = parameter.grad
+            if gradient is not None and gradient.layout is torch.strided:
+                gradient.detach().add_(earlier)
+            else:
+                parameter.grad = earlier if gradient is None else earlier.add_(gradient)
+        self._earlier.clear()
+
+    def _unscale(self) -> None:
+        for parameter in self.parameters if self._scale is not None else ():
+            if parameter.grad is not None:
+                parameter.grad.detach().mul_(1 / self._scale)  # type: ignore[operator]
+        self._scale = None
 
     def check(self) -> None:
         """Leave the push out if a gradient is not finite. Call it while no bucket has left."""
@@ -117,30 +139,22 @@ class Gradients:
 
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of a bucket has a gradient."""
-        found = [piece.tensor for piece in bucket.pieces if self.parameters[piece.tensor].grad is not None]
-        if len(found) not in (0, len(bucket.pieces)):
-            self._warn_of_zeros(bucket)
-        self._had.update(found)
-        return not found
+        return all(self.parameters[piece.tensor].grad is None for piece in bucket.pieces)
 
-    def _warn_of_zeros(self, bucket: Bucket) -> None:
-        """Warn once where a gradient of zero moves a parameter that torch would leave alone."""
-        for index in () if self._warned_of_zeros else {piece.tensor for piece in bucket.pieces}:
-            if self.parameters[index].grad is None and (index in self._had or self._decays(bucket.group)):
-                self._warned_of_zeros = True
-                log.warning(
-                    "parameter %r has no gradient, which counts as zero beside parameters of its group that have one: "
-                    "weight decay and momentum move it, where torch alone would not; give such parameters a group of "
-                    "their own",
-                    self.names[index],
-                )
-                return
+    def absent(self, bucket: Bucket) -> list[int]:
+        """Positions of the pieces of a bucket whose parameter has no gradient."""
+        return [at for at, piece in enumerate(bucket.pieces) if self.parameters[piece.tensor].grad is None]
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros if the push is left out."""
         if self.left_out:
             return into.zero_()
         gather(bucket, {piece.tensor: self._gradient(piece.tensor) for piece in bucket.pieces}, into)
+        for piece in bucket.pieces if self._earlier else ():  # during the backward of the last pass
+            if (earlier := self._earlier.get(piece.tensor)) is not None:
+                into[piece.offset : piece.offset + piece.stop - piece.start].add_(
+                    earlier.reshape(-1)[piece.start : piece.stop]
+                )
         return self.average(into)
 
     def average(self, values: torch.Tensor) -> torch.Tensor:
@@ -182,6 +196,9 @@ class NoGradients:
 
     def missing(self, bucket: Bucket) -> bool:
         return True
+
+    def absent(self, bucket: Bucket) -> list[int]:
+        return list(range(len(bucket.pieces)))
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         return into.zero_()

@@ -112,6 +112,7 @@ class LocalSteps:
         """
         self._passes += 1
         self.passed += weight
+        self._gradients.put_back()
         try:
             self._gradients.check()
             self._gradients.report(worker, f"inner step {self._passes} of {self._steps}")
@@ -150,6 +151,10 @@ class LocalSteps:
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of a bucket had a gradient in any inner step."""
         return all(piece.tensor not in self._stepped for piece in bucket.pieces)
+
+    def absent(self, bucket: Bucket) -> list[int]:
+        """Positions of the pieces of a bucket whose parameter had no gradient in any inner step."""
+        return [at for at, piece in enumerate(bucket.pieces) if piece.tensor not in self._stepped]
 
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Write the pseudo-gradient of one bucket to ``into``, shape (numel,), fp32; zeros if the push is left out."""

@@ -63,9 +63,9 @@ class SharedViews:
         if not self._parameters_in:
             self._parameters_in = True
             for index in self._alone():
-                place = self._memory.parameter(self._pieces[index])
-                if place is not None:
-                    self._flat.lend(index, place)
+                found = self._memory.parameter(self._pieces[index])
+                if found is not None:
+                    self._flat.lend(index, *found)
         if self._checks:
             self._take_gradients()
 
