@@ -296,7 +296,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
-        """Send what the servers shall apply, and wait for it. All gradients are known to be finite before any counts."""
+        """Send what the servers shall apply, and wait for it. Before any counts, all gradients are known to be finite."""
         try:
             left = self._overlap.sent if self._eager is not None else set()
             self._check_promise()
