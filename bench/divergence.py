@@ -61,7 +61,7 @@ class Shard:
         if mean is None:
             raise SystemExit("the gradient has no weight")
         if monitor is not None and (observe := monitor.observer(bucket, decision, self.hyper)):
-            observe(mean, self.store.values(bucket))
+            observe(mean.values, self.store.values(bucket), ())
         self.store.step(bucket, mean, self.hyper)
 
     def _decision(self, bucket: int, version: int) -> Apply:
@@ -79,7 +79,7 @@ class Shard:
                 watch = self.looking.observer(bucket.index, self._decision(bucket.index, self.version), self.hyper)
                 if watch is not None:
                     mean, _ = self.store.mean(bucket.index, (self._gradient(bucket.index),))
-                    watch(mean if mean is not None else torch.zeros(0), self.store.values(bucket.index))
+                    watch(mean.values if mean is not None else torch.zeros(0), self.store.values(bucket.index), ())
         begin = time.perf_counter()
         for bucket in self.buckets:
             self._apply(monitor, bucket.index, self.version)

@@ -3,25 +3,29 @@
 The server builds the same ``torch.optim`` class over slices of the flat parameter vector. That is correct for
 optimizers whose update is elementwise; these are listed here, and any other (Adafactor, Muon, LBFGS, ...) is refused.
 
-Hyperparameters may change from step to step; they are sent with each push. Values that torch would refuse, at the start
-or in the middle of a step, are refused here before anything changes.
+Hyperparameters may change from step to step; they are sent with each push. Values that a constructor of torch refuses
+are refused in torch's words where an optimizer is made. A change in ``param_groups`` torch does not check, and so a
+negative lr counts then, as in torch; what would fail in the middle of a step is refused here before anything changes.
 
 The user chooses torch's implementation as in one process: with ``fused=True`` the fused kernel, which for Adam is about
-three times faster on a CPU and rounds differently, else the plain one. So one worker with servers gets the same bits as
-the optimizer alone.
+three times faster on a CPU and rounds differently, with ``foreach=True`` the one for many tensors, which rounds
+differently for NAdam, RAdam and ASGD, else the plain one. A tensor stays a tensor (``typed_numbers.py``). So one worker
+with servers gets the same bits as the optimizer alone.
 """
 
 import functools
 import inspect
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from torch_ps.common.errors import ConfigError, ProtocolError
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.typed_numbers import TypedNumber, plain_or_typed
 
-HyperValue = float | int | bool | str | None | tuple[float, ...]
+HyperValue = float | int | bool | str | None | TypedNumber | tuple[float | TypedNumber, ...]
 Hyper = dict[str, HyperValue]
 
 #: Optimizers whose update of an element depends on that element's gradient and state only.
@@ -48,8 +52,11 @@ LARGEST = 1e20
 #: Most hyperparameters of a group and numbers in one of them; most characters of a name or a text.
 MAX_HYPER, MAX_TEXT = 64, 200
 
-#: Arguments that decide how torch runs the update, not what it computes; the server chooses them. Not ``fused``.
-_RUNTIME = frozenset({"foreach", "capturable", "differentiable"})
+#: Arguments that do not cross the wire: with "capturable" torch computes on a GPU what else Python computes, and
+#: "differentiable" is refused.
+_RUNTIME = frozenset({"capturable", "differentiable"})
+#: Hyperparameters that torch's constructors refuse below 0 and its steps compute with.
+_SIGNED = ("lr", "weight_decay", "momentum")
 
 
 class OptimizerSpec:
@@ -65,7 +72,7 @@ class OptimizerSpec:
     def __init__(self, name: str, **hyper: HyperValue) -> None:
         self.name = name
         self.hyper: Hyper = {k: _plain(name, k, v) for k, v in hyper.items() if k not in _RUNTIME}
-        build(name, [torch.zeros(1, device="cpu")], self.hyper)
+        build(name, [torch.zeros(1, device="cpu")], self.hyper, new=True)
 
     def __repr__(self) -> str:
         arguments = "".join(f", {k}={v!r}" for k, v in self.hyper.items())
@@ -92,7 +99,11 @@ def describe(optimizer: torch.optim.Optimizer) -> tuple[str, list[Hyper]]:
 
 def hyper_of(name: str, group: Mapping[str, object], known: frozenset[str]) -> Hyper:
     """The hyperparameters in one entry of ``param_groups``; other keys (``initial_lr``, ...) are left out."""
-    return {key: _plain(name, key, value) for key, value in group.items() if key in known}
+    return {
+        key: bool(value) if key == "foreach" else _plain(name, key, value)
+        for key, value in group.items()
+        if key in known
+    }
 
 
 def arguments_of(name: str) -> frozenset[str]:
@@ -106,8 +117,22 @@ def arguments_of(name: str) -> frozenset[str]:
     return frozenset(_defaults(name)) - _RUNTIME
 
 
-def build(name: str, tensors: list[torch.Tensor], hyper: Mapping[str, HyperValue]) -> torch.optim.Optimizer:
+def live(hyper: Hyper) -> dict[str, Any]:
+    """The hyperparameters as ``param_groups`` has them: typed numbers are tensors and scalars of numpy again."""
+    return {key: _live(value) for key, value in hyper.items()} if any(map(_is_typed, hyper.values())) else hyper
+
+
+def build(
+    name: str, tensors: list[torch.Tensor], hyper: Mapping[str, HyperValue], *, new: bool = False
+) -> torch.optim.Optimizer:
     """Build the optimizer over ``tensors``.
+
+    Args:
+        name: class of the optimizer.
+        tensors: tensors that it steps.
+        hyper: its hyperparameters.
+        new: whether to refuse what torch's constructor refuses; else also what a running optimizer may be set to is
+            taken, such as a negative lr.
 
     Raises:
         ConfigError: the class has no such argument, or torch refuses a value; says which.
@@ -116,13 +141,18 @@ def build(name: str, tensors: list[torch.Tensor], hyper: Mapping[str, HyperValue
     if unknown:
         raise ConfigError(f"torch.optim.{name} has no argument {unknown[0]!r}")
     _check_values(name, hyper)
-    fused = bool(hyper.get("fused"))
+    arguments = {key: _live(value) for key, value in hyper.items()}
+    # Without foreach=False torch may pick an implementation that rounds differently.
+    runtime: dict[str, Any] = {} if hyper.get("fused") else {"foreach": bool(hyper.get("foreach"))}
+    if not new:
+        runtime |= {key: abs(arguments[key]) for key in _SIGNED if key in arguments}
+        if "nesterov" in arguments:
+            runtime["nesterov"] = False
     try:
-        # Without foreach=False torch may pick an implementation that rounds differently.
-        runtime = {} if fused else {"foreach": False}
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(tensors, **hyper, **runtime)
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(tensors, **{**arguments, **runtime})
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"torch.optim.{name} refuses its arguments: {error}") from error
+    optimizer.param_groups[0].update({key: arguments[key] for key in runtime if key in arguments and key != "foreach"})
     return optimizer
 
 
@@ -140,7 +170,7 @@ def check_change(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, H
                 f"torch.optim.{name}: {key} is {bool(job.get(key))} in this job and cannot change while it runs"
             )
     build(name, [torch.zeros(1, device="cpu")], hyper)
-    if name == "RMSprop" and bool(hyper.get("momentum")) != bool(job.get("momentum")):
+    if name == "RMSprop" and _positive(hyper.get("momentum")) != _positive(job.get("momentum")):
         raise ConfigError(
             f"torch.optim.RMSprop: momentum cannot change from {job.get('momentum', 0)} to {hyper.get('momentum', 0)} "
             "while the job runs: its buffers exist from the start or never; a small momentum from the start may change"
@@ -186,21 +216,40 @@ def _check_values(name: str, hyper: Mapping[str, HyperValue]) -> None:
             case None | bool():
                 right, wanted = value is None or isinstance(value, bool), "True or False"
             case tuple():
-                right = isinstance(value, tuple) and len(value) == len(default) and all(map(_number, value))
+                right = isinstance(value, tuple) and len(value) == len(default) and all(map(_is_number, value))
                 wanted = f"{len(default)} numbers"
             case _:
-                right, wanted = _number(value), "a number"
+                right, wanted = _is_number(value), "a number"
         if not right:
             raise ConfigError(f"torch.optim.{name}: {key} is {value!r}; it has to be {wanted}, at most 1e20")
     if name == "ASGD":  # lr / (1 + lambd lr t)**alpha has to stay real and finite
-        for key, most in (("lambd", LARGEST), ("alpha", 5.0)):
+        for key, most in (("lr", LARGEST), ("lambd", LARGEST), ("alpha", 5.0)):
             value = hyper.get(key, 0.0)
-            if not (isinstance(value, int | float) and 0 <= value <= most):
-                raise ConfigError(f"torch.optim.ASGD: {key} has to be in [0, {most:g}]; got {value}")
+            if not 0 <= number_of(value) <= most:
+                raise ConfigError(f"torch.optim.ASGD: {key} has to be in [0, {most:g}]; got {number_of(value)}")
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) <= LARGEST  # not so for NaN
+def number_of(value: HyperValue, default: float = math.nan) -> float:
+    """A hyperparameter as a number of Python's; ``default`` if it is none."""
+    return float(value) if isinstance(value, int | float | TypedNumber) else default
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | TypedNumber) and abs(value) <= LARGEST  # not so for NaN
+
+
+def _positive(value: HyperValue) -> bool:
+    return number_of(value, 0.0) > 0
+
+
+def _is_typed(value: HyperValue) -> bool:
+    return isinstance(value, TypedNumber) or (isinstance(value, tuple) and any(map(_is_typed, value)))
+
+
+def _live(value: HyperValue) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_live, value))
+    return value.live() if isinstance(value, TypedNumber) else value
 
 
 def _choices() -> str:
@@ -208,12 +257,14 @@ def _choices() -> str:
 
 
 def _plain(name: str, key: str, value: object) -> HyperValue:
-    if isinstance(value, torch.Tensor):
-        value = value.item()
-    if isinstance(value, (list, tuple)):
-        return tuple(float(v) for v in value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    try:
+        found = plain_or_typed(value)
+    except ValueError as error:
+        raise ConfigError(f"torch.optim.{name}: {key}={value!r} cannot be sent: {error}") from None
+    if found is None or isinstance(found, (bool, int, float, str, TypedNumber)):
+        return found
+    if isinstance(found, tuple) and all(isinstance(each, int | float | TypedNumber) for each in found):
+        return tuple(each if isinstance(each, TypedNumber) else float(each) for each in found)
     raise ConfigError(f"torch.optim.{name}: {key}={value!r} cannot be sent; numbers, flags and pairs of numbers can")
 
 
@@ -227,10 +278,13 @@ def _value_to_proto(value: HyperValue) -> pb.HyperValue:
             return pb.HyperValue(integer=value)
         case float():
             return pb.HyperValue(number=value)
+        case TypedNumber():
+            return pb.HyperValue(number=float(value), type=value.type)
         case str():
             return pb.HyperValue(text=value)
         case _:
-            return pb.HyperValue(numbers=pb.NumberList(value=value))
+            types = [each.type if isinstance(each, TypedNumber) else "" for each in value]
+            return pb.HyperValue(numbers=pb.NumberList(value=map(float, value), type=types if any(types) else ()))
 
 
 def _value_from_proto(key: str, message: pb.HyperValue) -> HyperValue:
@@ -244,10 +298,20 @@ def _value_from_proto(key: str, message: pb.HyperValue) -> HyperValue:
         case "number":
             if not math.isfinite(message.number):
                 raise ProtocolError(f"hyperparameter {key!r} is {message.number}; a finite number is needed")
-            return message.number
+            return _typed_from_proto(key, message.type, message.number)
         case "text" if len(message.text) <= MAX_TEXT:
             return message.text
         case "numbers" if len(message.numbers.value) <= MAX_HYPER:
-            return tuple(message.numbers.value)
+            values, types = message.numbers.value, message.numbers.type or [""] * len(message.numbers.value)
+            if len(types) != len(values):
+                raise ProtocolError(f"hyperparameter {key!r} has {len(values)} numbers and {len(types)} types")
+            return tuple(_typed_from_proto(key, *pair) for pair in zip(types, values, strict=True))
         case _:
             raise ProtocolError(f"hyperparameter {key!r} has no value, or one that is too long")
+
+
+def _typed_from_proto(key: str, kind: str, value: float) -> float | TypedNumber:
+    try:
+        return TypedNumber(kind, value) if kind else value
+    except ValueError as error:
+        raise ProtocolError(f"hyperparameter {key!r}: {error}") from None

@@ -16,7 +16,7 @@ are busy at once.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -71,6 +71,19 @@ class Bucket:
     group: int
     numel: int
     pieces: tuple[Piece, ...]
+
+    def spans(self, positions: Iterable[int]) -> Iterator[slice]:
+        """Where the pieces at ``positions`` lie in the bucket; neighbours that follow one another are one span."""
+        begin = end = 0
+        for position in positions:
+            piece = self.pieces[position]
+            if piece.offset != end:
+                if end > begin:
+                    yield slice(begin, end)
+                begin = piece.offset
+            end = piece.offset + piece.stop - piece.start
+        if end > begin:
+            yield slice(begin, end)
 
 
 @dataclass(frozen=True, slots=True)

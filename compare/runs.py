@@ -36,7 +36,7 @@ from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.worker_config import WorkerConfig
 
 #: The same for all runs: given to ps-compare, or chosen by it.
-_EQUAL_FOR_FAIRNESS = {"task", "data", "samples", "seed", "slow", "workers", "mode"}
+_EQUAL_FOR_FAIRNESS = {"task", "data", "samples", "seed", "slow", "workers", "models", "mode"}
 _OF_SECURITY = {"tls_ca", "tls_cert", "tls_key", "token_file"}
 _OF_OBSERVABILITY = {"metrics", "events", "evaluations", "log_level", "tensorboard", "trace", "trace_steps"}
 _CONFIGS: tuple[type[ServerConfig], type[WorkerConfig]] = (ServerConfig, WorkerConfig)

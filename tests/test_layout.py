@@ -49,7 +49,7 @@ ORDER = {
         {"plan", "trace"},
         {"schema"},
         {"devices", "optimizer_spec", "wire"},
-        {"allocator", "errors", "log", "parent_death", "pb"},
+        {"allocator", "errors", "log", "parent_death", "pb", "typed_numbers"},
     ),
 }
 #: Rooms that may speak gRPC.
@@ -73,6 +73,7 @@ WHOLE_SYSTEM = {
     "docs",
     "fuzz",
     "integrations",
+    "loops",
     "sim",
     "soak",
     "support",
@@ -103,7 +104,7 @@ PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpi
 def sources(*folders: str) -> list[Path]:
     """Every Python file of these folders that people write."""
     found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [path for path in found if "pb" not in path.parts and "data" not in path.parts]
+    return [path for path in found if not {"pb", "data"} & set(path.relative_to(ROOT).parts)]
 
 
 def dotted(path: Path) -> str:

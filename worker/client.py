@@ -67,6 +67,7 @@ class Client(JobMember):
 
     Args:
         servers: "host:port" of every shard, comma-separated, shard 0 first; ``$PS_SERVERS`` if None.
+        job: name of the job to talk to, where ``servers`` lists several; ``$PS_JOB`` if None.
         name: name of the worker, unique in the job; if None, w0, w1, ... by ``rank``, or made up if that is None, too.
         rank: place in sums and data splits; None for the order of names.
         compress: codec of gradients, such as "fp16" or "topk:0.01".
@@ -92,6 +93,7 @@ class Client(JobMember):
         self,
         servers: str | None = None,
         *,
+        job: str | None = None,
         name: str | None = None,
         rank: int | None = None,
         compress: str = "none",
@@ -108,7 +110,7 @@ class Client(JobMember):
         self._rank = rank
         self._compressor = Compressor(compress, feedback=feedback, warmup=compress_warmup, worker=name)
         session = Session(
-            addresses_of(servers),
+            addresses_of(servers, job),
             name,
             compressor=self._compressor,
             compress_pull=compress_pull,
@@ -129,7 +131,9 @@ class Client(JobMember):
         optimizer: OptimizerSpec,
         buffers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Become a worker of the job. The first caller's values seed it; the others' names and shapes are compared.
+        """Become a worker of the job. One caller's values seed it; the others' names and shapes are compared.
+
+        The seeder is the first caller or, in sync mode with ranks, the lowest rank of the first quorum.
 
         Args:
             params: every parameter, by name; the order has to be the same for all workers.

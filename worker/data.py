@@ -6,23 +6,47 @@ leased   the lead gives out samples as workers need them: each is trained on onc
 static   equal parts by rank, cut once: needs no server while it is read
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Literal, overload
 
 from torch.utils.data import DataLoader, Dataset
 
 from torch_ps.common.errors import ConfigError
-from torch_ps.worker.leased_data import LeasedShard, order_of
+from torch_ps.worker.leased_data import LOADER_OPTIONS, LeasedShard, order_of
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
 
 SPLITS = ("leased", "static")
 
 
-class StaticShard:
-    """The batches of one worker; iterating starts over with the same order. ``len`` counts them."""
+#: Arguments of a DataLoader that choose samples, which the servers or the rank do here.
+_CHOOSES = frozenset({"sampler", "batch_sampler"})
 
-    def __init__(self, loaders: list[DataLoader[Any]]) -> None:
-        self._loaders = loaders
+
+class StaticShard:
+    """The batches of one worker; iterating starts over with the same order. ``len`` counts them.
+
+    It has the attributes of a ``DataLoader``: ``dataset``, ``batch_size``, ``num_workers`` and the like; with one epoch
+    also ``sampler`` and ``batch_sampler``.
+
+    Args:
+        make: returns the loader of one epoch.
+        epochs: epochs of one iteration.
+        batch_size: samples per batch; None gives the items of the dataset as they are.
+    """
+
+    def __init__(self, make: Callable[[int], DataLoader[Any]], epochs: int, batch_size: int | None) -> None:
+        self._make, self._epochs = make, epochs
+        self.batch_size, self.drop_last = batch_size, batch_size is not None
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Deal the order of an epoch, counted from 0, and of those after it."""
+        self._loaders = [self._make(epoch + number) for number in range(self._epochs)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in LOADER_OPTIONS or name == "dataset" or (name in _CHOOSES and self._epochs == 1):
+            return getattr(self._loaders[0], name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __iter__(self) -> Iterator[Any]:
         for loader in self._loaders:
@@ -41,6 +65,7 @@ def shard(
     shuffle: bool = True,
     seed: int = 0,
     epochs: int = 1,
+    drop_last: bool = False,
     split: Literal["leased"] = "leased",
     name: str = "",
     **loader: Any,
@@ -56,6 +81,7 @@ def shard(
     shuffle: bool = True,
     seed: int = 0,
     epochs: int = 1,
+    drop_last: bool = False,
     split: Literal["static"],
     name: str = "",
     **loader: Any,
@@ -70,6 +96,7 @@ def shard(
     shuffle: bool = True,
     seed: int = 0,
     epochs: int = 1,
+    drop_last: bool = False,
     split: str = "leased",
     name: str = "",
     **loader: Any,
@@ -88,19 +115,21 @@ def shard(
 
     Args:
         dataset: object with ``__len__`` and ``__getitem__``, such as a list of ready-made batches.
-        optimizer: optimizer of this worker. With "leased" and a ``batch_size``, its ``weight`` becomes the size of each
-            batch.
+        optimizer: optimizer of this worker. With "leased" and a ``batch_size``, its ``weight`` is the size of the batch
+            while the loop reads, and afterwards what it was before.
         batch_size: samples per batch and worker; None gives the items of the dataset as they are.
         shuffle: whether each epoch has an order of its own; False keeps the order of the dataset.
         seed: seed of the order; the same on every worker.
         epochs: number of passes over the dataset. With "leased" they are the job's, counted from its first: a worker
             that joins in the third of five helps with the third to the fifth. Iterating again goes on with those after.
+        drop_last: whether batches of less than ``batch_size`` samples are left out; with "static" they always are. With
+            "leased" their samples count as seen.
         split: "leased" or "static".
         name: name of the dataset, where two in one job are equally long and have the same seed; with "leased" only.
         **loader: further arguments of ``torch.utils.data.DataLoader``, such as ``num_workers``.
 
     Raises:
-        ConfigError: the dataset has no length, or fewer samples than there are workers.
+        ConfigError: the dataset has no length, or fewer samples than there are workers, or an argument chooses samples.
         WaitTimeout: workers are missing.
     """
     if not isinstance(dataset, Sized):
@@ -108,6 +137,13 @@ def shard(
     for what, number in (("epochs", epochs), ("batch_size", batch_size or 1), ("samples of the dataset", len(dataset))):
         if number < 1:
             raise ConfigError(f"{what} must be >= 1; got {number}")
+    if chooses := sorted(_CHOOSES & loader.keys()):
+        raise ConfigError(
+            f"{chooses[0]}= is not for torch_ps.shard, which gives each worker its samples; choose samples in the "
+            "dataset (torch.utils.data.Subset) or a DataLoader with a sampler by optimizer.rank and optimizer.world"
+        )
+    if drop_last and batch_size is None:
+        raise ConfigError("drop_last=True needs a batch_size")
     if split == "leased":
         return LeasedShard(
             dataset,
@@ -117,6 +153,7 @@ def shard(
             shuffle=shuffle,
             seed=seed,
             epochs=epochs,
+            drop_last=drop_last,
             name=name,
             loader=loader,
         )
@@ -132,10 +169,9 @@ def shard(
             f"{len(dataset)} samples are too few for {world} workers with batches of {batch_size or 1}; use fewer or "
             "smaller ones"
         )
-    loaders = []
-    for epoch in range(epochs):
+
+    def make(epoch: int) -> DataLoader[Any]:
         mine = order_of(len(dataset), shuffle=shuffle, seed=seed + epoch)[rank : each * world : world].tolist()
-        loaders.append(
-            DataLoader(dataset, sampler=mine, batch_size=batch_size, drop_last=batch_size is not None, **loader)
-        )
-    return StaticShard(loaders)
+        return DataLoader(dataset, sampler=mine, batch_size=batch_size, drop_last=batch_size is not None, **loader)
+
+    return StaticShard(make, epochs, batch_size)

@@ -10,14 +10,17 @@ Rules of this file
      ahead.
   2. A worker that waits for samples has pushed all that it has, so that every worker can finish the epoch.
   3. Samples that were given to an earlier session of this worker are skipped: other workers have them now.
-  4. A loop that breaks off an epoch gives back what it has not trained on, and iterates on as if it had never had it.
+  4. A loop that breaks off an epoch gives back what was read ahead at once. The batch that it has got last belongs to
+     its next push; if it reads on without a push, this batch goes back too. An iteration of which nothing was pushed
+     costs no epoch, as ``next(iter(loader))`` for a look at the data.
 """
 
 import contextlib
 import functools
 import weakref
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -27,8 +30,78 @@ from torch_ps.common.errors import PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
 
-#: Epochs of each data set that an optimizer has begun to read; a second ``shard`` of the same data goes on after them.
-_begun: "weakref.WeakKeyDictionary[ParameterServerOptimizer, Counter[bytes]]" = weakref.WeakKeyDictionary()
+#: Attributes of a DataLoader that are those of the loader which collates the batches.
+LOADER_OPTIONS = frozenset(
+    {
+        "collate_fn",
+        "generator",
+        "in_order",
+        "multiprocessing_context",
+        "num_workers",
+        "persistent_workers",
+        "pin_memory",
+        "pin_memory_device",
+        "prefetch_factor",
+        "timeout",
+        "worker_init_fn",
+    }
+)
+
+
+@dataclass(slots=True)
+class _Epochs:
+    """Epochs of one data set that an optimizer has begun to read; a second ``shard`` of the same data goes on after.
+
+    Attributes:
+        begun: Number of epochs.
+        last: Epochs that the last iteration has begun.
+        broken_off: Life of the session and samples pushed when the last iteration began, if it was broken off.
+    """
+
+    begun: int = 0
+    last: int = 0
+    broken_off: tuple[int, int] | None = None
+
+
+class _Reading:
+    """What the iterations of one optimizer have in common: their epochs, and the weight that they set.
+
+    While a loop reads, ``weight`` is the size of its batch. After it, the weight is what it was before: at once, or
+    when the batch that the loop has got last is pushed.
+    """
+
+    def __init__(self, optimizer: ParameterServerOptimizer) -> None:
+        self.epochs: defaultdict[bytes, _Epochs] = defaultdict(_Epochs)
+        self._optimizer = weakref.ref(optimizer)
+        self._num_open = 0
+        self._weight = optimizer.weight
+        self._after_step: Any = None  # handle of the hook
+
+    def begin(self, optimizer: ParameterServerOptimizer) -> None:
+        self._restore()
+        if not self._num_open:
+            self._weight = optimizer.weight
+        self._num_open += 1
+
+    def end(self, optimizer: ParameterServerOptimizer, *, pending: bool) -> None:
+        """End one iteration; ``pending``: the next push takes the batch that it has given last."""
+        self._num_open -= 1
+        if self._num_open:
+            return
+        if pending:
+            self._after_step = optimizer.register_step_post_hook(lambda *_: self._restore())
+        else:
+            optimizer.weight = self._weight
+
+    def _restore(self) -> None:
+        if self._after_step is not None:
+            self._after_step.remove()
+            self._after_step = None
+            if (optimizer := self._optimizer()) is not None:
+                optimizer.weight = self._weight
+
+
+_readings: "weakref.WeakKeyDictionary[ParameterServerOptimizer, _Reading]" = weakref.WeakKeyDictionary()
 
 
 def order_of(size: int, *, shuffle: bool, seed: int) -> torch.Tensor:
@@ -41,6 +114,9 @@ def order_of(size: int, *, shuffle: bool, seed: int) -> torch.Tensor:
 class LeasedShard:
     """The batches of one worker, as many as it gets. Iterating again goes on with the epochs after.
 
+    It has the attributes of a ``DataLoader`` that do not depend on a sampler: ``dataset``, ``batch_size``,
+    ``drop_last``, ``num_workers``, ``collate_fn`` and the like.
+
     Args:
         dataset: map-style dataset.
         optimizer: optimizer of this worker.
@@ -49,6 +125,7 @@ class LeasedShard:
         shuffle: whether each epoch has an order of its own; False keeps the order of the dataset.
         seed: seed of the order.
         epochs: epochs of one iteration.
+        drop_last: whether batches of less than ``batch_size`` are left out.
         name: name of the dataset, where two in one job are equally long and have the same seed.
         loader: further arguments of the DataLoader.
     """
@@ -63,9 +140,11 @@ class LeasedShard:
         shuffle: bool,
         seed: int,
         epochs: int,
+        drop_last: bool,
         name: str,
         loader: dict[str, Any],
     ) -> None:
+        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
         self._optimizer, self._session = optimizer, optimizer.session
         self._size, self._shuffle, self._seed, self._epochs = size, shuffle, seed, epochs
         self._set = pb.DataSet(name=name, size=self._size, seed=seed, shuffled=shuffle)
@@ -83,13 +162,33 @@ class LeasedShard:
         else:
             loader = {"batch_sampler": plan, **loader}
         self._new_loader: Callable[[], DataLoader[Any]] = functools.partial(DataLoader, dataset, **loader)
-        self._new_loader()  # so that a wrong argument is refused now
+        self._loader = self._new_loader()  # now, so that a wrong argument is refused
+
+    def __getattr__(self, name: str) -> Any:
+        if name in LOADER_OPTIONS:
+            return getattr(self._loader, name)
+        if name in ("sampler", "batch_sampler"):
+            raise AttributeError(
+                f"torch_ps.shard has no {name}: the servers give out the samples, so none can be skipped or chosen by "
+                "index; a job that resumes goes on with the samples that are left of its epoch by itself (Trainer: "
+                "ignore_data_skip=True)"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing, for scripts that call it: the job counts the epochs, and each has an order of its own."""
 
     def __iter__(self) -> Iterator[Any]:
-        begun = _begun.setdefault(self._optimizer, Counter())
-        begun[self._key] += self._epochs
-        self._until = begun[self._key]
+        reading = _readings.get(self._optimizer)
+        if reading is None:
+            reading = _readings[self._optimizer] = _Reading(self._optimizer)
+        epochs, counts = reading.epochs[self._key], self._session.sample_counts
+        self._clear_up(epochs)
+        epochs.begun, epochs.last = epochs.begun + self._epochs, self._epochs
+        self._until = epochs.begun
+        before = counts.life, counts.pushed(self._key)
         over = False
+        reading.begin(self._optimizer)
         # Of this iteration only: its processes end with it, not in whatever a garbage collection interrupts.
         loader = self._new_loader()
         try:
@@ -99,16 +198,34 @@ class LeasedShard:
                     life, samples = self._pending.popleft()
                     if life != self._session.sample_counts.life:
                         continue  # other workers have its samples now
-                    self._session.sample_counts.start(self._key, samples)
+                    counts.start(self._key, samples)
+                    if self.drop_last and samples < self._batch:
+                        continue  # the next push covers it, without a gradient
                     if self.weighs:
                         self._optimizer.weight = float(samples)
                     yield batch
             over = True
         finally:
+            reading.end(self._optimizer, pending=counts.pending(self._key))
             if self._session.number and not over:
-                self._session.sample_counts.give_up(self._key, gathered=self._optimizer.gathered)
-                with contextlib.suppress(PsError):  # the job is over, or this worker was dropped, so they are free
-                    self._ask(give_back=True)
+                epochs.broken_off = before
+                counts.give_up(self._key)
+                self._give_back()
+
+    def _clear_up(self, epochs: _Epochs) -> None:
+        """After an iteration that was broken off: the batch that no push has taken goes back, and maybe the epochs."""
+        counts, before, epochs.broken_off = self._session.sample_counts, epochs.broken_off, None
+        if before is None:
+            return
+        if counts.pending(self._key) and not self._optimizer.gathered:
+            counts.give_up_started(self._key)
+            self._give_back()
+        if before == (counts.life, counts.pushed(self._key)) and not counts.pending(self._key):
+            epochs.begun -= epochs.last
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(PsError):  # the job is over, or this worker was dropped, so they are free
+            self._ask(give_back=True)
 
     def __len__(self) -> NoReturn:
         """Refuse, as torch does for data of unknown length; a wrong length would cut epochs short.

@@ -53,6 +53,12 @@ class Copies:
         copy.add_(codec.decode(payload, lacks))
         return (payload,)
 
+    def forget(self, bucket: int) -> None:
+        """Drop the copy of one bucket, so that the next answer carries its values whole."""
+        self._of.pop(bucket, None)
+        self._pending.pop(bucket, None)
+        self._lost.discard(bucket)
+
     def lost(self, bucket: int) -> torch.Tensor | None:
         """After ``encode``: the copy, to be sent whole, if the other side has lost it; the next call returns None."""
         if bucket not in self._lost:

@@ -18,12 +18,32 @@ from torch_ps.common.options.fields import Check, at_least, check_all, more_than
 from torch_ps.common.options.mode_choices import DEFAULT_SLACK, MODES, STALENESS_LR
 from torch_ps.common.options.parsers import parse_compensation, parse_etcd, parse_shard
 from torch_ps.common.options.shared_options import DEVICE, codec_modules, log_level
-from torch_ps.common.wire import address
+from torch_ps.common.wire import address, job_servers
 
 #: Seconds between two checkpoints if no option says otherwise.
 DEFAULT_CHECKPOINT_SECONDS = 600.0
 #: Default limit of the buckets that a server steps in parallel; with more of them, memory bandwidth is the limit.
 MOST_APPLY_THREADS = 4
+#: Models that one command starts servers for, at most.
+MOST_MODELS = 64
+
+
+def names_of_models(text: str) -> tuple[str, ...]:
+    """Read ``--models``: a number, or names with commas between them; "" is one model without a name.
+
+    Raises:
+        ConfigError: a name is malformed or repeated, or the number is below 1 or above 64.
+    """
+    text = text.strip()
+    if text.isdecimal():
+        if not 1 <= int(text) <= MOST_MODELS:
+            raise ConfigError(f"the number of models must be between 1 and {MOST_MODELS}; got {text}")
+        return tuple(map(job_servers.default_name, range(int(text))))
+    names = tuple(job_servers.check_name(name.strip()) for name in text.split(",")) if text else ("",)
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ConfigError(f"each model must have a name of its own; {name} stands twice in {text!r}")
+    return names
 
 
 def _address(*, free_port: bool, word: str = "") -> Check:
@@ -54,6 +74,20 @@ class ServerConfig:
         job_wide=True,
     )
     shards: int = option(1, "server processes to start here, on consecutive ports", check=within(1, 1024), common=True)
+    models: str = option(
+        "",
+        "number or names of models, as of a GAN; each gets servers",
+        metavar="N|NAME,...",
+        check=Check("", lambda text: bool(names_of_models(text))),
+        common=True,
+    )
+    job: str = option(
+        "",
+        "name of this job in log lines; --models gives each model's servers its name",
+        metavar="NAME",
+        check=Check("", lambda text: not text or bool(job_servers.check_name(text))),
+        per_process=True,
+    )
     shard: str = option(
         "",
         "this process is shard I of N, the others run elsewhere",
@@ -205,9 +239,11 @@ class ServerConfig:
                 f"standby_of={self.standby_of} is for one server, which takes its state from its primary; start one "
                 "for each shard, without shards and resume"
             )
+        models = self._check_models()
         listen = address.parse(self.listen, free_port=True)
-        if listen.port + self.shards - 1 > 65535:
-            raise ConfigError(f"{self.shards} shards from port {listen.port} on would end above port 65535")
+        if listen.port + models * self.shards - 1 > 65535:
+            of = f" of each of {models} models" if models > 1 else ""
+            raise ConfigError(f"{self.shards} shards{of} from port {listen.port} on would end above port 65535")
         if self.workers > self.max_workers:
             raise ConfigError(f"workers={self.workers} would wait for more than max_workers={self.max_workers} let in")
         protection.check_server(
@@ -219,6 +255,16 @@ class ServerConfig:
             tls_key=self.tls_key,
             token_file=self.token_file,
         )
+
+    def _check_models(self) -> int:
+        """Number of models; refuses what is for the servers of one model."""
+        for name in ("shard", "standby_of", "job"):
+            if self.models and (value := getattr(self, name)):
+                raise ConfigError(
+                    f"models={self.models} starts the servers of all models here and {name}={value} is for those of "
+                    f"one; leave models out, and give the servers of each model {name}"
+                )
+        return len(names_of_models(self.models))
 
     def _check_checkpoint(self) -> None:
         """Refuse options of checkpoints without a place to write them."""

@@ -19,7 +19,7 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option
 from torch_ps.common.options.shared_options import DEVICE, codec_modules, log_level
-from torch_ps.common.wire import address
+from torch_ps.common.wire import job_servers
 
 PLANES = ("auto", "memory", "network")
 OVERLAPS = ("auto", "on", "off", "forward", "eager", "eager,forward")
@@ -61,10 +61,17 @@ class WorkerConfig:
 
     servers: str = option(
         "",
-        "addresses of all shards, shard 0 first; a standby follows its primary after a |",
+        "addresses of all shards, shard 0 first; a standby after a |; several models as NAME=...;NAME=...",
         metavar="HOST:PORT[|HOST:PORT],...",
-        check=Check("", lambda text: not text or bool(address.parse_servers(text))),
+        check=Check("", lambda text: not text or bool(job_servers.parse_jobs(text))),
         common=True,
+        per_process=True,
+    )
+    job: str = option(
+        "",
+        "of several jobs that servers lists, the one to take part in; if empty, the first that is free",
+        metavar="NAME",
+        check=Check("", lambda text: not text or bool(job_servers.check_name(text))),
         per_process=True,
     )
     name: str = option(

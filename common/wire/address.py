@@ -82,8 +82,3 @@ def parse_servers(text: str) -> tuple[tuple[Address, ...], ...]:
     shards = tuple(tuple(parse(each) for each in shard.split("|")) for shard in text.split(",") if shard.strip())
     parse_list(text.replace("|", ","))
     return shards
-
-
-def format_list(addresses: tuple[Address, ...]) -> str:
-    """The inverse of ``parse_list``."""
-    return ",".join(str(each) for each in addresses)

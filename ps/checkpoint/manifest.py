@@ -30,6 +30,7 @@ from torch_ps.common.errors import CheckpointError, ConfigError
 from torch_ps.common.optimizer_spec import HyperValue
 from torch_ps.common.plan import MIN_BUCKET_BYTES
 from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.common.typed_numbers import TypedNumber
 from torch_ps.common.wire.frames import MAX_BUCKET_BYTES
 from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.ledger import Ledger
@@ -124,7 +125,7 @@ def dump(manifest: Manifest) -> bytes:
 
 
 def _dump(kind: str, body: Mapping[str, Any]) -> bytes:
-    text = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(body, allow_nan=False, separators=(",", ":"), default=dataclasses.asdict).encode()
     line = {"format": FORMAT, "kind": kind, "size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     return json.dumps(line).encode() + b"\n" + text
 
@@ -279,7 +280,13 @@ def _spec(data: Any) -> TensorSpec:
 
 def _hyper(value: Any) -> HyperValue:
     if isinstance(value, list):
-        return tuple(float(each) for each in value)
+        return tuple(_typed(each) if isinstance(each, dict) else float(each) for each in value)
+    if isinstance(value, dict):
+        return _typed(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{str(value)[:40]!r} is no hyperparameter")
+
+
+def _typed(value: Mapping[str, Any]) -> TypedNumber:
+    return TypedNumber(str(value["type"]), float(value["value"]))

@@ -1,7 +1,7 @@
 """A checkpoint on another bucket plan: other shards, other buckets, or no buckets at all.
 
-    old buckets:  [ w w w w | w w b b ]      values and elementwise state follow their elements;
-    new buckets:  [ w w w | w w w | b b ]    counters and the record are those of the old bucket with most of them
+    old buckets:  [ w w w w | w w b b ]      values and state follow their elements, counters too;
+    new buckets:  [ w w w | w w w | b b ]    the record is that of the old bucket with most of them
 
 Rules of this file
   1. What is asked for is read, nothing else: one old bucket at a time is in memory.
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from torch_ps.common.plan import Bucket
+from torch_ps.ps.engine.bucket_optimizer import by_element
 from torch_ps.ps.engine.shard_state import BucketState, ShardState
 
 #: Gives an old bucket by index.
@@ -28,25 +29,23 @@ def reshard(old: Sequence[Bucket], wanted: Sequence[Bucket], version: int, read:
     tensors: dict[int, dict[str, torch.Tensor]] = {bucket.index: {} for bucket in wanted}
     shares: dict[int, Counter[int]] = {bucket.index: Counter() for bucket in wanted}
     records: dict[int, Mapping[str, Any]] = {}
-    counters: dict[int, dict[str, torch.Tensor]] = {}
     for source in old:
         overlaps = [(bucket, list(_overlaps(source, bucket))) for bucket in wanted if bucket.rule == source.rule]
         if not any(pieces for _, pieces in overlaps):
             continue
         part = read(source.index)
         records[source.index] = {**part.record, "ledger": {}}
-        counters[source.index] = {key: tensor for key, tensor in part.tensors.items() if not tensor.dim()}
+        given = part.tensors if source.rule == "mean" else by_element(part.tensors, source.numel)
         for bucket, pieces in overlaps:
             for at, begin, count in pieces:
                 shares[bucket.index][source.index] += count
-                for key, tensor in part.tensors.items():
-                    if tensor.dim():
-                        into = tensors[bucket.index].setdefault(key, torch.zeros(bucket.numel))
-                        into[at : at + count] = tensor[begin : begin + count]
+                for key, tensor in given.items():
+                    into = tensors[bucket.index].setdefault(key, torch.zeros(bucket.numel))
+                    into[at : at + count] = tensor[begin : begin + count]
     found = {}
     for bucket in wanted:
         (most, _), *_ = shares[bucket.index].most_common(1)
-        found[bucket.index] = BucketState(records[most], tensors[bucket.index] | counters[most])
+        found[bucket.index] = BucketState(records[most], tensors[bucket.index])
     return ShardState(version, found)
 
 

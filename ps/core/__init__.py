@@ -10,6 +10,8 @@ Machines
     ``SampleAssigner`` the lead, inside its ``Shard``   which samples are whose
     ``CutPlanner``     the lead, with checkpoints       at which version all shards copy their state
     ``Incarnation``    every server                     which joint start of the servers a call belongs to
+    ``MeanNorms``      every server, in its ``Shard``   from whose gradients the norm of a step's mean is taken
+    ``SeederChoice``   the lead                         whose parameters the job begins with
     ``Seat``           a server with a standby or etcd  who may serve; see ``torch_ps.ps.core.failover``
     =================  ===============================  ======================================================
 
@@ -20,6 +22,7 @@ Calls in
     A wish for parameters          ``Shard.pull``; with ``worker=None`` from somebody who only looks
     A stream broke                 ``Shard.disconnected``, before anything that arrives on the next stream
     A new roster                   ``Shard.set_roster``: from ``Announce`` on the lead, from the lead elsewhere
+    A question for a norm          ``Shard.ask_norm``; ``Shard.norms_due`` after pushes and rosters
     A wish for samples             ``Shard.request_samples``, ``Shard.return_samples``, on the lead
     Time passes                    see "Who ticks"
 

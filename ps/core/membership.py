@@ -71,6 +71,8 @@ class Membership:
         self._cut = 0
         #: Number of sessions that were given out since the start, and of those that were restored.
         self.num_sessions = 0
+        #: Number of times that a worker has joined this lead.
+        self.num_joins = 0
 
     def join(
         self, name: str, rank: int | None, now: float, open_step: int, *, replace: bool = True
@@ -112,6 +114,7 @@ class Membership:
             )
         self._expected -= {name, *(m.name for m in replaced)}
         self.num_sessions += 1
+        self.num_joins += 1
         epoch = self.roster.epoch + 1
         member = Member(name, epoch, rank, open_step + 1 if self.roster.open else open_step)
         effects: list[Effect] = []

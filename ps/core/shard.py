@@ -19,6 +19,7 @@ from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
 from torch_ps.ps.core.consistent_cut import Cut, Sections
 from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.effects import Apply, Discard, Effect, Effects, Evict, Wait
+from torch_ps.ps.core.mean_norms import MeanNorms, NormAnswer, NormQuestion
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
 from torch_ps.ps.core.roster import Member, Roster
@@ -81,6 +82,8 @@ class Shard:
             policy.ledger.cut = self.cut
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
+        self._pushed: dict[tuple[str, int], int] = {}  # latest step that was pushed, by worker and session
+        self._norms = None if mode.stale else MeanNorms(backups=mode.backup_workers)
 
     @property
     def open_step(self) -> int:
@@ -145,6 +148,7 @@ class Shard:
         for policy in self._policies:
             effects += policy.set_roster(roster)
         gone = {(m.name, m.session) for m in before.members if not self._is_member(m.name, m.session)}
+        self._pushed = {key: step for key, step in self._pushed.items() if self._is_member(*key)}
         for key, parked in list(self._parked.items()):
             worker, session, bucket, _ = key
             push = parked.push
@@ -156,6 +160,7 @@ class Shard:
                 if push is None:
                     effects += policy.pull(self._members[worker], parked.since)
                 else:
+                    self._note_pushed(push)
                     effects += policy.push(push, self._members[worker], parked.since)
                 continue
             gone.add((worker, session))
@@ -190,6 +195,7 @@ class Shard:
         if _needs(push) <= self.roster.epoch:
             if data is not None and push.covers:
                 data.claim(push.worker, push.session, push.step, push.covers)
+            self._note_pushed(push)
             return self._settled(policy.push(push, self._members[push.worker], now))
         key = (push.worker, push.session, push.bucket, True)
         parked = self._parked.get(key)
@@ -217,6 +223,24 @@ class Shard:
             return policy.pull(self._members[worker], now)
         self._parked.setdefault((worker, session, bucket, False), _Parked(None, now))
         return (Wait(worker, session, bucket, None, (), self._behind(session)),)
+
+    def ask_norm(self, question: NormQuestion, now: float = 0.0) -> tuple[NormAnswer, ...]:
+        """Ask for the norm of a step's mean gradient; returns the answers that are due, see ``mean_norms.py``.
+
+        Raises:
+            UnknownWorker: (worker, session) is not in the roster; join again.
+            StepConflict: the step is ahead of the open one.
+            ProtocolError: a number out of its range, or this mode averages no gradients.
+        """
+        if self._norms is None:
+            raise ProtocolError(
+                f"worker {question.worker!r} asks for the norm of a mean, and this job applies each push by itself"
+            )
+        return self._norms.ask(question, self, now)
+
+    def norms_due(self) -> tuple[NormAnswer, ...]:
+        """Answers that are due after pushes or a new roster."""
+        return self._norms.due(self) if self._norms is not None and self._norms.waiting else ()
 
     def request_samples(self, ask: SampleRequest) -> SampleResponse:
         """Give samples to a worker, on the lead.
@@ -251,6 +275,8 @@ class Shard:
         """
         for policy in self._policies:
             policy.disconnected(worker, session)
+        if self._norms is not None:
+            self._norms.disconnected(worker, session)
         effects: list[Effect] = []
         for key, parked in list(self._parked.items()):
             if key[:2] == (worker, session):
@@ -259,6 +285,11 @@ class Shard:
                     reason = f"the stream of {worker} broke before roster epoch {_needs(parked.push)} came"
                     effects.append(Discard(worker, session, key[2], parked.push.step, reason))
         return tuple(effects)
+
+    def has_pushed(self, worker: str, step: int) -> bool:
+        """Whether a member has pushed a bucket of this step or of a later one."""
+        member = self._members.get(worker)
+        return member is not None and self._pushed.get(member.key, -1) >= step
 
     def holds(self, worker: str, session: int) -> tuple[Hold, ...]:
         """Every answer that is held back from this session, the longest first."""
@@ -283,6 +314,7 @@ class Shard:
 
     def _holds(self) -> list[Hold]:
         holds = [hold for policy in self._policies for hold in policy.holds()]
+        holds += self._norms.holds(self) if self._norms is not None else ()
         for (worker, session, bucket, _), parked in self._parked.items():
             step, needs = (None, session) if parked.push is None else (parked.push.step, _needs(parked.push))
             holds.append(Hold(worker, session, bucket, step, parked.since, (), self._behind(needs)))
@@ -305,6 +337,10 @@ class Shard:
                 case Discard(bucket=0):
                     data.settle(effect.worker, effect.session, effect.step, applied=False)
         return effects
+
+    def _note_pushed(self, push: Push) -> None:
+        key = push.worker, push.session
+        self._pushed[key] = max(push.step, self._pushed.get(key, -1))
 
     def _policy(self, bucket: int) -> Policy:
         if not 0 <= bucket < len(self._policies):

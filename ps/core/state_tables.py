@@ -117,6 +117,28 @@ PUSH = StateTable(
     """),
 )
 
+QUESTION = StateTable(
+    "One question for a norm",
+    "ps/core/mean_norms.py",
+    "What a worker that clips by the norm of a step's mean gradient asks one shard.",
+    {
+        "unasked": "the shard does not know it",
+        "waiting": "it waits for the questions or pushes of others; its gradient is held",
+        "answered": "its worker has the norm of the mean",
+        "answered alone": "its worker has the norm of its own gradient, as nobody else is in the mean",
+    },
+    _rows("""
+        unasked: ask > waiting
+        unasked: ask > answered
+        unasked: ask > answered alone
+        waiting: disconnected > unasked
+        waiting: ask of another > answered
+        waiting: push of another > answered alone
+        waiting: set_roster > answered alone
+        waiting: set_roster > unasked
+    """),
+)
+
 POSITION = StateTable(
     "One position of an epoch",
     "ps/core/dataset_progress.py",
@@ -236,4 +258,4 @@ LEASED_SEAT = StateTable(
     """),
 )
 
-TABLES = (MEMBER, PUSH, POSITION, CUT, PLACE, ELECTED_SEAT, LEASED_SEAT)
+TABLES = (MEMBER, PUSH, QUESTION, POSITION, CUT, PLACE, ELECTED_SEAT, LEASED_SEAT)

@@ -1,6 +1,7 @@
 """Jobs of one bucket: average gradients, step the optimizer, encode responses; run in order, one run at a time.
 
-    Step | Update --> mean --> compensation --> optimizer --> record for the standby, copy for a checkpoint
+    Step | Update --> written weights --> mean --> compensation --> optimizer --> record for the standby, copy for a
+                      checkpoint
     Response -------> encode, once for all workers that get the same bytes
     Turn -----------> anything else that has to happen in this order
 
@@ -10,7 +11,7 @@ the event loop. Its result returns to the loop as one ``Done``. Nothing here sen
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,8 +28,9 @@ from torch_ps.ps.core.effects import Apply, Release
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.grad_clip import Update
-from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
+from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
 from torch_ps.ps.engine.shared_memory import Arenas
+from torch_ps.ps.engine.written_weights import Values, WeightWriter, Written
 from torch_ps.ps.transport.streams import Stream
 
 #: Bytes of a frame that is handed to the event loop at once; smaller ones may wait for other runs.
@@ -40,11 +42,12 @@ EncodedFrames = dict[bytes, tuple[bytes, int]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An ``Apply`` with the gradients it averages."""
+    """An ``Apply`` with the gradients it averages and the weights that loops have written, both in rank order."""
 
     apply: Apply
     gradients: tuple[Gradient, ...]
     hyper: Hyper
+    written: tuple[Written, ...] = ()
 
 
 @dataclass(slots=True)
@@ -97,8 +100,16 @@ class Recorder(Protocol):
     ``torch_ps.ps.failover.primary`` implements it.
     """
 
-    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
-        """Frames about a step with gradient ``mean`` (None: the values stay). Called in the bucket's run."""
+    def step(self, bucket: Bucket, apply: Apply, mean: Mean | None, hyper: Hyper, written: Values) -> list[bytes]:
+        """Frames about a step. Called in the bucket's run.
+
+        Args:
+            bucket: The bucket.
+            apply: The core's decision.
+            mean: Gradient of the step; None: the optimizer makes no step.
+            hyper: Hyperparameters of the step.
+            written: What was written to the parameters before it.
+        """
 
     def answered(self, bucket: Bucket, response: Response) -> list[bytes]:
         """Frames about what the worker will have. Called in the bucket's run, before the response is encoded."""
@@ -190,6 +201,7 @@ class JobRunner:
     Args:
         store: Parameters and optimizers of the shard.
         encoder: Encoder of responses.
+        writer: Writer of the weights that loops have written.
         compensator: Delay compensation; None: off.
         monitor: Divergence monitor; None: off.
         trace: Spans of the traced steps.
@@ -204,11 +216,12 @@ class JobRunner:
         self,
         store: Store,
         encoder: ResponseEncoder,
+        writer: WeightWriter,
         compensator: Compensator | None,
         monitor: DivergenceMonitor | None,
         trace: Trace,
     ) -> None:
-        self._store, self._encoder = store, encoder
+        self._store, self._encoder, self._writer = store, encoder, writer
         self._compensator, self._monitor, self._trace = compensator, monitor, trace
         self.take: Callable[[Bucket, Mapping[str, Any]], None] | None = None
         self.recorder: Recorder | None = None
@@ -252,9 +265,10 @@ class JobRunner:
             copies.settle(index, self._store.host(index))
         worker, _, step = apply.group
         with self._trace.span("apply", step, index, worker), self._store.changing(index, apply.version):
+            written = self._writer.write(bucket, job.written) if job.written else {}
             left_out, mean = self._mean(bucket, job)
             if recorder is not None:
-                records += recorder.step(bucket, apply, mean, job.hyper)
+                records += recorder.step(bucket, apply, mean, job.hyper, written)
             if mean is not None:
                 with self._trace.span("optimizer", step, index):
                     self._store.step(index, mean, job.hyper, lr_scale=apply.lr_scale)
@@ -262,8 +276,8 @@ class JobRunner:
             self.take(bucket, apply.record)
         return left_out
 
-    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], torch.Tensor | None]:
-        """Gradient for the optimizer, fp32 of shape (numel,); None: the bucket's values stay as they are."""
+    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], Mean | None]:
+        """Gradient for the optimizer; None: the bucket's values stay as they are."""
         index, coefficient = bucket.index, 1.0
         if isinstance(job, Step):
             with self._trace.span("mean", job.apply.group[2], index):
@@ -274,11 +288,11 @@ class JobRunner:
             return left_out, None
         values = self._store.values(index)
         if self._monitor is not None and (observe := self._monitor.observer(index, job.apply, job.hyper, coefficient)):
-            observe(mean.cpu(), values.cpu())
+            observe(mean.values.cpu(), values.cpu(), mean.absent)
         if coefficient != 1.0:
-            mean = mean * coefficient
+            mean = replace(mean, values=mean.values * coefficient)
         if self._compensator is not None and bucket.rule == "optimizer":
-            mean = self._compensator.correct(index, job.apply, mean, values)
+            mean = self._compensator.correct(bucket, job.apply, mean, values)
         return left_out, mean
 
 

@@ -8,22 +8,26 @@ element, by the root of a running mean of squares, which adapts it to the scale 
 Rules of this file
   1. The values that a worker pulled are kept as the worker decoded them, with their version. A gradient computed from
      another version (a caller of the low-level client may hold an older one) is applied unchanged.
-  2. ``pulled`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on the event
-     loop and may drop a copy that a GPU stream still reads, hence ``keep_for_stream``.
+  2. Where a push has no gradient nothing is corrected, and the mean of squares stays.
+  3. ``pulled``, ``wrote`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on
+     the event loop and may drop a copy that a GPU stream still reads, hence ``keep_for_stream``.
 
 Memory: one fp32 copy of the shard's parameters per worker; one more in the adaptive form.
 
 Source: Zheng et al., ICML 2017, arXiv:1609.08326 (DC-ASGD-c and DC-ASGD-a).
 """
 
+from dataclasses import replace
 from typing import Self
 
 import torch
 
 from torch_ps.common.devices import keep_for_stream
+from torch_ps.common.plan import Bucket
 from torch_ps.ps.core.effects import Apply
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.engine.parameter_store import Mean
 
 #: Decay of the running mean of squares at each push, and the term that keeps its root above 0.
 _DECAY, _EPSILON = 0.95, 1e-7
@@ -76,16 +80,24 @@ class Compensator:
         _, copy = of_bucket.get((worker, session), (0, None))
         of_bucket[worker, session] = version, values.clone() if copy is None else keep_for_stream(copy).copy_(values)
 
-    def correct(self, bucket: int, apply: Apply, gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The corrected gradient; all tensors are fp32 of shape (numel,), and ``gradient`` stays unchanged."""
-        pushed = apply.contributions[0]
-        version, before = self._pulled.get(bucket, {}).get((pushed.worker, pushed.session), (-1, None))
+    def wrote(self, bucket: int, worker: str, session: int, start: int, values: torch.Tensor) -> None:
+        """Note that a worker computes from ``values`` of its own, fp32, instead of what it pulled from ``start`` on."""
+        _, copy = self._pulled.get(bucket, {}).get((worker, session), (0, None))
+        if copy is not None:
+            keep_for_stream(copy)[start : start + values.numel()].copy_(values)
+
+    def correct(self, bucket: Bucket, apply: Apply, mean: Mean, values: torch.Tensor) -> Mean:
+        """The corrected gradient; ``values`` are fp32 of shape (numel,), and ``mean`` stays unchanged."""
+        pushed, gradient = apply.contributions[0], mean.values
+        version, before = self._pulled.get(bucket.index, {}).get((pushed.worker, pushed.session), (-1, None))
         if self._adaptive:
-            squares = self._squares.setdefault(bucket, torch.zeros_like(values))
-            squares.mul_(_DECAY).addcmul_(gradient, gradient, value=1 - _DECAY)
+            squares = self._squares.setdefault(bucket.index, torch.zeros_like(values))
+            absent = frozenset(mean.absent)
+            for span in bucket.spans(position for position in range(len(bucket.pieces)) if position not in absent):
+                squares[span].mul_(_DECAY).addcmul_(gradient[span], gradient[span], value=1 - _DECAY)
         if before is None or version != apply.version - 1 - pushed.staleness:
-            return gradient
+            return mean
         change = torch.sub(values, keep_for_stream(before)).mul_(gradient)
         if self._adaptive:
             change.div_((squares + _EPSILON).sqrt_())
-        return torch.addcmul(gradient, change, gradient, value=self._strength)
+        return replace(mean, values=torch.addcmul(gradient, change, gradient, value=self._strength))

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.optimizer_spec import Hyper, number_of
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.divergence import DivergenceDetector, Window
@@ -60,16 +60,21 @@ MOST_WORKERS = 64
 #: Factor by which the learning rate has to rise to start a look.
 RISE = 1.1
 
-#: Called with (mean gradient, parameters) of one bucket before its step; both fp32 of shape (numel,) on the CPU.
-StepObserver = Callable[[torch.Tensor, torch.Tensor], None]
+#: Called with (mean gradient, parameters, positions of the pieces without a gradient) of one bucket before its step;
+#: both tensors are fp32 of shape (numel,) on the CPU.
+StepObserver = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One version: its parameters, the gradient applied to them, and their change since the gradient's base."""
+    """One version: its parameters, the gradient applied to them, and their change since the gradient's base.
+
+    ``present`` is 1 where there is a gradient and 0 elsewhere; None: there is one everywhere.
+    """
 
     values: F32
     gradient: F32
+    present: F32 | None
     base: int
     moved: F32 | None
 
@@ -95,6 +100,7 @@ class _Samples:
     """Samples of one bucket.
 
     Attributes:
+        bucket: The bucket.
         index: Indices of the sampled runs; None: all values are sampled.
         records: Versions of the last two windows.
         pairs: Pairs of gradients, oldest first.
@@ -102,6 +108,7 @@ class _Samples:
         calm: Largest learning rate that starts no look out of turn.
     """
 
+    bucket: Bucket
     index: npt.NDArray[np.int64] | None
     records: dict[int, _Record] = field(default_factory=dict)
     pairs: deque[_Pair] = field(default_factory=deque)
@@ -116,6 +123,15 @@ class _Samples:
             return values.copy()
         runs: F32 = values[: len(values) // RUN * RUN].reshape(-1, RUN)
         return runs.take(self.index, axis=0).reshape(-1)
+
+    def present(self, absent: tuple[int, ...]) -> F32 | None:
+        """0 for the sampled values of the pieces ``absent``, 1 for the others; None: 1 for all."""
+        if not absent:
+            return None
+        mask = torch.ones(self.bucket.numel)
+        for span in self.bucket.spans(absent):
+            mask[span] = 0.0
+        return self.sample(mask)
 
 
 class DivergenceMonitor:
@@ -146,7 +162,7 @@ class DivergenceMonitor:
             runs = bucket.numel // RUN
             count = max(runs * SAMPLE // total, 1)
             index = np.sort(random.choice(runs, count, replace=False)) if count < runs else None
-            self._buckets[bucket.index] = _Samples(index)
+            self._buckets[bucket.index] = _Samples(bucket, index)
         self._judge = DivergenceDetector(scaled=scaled)
         self._num_workers, self._advise, self._report = num_workers, advise, report
         self._lock = threading.Lock()
@@ -166,16 +182,18 @@ class DivergenceMonitor:
         """
         version = apply.version - 1
         samples = self._buckets.get(bucket)
-        if samples is None or (version < self._begin and hyper.get("lr", 0.0) <= samples.calm):  # type: ignore[operator]
+        if samples is None or (version < self._begin and number_of(hyper.get("lr", 0.0)) <= samples.calm):
             return None
         return partial(self._guarded, partial(self._see, samples, version, apply, hyper, apply.lr_scale * coefficient))
 
     # -------------------------------------------------------------- one look
 
-    def _guarded(self, see: StepObserver, gradient: torch.Tensor, values: torch.Tensor) -> None:
+    def _guarded(
+        self, see: StepObserver, gradient: torch.Tensor, values: torch.Tensor, absent: tuple[int, ...] = ()
+    ) -> None:
         try:
             with np.errstate(all="ignore"):  # a model that has diverged
-                see(gradient, values)
+                see(gradient, values, absent)
         except Exception:  # rule 1
             self._buckets = {}
             log.warning("the check for divergence has failed and is off; training goes on", exc_info=True)
@@ -189,20 +207,23 @@ class DivergenceMonitor:
         scale: float,
         gradient: torch.Tensor,
         values: torch.Tensor,
+        absent: tuple[int, ...],
     ) -> None:
-        lr = _number(hyper, "lr", 1e-3)
+        lr = number_of(hyper.get("lr"), 1e-3)
         if lr <= 0 or not apply.contributions or self._num_workers() > MOST_WORKERS:
             return
         samples.calm = RISE * lr
-        momentum = self._momentum = _number(hyper, "momentum", 0.0)
+        momentum = self._momentum = number_of(hyper.get("momentum"), 0.0)
         sums = self._enter(samples, version)
         if sums is None:
             return
-        rate = lr * (1 - _number(hyper, "dampening", 0.0)) if momentum else lr
+        rate = lr * (1 - number_of(hyper.get("dampening"), 0.0)) if momentum else lr
         sign = -1.0 if hyper.get("maximize") else 1.0
         (contribution,) = apply.contributions
         stale = contribution.staleness
-        found = self._pair(samples, version, stale, samples.sample(values), samples.sample(gradient))
+        found = self._pair(
+            samples, version, stale, samples.sample(values), samples.sample(gradient), samples.present(absent)
+        )
         with self._lock:
             sums.pushes += 1
             sums.scaled += scale * stale
@@ -215,17 +236,20 @@ class DivergenceMonitor:
                 view.add(sign * float(bent @ moved), energy, rate)
 
     def _pair(
-        self, samples: _Samples, version: int, staleness: int, values: F32, gradient: F32
+        self, samples: _Samples, version: int, staleness: int, values: F32, gradient: F32, present: F32 | None
     ) -> list[tuple[F32, F32]]:
         """(change of the gradient, change of the parameters) for the pair that this push makes and for its swing."""
         base = version - staleness
         start = samples.records.get(base)
         moved = values - start.values if start is not None and staleness else None
-        samples.records[version] = _Record(values, gradient, base, moved)
+        samples.records[version] = _Record(values, gradient, present, base, moved)
         samples.records.pop(version - 2 * self._length, None)
         if start is None or start.moved is None or base == version:
             return []
         pair = _Pair(version, start.moved, gradient - start.gradient)
+        for mask in (start.present, present):  # a change that only one of the gradients shows is no curvature
+            if mask is not None:
+                pair = _Pair(version, pair.moved * mask, pair.bent * mask)
         found = [(pair.bent, pair.moved)]
         pairs = samples.pairs
         while len(pairs) > 1 and pairs[1].made < start.base:
@@ -300,8 +324,3 @@ def create_monitor(
     return DivergenceMonitor(
         buckets, scaled=mode.rate_follows_staleness, num_workers=num_workers, advise=advise, report=report
     )
-
-
-def _number(hyper: Hyper, key: str, default: float) -> float:
-    value = hyper.get(key, default)
-    return float(value) if isinstance(value, int | float) else default

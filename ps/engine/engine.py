@@ -10,6 +10,7 @@ Rules of this file
   4. Work per push and per response is independent of the number of buckets, workers and data sets.
 """
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -43,11 +44,15 @@ from torch_ps.ps.engine.bucket_jobs import (
 )
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
+from torch_ps.ps.engine.equal_gradients import EqualGradients
 from torch_ps.ps.engine.grad_clip import GradientClipper, RequestNorm, Update
 from torch_ps.ps.engine.lanes import SMALL, Lanes
+from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
+from torch_ps.ps.engine.written_weights import WeightWriter, Written, check_positions, of_push
 from torch_ps.ps.observability.shard_metrics import Metrics
+from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
 
 log = logging.getLogger("torch_ps.ps")
@@ -59,6 +64,7 @@ class _Held:
 
     gradient: Gradient
     hyper: Hyper
+    written: Written | None
     since: float  # on time.monotonic()
 
 
@@ -76,7 +82,9 @@ class Engine:
         compensator: Delay compensation; None: off.
         request_norm: Obtains the norm of an update over all shards.
         on_failure: Called with an exception that ends the shard.
+        advise: Shows a warning; called on any thread.
         monitor: Divergence monitor; None: off.
+        equal_gradients: Comparison of the workers' gradients; None: off.
         device: Device of parameters and optimizer state.
         trace: Spans of the traced steps; None: no trace.
     """
@@ -94,7 +102,9 @@ class Engine:
         compensator: Compensator | None,
         request_norm: RequestNorm,
         on_failure: Callable[[BaseException], None],
+        advise: Callable[[str], None],
         monitor: DivergenceMonitor | None = None,
+        equal_gradients: EqualGradients | None = None,
         device: torch.device = CPU,
         trace: Trace | None = None,
     ) -> None:
@@ -121,10 +131,12 @@ class Engine:
         self._approved = [group.hyper for group in model.groups]  # by group: values that were checked last
         self._metrics = metrics
         self.compensator = compensator
+        self._equal_gradients = equal_gradients
         encoder = ResponseEncoder(
             self.store, self.arenas, compensator, first=self._first, epoch=lambda: core.roster.epoch
         )
-        self.work = JobRunner(self.store, encoder, compensator, monitor, self._trace)
+        writer = WeightWriter(self.store, model, streams, compensator, advise)
+        self.work = JobRunner(self.store, encoder, writer, compensator, monitor, self._trace)
         self._lanes = Lanes[BucketJob, Done](
             buckets,
             executor,
@@ -134,6 +146,7 @@ class Engine:
             on_done=self._done,
             on_failure=on_failure,
         )
+        self._norms = NormMeter(buckets, self.store, executor, core, streams, on_failure=on_failure)
         self._clipper: GradientClipper | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
@@ -142,8 +155,10 @@ class Engine:
             )
 
     def disconnected(self, stream: Stream) -> None:
-        """Note that a stream has ended: its pending responses are dropped, its pushes stay valid."""
+        """Note that a stream has ended: its pending responses are dropped, its pushes that the core has stay valid."""
+        stream.sent_ahead.clear()
         if stream.worker is not None:
+            self._norms.disconnected(stream.worker, stream.session)
             self.run(self.core.disconnected(stream.worker, stream.session))
 
     # -------------------------------------------------------------- requests of peers
@@ -154,35 +169,103 @@ class Engine:
         Args:
             stream: Stream of the worker.
             push: Header of the frame.
-            payload: Encoded gradient; empty where it is in shared memory.
+            payload: Encoded gradient, or weights that the loop has written where the gradient is elsewhere.
 
         Raises:
             ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
         """
         bucket = self._bucket(push.bucket)
-        codec = codecs.codec(push.codec)
-        worker, session = stream.worker or "", stream.session
-        if push.HasField("arena_bytes"):
-            in_place = codec.name == "none"
-            payload = self.arenas.payload(worker, session, push.bucket, push.arena_bytes, in_place=in_place)
+        hyper, absent = self._hyper(bucket, push), _absent(bucket, push)
+        written = of_push(bucket, stream.worker or "", stream.session, push, payload) if push.written else None
+        if push.HasField("ahead"):
+            _check_named(stream, push, payload[:0] if written else payload)
+            self._count_pushed(stream, len(payload))
+            take = functools.partial(self._commit, stream, push, hyper, absent, written)
+            stream.sent_ahead.claim(push.bucket, push.ahead, push.step, take)
+            return
+        gradient = self._gradient(stream, bucket, push, payload[:0] if written else payload)
+        size = len(gradient.payload) + (len(payload) if written else 0)
+        self._commit(stream, push, hyper, absent, written, gradient)
+        self._count_pushed(stream, size)
+
+    def gradient_ahead(self, stream: Stream, ahead: pb.Ahead, payload: memoryview) -> None:
+        """Hold one bucket of one worker's gradient until a push names it, or complete the push that waits for it.
+
+        Args:
+            stream: Stream of the worker.
+            ahead: Header of the frame.
+            payload: Encoded gradient.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
+        """
+        bucket, codec = self._bucket(ahead.bucket), codecs.codec(ahead.codec)
         codec.check(payload, bucket.numel)
-        hyper = self._hyper(bucket, push)
-        local = self._local[push.bucket]
+        self._count_pushed(stream, len(payload))
+        stream.sent_ahead.arrive(ahead.bucket, ahead.number, Encoded(codec, payload))
+
+    def _commit(
+        self,
+        stream: Stream,
+        push: pb.Push,
+        hyper: Hyper,
+        absent: tuple[int, ...],
+        written: Written | None,
+        gradient: Encoded,
+    ) -> None:
+        """Have the core decide about a checked push."""
+        worker, session, local = stream.worker or "", stream.session, self._local[push.bucket]
         covers, now = tuple([(each.number, each.samples) for each in push.covers]), time.monotonic()
         effects = self.core.push(
             Push(worker, session, push.step, local, push.base, push.weight, push.epoch, covers), now
         )
-        stream.bytes_pushed += len(payload)
-        self.bytes_pushed += len(payload)
         if push.bucket == self._first:
             stream.samples += push.weight
-        self._metrics.pushed.inc(len(payload))
-        gradient = Gradient(worker, push.step, push.weight, codec, payload, push.missing)
+        codec, payload = gradient.codec, gradient.payload
+        missing = len(absent) == len(self._buckets[push.bucket].pieces)
+        found = Gradient(worker, push.step, push.weight, codec, payload, missing, absent)
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
-        self._held.setdefault((worker, session, local, push.step), _Held(gradient, hyper, now))
+        self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
+        self._norms.answer_due()
+
+    def _gradient(self, stream: Stream, bucket: Bucket, push: pb.Push, payload: memoryview) -> Encoded:
+        """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
+        codec = codecs.codec(push.codec)
+        if push.HasField("arena_bytes"):
+            payload = self.arenas.payload(
+                stream.worker or "", stream.session, push.bucket, push.arena_bytes, in_place=codec.name == "none"
+            )
+        if len(payload) or not (push.missing or push.weight == 0):
+            codec.check(payload, bucket.numel)
+        return Encoded(codec, payload)
+
+    def measure(self, stream: Stream, measure: pb.Measure, payload: memoryview) -> None:
+        """Take one bucket of a worker's question for the norm of the step's mean gradient.
+
+        Args:
+            stream: Stream of the worker.
+            measure: Header of the frame.
+            payload: Gradient, fp32; empty where it is elsewhere, or missing.
+
+        Raises:
+            ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
+        """
+        bucket, plain = self._bucket(measure.bucket), codecs.codec("none")
+        gradient = Encoded(plain, payload)
+        if measure.HasField("ahead"):
+            gradient = stream.sent_ahead.look(measure.bucket, measure.ahead)
+        elif measure.HasField("arena_bytes"):
+            held = self.arenas.payload(
+                stream.worker or "", stream.session, measure.bucket, measure.arena_bytes, in_place=True
+            )
+            gradient = Encoded(plain, held)
+        if not measure.missing:
+            gradient.codec.check(gradient.payload, bucket.numel)
+        self._count_pushed(stream, len(payload))
+        self._norms.take(stream, bucket, measure, gradient)
 
     def pull(self, stream: Stream, bucket: int) -> None:
         """Have the parameters of one bucket sent to a stream.
@@ -201,6 +284,7 @@ class Engine:
         self.run(self.core.set_roster(roster))
         if self._clipper is not None:
             self._clipper.set_roster(roster)
+        self._norms.set_roster(roster)
 
     # -------------------------------------------------------------- effects
 
@@ -248,9 +332,12 @@ class Engine:
             if stream is not None:
                 stream.staleness = contribution.staleness
         gradients, hyper = tuple(h.gradient for h in held), held[0].hyper if held else {}
+        written = tuple([h.written for h in held if h.written is not None])
+        if self._equal_gradients is not None and bucket.rule == "optimizer":
+            self._equal_gradients.compare(bucket.index, gradients)
         if self._clipper is not None and bucket.rule == "optimizer":
-            return self._clipper.add(bucket.index, apply, gradients, hyper)
-        return Step(apply, gradients, hyper)
+            return self._clipper.add(bucket.index, apply, gradients, hyper, written)
+        return Step(apply, gradients, hyper, written)
 
     def _release(self, bucket: int, release: Release) -> None:
         if not release.applied and release.step is not None:
@@ -291,6 +378,11 @@ class Engine:
             self._metrics.pulled.inc(size)
             stream.outbox.put_nowait(frame)
 
+    def _count_pushed(self, stream: Stream, size: int) -> None:
+        stream.bytes_pushed += size
+        self.bytes_pushed += size
+        self._metrics.pushed.inc(size)
+
     def _count_nonfinite(self) -> None:
         self.nonfinite += 1
         self._metrics.nonfinite.inc()
@@ -317,3 +409,30 @@ class Engine:
                 raise ProtocolError(str(error)) from None
             self._approved[bucket.group] = hyper
         return hyper
+
+
+def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
+    """Positions of the pieces that a push has no gradient for.
+
+    Raises:
+        ProtocolError: the bucket holds buffers.
+        CorruptFrame: they are not positions of pieces in increasing order.
+    """
+    absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
+    if absent and bucket.rule == "mean":
+        raise ProtocolError(f"bucket {bucket.index} holds buffers, of which no gradient can be absent")
+    check_positions(bucket, absent)
+    return absent
+
+
+def _check_named(stream: Stream, push: pb.Push, payload: memoryview) -> None:
+    """Refuse a push that names a gradient and brings another one.
+
+    Raises:
+        CorruptFrame: it has one in ``payload`` or in shared memory.
+    """
+    if len(payload) or push.HasField("arena_bytes"):
+        where = "in shared memory" if push.HasField("arena_bytes") else "in its frame"
+        raise CorruptFrame(
+            f"worker {stream.worker!r} names gradient {push.ahead} of bucket {push.bucket} and has another one {where}"
+        )

@@ -25,7 +25,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,7 +34,8 @@ from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Plan
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.roster import MAX_NAME, Roster
-from torch_ps.ps.engine.parameter_store import Gradient, NonFinite, Store
+from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
+from torch_ps.ps.engine.written_weights import Written
 
 #: Added to the norm, as in torch.
 EPSILON = 1e-6
@@ -55,17 +56,19 @@ class Update:
     """One bucket's part of a group, a job of its lane.
 
     Attributes:
-        mean: Mean gradient, fp32 of shape (numel,); None: no gradient counts.
+        mean: Mean gradient; None: no gradient counts.
         left_out: Gradients that are not finite.
-        coefficient: Factor on the mean, in [0, 1]; 0 drops the update, None: still unknown.
+        coefficient: Factor on the mean, in [0, 1]; with 0 there is no step, None: still unknown.
+        written: Weights that the loops of its workers have written; none if the update is dropped.
     """
 
     bucket: int
     apply: Apply
     hyper: Hyper
-    mean: torch.Tensor | None = None
+    mean: Mean | None = None
     left_out: list[NonFinite] = field(default_factory=list)
     coefficient: float | None = None
+    written: tuple[Written, ...] = ()
 
 
 @dataclass(slots=True)
@@ -105,9 +108,16 @@ class GradientClipper:
         self._groups: dict[UpdateKey, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, bucket: int, apply: Apply, gradients: Sequence[Gradient], hyper: Hyper) -> Update:
+    def add(
+        self,
+        bucket: int,
+        apply: Apply,
+        gradients: Sequence[Gradient],
+        hyper: Hyper,
+        written: tuple[Written, ...],
+    ) -> Update:
         """Start on one bucket's ``Apply`` of a group; returns the job that waits in the lane."""
-        update = Update(bucket, apply, hyper)
+        update = Update(bucket, apply, hyper, written=written)
         self._groups.setdefault(apply.group, _Group()).updates.append(update)
         self._spawn(self._take(update, gradients))
         return update
@@ -134,13 +144,15 @@ class GradientClipper:
         mean, update.left_out = self._store.mean(update.bucket, gradients)
         if mean is None:
             return 0.0
-        update.mean = mean.clone()
-        return float(torch.linalg.vector_norm(mean, dtype=torch.float64)) ** 2
+        update.mean = replace(mean, values=mean.values.clone())
+        return float(torch.linalg.vector_norm(mean.values, dtype=torch.float64)) ** 2
 
     def _settle(self, group: _Group, square: float | None) -> None:
         coefficient = 0.0 if square is None else min(1.0, self._norm / (math.sqrt(square) + EPSILON))
         for update in group.updates:
             update.coefficient = coefficient
+            if square is None:
+                update.written = ()
             self._on_ready(update.bucket)
 
     def _spawn(self, work: Awaitable[None]) -> None:

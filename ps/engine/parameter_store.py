@@ -10,7 +10,8 @@ Rules of this file
   3. Payloads were checked before; no call fails because of a peer.
 
 The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are equal, else
-``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once.
+``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once. Who has no gradient for a
+parameter counts in it with 0, as with DDP; a parameter that nobody has one for is left alone.
 """
 
 import contextlib
@@ -19,19 +20,18 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ParamSpec, TypeVar
 
 import torch
 
-from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.arena import Arena
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.optimizer_spec import Hyper
-from torch_ps.common.plan import ALIGN, Bucket
+from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.common.wire.frames import Buffer
+from torch_ps.ps.engine.bucket_optimizer import BucketOptimizer
 from torch_ps.ps.engine.gpu_staging import Staging
 
 P = ParamSpec("P")
@@ -47,8 +47,10 @@ class Gradient:
         worker, step: The push it belongs to.
         weight: Weight in the mean, >= 0.
         codec: Codec of the payload.
-        payload: Encoded values, checked.
-        missing: The worker has no gradient for this bucket; the payload is zeros.
+        payload: Encoded values, checked; empty where the weight is 0 or the gradient is missing.
+        missing: The worker has no gradient for any piece of the bucket.
+        absent: Positions of the bucket's pieces, increasing, that the worker has no gradient for. They count as 0
+            whatever the payload holds, which a lossy codec may have made of 0.
     """
 
     worker: str
@@ -57,6 +59,7 @@ class Gradient:
     codec: Codec
     payload: memoryview
     missing: bool = False
+    absent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,19 @@ class NonFinite:
     tensor: str
 
 
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """What one bucket is stepped with.
+
+    Attributes:
+        values: Weighted mean of the gradients, fp32 of shape (numel,).
+        absent: Positions of the pieces, increasing, that no gradient is for; the step leaves them alone.
+    """
+
+    values: torch.Tensor
+    absent: tuple[int, ...] = ()
+
+
 class _Slot:
     """Parameters of one bucket as a flat tensor, and the optimizer that steps them."""
 
@@ -83,48 +99,25 @@ class _Slot:
             if arena is None
             else torch.frombuffer(arena.values(bucket.index), dtype=torch.float32)
         )
-        self.optimizer: torch.optim.Optimizer | None = None
-        self._parts = [self.values]
+        self.optimizer: BucketOptimizer | None = None
         if bucket.rule == "optimizer":
             hyper = model.groups[bucket.group].hyper
-            if hyper.get("fused"):
-                self._parts = _whole_vectors(bucket, self.values)
-            self.optimizer = optim.build(model.optimizer, self._parts, hyper)
-        self._sizes = [part.numel() for part in self._parts]
+            self.optimizer = BucketOptimizer(model.optimizer, bucket, self.values, hyper)
 
-    def update(self, mean: torch.Tensor, hyper: Hyper, lr_scale: float) -> None:
+    def update(self, mean: Mean, hyper: Hyper, lr_scale: float) -> None:
         if self.optimizer is None:
-            self.values.copy_(mean)
-            return
-        group = self.optimizer.param_groups[0]
-        group.update(hyper)
-        rate = group["lr"]
-        group["lr"] = rate * lr_scale
-        for part, gradient in zip(self._parts, torch.split(mean, self._sizes), strict=True):
-            part.grad = gradient
-        self.optimizer.step()
-        group["lr"] = rate
-        for part in self._parts:
-            part.grad = None
+            self.values.copy_(mean.values)
+        else:
+            self.optimizer.step(mean.values, hyper, lr_scale, mean.absent)
 
     def export(self) -> dict[str, torch.Tensor]:
-        kept = {} if self.optimizer is None else optimizer_state(self.optimizer, self._parts)
+        kept = {} if self.optimizer is None else self.optimizer.export()
         return {"values": self.values.to("cpu", copy=True), **kept}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         self.values.copy_(tensors["values"])
         if self.optimizer is not None:
-            restore_optimizer(self.optimizer, self._parts, tensors)
-
-
-def _whole_vectors(bucket: Bucket, values: torch.Tensor) -> list[torch.Tensor]:
-    """Views of ``values``, split after each tensor whose size is no multiple of the vector width.
-
-    A fused kernel rounds the remainder of a tensor differently, so a split there keeps the bits of separate tensors.
-    A split after any other tensor would change no bits and cost 4 us a step.
-    """
-    ends = [p.offset + p.stop - p.start for p in bucket.pieces if (p.stop - p.start) % ALIGN]
-    return [values[begin:end] for begin, end in pairwise(sorted({0, *ends, bucket.numel}))]
+            self.optimizer.restore(tensors)
 
 
 class Store:
@@ -209,52 +202,70 @@ class Store:
         """
         return copies.encode(bucket, self.host(bucket), codec, seed=(version << 32) + bucket)
 
-    def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[torch.Tensor | None, list[NonFinite]]:
+    def mean(self, bucket: int, gradients: Sequence[Gradient]) -> tuple[Mean | None, list[NonFinite]]:
         """Weighted mean of ``gradients``, which are in rank order. It leaves out those that are not finite.
 
         Returns:
-            The mean, fp32 of shape (numel,), valid until this thread's next call, and the gradients left out. The mean
-            is None, and the bucket keeps its values, if no weight remains or every gradient is missing.
+            The mean, valid until this thread's next call, and the gradients left out. The mean is None, and the bucket
+            keeps its values, if no weight remains or no gradient is for any piece.
         """
         slot = self._slots[bucket]
         left_out: list[NonFinite] = []
         mean = self._mean(slot, gradients)
-        if mean is not None and not math.isfinite(mean.sum().item()):
-            left_out = [found for g in gradients if (found := self._nonfinite(slot, g))]
+        if mean is not None and not math.isfinite(mean.values.sum().item()):
+            left_out = [found for g in gradients if len(g.payload) and (found := self._nonfinite(slot, g))]
             bad = {found.worker for found in left_out}
             mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
         return mean, left_out
 
-    def step(self, bucket: int, mean: torch.Tensor, hyper: Hyper, *, lr_scale: float = 1.0) -> None:
+    def norm(self, bucket: int, gradients: Sequence[Gradient], power: float) -> float:
+        """Norm of the weighted mean of ``gradients``, which are in rank order; finite or not, none is left out."""
+        mean = self._mean(self._slots[bucket], gradients)
+        return 0.0 if mean is None else float(torch.linalg.vector_norm(mean.values, power, dtype=torch.float64))
+
+    def step(self, bucket: int, mean: Mean, hyper: Hyper, *, lr_scale: float = 1.0) -> None:
         """Make one optimizer step.
 
         Args:
             bucket: Index of the bucket.
-            mean: Gradient, fp32 of shape (numel,).
+            mean: Gradient.
             hyper: Hyperparameters of this and later steps.
             lr_scale: Factor on the learning rate of this step alone.
         """
         with torch.no_grad():
             self._slots[bucket].update(mean, hyper, lr_scale)
 
-    def _mean(self, slot: _Slot, gradients: Sequence[Gradient]) -> torch.Tensor | None:
+    def _mean(self, slot: _Slot, gradients: Sequence[Gradient]) -> Mean | None:
         gradients = [g for g in gradients if g.weight > 0]
-        if all(g.missing for g in gradients):
+        absent = _absent_in_all(gradients)
+        if not gradients or len(absent) == len(slot.bucket.pieces):
             return None
         total, term = self._buffers(slot.bucket.numel)
         equal = len({g.weight for g in gradients}) == 1
-        values = self._term(gradients[0], total, equal)
+        values = self._term(slot, gradients[0], total, equal)
         for gradient in gradients[1:]:
-            values = torch.add(values, self._term(gradient, term, equal), out=total)
+            values = torch.add(values, self._term(slot, gradient, term, equal), out=total)
         divisor = len(gradients) if equal else math.fsum(g.weight for g in gradients)
-        return torch.div(values, divisor, out=total) if divisor != 1 else values
+        return Mean(torch.div(values, divisor, out=total) if divisor != 1 else values, absent)
 
-    def _term(self, gradient: Gradient, scratch: torch.Tensor, equal: bool) -> torch.Tensor:
-        values = self.decode(gradient.codec, gradient.payload, scratch)
+    def _term(self, slot: _Slot, gradient: Gradient, scratch: torch.Tensor, equal: bool) -> torch.Tensor:
+        values = self._gradient(slot, gradient, scratch)
         return values if equal else torch.mul(values, gradient.weight, out=scratch)
 
+    def _gradient(self, slot: _Slot, gradient: Gradient, scratch: torch.Tensor) -> torch.Tensor:
+        """The values of a gradient, 0 where it has none; they may be views of its payload."""
+        if not len(gradient.payload):
+            return scratch.zero_()
+        values = self.decode(gradient.codec, gradient.payload, scratch)
+        if gradient.absent:
+            if values.data_ptr() != scratch.data_ptr():
+                values = scratch.copy_(values)
+            for each in slot.bucket.spans(gradient.absent):
+                values[each] = 0.0
+        return values
+
     def _nonfinite(self, slot: _Slot, gradient: Gradient) -> NonFinite | None:
-        values = self.decode(gradient.codec, gradient.payload, self._buffers(slot.bucket.numel)[0])
+        values = self._gradient(slot, gradient, self._buffers(slot.bucket.numel)[0])
         finite = torch.isfinite(values)
         if slot.optimizer is None:
             finite |= values == slot.values  # a buffer may hold -inf on purpose, as an attention mask does
@@ -280,35 +291,8 @@ class Store:
         return staging
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State of a torch optimizer for ``parts``, the pieces of one bucket, which step together.
-
-    Every admitted optimizer (``common/optimizer_spec.py``) keeps elementwise tensors and counters of one number, which
-    their shapes tell apart. Elementwise tensors are returned joined, shape (numel,); counters, shape (), once.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for name, first in optimizer.state[parts[0]].items() if parts[0] in optimizer.state else ():
-        if not isinstance(first, torch.Tensor):
-            continue  # None: a buffer that these hyperparameters do not use
-        several = [optimizer.state[part][name] for part in parts]
-        tensors[f"state/{name}"] = (torch.cat(several) if first.dim() else first).to("cpu", copy=True)
-    return tensors
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parts: list[torch.Tensor], tensors: dict[str, torch.Tensor]
-) -> None:
-    """The inverse of ``optimizer_state``."""
-    state: dict[str, torch.Tensor] = {
-        key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("state/")
-    }
-    # torch keeps counters on the parameters' device for a kernel that steps all parts, else on the CPU.
-    counters = parts[0].device if any(optimizer.defaults.get(each) for each in ("fused", "capturable")) else "cpu"
-    at = 0
-    for part in parts if state else ():
-        end = at + part.numel()
-        optimizer.state[part] = {
-            name: tensor[at:end].to(part.device, copy=True) if tensor.dim() else tensor.to(counters, copy=True)
-            for name, tensor in state.items()
-        }
-        at = end
+def _absent_in_all(gradients: Sequence[Gradient]) -> tuple[int, ...]:
+    """Pieces that no gradient is for."""
+    if not all(g.absent for g in gradients):
+        return ()
+    return tuple(sorted(frozenset.intersection(*(frozenset(g.absent) for g in gradients)))) if gradients else ()

@@ -5,8 +5,10 @@
 
 A bucket's tensors have these keys:
 
-    values        parameters, fp32 (numel,)             squares       of delay compensation, fp32 (numel,)
-    state/NAME    of torch's optimizer: (numel,) or ()  copy/WORKER   what a worker with lossy pulls has, fp32 (numel,)
+    values        parameters, fp32 (numel,)
+    state/NAME, counter/NAME, has_state     of the optimizer; ``bucket_optimizer.py`` describes them
+    squares       of delay compensation, fp32 (numel,)
+    copy/WORKER   what a worker with lossy pulls has, fp32 (numel,)
 
 Rules of this file
   1. ``Cutter.take`` runs on the bucket's lane and copies; training waits for that copy and for nothing else.

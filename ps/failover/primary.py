@@ -24,8 +24,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from torch_ps.common.errors import ProtocolError, PsError, Refused, WaitTimeout
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -38,7 +36,9 @@ from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.bucket_jobs import Response, Turn
 from torch_ps.ps.engine.engine import Engine
+from torch_ps.ps.engine.parameter_store import Mean
 from torch_ps.ps.engine.shard_state import tensors_of
+from torch_ps.ps.engine.written_weights import Values
 from torch_ps.ps.failover import records
 from torch_ps.ps.failover.wait_alive import wait_alive
 from torch_ps.ps.job.job import Job
@@ -254,7 +254,7 @@ class Replication(JobListener, SeatListener):
         follower.copied.add(bucket.index)
         return records.of_state(bucket.index, tensors_of(engine, bucket, self._job.streams), progress)
 
-    def step(self, bucket: Bucket, apply: Apply, mean: torch.Tensor | None, hyper: Hyper) -> list[bytes]:
+    def step(self, bucket: Bucket, apply: Apply, mean: Mean | None, hyper: Hyper, written: Values) -> list[bytes]:
         """On the bucket's lane: frames about one optimizer step."""
         engine = self._job.engine
         if apply.progress is None or engine is None or self.follower is None:
@@ -262,9 +262,11 @@ class Replication(JobListener, SeatListener):
         frames = []
         if engine.compensator is not None and (squares := engine.compensator.squares(bucket.index)) is not None:
             frames.append(records.of_tensor(bucket.index, "squares", squares))
+        if written:
+            frames.append(records.of_written(bucket.index, written))
         job: Hyper = engine.model.groups[bucket.group].hyper if bucket.rule == "optimizer" else {}
         late, nonfinite = engine.late, engine.nonfinite
-        step = records.of_step(bucket.index, apply, mean, hyper, job, late=late, nonfinite=nonfinite)
+        step = records.of_step(bucket.index, apply, mean, hyper, job, sorted(written), late=late, nonfinite=nonfinite)
         return [*frames, step]
 
     def answered(self, bucket: Bucket, response: Response) -> list[bytes]:

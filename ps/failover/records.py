@@ -1,7 +1,7 @@
 """What travels from a primary to its standby, as frames: made here, on the bucket's lane or on the event loop.
 
     state   Tensor, Tensor, ..., Bucket     one bucket, as a checkpoint would keep it at this moment
-    step    (Tensor "squares",) Step        what the optimizer is stepped with, and the ledger after it
+    step    (Tensor "squares",) (Tensor "written",) Step   what the optimizer is stepped with, and the ledger after it
     others  Answer, Roster, Data, Norm      what else decides how a worker that comes back is answered
 
 Rules of this file
@@ -10,7 +10,7 @@ Rules of this file
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ from torch_ps.common.wire.ballots import configuration_from_proto, configuration
 from torch_ps.common.wire.frames import Buffer, pack
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange
+from torch_ps.ps.engine.parameter_store import Mean
+from torch_ps.ps.engine.written_weights import Values
+
+#: Name of the tensor of what is written before a step.
+WRITTEN = "written"
 
 
 def of_state(bucket: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> list[bytes]:
@@ -38,9 +43,10 @@ def of_tensor(bucket: int, name: str, tensor: torch.Tensor) -> bytes:
 def of_step(
     bucket: int,
     apply: Apply,
-    mean: torch.Tensor | None,
+    mean: Mean | None,
     hyper: Hyper,
     job: Hyper,
+    written: Iterable[int],
     *,
     late: int,
     nonfinite: int,
@@ -48,8 +54,9 @@ def of_step(
     """One ``Apply`` that has a ``progress``.
 
     Args:
-        mean: shape (numel,), fp32: what the optimizer is stepped with; None: the values stay.
+        mean: Gradient of the step; None: the optimizer makes no step.
         job: hyperparameters of the bucket's group in the model.
+        written: positions of the pieces that were written to before it, increasing; see ``of_written``.
         late, nonfinite: counted so far.
     """
     step = pb.ReplicaStep(
@@ -61,8 +68,16 @@ def of_step(
         late=late,
         nonfinite=nonfinite,
         staleness=[each.staleness for each in apply.contributions],
+        absent=() if mean is None else mean.absent,
+        written=written,
     )
-    return pack(pb.ReplicaHeader(step=step), () if mean is None else _payload(mean))
+    return pack(pb.ReplicaHeader(step=step), () if mean is None else _payload(mean.values))
+
+
+def of_written(bucket: int, values: Values) -> bytes:
+    """What is written to a bucket before its next step: the values of the pieces in the order of their positions."""
+    header = pb.ReplicaTensor(bucket=bucket, name=WRITTEN)
+    return pack(pb.ReplicaHeader(tensor=header), [values[position] for position in sorted(values)])
 
 
 def of_answer(bucket: int, worker: str, codec: str, *, whole: bool) -> bytes:

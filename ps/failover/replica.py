@@ -15,6 +15,7 @@ import asyncio
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.grad_clip import REMEMBERED
+from torch_ps.ps.engine.parameter_store import Mean
 from torch_ps.ps.engine.shard_state import Tensors, restore_bucket
+from torch_ps.ps.engine.written_weights import Values, check_positions, set_values, split
 from torch_ps.ps.failover import records
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
@@ -105,7 +108,7 @@ class Replica:
 
     def _tensor(self, header: pb.ReplicaTensor, payload: memoryview) -> None:
         bucket, tensor = self._of(header.bucket), records.tensor_of(payload, scalar=header.scalar)
-        if not header.scalar and tensor.numel() != bucket.numel:
+        if not header.scalar and tensor.numel() != bucket.numel and header.name != records.WRITTEN:
             raise ValueError(
                 f"tensor {header.name!r} has {tensor.numel()} values, bucket {bucket.index} {bucket.numel}"
             )
@@ -128,17 +131,28 @@ class Replica:
         progress, before = records.data_of(header.progress, "progress"), self._progress[bucket.index]
         if int(progress["version"]) != int(before["version"]) + 1:
             raise ValueError(f"version {progress['version']} of bucket {bucket.index} follows {before['version']}")
-        mean = None if header.idle else records.tensor_of(payload, scalar=False)
-        if mean is not None and mean.numel() != bucket.numel:
-            raise ValueError(f"a gradient of {mean.numel()} values for bucket {bucket.index} of {bucket.numel}")
+        mean = None if header.idle else Mean(records.tensor_of(payload, scalar=False), tuple(header.absent))
+        if mean is not None and mean.values.numel() != bucket.numel:
+            raise ValueError(f"a gradient of {mean.values.numel()} values for bucket {bucket.index} of {bucket.numel}")
+        if any(position >= len(bucket.pieces) for position in header.absent):
+            raise ValueError(f"pieces {list(header.absent)} of bucket {bucket.index}, which has {len(bucket.pieces)}")
         job: Hyper = engine.model.groups[bucket.group].hyper if bucket.rule == "optimizer" else {}
         hyper = job | hyper_from_proto(header.hyper)
-        squares = self._tensors.pop(bucket.index, {}).get("squares")
+        tensors = self._tensors.pop(bucket.index, {})
+        written = _written(bucket, tuple(header.written), tensors.get(records.WRITTEN))
         self._advance(bucket.index, progress)
         engine.late, engine.nonfinite = header.late, header.nonfinite
         engine.staleness.update(header.staleness)
         work = functools.partial(
-            self._apply, engine, bucket, int(progress["version"]), mean, hyper, header.lr_scale, squares
+            self._apply,
+            engine,
+            bucket,
+            int(progress["version"]),
+            mean,
+            hyper,
+            header.lr_scale,
+            tensors.get("squares"),
+            written,
         )
         self._turn(bucket, work)
 
@@ -147,20 +161,26 @@ class Replica:
         engine: Engine,
         bucket: Bucket,
         version: int,
-        mean: torch.Tensor | None,
+        mean: Mean | None,
         hyper: Hyper,
         lr_scale: float,
         squares: torch.Tensor | None,
+        written: Values,
     ) -> None:
         """On the bucket's lane: the step that the primary has made."""
         store = engine.store
         for copies in tuple(self._copies.values()):
-            copies.settle(bucket.index, store.host(bucket.index))
+            if written:
+                copies.forget(bucket.index)
+            else:
+                copies.settle(bucket.index, store.host(bucket.index))
         if squares is not None and engine.compensator is not None:
             engine.compensator.restore(bucket.index, squares.to(store.device))
         with engine.store.changing(bucket.index, version):
+            set_values(store.values(bucket.index), bucket, written)
             if mean is not None:
-                store.step(bucket.index, mean.to(store.device), hyper, lr_scale=lr_scale)
+                mean = replace(mean, values=mean.values.to(store.device))
+                store.step(bucket.index, mean, hyper, lr_scale=lr_scale)
 
     def _answer(self, header: pb.ReplicaAnswer) -> None:
         bucket, codec = self._of(header.bucket), codecs.codec(header.codec)
@@ -266,3 +286,18 @@ class Replica:
 def _pend(copies: Copies, bucket: int, codec: Codec, version: int, whole: bool) -> None:
     """On the bucket's lane. The seed is that of ``Store.encode_lacking``."""
     copies.pend(bucket, codec, (version << 32) + bucket, whole=whole)
+
+
+def _written(bucket: Bucket, positions: tuple[int, ...], values: torch.Tensor | None) -> Values:
+    """Values of the pieces that the primary has written to before a step.
+
+    Raises:
+        CorruptFrame: A position is not one of ``bucket``.
+        ValueError: There are fewer or more values than the pieces have.
+    """
+    check_positions(bucket, positions)
+    found = memoryview(b"") if values is None else values.numpy().data.cast("B")
+    numel = sum(bucket.pieces[each].stop - bucket.pieces[each].start for each in positions)
+    if len(found) != 4 * numel:
+        raise ValueError(f"{len(found)} bytes of written weights for {numel} values of bucket {bucket.index}")
+    return split(bucket, positions, found)

@@ -23,12 +23,12 @@ class Conditions:
         self._name = name
         self._changed = asyncio.Event()
 
-    async def until(self, ready: Callable[[], bool], deadline: float, what: str) -> None:
+    async def until(self, ready: Callable[[], bool], deadline: float, what: str | Callable[[], str]) -> None:
         """Wait until ``ready()`` is true.
 
         Args:
             deadline: Time on ``time.monotonic()``; ``math.inf`` waits for as long as the caller lives.
-            what: Clause that names the missing condition.
+            what: Clause that names the missing condition, or a function that returns it at the deadline.
 
         Raises:
             WaitTimeout: The deadline has passed; the message has ``what`` and the seconds waited.
@@ -37,7 +37,8 @@ class Conditions:
         while not ready():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"{self._name}: {what} for {time.monotonic() - begin:.1f} s")
+                clause = what if isinstance(what, str) else what()
+                raise WaitTimeout(f"{self._name}: {clause} for {time.monotonic() - begin:.1f} s")
             try:
                 await asyncio.wait_for(self._changed.wait(), left)
             except TimeoutError:

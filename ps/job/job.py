@@ -26,6 +26,7 @@ from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.core.membership import Membership, tick_seconds
 from torch_ps.ps.core.roster import Roster, parse_roster
 from torch_ps.ps.core.sample_assigner import SampleAssigner
+from torch_ps.ps.core.seeder_choice import SeederChoice
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.advisories import Advice
 from torch_ps.ps.engine.delay_compensation import Compensator
@@ -103,7 +104,8 @@ class Job:
         self._listeners = JobListeners()
         self.clipping = Clipping(settings.clip_norm, settings.index, request_norm, self._listeners.on_norm_decided)
         self._conditions = Conditions(f"shard {settings.index}")
-        self.seeding = Seeding(self._conditions)
+        choice = SeederChoice(quorum=settings.quorum, by_rank=not settings.mode.stale)
+        self.seeding = Seeding(self._conditions, choice)
 
     def add_listener(self, listener: JobListener) -> None:
         """Have ``listener`` hear of everything that happens from now on."""
@@ -141,7 +143,7 @@ class Job:
             WaitTimeout: The parameters were not there within ``seconds``.
         """
         lead, deadline = self.lead, time.monotonic() + seconds
-        model = await self.seeding.until_decided(worker, model, deadline)
+        model = await self.seeding.until_decided(worker, rank, model, deadline)
         if self.streams.connected(worker):
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
         member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())
@@ -240,7 +242,9 @@ class Job:
             compensator=Compensator.of(settings.mode),
             request_norm=self.clipping.request_norm,
             on_failure=self._on_failure,
+            advise=self.advice.say,
             monitor=monitor,
+            equal_gradients=self.advice.equal_gradients() if self.membership else None,
             device=settings.device,
             trace=self.trace,
         )

@@ -1,37 +1,46 @@
 """Who sends the first parameters of a job, of which model they are, and whether they are there.
 
-lead:  first worker --choose--> seeder --Seed on every shard, the lead last--> initialised
+lead:  worker that SeederChoice lets --choose--> seeder --Seed on every shard, the lead last--> initialised
        other workers wait in until_decided; when the seeder leaves before that, one of them becomes the seeder
 """
 
+import logging
 import math
 from collections.abc import Callable
 
 from torch_ps.common import schema
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.roster import SessionKey
+from torch_ps.ps.core.seeder_choice import SeederChoice
 from torch_ps.ps.job.conditions import Conditions
+
+log = logging.getLogger("torch_ps.ps")
 
 
 class Seeding:
     """State of the seeding of one shard. All methods run on the event loop.
+
+    Args:
+        conditions: Where workers wait.
+        choice: Decides which of the waiting workers seeds.
 
     Attributes:
         initialised: The parameters of this shard are there.
         seeder: Worker that the lead has asked for the parameters; ("", 0) before that.
     """
 
-    def __init__(self, conditions: Conditions) -> None:
-        self._conditions = conditions
+    def __init__(self, conditions: Conditions, choice: SeederChoice) -> None:
+        self._conditions, self._choice = conditions, choice
         self.initialised = False
         self.seeder: SessionKey = ("", 0)
         self._model: Model | None = None  # on the lead: of the worker that seeds or has seeded
 
-    async def until_decided(self, worker: str, model: Model, deadline: float) -> Model:
-        """Lead: wait until the parameters are there or nobody is about to send them.
+    async def until_decided(self, worker: str, rank: int | None, model: Model, deadline: float) -> Model:
+        """Lead: wait until the parameters are there or this worker is the one to send them.
 
         Args:
             worker: Name of the worker that waits.
+            rank: Rank that it asks for; None for the order of names.
             model: Model of that worker.
             deadline: Time on ``time.monotonic()``.
 
@@ -40,21 +49,35 @@ class Seeding:
 
         Raises:
             ModelMismatch: The job trains another model.
-            WaitTimeout: The seeder has not sent the parameters by then.
+            WaitTimeout: The seeder has not sent the parameters by then, or too few workers have come to choose it.
         """
         while True:
+            if self._model is None and not await self._until_chosen(worker, rank, deadline):
+                return model
             if self._model is not None:
                 schema.check_same(self._model, model, worker)
                 model = self._model if model == self._model else model
-            if self._decided:
+            if self.initialised:
                 return model
             await self._conditions.until(
-                lambda: self._decided, deadline, f"worker {self.seeder[0]!r} has not sent the first parameters"
+                lambda: self.initialised or self._model is None,
+                deadline,
+                f"worker {self.seeder[0]!r} has not sent the first parameters",
             )
 
-    @property
-    def _decided(self) -> bool:
-        return self.initialised or self._model is None
+    async def _until_chosen(self, worker: str, rank: int | None, deadline: float) -> bool:
+        """Wait until a seeder has been chosen (True) or this worker is to be the one (False)."""
+        self._choice.add(worker, rank)
+        self._conditions.notify()
+        if not self._choice.may_seed(rank):
+            log.info("worker %s waits: %s", worker, self._choice.reason())
+        try:
+            await self._conditions.until(
+                lambda: self._model is not None or self._choice.may_seed(rank), deadline, self._choice.reason
+            )
+        finally:
+            self._choice.remove(worker, rank)
+        return self._model is not None
 
     async def until_initialised(self) -> None:
         """Wait for the parameters, for as long as the caller lives."""

@@ -46,6 +46,8 @@ class StatusReporter:
             uptime_seconds=now - job.started,
             advice=job.advice.sentences,
         )
+        if job.membership is not None:
+            reply.joins = job.membership.num_joins
         if (kept := self._checkpoints) is not None:
             reply.checkpoint.version, reply.checkpoint.folder = kept.version, kept.url
             reply.checkpoint.age_seconds = now - kept.written if kept.written else 0.0

@@ -1,4 +1,4 @@
-"""ps-serve: one shard, with --shards N the parent of N, with a command behind the options the parent of both.
+"""ps-serve: one shard, with --shards N or --models NAMES the parent of several, with a command the parent of both.
 
 The options are declared in ``common/options/server_config.py``.
 """
@@ -24,6 +24,7 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
     \b
     ps-serve --mode sync --workers 2
     ps-serve --mode async --shards 4
+    ps-serve --models generator,critic --workers 2
     ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
     """
     parent_death.hold()
@@ -32,16 +33,20 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
         from torch_ps.ps.server.with_command import serve_during
 
         sys.exit(serve_during(server, command))
-    if server.tls_cert and server.shards == 1:
+    if server.tls_cert and server.shards == 1 and not server.models:
         from torch_ps.ps.observability import grpc_log
 
         grpc_log.listen()
-    log.setup(f"server {server.shard}".rstrip(), level=server.log_level)
-    if server.shards > 1:
+    log.setup(" ".join(filter(None, ("server", server.job, server.shard))), level=server.log_level)
+    if server.models or server.shards > 1:
         if server.device != "cpu":  # a GPU that is not there is refused before the shards start
             from torch_ps.common.devices import choose
 
             choose(server.device)
+        if server.models:
+            from torch_ps.ps.server.multi_model import serve_models
+
+            sys.exit(serve_models(server))
         from torch_ps.ps.server.multi_shard import serve_all
 
         sys.exit(serve_all(server))

@@ -9,7 +9,8 @@ def write_ready(path: str, servers: Sequence[str], metrics: Sequence[str]) -> No
     """Write the file as a whole: a reader that finds it can parse it.
 
     Args:
-        servers: "HOST:PORT" of every shard, by index.
+        servers: texts that make ``$PS_SERVERS`` with commas between them: "HOST:PORT" of every shard, by index; with
+            several models one text, "NAME=HOST:PORT,...;NAME=HOST:PORT,...".
         metrics: "HOST:PORT" of every HTTP server for metrics; empty where they are off.
 
     Raises:

@@ -153,6 +153,7 @@ class Servicer:
             lease_seconds=settings.lease,
             quorum=settings.quorum,
             clip_norm=job.clipping.norm,
+            averages=not settings.mode.stale,
             initialised=job.seeding.initialised,
             resumed_version=job.resumed_version,
             options=self._options,
@@ -346,6 +347,12 @@ class Servicer:
                         self._working(stream).push(stream, header.push, payload)
                     if job.sample_requests.pending:
                         job.sample_requests.wake()
+                case "ahead" if stream.worker is not None:
+                    self._working(stream).gradient_ahead(stream, header.ahead, payload)
+                    if job.sample_requests.pending:
+                        job.sample_requests.wake()
+                case "measure" if stream.worker is not None:
+                    self._working(stream).measure(stream, header.measure, payload)
                 case "pull":
                     stream.note_pull()
                     self._working(stream).pull(stream, header.pull.bucket)

@@ -25,11 +25,11 @@ from types import FrameType
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.command_line import arguments_of
-from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.common.options.server_config import ServerConfig, names_of_models
 from torch_ps.common.parent_death import Lifeline
-from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.server.multi_shard import CHECKPOINT_SECONDS, START_SECONDS, STOP_SECONDS
+from torch_ps.common.wire.job_servers import JobServers, format_jobs, parse_jobs
+from torch_ps.ps.server.children import CHECKPOINT_SECONDS, START_SECONDS, STOP_SECONDS
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -69,14 +69,14 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
             start_new_session=True,  # Ctrl-C is for the command; the servers end after it
         )
         try:
-            told = _wait_for(ready, servers, config.shards, signals)
+            told = _wait_for(ready, servers, config.shards * len(names_of_models(config.models)), signals)
             return 128 + signals[0] if told is None else _run(command, _environment(config, told), servers, signals)
         finally:
             _end(servers, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS)
 
 
-def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, signals: list[int]) -> list[str] | None:
-    """Addresses of the servers, once they listen; None if a signal came first."""
+def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, signals: list[int]) -> str | None:
+    """The servers, once they listen, as in ``$PS_SERVERS``; None if a signal came first."""
     deadline = time.monotonic() + START_SECONDS * shards
     while not ready.exists():
         if signals:
@@ -84,16 +84,17 @@ def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, sign
         if servers.poll() is not None or time.monotonic() > deadline:
             sys.exit(servers.returncode or 1)  # its own lines say why
         time.sleep(LOOK_EVERY / 5)
-    told: list[str] = json.loads(ready.read_text(encoding="utf-8"))["servers"]
-    return told
+    return ",".join(json.loads(ready.read_text(encoding="utf-8"))["servers"])
 
 
-def _environment(config: ServerConfig, told: Sequence[str]) -> dict[str, str]:
+def _environment(config: ServerConfig, told: str) -> dict[str, str]:
     """The caller's environment, with the servers of this job and their token file."""
-    here = [address.parse(each) for each in told]
-    servers = address.format_list(tuple(Address(EVERY.get(each.host, each.host), each.port) for each in here))
+    jobs = [
+        JobServers(job.name, tuple(tuple(Address(EVERY.get(a.host, a.host), a.port) for a in s) for s in job.shards))
+        for job in parse_jobs(told)
+    ]
     token = {"PS_TOKEN_FILE": str(Path(config.token_file).absolute())} if config.token_file else {}
-    return {**os.environ, "PS_SERVERS": servers, **token}
+    return {**os.environ, "PS_SERVERS": format_jobs(jobs), **token}
 
 
 def _run(

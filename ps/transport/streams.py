@@ -13,6 +13,7 @@ from torch_ps.ps.core.effects import Evict
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport import limits
+from torch_ps.ps.transport.sent_ahead import SentAhead
 
 
 class Outbox(asyncio.Queue[bytes | PsError]):
@@ -70,6 +71,7 @@ class Stream:
         codec: Codec of the responses.
         outbox: Frames to send.
         copies: The worker's values, if its codec is lossy and sends differences.
+        sent_ahead: Gradients that no push has named yet, and pushes that wait for theirs.
         renew_at: Time on ``time.monotonic()`` from which the next message renews the worker's lease.
         bytes_pushed, bytes_pulled: Payload bytes so far.
         samples: Sum of the weights of the pushes of the shard's first bucket.
@@ -82,6 +84,7 @@ class Stream:
     codec: Codec
     outbox: Outbox = field(default_factory=Outbox)
     copies: Copies = field(default_factory=Copies)
+    sent_ahead: SentAhead = field(default_factory=SentAhead)
     bytes_pushed: int = 0
     bytes_pulled: int = 0
     samples: float = 0.0

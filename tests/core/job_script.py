@@ -5,6 +5,7 @@
     join a | leave a | renew a | tick                      membership; its rosters go to the shard at once
     hold-rosters, deliver-roster                           ... or wait until they are delivered, the oldest first
     push a step=0 | pull a | disconnect a | holds a        the shard; base is the step, weight 1, unless given
+    norm a step=0 round=0 | norms                          norms of the mean: a question, and what is due
     ask a size=8 batch=2 | return a | push a covers=2      samples
     plan-cut 5 | cut-taken | plan | report 0 5 | fail 0 5  cuts
     export, restore                                        the checkpoint of a job, and a new job that begins with it
@@ -25,6 +26,7 @@ from torch_ps.common.errors import PsError
 from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Effects, Evict, Release, Wait
+from torch_ps.ps.core.mean_norms import NormAnswer, NormQuestion
 from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Push
@@ -123,6 +125,22 @@ class JobScript:
             return self._tell(self.core.pull(None, 0, call.number("bucket"), self.now))
         return self._tell(self.core.pull(call.words[0], self._session(call), call.number("bucket"), self.now))
 
+    def do_norm(self, call: Call) -> str:
+        (name,) = call.words
+        question = NormQuestion(
+            name,
+            self._session(call),
+            call.number("step"),
+            call.number("round", 0),
+            float(call.settings.get("power", 2)),
+            float(call.settings.get("weight", 1)),
+            call.number("epoch", self.epochs.get(name, 0)),
+        )
+        return "\n".join(map(norm_line, self.core.ask_norm(question, self.now)))
+
+    def do_norms(self, call: Call) -> str:
+        return "\n".join(map(norm_line, self.core.norms_due()))
+
     def do_disconnect(self, call: Call) -> str:
         return self._tell(self.core.disconnected(call.words[0], self._session(call)))
 
@@ -220,6 +238,14 @@ class JobScript:
             elif isinstance(effect, Release) and effect.worker is not None:
                 self.epochs[effect.worker] = max(self.epochs.get(effect.worker, 0), self.core.roster.epoch)
         return "\n".join(lines)
+
+
+def norm_line(answer: NormAnswer) -> str:
+    """The answer to one question, in one line."""
+    step, turn = answer.key
+    mean = " ".join(f"{each.worker}*{each.weight:g}" for each in answer.asked)
+    without = f", without {' '.join(answer.without)}" if answer.without else ""
+    return f"Norm of step {step}, round {turn}, for {answer.worker}: {mean}{without}"
 
 
 def line(effect: Effect) -> str:

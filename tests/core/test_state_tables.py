@@ -24,6 +24,7 @@ from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.leased import LeasedSeat
 from torch_ps.ps.core.failover.seat import Role, Seat
 from torch_ps.ps.core.incarnation import Incarnation
+from torch_ps.ps.core.mean_norms import NormAnswer, NormQuestion
 from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.sample_assigner import SampleAssigner, SampleRequest
@@ -154,6 +155,54 @@ def pushes() -> set[Row]:
     modes = Mode(), Mode(backup_workers=1), Mode(name="async"), Mode(name="ssp", slack=1)
     starts = [Followed(mode, epoch, first) for mode in modes for epoch in (2, 3) for first in (0, 2)]
     return {row for start in starts for row in changes(start, calls, lambda job: job.state, 5)}
+
+
+# ---------------------------------------------------------------- questions for a norm
+
+
+class Questions:
+    """A shard, and what has become of one question of worker a, as a shell sees it from the answers alone."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.core, self.state = Shard(buckets=1, mode=mode), "unasked"
+        self.a, self.b = member("a"), member("b", 2)
+        self.core.set_roster(roster(2, self.a, self.b))
+
+    def ask(self, worker: str, session: int) -> None:
+        if worker == "a":
+            self.state = "waiting" if self.state == "unasked" else self.state
+        self.hear(self.core.ask_norm(NormQuestion(worker, session, 0, 0, 2.0, 1.0, 2)))
+
+    def push_of_another(self) -> None:
+        self.core.push(push("b", 0, session=2, epoch=2))
+        self.hear(self.core.norms_due())
+
+    def set_roster(self, *members: Any) -> None:
+        self.core.set_roster(roster(self.core.roster.epoch + 1, *members))
+        if self.a not in members and self.state == "waiting":
+            self.state = "unasked"
+        self.hear(self.core.norms_due())
+
+    def disconnected(self) -> None:
+        self.core.disconnected("a", 1)
+        self.state = "unasked" if self.state == "waiting" else self.state
+
+    def hear(self, answers: tuple[NormAnswer, ...]) -> None:
+        for answer in answers:
+            if answer.worker == "a":
+                self.state = "answered" if len(answer.asked) > 1 else "answered alone"
+
+
+def questions() -> set[Row]:
+    calls: list[tuple[str, Callable[[Any], object]]] = [
+        ("ask", lambda job: job.ask("a", 1)),
+        ("ask of another", lambda job: job.ask("b", 2)),
+        ("push of another", Questions.push_of_another),
+        ("set_roster", lambda job: job.set_roster(job.a)),
+        ("set_roster", lambda job: job.set_roster(job.b)),
+        ("disconnected", Questions.disconnected),
+    ]
+    return changes(Questions(Mode()), calls, lambda job: job.state, 4)
 
 
 # ---------------------------------------------------------------- positions
@@ -315,6 +364,7 @@ OTHER = Configuration(Term(99, "X"))
 TABLES = {
     members: state_tables.MEMBER,
     pushes: state_tables.PUSH,
+    questions: state_tables.QUESTION,
     positions: state_tables.POSITION,
     cuts: state_tables.CUT,
     places: state_tables.PLACE,

@@ -47,7 +47,7 @@ def looks(monitor: DivergenceMonitor, versions: range, lr: float = 0.1) -> list[
         watch = asked(monitor, version, lr)
         if watch is not None:
             found.append(version)
-            watch(torch.randn(SIZE, generator=random), torch.randn(SIZE, generator=random))
+            watch(torch.randn(SIZE, generator=random), torch.randn(SIZE, generator=random), ())
     return found
 
 
@@ -59,7 +59,7 @@ def test_it_writes_to_nothing_that_it_sees() -> None:
         before = gradient.clone(), values.clone()
         watch = asked(found, version)
         assert watch is not None
-        watch(gradient, values)
+        watch(gradient, values, ())
         assert torch.equal(gradient, before[0])
         assert torch.equal(values, before[1])
 
@@ -113,7 +113,7 @@ def test_parameters_that_are_not_finite_are_no_reading() -> None:
     for version in range(100):
         watch = asked(found, version)
         assert watch is not None
-        watch(torch.full((SIZE,), 1e30), torch.full((SIZE,), float("inf") if version % 2 else float("nan")))
+        watch(torch.full((SIZE,), 1e30), torch.full((SIZE,), float("inf") if version % 2 else float("nan")), ())
     assert readings == []
 
 

@@ -1,10 +1,14 @@
-"""The first parameters, where the worker that was asked for them leaves half-way: those of the next one count."""
+"""The first parameters: those of the lowest rank, or where it leaves half-way, those of the next one."""
 
+import functools
 import queue
 
+import pytest
 import torch
 
-from tests.support.jobs import SECONDS, job
+import torch_ps
+from tests.support.jobs import SECONDS, Servers, job, until
+from tests.support.threads import spawn
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, plan
@@ -14,7 +18,9 @@ from torch_ps.common.wire.frames import pack, unpack_all
 from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.transport.link import Link
 
+SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)
 MODEL = Model("SGD", (Group((TensorSpec.of("x", torch.zeros(4096)),), {}),))
+SMALL = Model("SGD", (Group((TensorSpec.of("x", torch.zeros(4)),), dict(SPEC.hyper)),))
 
 
 def pull(shard: Link, incarnation: int, bucket: Bucket) -> set[float]:
@@ -45,3 +51,36 @@ def test_shard_serves_the_parameters_that_replace_others() -> None:
             lead.leave(pb.LeaveRequest(worker=name, session=reply.session), SECONDS)
         lead.close()
         other.close()
+
+
+def joined(servers: Servers, rank: int) -> float:
+    """The parameters with which a worker begins whose own are all ``rank + 1``."""
+    with torch_ps.Client(str(servers), rank=rank, timeout=SECONDS) as client:
+        client.init({"x": torch.full((4,), rank + 1.0)}, SPEC)
+        return float(client.pull().params["x"][0])
+
+
+def test_job_begins_with_the_parameters_of_rank_0_though_it_comes_last() -> None:
+    with job(workers=2) as servers:
+        first = spawn(lambda: joined(servers, 1))
+        until(lambda: servers.incarnation > 0 and "worker w1 waits" in servers.log, "w1 has come")
+        assert joined(servers, 0) == 1.0
+        assert first.result(SECONDS) == 1.0
+
+
+def test_worker_whose_job_lacks_a_quorum_is_told_who_came() -> None:
+    with (
+        job(workers=2) as servers,
+        torch_ps.Client(str(servers), rank=1, timeout=0.5) as client,
+        pytest.raises(torch_ps.WaitTimeout, match=r"1 of 2 workers have not joined the job.*; w1 did for"),
+    ):
+        client.init({"x": torch.zeros(4)}, SPEC)
+
+
+def test_next_rank_seeds_where_rank_0_dies_before_it_has_sent_the_parameters() -> None:
+    with job(workers=2, lease=1.0) as servers:
+        lead = Link(address.parse(servers.addresses[0]))
+        assert lead.join(Identity("w0", 0, servers.incarnation).join(SMALL, 0), SECONDS).seed
+        others = [spawn(functools.partial(joined, servers, rank)) for rank in (1, 2)]
+        assert [other.result(SECONDS) for other in others] == [2.0, 2.0]
+        lead.close()

@@ -17,6 +17,11 @@ from torch_ps.ps.server import cli
         (["--listen", "0.0.0.0:0"], "can be reached from other machines and nothing protects it"),
         (["--shard", "2/2"], "I below N"),
         (["--shard", "1/2"], "needs lead"),
+        (["--models", "0"], "the number of models must be between 1 and 64; got 0"),
+        (["--models", "gen,critic,gen"], "each model must have a name of its own; gen stands twice"),
+        (["--models", "gen/../x"], "a job's name must be letters, digits, '.', '_' or '-'"),
+        (["--models", "2", "--standby-of", "a:1"], "models=2 starts the servers of all models here and standby_of=a:1"),
+        (["--models", "3", "--listen", "127.0.0.1:65534"], "of each of 3 models from port 65534 on would end above"),
         (["--nonsense"], "No such option"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from torch_ps.common import schema
 from torch_ps.common.errors import PsError
+from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.status import error_of
@@ -18,8 +20,11 @@ from torch_ps.common.wire.frames import pack
 SECONDS = 30.0
 
 
-def described(params: dict[str, torch.Tensor], optimizer: str = "SGD") -> pb.Model:
-    return schema.to_proto(Model(optimizer, (Group(tuple(TensorSpec.of(k, v) for k, v in params.items()), {}),)))
+def described(params: dict[str, torch.Tensor], optimizer: str = "SGD", hyper: Hyper | None = None) -> pb.Model:
+    """A model of these tensors in one group; hyperparameters that are not named are torch's."""
+    return schema.to_proto(
+        Model(optimizer, (Group(tuple(TensorSpec.of(k, v) for k, v in params.items()), hyper or {}),))
+    )
 
 
 class Raw:
@@ -29,7 +34,8 @@ class Raw:
         self._channel, self.server = connection, server
         call = self._channel.unary_unary(channel.method("Describe"), pb.DescribeRequest.SerializeToString, _description)
         #: Of the server, when this connection was opened.
-        self.incarnation: int = call(pb.DescribeRequest(), timeout=SECONDS, wait_for_ready=True).incarnation
+        self.description: pb.JobDescription = call(pb.DescribeRequest(), timeout=SECONDS, wait_for_ready=True)
+        self.incarnation: int = self.description.incarnation
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Join, in the incarnation that the server is of.
@@ -44,6 +50,10 @@ class Raw:
         except grpc.RpcError as failure:
             raise error_of(failure, self.server) from None
 
+    def share(self, request: pb.ShareRequest) -> pb.ShareReply:
+        call = self._channel.unary_unary(channel.method("Share"), pb.ShareRequest.SerializeToString, _share_reply)
+        return call(request, timeout=SECONDS)
+
     def leave(self, worker: str, session: int) -> None:
         call = self._channel.unary_unary(channel.method("Leave"), pb.LeaveRequest.SerializeToString, bytes)
         call(pb.LeaveRequest(worker=worker, session=session), timeout=SECONDS)
@@ -51,6 +61,10 @@ class Raw:
     def exchange(self, *frames: bytes) -> PsError:
         """Open an Exchange, send frames; the error that it ends with."""
         return self.error("Exchange", frames)
+
+    def call(self, method: str, frames: Iterable[bytes]) -> Any:
+        """A call of a stream of frames: an iterator of the frames that come back, with ``cancel``."""
+        return self._channel.stream_stream(channel.method(method), _same, _same)(iter(frames), timeout=SECONDS)
 
     def error(self, method: str, frames: Iterable[bytes]) -> PsError:
         call = self._channel.stream_stream(channel.method(method), _same, _same)
@@ -86,6 +100,10 @@ def _same(frame: bytes) -> bytes:
 
 def _description(data: bytes) -> pb.JobDescription:
     return pb.JobDescription.FromString(data)
+
+
+def _share_reply(data: bytes) -> pb.ShareReply:
+    return pb.ShareReply.FromString(data)
 
 
 def _join_reply(data: bytes) -> pb.JoinReply:

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import torch_ps
 from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.proxy import Proxy
-from tests.support.sample_counts import Counting, Trainer
+from tests.support.sample_counts import Counting, Trainer, samples
 from tests.support.threads import at_once, spawn
 from tests.support.training import mlp, seeded
 from torch_ps.worker.commands import status
@@ -34,14 +34,14 @@ def trainers(servers: Servers, count: int, size: int, **options: Any) -> Iterato
 
 
 def run(
-    count: int, size: int, *, mode: str = "sync", shard: dict[str, Any], **options: Any
+    count: int, size: int, *, mode: str = "sync", shard: dict[str, Any], whole: bool = True, **options: Any
 ) -> tuple[list[Batches], float]:
-    """The batches of each worker, and the samples that the job has absorbed."""
+    """The batches of each worker, and the samples that the job has absorbed; ``whole``: which are all."""
     with job(mode=mode, workers=count) as servers, trainers(servers, count, size, **options) as workers:
         batches = at_once(*(lambda w=w: list(w.epochs(**shard)) for w in workers))
         status = max(w.optimizer.samples for w in workers)
         fresh = torch_ps.Client(str(servers))
-        assert fresh.pull().params["x"].all(), "a sample was left out"
+        assert bool(fresh.pull().params["x"].all()) == whole, "a sample was left out"
         fresh.close()
     return batches, status
 
@@ -53,8 +53,8 @@ def ordered(size: int, seed: int, batch_size: int) -> Batches:
 
 
 def test_sync_workers_read_what_one_process_reads_with_their_batches_together() -> None:
-    batches, samples = run(3, 52, shard={"batch_size": 4, "epochs": 2, "seed": 5})
-    assert samples == 104
+    batches, absorbed = run(3, 52, shard={"batch_size": 4, "epochs": 2, "seed": 5})
+    assert absorbed == 104
     together = [sorted(chain(*step)) for step in zip(*batches, strict=True)]
     one: list[list[int]] = []
     for epoch in range(2):
@@ -146,8 +146,8 @@ def test_items_of_the_dataset_as_they_are_are_shared_out_too() -> None:
 
 def test_batches_that_a_loader_reads_ahead_are_covered_when_they_are_used() -> None:
     loader = {"num_workers": 1, "multiprocessing_context": "forkserver"}
-    batches, samples = run(2, 40, shard={"batch_size": 3, "epochs": 2, **loader})
-    assert samples == 80
+    batches, absorbed = run(2, 40, shard={"batch_size": 3, "epochs": 2, **loader})
+    assert absorbed == 80
     assert sorted(chain(*chain(*batches))) == sorted([*range(40)] * 2)
     assert len(batches[0]) == len(batches[1])
 
@@ -235,6 +235,109 @@ def test_second_shard_of_the_same_data_is_its_next_epoch() -> None:
     assert first == ordered(12, 0, 4)
 
 
+def test_look_at_the_first_batch_costs_no_epoch_and_no_sample() -> None:
+    with job() as servers, trainers(servers, 1, 12) as (worker,):
+        loader = torch_ps.shard(samples(12), worker.optimizer, batch_size=4)
+        looked = [next(iter(loader))[0].tolist() for _ in range(3)]
+        assert list(worker.epochs(batch_size=4)) == ordered(12, 0, 4)
+        assert looked == ordered(12, 0, 4)[:1] * 3
+        next(iter(loader))
+        assert list(worker.epochs(batch_size=4)) == ordered(12, 1, 4)
+        assert worker.optimizer.samples == 24
+
+
+def test_loop_of_single_looks_trains_on_the_next_batch_each_time_and_does_not_end() -> None:
+    with job() as servers, trainers(servers, 1, 12) as (worker,):
+        loader = torch_ps.shard(samples(12), worker.optimizer, batch_size=4)
+        seen = []
+        for _ in range(7):
+            (indices,) = next(iter(loader))
+            step(worker, indices)
+            seen.append(indices.tolist())
+        assert seen == [*ordered(12, 0, 4), *ordered(12, 1, 4), ordered(12, 2, 4)[0]]
+        assert worker.optimizer.samples == 28
+        assert worker.optimizer.weight == 1
+
+
+def step(trainer: Trainer, indices: torch.Tensor) -> None:
+    trainer.model(indices).backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+
+
+def read_all(loader: Any, trainer: Trainer) -> None:
+    for (indices,) in loader:
+        step(trainer, indices)
+
+
+def break_after_a_step(loader: Any, trainer: Trainer) -> None:
+    for (indices,) in loader:
+        step(trainer, indices)
+        break
+
+
+def break_before_the_step(loader: Any, trainer: Trainer) -> None:
+    for (indices,) in loader:
+        trainer.model(indices).backward()
+        break
+    assert trainer.optimizer.weight == len(indices)  # of the gradient that the next step takes
+    trainer.optimizer.step()
+
+
+def raise_in_the_loop(loader: Any, trainer: Trainer) -> None:
+    with contextlib.suppress(KeyError):
+        for (indices,) in loader:
+            step(trainer, indices)
+            raise KeyError
+
+
+def read_two_at_once(loader: Any, trainer: Trainer) -> None:
+    for (indices,), _ in zip(loader, torch_ps.shard(samples(5), trainer.optimizer, batch_size=2), strict=False):
+        step(trainer, indices)
+
+
+@pytest.mark.parametrize(
+    "loop", [read_all, break_after_a_step, break_before_the_step, raise_in_the_loop, read_two_at_once]
+)
+@pytest.mark.parametrize("before", [1.0, 6.0])
+def test_weight_after_the_loop_is_what_it_was_before(loop: Any, before: float) -> None:
+    with job() as servers, trainers(servers, 1, 7) as (worker,):
+        worker.optimizer.weight = before
+        loop(torch_ps.shard(samples(7), worker.optimizer, batch_size=4), worker)
+        assert worker.optimizer.weight == before
+
+
+def test_batches_that_are_not_full_are_left_out_with_drop_last_and_nobody_hangs() -> None:
+    batches, counted = run(2, 21, shard={"batch_size": 4, "epochs": 2, "drop_last": True}, whole=False)
+    assert [[len(batch) for batch in each] for each in batches] == [[4] * 4] * 2
+    assert counted == 32
+
+
+def test_loader_has_the_attributes_of_a_dataloader_and_says_why_it_has_no_sampler() -> None:
+    with job() as servers, trainers(servers, 1, 7) as (worker,):
+        data, generator = samples(7), torch.Generator()
+        leased = torch_ps.shard(data, worker.optimizer, batch_size=4, drop_last=True, generator=generator)
+        static = torch_ps.shard(data, worker.optimizer, batch_size=4, split="static", generator=generator)
+        for loader in (leased, static):
+            assert loader.dataset is data
+            assert (loader.batch_size, loader.drop_last, loader.num_workers) == (4, True, 0)
+            assert loader.generator is generator
+            assert not loader.pin_memory
+            assert callable(loader.collate_fn)
+        with pytest.raises(AttributeError, match="the servers give out the samples"):
+            _ = leased.batch_sampler
+        assert not hasattr(leased, "nonsense")
+        assert not hasattr(static, "nonsense")
+
+
+def test_static_shard_has_a_new_order_where_the_script_sets_the_epoch() -> None:
+    with job() as servers, trainers(servers, 1, 12) as (worker,):
+        loader = torch_ps.shard(samples(12), worker.optimizer, batch_size=4, split="static")
+        for epoch in (0, 1, 0):
+            loader.set_epoch(epoch)
+            assert [indices.tolist() for (indices,) in loader] == ordered(12, epoch, 4)
+
+
 def test_batch_that_the_loop_skips_is_covered_without_a_gradient_and_nobody_hangs() -> None:
     with job(workers=2) as servers, trainers(servers, 2, 8) as workers:
 
@@ -286,6 +389,9 @@ def test_wait_for_a_worker_that_does_not_read_says_so() -> None:
         ({"epochs": 0}, "epochs must be >= 1; got 0"),
         ({"batch_size": -1}, "batch_size must be >= 1; got -1"),
         ({"split": "static", "name": "a"}, "name='a' is for split leased"),
+        ({"sampler": [0]}, "sampler= is not for torch_ps.shard, which gives each worker its samples"),
+        ({"split": "static", "batch_sampler": [[0]]}, "batch_sampler= is not for torch_ps.shard"),
+        ({"drop_last": True}, "drop_last=True needs a batch_size"),
     ],
 )
 def test_shard_refuses_what_means_nothing(options: dict[str, Any], says: str) -> None:

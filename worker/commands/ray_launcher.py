@@ -219,9 +219,9 @@ class RayCluster:
         )
         return self._ray.remote(function).options(scheduling_strategy=strategy, **options)
 
-    def addresses(self, shards: int) -> list[str]:
-        """Listening address of each shard, on the node of its bundle."""
-        found: list[str] = self._ray.get([self._task(pick_address, i, num_cpus=0).remote() for i in range(shards)])
+    def addresses(self, count: int) -> list[str]:
+        """An address with a free port on the node of each of the first ``count`` bundles."""
+        found: list[str] = self._ray.get([self._task(pick_address, i, num_cpus=0).remote() for i in range(count)])
         return found
 
     def start(self, name: str, command: Sequence[str], variables: Mapping[str, str], token: str) -> None:

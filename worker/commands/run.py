@@ -30,11 +30,13 @@ from torch_ps.common import log as logs
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.fields import Check, at_least, check_all, environment_of, option, per_process
+from torch_ps.common.options.models import names_of_models, options_of_model
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.slow_workers import parse_slow, slow_of
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.commands import worker as ps_worker
 from torch_ps.worker.commands.processes import GRACE, Child, Processes
+from torch_ps.worker.runtime.torchrun_env import free_master, process_group
 
 log = logging.getLogger("torch_ps.run")
 
@@ -108,9 +110,11 @@ def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tup
 
     \b
     ps-run -n 2 --task digits --mode async
-    ps-run -n 2 --compress fp16 train.py --epochs 3
+    ps-run -n 2 --models generator,critic train.py --epochs 3
     """
     ps_worker.check(worker, script)
+    if server.models and worker.task:
+        raise ConfigError(f"models={server.models} is for scripts; task {worker.task!r} trains one model")
     logs.setup("ps-run", level=worker.log_level)
     if run.on == "ray":
         sys.exit(run_on_ray(run, server, worker, script))
@@ -157,10 +161,21 @@ class JobSpec:
         config = dataclasses.replace(self._server, listen="127.0.0.1:0", workers=self.count, ready_file=str(ready_file))
         return environment_of(config, base)
 
-    def shard_environment(self, shard: int, servers: Sequence[str]) -> dict[str, str]:
-        """Environment of one shard, for servers at known addresses; it resumes from the newest checkpoint, if any."""
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models; one empty name where there is one model."""
+        return names_of_models(self._server.models)
+
+    def shard_environment(self, shard: int, servers: Sequence[str], model: int = 0) -> dict[str, str]:
+        """Environment of one shard, for servers at known addresses; it resumes from the newest checkpoint, if any.
+
+        Args:
+            shard: number of the shard.
+            servers: addresses of all shards of the model.
+            model: place of the model in ``models``.
+        """
         config = dataclasses.replace(
-            self._server,
+            options_of_model(self._server, model) if self._server.models else self._server,
             listen=servers[shard],
             shards=1,
             shard=f"{shard}/{len(servers)}",
@@ -180,7 +195,18 @@ class JobSpec:
     def worker_command(self) -> list[str]:
         return [sys.executable, "-m", "torch_ps.worker.commands.worker", *self._script]
 
-    def worker_environment(self, rank: int, servers: str, base: Mapping[str, str]) -> dict[str, str]:
+    def worker_environment(
+        self, rank: int, servers: str, base: Mapping[str, str], master: str, *, one_host: bool = True
+    ) -> dict[str, str]:
+        """Environment of one worker.
+
+        Args:
+            rank: rank of the worker.
+            servers: ``$PS_SERVERS``.
+            base: environment that the worker inherits.
+            master: "HOST:PORT" for the ``torch.distributed`` of a script.
+            one_host: whether all workers are on one host.
+        """
         name = f"w{rank}"
         events = str(Path(self._run.events, f"{name}.jsonl")) if self._run.events else ""
         config = dataclasses.replace(
@@ -192,8 +218,7 @@ class JobSpec:
             slow=self._slow.get(rank, 1.0),
             events=events,
         )
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count)}
-        return environment_of(config, base) | place
+        return environment_of(config, base) | process_group(rank, self.count, master, one_host=one_host)
 
 
 class JobFailed(PsError):
@@ -216,18 +241,22 @@ def run_on_ray(run: RunConfig, server: ServerConfig, worker: WorkerConfig, scrip
         count = int(run.workers) if run.workers != "auto" else ray.gpus or WITHOUT_GPU
         job = JobSpec(run, server, dataclasses.replace(worker, insecure=not worker.tls_ca), script, count)
         try:
-            ray.reserve(server.shards, count, worker.threads)
-            servers = ray.addresses(server.shards)
-            for shard in range(server.shards):
-                variables = job.shard_environment(shard, servers)
-                ray.start(f"ps{shard}", job.server_command()[1:], variables, secret.token)
+            shards = server.shards
+            ray.reserve(shards * len(job.models), count, worker.threads)
+            *servers, master = ray.addresses(shards * len(job.models) + 1)  # the last on the node of worker 0
+            texts = []
+            for index, model in enumerate(job.models):
+                own = servers[index * shards : (index + 1) * shards]
+                texts.append(f"{model}={','.join(own)}" if model else ",".join(own))
+                for shard in range(shards):
+                    variables = job.shard_environment(shard, own, index)
+                    ray.start(f"ps{shard} {model}".rstrip(), job.server_command()[1:], variables, secret.token)
             wait_until_ready(servers, secret.access, signals, ray)
-            log.info("servers %s", ",".join(servers))
+            log.info("servers %s", ";".join(texts))
             left = set()
             for rank in range(count if not signals else 0):
-                variables = job.worker_environment(rank, ",".join(servers), {}) | {
-                    "LOCAL_RANK": "0"
-                }  # Ray shows it its own GPU alone
+                # Ray shows each its own GPU alone, so each is the first of its host.
+                variables = job.worker_environment(rank, ";".join(texts), {}, master, one_host=False)
                 ray.start(f"w{rank}", job.worker_command()[1:], variables, secret.token)
                 left.add(f"w{rank}")
             while left and not signals:
@@ -265,8 +294,9 @@ def run_job(job: JobSpec) -> int:
             )
             servers = _wait_until_ready(Path(folder, "ready"), children, server, signals)
             workers: list[Child] = []
+            master = free_master()
             for rank in range(job.count if not signals else 0):
-                environment = job.worker_environment(rank, servers, os.environ)
+                environment = job.worker_environment(rank, servers, os.environ, master)
                 workers.append(children.start(f"w{rank}", job.worker_command(), environment))
             _wait_for_workers(children, server, workers, signals)
         except JobFailed as error:

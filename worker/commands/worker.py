@@ -26,6 +26,7 @@ from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.fields import environment_of
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker import tasks
+from torch_ps.worker.commands.joined import check_joined
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.training import tensorboard
 
@@ -110,7 +111,12 @@ def _run_script(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     sys.argv[:] = script
     sys.path[0] = str(Path(path).resolve().parent)
     try:
-        runpy.run_path(path, run_name="__main__")
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+        check_joined(worker)
     except PsError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

@@ -107,7 +107,7 @@ class ServerOptimizer:
         if not MomentumCorrection.fits(self.name, hyper):
             return None
         if decay := hyper.get("weight_decay"):
-            gradient.add_(flat.read(bucket, torch.empty_like(gradient)), alpha=float(decay))  # type: ignore[arg-type]
+            gradient.add_(flat.read(bucket, torch.empty_like(gradient)), alpha=optim.number_of(decay))
         return hyper
 
     def changed(self, job: Sequence[Group]) -> list[Hyper]:
@@ -120,7 +120,8 @@ class ServerOptimizer:
             ConfigError: torch would refuse a value; nothing has been sent.
         """
         read = [{key: group.get(key) for key in self._arguments} for group in self._optimizer.param_groups]
-        if self._last is not None and self._last[0] is job and self._last[1] == read:
+        constant = all(_is_constant(value) for group in read for value in group.values())
+        if constant and self._last is not None and self._last[0] is job and self._last[1] == read:
             return self._last[2]
         found = []
         for number, (own, group) in enumerate(zip(self._optimizer.param_groups, job, strict=True)):
@@ -129,8 +130,7 @@ class ServerOptimizer:
                 optim.check_change(self.name, group.hyper, hyper)
                 self._hyper[number] = hyper
             found.append(optim.changed_values(hyper, group.hyper))
-        values = [value for group in read for value in group.values()]
-        self._last = (job, read, found) if all(map(_is_constant, values)) else None
+        self._last = (job, read, found) if constant else None
         return found
 
 

@@ -51,7 +51,8 @@ from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
 from torch_ps.worker.optim.written_weights import WrittenWeights
 from torch_ps.worker.runtime import graceful_shutdown
-from torch_ps.worker.runtime.access import access_fields, access_in, addresses_of, default_name
+from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
+from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome, Written
 
@@ -64,7 +65,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     torch.amp.GradScaler works as with torch alone: a step that it skips is pushed with weight 0, so that nobody waits.
     ``torch_ps.worker.gradients.gradients`` says what a missing, sparse or infinite gradient means.
 
-    Creating it joins the job. The first worker's parameters become the job's; every worker's model then holds them.
+    Creating it joins the job. Rank 0's parameters become the job's in sync mode, otherwise or without ranks those of
+    the first worker; every worker's model then holds them.
 
     Every keyword argument that is None is taken from the environment: ``compress`` from ``$PS_COMPRESS``, and so on.
     ps-worker and ps-run set these variables from their options, so they hold for scripts too.
@@ -72,7 +74,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     Args:
         optimizer: elementwise optimizer of ``torch.optim``, whose class and hyperparameters the servers use.
         model: module that names the parameters and holds the buffers, which are averaged along with them.
-        servers: "host:port" of every shard, comma-separated, shard 0 first.
+        servers: "host:port" of every shard, comma-separated, shard 0 first; "name=host:port,...;name=..." for the jobs
+            of several models.
+        job: name of the job that trains this model, where there are several; by default the k-th optimizer of a process
+            takes the k-th job, or one that a closed optimizer has left.
         name: name of the worker, unique in the job; without one, w0, w1, ... by ``rank``, or made up without a rank.
         rank: place in sums and data splits, also from ``$RANK``; without one, the order of names decides.
         compress: codec of gradients: "none" (the default), "fp16", "bf16", "int8", "sign", "topk:0.01", "randk:0.01".
@@ -106,11 +111,13 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     Attributes:
         wrapped: the optimizer that was wrapped.
+        job: name of the job; "" if it has none.
         weight: part of the next gradient in the mean, 1 by default. Set it before ``step`` (with "eager" before
             ``backward``) to the number of samples when workers have unequal batches, or to have ``samples`` count them.
 
     Raises:
-        ConfigError: an argument is wrong, or the optimizer cannot run on slices of the parameters.
+        ConfigError: an argument is wrong, the optimizer cannot run on slices of the parameters, or another model of
+            this process is in the job.
         ModelMismatch: the job trains another model; the first differing tensor is named.
         Unreachable: a server does not answer; names its address.
     """
@@ -125,6 +132,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         model: torch.nn.Module,
         servers: str | None = None,
         *,
+        job: str | None = None,
         name: str | None = None,
         rank: int | None = None,
         compress: str | None = None,
@@ -144,6 +152,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     ) -> None:
         given: dict[str, Any] = {
             "servers": servers,
+            "job": job,
             "name": name,
             "rank": rank,
             "compress": compress,
@@ -164,7 +173,9 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             from_environment(WorkerConfig, os.environ), **{k: v for k, v in given.items() if v is not None}
         )
         torch.optim.Optimizer.__init__(self, optimizer.param_groups, optimizer.defaults)
-        name = config.name or default_name(config.rank)
+        own_name, name = name is not None or rank is not None, config.name or default_name(config.rank)
+        chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name)
+        self.job = chosen.name
         self.wrapped = optimizer
         self.weight = 1.0
         self._accumulate = config.accumulate
@@ -185,7 +196,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         )
         self._corrects = config.momentum_correction == "auto" and self._compressor.corrects_momentum
         session = Session(
-            addresses_of(config.servers),
+            chosen.shards,
             name,
             compressor=self._compressor,
             compress_pull=config.compress_pull,
@@ -194,6 +205,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
+        enter_job(self, chosen, name)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
@@ -296,7 +308,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
-        """Send what the servers shall apply, and wait for it. Before any counts, all gradients are known to be finite."""
+        """Send what the servers shall apply, and wait for it. No gradient counts before all are known to be finite."""
         try:
             left = self._overlap.sent if self._eager is not None else set()
             self._check_promise()
@@ -563,6 +575,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def close(self) -> None:
         """Leave the job; the others go on. Called at exit if the script does not."""
+        leave_job(self)
         graceful_shutdown.detach(self)
         if hasattr(self, "_overlap"):  # joining may have failed
             self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks

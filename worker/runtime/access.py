@@ -18,19 +18,46 @@ from torch_ps.common.options.fields import declared, from_environment
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.common.rpc.credentials import Access, access_of
 from torch_ps.common.security.tls import Tls
-from torch_ps.common.wire import address
+from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.job_servers import JobServers, parse_jobs
+
+#: Whether anything in this process has asked for servers, which an optimizer and a client do.
+servers_named = False
 
 
-def addresses_of(servers: str | None) -> tuple[tuple[address.Address, ...], ...]:
-    """For each shard, the addresses of its servers, from ``servers`` or, if that is None, from ``$PS_SERVERS``.
+def jobs_of(servers: str | None) -> tuple[JobServers, ...]:
+    """The servers of each job, from ``servers`` or, if that is None, from ``$PS_SERVERS``.
 
     Raises:
         ConfigError: neither is given, or an address is malformed.
     """
+    global servers_named
+    servers_named = True
     text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
     if not text:
         raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')
-    return address.parse_servers(text)
+    return parse_jobs(text)
+
+
+def addresses_of(servers: str | None, job: str | None = None) -> tuple[tuple[Address, ...], ...]:
+    """For each shard of one job, the addresses of its servers.
+
+    Args:
+        servers: the servers of one job or of several; ``$PS_SERVERS`` if None.
+        job: name of the job; ``$PS_JOB`` if None. Without a name there has to be one job.
+
+    Raises:
+        ConfigError: no servers are given, or an address is malformed, or it is not clear which job is meant.
+    """
+    jobs, wanted = jobs_of(servers), os.environ.get("PS_JOB", "") if job is None else job
+    found = [each for each in jobs if not wanted or each.name == wanted]
+    if len(found) != 1:
+        names = ", ".join(each.name for each in jobs)
+        raise ConfigError(
+            f"the servers are those of {len(jobs)} jobs ({names or 'one without a name'}); "
+            + (f"{wanted!r} is none of them" if wanted else "name one of them by job")
+        )
+    return found[0].shards
 
 
 def default_name(rank: int | None = None) -> str:

@@ -8,15 +8,13 @@ Source: accelerate/state.py, ``PartialState``; lightning/fabric/plugins/environm
 
 import os
 
+from torch_ps.worker.runtime.torchrun_env import OF_PROCESSES
+
 #: Launcher variables that this project needs, and the names under which it keeps them.
 KEPT = {"RANK": "PS_RANK", "WORLD_SIZE": "PS_WORLD"}
-#: Further variables of torchrun, Slurm and MPI.
+#: Further variables of torchrun, ps-run, Slurm and MPI.
 OTHERS = (
-    "GROUP_RANK",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
+    *(name for name in OF_PROCESSES if name not in KEPT),
     "MPI_LOCALRANKID",
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "OMPI_COMM_WORLD_SIZE",

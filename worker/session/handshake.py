@@ -10,6 +10,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
+from torch_ps.worker.transport.wait_reasons import advise_timeout
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -162,5 +163,5 @@ def wait_for_quorum(lead: ShardServers, job: pb.JobDescription, seconds: float) 
         return view
     raise WaitTimeout(
         f"after {seconds:g} s {job.quorum - len(here)} of {job.quorum} workers have not joined the job; "
-        f"{', '.join(here) or 'nobody'} did"
+        f"{', '.join(here) or 'nobody'} did{advise_timeout(seconds)}"
     )

@@ -48,15 +48,19 @@ class SampleCounts:
         self._counts[key].started += samples
         self.used = True
 
-    def give_up(self, key: bytes, *, gathered: bool) -> None:
-        """Take back what was received and will not be pushed, as the loop has stopped reading.
-
-        Args:
-            key: data set.
-            gathered: whether the next push has gradients of the started samples, so that these stay.
-        """
+    def give_up(self, key: bytes) -> None:
+        """Take back what was received and not started, as the loop has stopped reading."""
         counts = self._counts[key]
-        counts.received = counts.started = counts.started if gathered else counts.pushed
+        counts.received = counts.started
+
+    def give_up_started(self, key: bytes) -> None:
+        """Take back what was started as well: the loop reads on without having pushed it."""
+        counts = self._counts[key]
+        counts.received = counts.started = counts.pushed
+
+    def pushed(self, key: bytes) -> int:
+        """Samples of a data set that pushes of this session have covered."""
+        return self._counts[key].pushed
 
     def cover(self) -> list[pb.Covers]:
         """Count all started samples as pushed; returns what the push that leaves now says of them."""

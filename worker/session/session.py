@@ -60,7 +60,7 @@ from torch_ps.worker.session.trace_upload import upload_trace
 from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
-from torch_ps.worker.transport.wait_reasons import explain_wait
+from torch_ps.worker.transport.wait_reasons import advise_timeout, explain_wait
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -518,6 +518,7 @@ class Session:
             raise WaitTimeout(
                 f"worker {self.name!r} has waited {self.timeout:g} s for step {self.version}: "
                 + explain_wait(self.name, self._links)
+                + advise_timeout(self.timeout)
             )
 
     @property
@@ -588,7 +589,10 @@ class Session:
         """
         request.worker, request.session = self.name, self.number
         lead, lease = self._shards[0], self.job.lease_seconds
-        return call_with_retry(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
+        try:
+            return call_with_retry(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
+        except WaitTimeout as error:
+            raise WaitTimeout(f"{error}{advise_timeout(self.timeout)}") from None
 
     # -------------------------------------------------------------- the end
 

@@ -84,6 +84,7 @@ def train(setup: TrainingSetup) -> None:
             setup.task.optimizer(model, setup.lr),
             model,
             config.servers or None,
+            job=config.job or None,
             name=config.name or None,
             rank=config.rank,
             compress=config.compress,

@@ -47,6 +47,11 @@ def explain_wait(worker: str, links: Iterable[Link]) -> str:
     return describe_wait(worker, replies) or "no server holds an answer back, so it or the push is still on its way"
 
 
+def advise_timeout(seconds: float) -> str:
+    """The end of an error of a wait of ``seconds``, the longest: what to do where the wait was right."""
+    return f"; if a worker evaluates or saves for longer than {seconds:g} s, raise --timeout (timeout=SECONDS)"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration for people: seconds below two minutes, else minutes."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

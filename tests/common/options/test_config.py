@@ -12,7 +12,7 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.parsers import parse_shard
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.worker_config import WorkerConfig
-from torch_ps.common.wire.address import Address, format_list, parse, parse_list
+from torch_ps.common.wire.address import Address, parse, parse_list
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,9 @@ def test_port_0_is_for_listening_only() -> None:
         parse("a:0")
 
 
-def test_list_keeps_its_order_and_is_written_back() -> None:
+def test_list_keeps_its_order() -> None:
     addresses = parse_list("b:2, a:1")
     assert addresses == (Address("b", 2), Address("a", 1))
-    assert format_list(addresses) == "b:2,a:1"
     with pytest.raises(ConfigError, match="a list of servers must be"):
         parse_list(" , ")
 

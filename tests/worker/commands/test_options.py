@@ -50,7 +50,7 @@ def test_a_number_of_workers_is_one_or_more_or_auto(text: str) -> None:
 
 def test_a_worker_is_told_its_place_and_its_options() -> None:
     run, worker = RunConfig(slow=("w1:3x",), events="out"), WorkerConfig(task="gpt", lr=0.5)
-    told = job(3, run=run, worker=worker).worker_environment(1, "127.0.0.1:1", {})
+    told = job(3, run=run, worker=worker).worker_environment(1, "127.0.0.1:1", {}, "127.0.0.1:2")
     assert told == {
         "PS_SERVERS": "127.0.0.1:1",
         "PS_NAME": "w1",
@@ -63,16 +63,38 @@ def test_a_worker_is_told_its_place_and_its_options() -> None:
         "RANK": "1",
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "3",
+        "LOCAL_WORLD_SIZE": "3",
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": "default",
+        "ROLE_RANK": "1",
+        "ROLE_WORLD_SIZE": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "2",
     }
 
 
 def test_what_the_launcher_inherits_does_not_reach_its_children() -> None:
     inherited = {"PS_SLOW": "w1:3x", "PS_EVENTS": "out", "PS_CONFIG": "job.toml", "PS_LISTEN": "0.0.0.0:1", "RANK": "7"}
-    told = job().worker_environment(0, "127.0.0.1:1", {**inherited, "HOME": "/home"})
-    assert (told["RANK"], told["HOME"]) == ("0", "/home")
+    told = job().worker_environment(0, "127.0.0.1:1", {**inherited, "HOME": "/home"}, "[::1]:2")
+    assert (told["RANK"], told["HOME"], told["MASTER_ADDR"]) == ("0", "/home", "::1")
     assert not {"PS_SLOW", "PS_EVENTS", "PS_CONFIG"} & set(told)
     told = job(2).server_environment(Path("ready"), {**inherited, "PS_WORKERS": "auto"})
     assert (told["PS_LISTEN"], told["PS_WORKERS"], told["PS_READY_FILE"]) == ("127.0.0.1:0", "2", "ready")
+
+
+def test_workers_on_hosts_of_their_own_are_the_first_of_each() -> None:
+    told = job(3).worker_environment(2, "a:1", {}, "a:2", one_host=False)
+    assert (told["LOCAL_RANK"], told["LOCAL_WORLD_SIZE"], told["GROUP_RANK"], told["RANK"]) == ("0", "1", "2", "2")
+
+
+def test_the_shards_of_each_model_are_told_whose_they_are() -> None:
+    server = ServerConfig(models="gen,critic", shards=2, checkpoint="kept")
+    spec = JobSpec(RunConfig(), server, WorkerConfig(), (), 2)
+    assert spec.models == ("gen", "critic")
+    told = spec.shard_environment(1, ["127.0.0.1:3", "127.0.0.1:4"], 1)
+    assert (told["PS_JOB"], told["PS_CHECKPOINT"], told["PS_SHARD"]) == ("critic", "kept/critic", "1/2")
+    assert (told["PS_LISTEN"], told["PS_LEAD"], "PS_MODELS" in told) == ("127.0.0.1:4", "127.0.0.1:3", False)
 
 
 def test_a_script_and_its_arguments_are_handed_on() -> None:
@@ -109,3 +131,9 @@ def test_a_ready_made_task_needs_servers() -> None:
     result = CliRunner().invoke(cli.main, ["--task", "digits"])
     assert result.exit_code == 2
     assert "no servers: give --servers HOST:PORT" in " ".join(result.output.split())
+
+
+def test_a_ready_made_task_has_one_model() -> None:
+    result = CliRunner().invoke(ps_run.main, ["--task", "digits", "--models", "2"])
+    assert result.exit_code == 2
+    assert "models=2 is for scripts; task 'digits' trains one model" in " ".join(result.output.split())

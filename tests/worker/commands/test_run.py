@@ -142,6 +142,58 @@ def test_options_of_the_command_line_reach_the_optimizer_of_a_script(tmp_path: P
     assert sorted(result.stdout.splitlines()) == told
 
 
+def test_torch_distributed_and_two_models_of_a_script_work_beside_each_other(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch, torch_ps, torch.distributed as dist\n"
+        "from torch.utils.data import DataLoader, DistributedSampler\n"
+        "dist.init_process_group('gloo')\n"
+        "nets = [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]\n"
+        "sgd = [torch.optim.SGD(net.parameters(), lr=0.01) for net in nets]\n"
+        "optimizers = [torch_ps.ParameterServerOptimizer(each, net) for each, net in zip(sgd, nets)]\n"
+        "data = [torch.tensor([float(i)]) for i in range(8)]\n"
+        "seen = []\n"
+        "for batch in DataLoader(data, batch_size=2, sampler=DistributedSampler(data, shuffle=False)):\n"
+        "    for net, optimizer in zip(nets, optimizers):\n"
+        "        net(batch).sum().backward()\n"
+        "        optimizer.step()\n"
+        "        optimizer.zero_grad()\n"
+        "    seen += batch.flatten().int().tolist()\n"
+        "total = torch.tensor(sum(seen))\n"
+        "dist.all_reduce(total)\n"
+        "print(seen, total.item(), *((each.job, each.version) for each in optimizers))\n"
+        "dist.barrier()\n"
+        "dist.destroy_process_group()\n"
+    )
+    result = ps_run("-n2", "--models=gen,critic", str(tmp_path / "train.py"))
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == [
+        "w0 | [0, 2, 4, 6] 28 ('gen', 2) ('critic', 2)",
+        "w1 | [1, 3, 5, 7] 28 ('gen', 2) ('critic', 2)",
+    ]
+
+
+@pytest.mark.parametrize("end", ["", "import sys; sys.exit()"])
+def test_a_script_that_never_joins_ends_with_an_error(tmp_path: Path, end: str) -> None:
+    (tmp_path / "train.py").write_text(f"print('done')\n{end}\n")
+    result = ps_run("-n1", str(tmp_path / "train.py"))
+    assert result.returncode == 1
+    assert result.stdout == "w0 | done\n"
+    assert "no worker has ever joined the job, so it has trained alone: wrap its optimizer in" in result.stderr
+
+
+def test_a_script_whose_own_processes_join_has_joined(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch, torch_ps\n"
+        "model = torch.nn.Linear(1, 1)\n"
+        "torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model).close()\n"
+    )
+    (tmp_path / "launch.py").write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, {str(tmp_path / 'train.py')!r}], check=True)\n"
+    )
+    result = ps_run("-n1", str(tmp_path / "launch.py"))
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_failing_worker_ends_the_job_with_its_code_and_its_name(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(
         "import os, signal, sys\n"

@@ -10,6 +10,7 @@ import torch_ps
 from torch_ps.common.devices import choose
 from torch_ps.common.errors import ConfigError
 from torch_ps.worker.runtime import device
+from torch_ps.worker.runtime.torchrun_env import process_group
 
 
 class Pair(NamedTuple):
@@ -77,7 +78,8 @@ def test_a_script_gets_the_device_that_a_ready_made_task_would_have(
 def test_alone_leaves_the_gpu_of_the_local_rank_visible_and_what_a_launcher_said_to_us(
     visible: str | None, gpus: int, left: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "environ", {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "MASTER_ADDR": "host0"})
+    told = process_group(2, 8, "host0:1", one_host=True) | {"RANK": "6"}
+    monkeypatch.setattr(os, "environ", told)
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     torch_ps.alone()

@@ -1,0 +1,112 @@
+"""The child processes of one ps-serve: servers that it starts, waits for and ends together.
+
+with ServerChildren() as children:  start() --> wait_for() --> ... --> wait()
+                                    SIGTERM, SIGINT or the end of one child --> all are ended
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from torch_ps.common.options.command_line import arguments_of
+from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.common.parent_death import Lifeline
+
+#: Seconds in which a shard has to be listening.
+START_SECONDS = 60.0
+#: Seconds in which the shards have to stop.
+STOP_SECONDS = 10.0
+#: The same if they write a last checkpoint.
+CHECKPOINT_SECONDS = 75.0
+
+
+class ServerChildren:
+    """Servers that are child processes of this one. Leaving the context ends those that still run.
+
+    Args:
+        checkpoints: whether they write a last checkpoint when they are ended.
+        seconds: further seconds in which they have to start and to stop, as parents of servers have to.
+
+    Attributes:
+        failed: whether a child has ended by itself, or did not listen in time.
+    """
+
+    def __init__(self, *, checkpoints: bool, seconds: float = 0.0) -> None:
+        self.failed = False
+        self._start_seconds = START_SECONDS + seconds
+        self._stop_seconds = (CHECKPOINT_SECONDS if checkpoints else STOP_SECONDS) + seconds
+        self._signals: list[int] = []
+        self._lifeline = Lifeline()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="ps-serve-")
+        self._files = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def new_ready_file(self) -> str:
+        """Path of a ready file for the next child."""
+        self._files += 1
+        return str(Path(self._folder.name, str(self._files)))
+
+    def start(self, config: ServerConfig) -> None:
+        """Start a child with the options of ``config``."""
+        # The environment has been read into ``config``; the child must not read it again.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PS_")} | self._lifeline.environment
+        child = subprocess.Popen(
+            [sys.executable, "-m", "torch_ps.ps.server.cli", *arguments_of(config)],
+            env=environment,
+            pass_fds=self._lifeline.fds,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends its children in order
+        )
+        self._children.append(child)
+
+    def wait_for(self, ready: str) -> dict[str, Any] | None:
+        """Wait for the ready file of a child. Returns what it says; None if a signal came or a child has ended."""
+        deadline = time.monotonic() + self._start_seconds
+        while not self._signals:
+            if Path(ready).exists():
+                told: dict[str, Any] = json.loads(Path(ready).read_text(encoding="utf-8"))
+                return told
+            if self._any_ended or time.monotonic() > deadline:
+                self.failed = True
+                return None
+            time.sleep(0.02)
+        return None
+
+    def wait(self) -> None:
+        """Wait until a signal comes or a child ends."""
+        while not self._signals and not self._any_ended:
+            time.sleep(0.1)
+        self.failed = not self._signals
+
+    @property
+    def _any_ended(self) -> bool:
+        return any(child.poll() is not None for child in self._children)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children:
+            child.terminate()
+        deadline = time.monotonic() + self._stop_seconds
+        for child in self._children:
+            try:
+                child.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._folder.cleanup()

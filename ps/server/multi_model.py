@@ -1,0 +1,43 @@
+"""ps-serve --models gen,critic: runs the servers of each model as a child process, and ends them together.
+
+ps-serve --models gen,critic --+--> ps-serve --job gen      (its shards, one after the other on the next ports)
+                               +--> ps-serve --job critic
+"""
+
+import dataclasses
+import logging
+
+from torch_ps.common.options.models import names_of_models, options_of_model
+from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.ps.server.children import START_SECONDS, ServerChildren
+from torch_ps.ps.server.ready_file import write_ready
+
+log = logging.getLogger("torch_ps.ps")
+
+
+def serve_models(config: ServerConfig) -> int:
+    """Run the servers of all models until SIGTERM, SIGINT or the end of one. Returns the exit code."""
+    names = names_of_models(config.models)
+    servers: list[str] = []
+    metrics: list[str] = []
+    with ServerChildren(
+        checkpoints=bool(config.checkpoint), seconds=START_SECONDS * (config.shards - 1) + 5
+    ) as children:
+        files = []
+        for index in range(len(names)):
+            files.append(children.new_ready_file())
+            children.start(dataclasses.replace(options_of_model(config, index), ready_file=files[-1]))
+        for name, file in zip(names, files, strict=True):
+            told = children.wait_for(file)
+            if told is None:
+                break
+            servers.append(f"{name}={','.join(told['servers'])}")
+            metrics += told["metrics"]
+        else:
+            log.info("the servers of all %d models listen: %s", len(names), ";".join(servers))
+            if config.ready_file:
+                write_ready(config.ready_file, [";".join(servers)], metrics)
+            children.wait()
+    if children.failed:
+        log.error("the servers of a model have ended, so all end; their own lines above say why")
+    return 1 if children.failed else 0

@@ -1,0 +1,85 @@
+"""Which job a model of this process takes."""
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from torch_ps.common.errors import ConfigError
+from torch_ps.common.wire.job_servers import JobServers, parse_jobs
+from torch_ps.worker.runtime import jobs_here
+from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
+
+TWO = parse_jobs("gen=a:1,a:2;critic=b:1")
+
+
+class Member:
+    """Stands for an optimizer, of which only the identity counts."""
+
+
+@pytest.fixture(autouse=True)
+def _nobody_here() -> Iterator[None]:
+    before = dict(jobs_here._taken)
+    jobs_here._taken.clear()
+    yield
+    jobs_here._taken.clear()
+    jobs_here._taken.update(before)
+
+
+def entered(jobs: tuple[JobServers, ...], worker: str, job: str = "", *, own_name: bool = False) -> tuple[Member, str]:
+    member = Member()
+    chosen = choose_job(jobs, job, worker, own_name=own_name)
+    enter_job(member, chosen, worker)
+    return member, chosen.name
+
+
+def test_the_kth_model_takes_the_kth_job_and_a_closed_one_gives_its_job_back() -> None:
+    gen, first = entered(TWO, "w0")
+    _critic, second = entered(TWO, "w0")
+    assert (first, second) == ("gen", "critic")
+    with pytest.raises(ConfigError, match=r"ps-run --models 3 or ps-serve --models NAME,NAME"):
+        choose_job(TWO, "", "w0", own_name=False)
+    leave_job(gen)
+    assert entered(TWO, "w0")[1] == "gen"
+
+
+def test_a_dropped_member_gives_its_job_back_although_it_is_in_a_circle() -> None:
+    member, _ = entered(TWO[:1], "w0")
+    member.itself = member  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        del member
+        assert choose_job(TWO[:1], "", "w0", own_name=False).name == "gen"
+    finally:
+        gc.enable()
+
+
+def test_a_job_is_taken_by_its_name() -> None:
+    kept = [entered(TWO, "w0", "critic")]
+    assert kept[0][1] == "critic"
+    kept.append(entered(TWO, "w0"))
+    assert kept[1][1] == "gen"
+    with pytest.raises(ConfigError, match=r"another model in job critic as worker w0.* close\(\) on that first"):
+        choose_job(TWO, "critic", "w0", own_name=False)
+    with pytest.raises(ConfigError, match=r"no job 'actor' among the servers, which are those of gen, critic"):
+        choose_job(TWO, "actor", "w0", own_name=False)
+    with pytest.raises(ConfigError, match=r"no job 'gen' among the servers, which are those of one job without a name"):
+        choose_job(parse_jobs("a:1"), "gen", "w0", own_name=False)
+
+
+def test_a_made_up_name_is_no_reason_to_share_a_job_and_a_name_of_its_own_is() -> None:
+    one = parse_jobs("a:1")
+    _kept = entered(one, "host-1-abc")
+    with pytest.raises(ConfigError, match="another model in the job at a:1 as worker host-1-abc"):
+        choose_job(one, "", "host-1-def", own_name=False)
+    assert choose_job(one, "", "w1", own_name=True) == one[0]
+    with pytest.raises(ConfigError, match="ps-run --models 2"):
+        choose_job(one, "", "host-1-abc", own_name=True)
+
+
+def test_the_jobs_of_a_parent_process_are_not_those_of_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    _kept = entered(TWO[:1], "w0")
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    assert choose_job(TWO[:1], "", "w0", own_name=False).name == "gen"
