@@ -16,7 +16,7 @@ are busy at once.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -84,6 +84,10 @@ class Bucket:
             end = piece.offset + piece.stop - piece.start
         if end > begin:
             yield slice(begin, end)
+
+    def others(self, positions: Collection[int]) -> Iterator[slice]:
+        """Where the pieces lie that are not at ``positions``, as with ``spans``."""
+        return self.spans(at for at in range(len(self.pieces)) if at not in positions)
 
 
 @dataclass(frozen=True, slots=True)

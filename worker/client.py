@@ -18,7 +18,6 @@ import torch
 from torch_ps.common import schema
 from torch_ps.common.errors import ModelMismatch, NotInitialised
 from torch_ps.common.optimizer_spec import OptimizerSpec, changed_values
-from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
 from torch_ps.worker.gradients.compressor import Compressor
@@ -119,7 +118,6 @@ class Client(JobMember):
             access=access(tls, token_file, insecure),
         )
         super().__init__(session)
-        session.on_values = self._write
         self._model: Model | None = None
         self._joined = False
 
@@ -224,8 +222,8 @@ class Client(JobMember):
     # -------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Leave the job; the others go on."""
-        self._session.close()
+        """Leave the job; the others go on. Called when the client is dropped, and at exit."""
+        self._lifetime.end()
 
     def __enter__(self) -> Self:
         return self
@@ -242,9 +240,7 @@ class Client(JobMember):
         self._specs = list(model.tensors())
         self._copy = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu") for spec in self._specs]
         self._flat = FlatTensors(self._copy)
-
-    def _write(self, bucket: Bucket, values: torch.Tensor) -> None:
-        self._flat.write(bucket, values)
+        self._session.on_values = self._flat.write
 
     def _params(self) -> dict[str, torch.Tensor]:
         return {spec.name: tensor.clone() for spec, tensor in zip(self._specs, self._copy, strict=True)}

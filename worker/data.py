@@ -29,7 +29,7 @@ class StaticShard:
     also ``sampler`` and ``batch_sampler``.
 
     Args:
-        make: returns the loader of one epoch.
+        make: Function that returns the loader of one epoch.
         epochs: epochs of one iteration.
         batch_size: samples per batch; None gives the items of the dataset as they are.
     """

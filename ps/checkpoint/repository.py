@@ -203,8 +203,8 @@ def _checked(tensor: torch.Tensor, bucket: Bucket, key: str, place: str) -> torc
     """
     kind, _, name = key.partition("/")
     shape = tuple(tensor.shape)
-    right = {"values": not name, "squares": not name, "state": bool(name), "copy": bool(name)}.get(kind, False)
-    if not right or (bucket.rule == "mean" and kind != "values"):
+    named = {"values": False, "has_state": False, "squares": False, "state": True, "counter": True, "copy": True}
+    if named.get(kind) != bool(name) or (bucket.rule == "mean" and kind != "values"):
         raise CheckpointError(f"{place} has a tensor {key[:80]!r} for bucket {bucket.index}, which knows none")
     if tensor.dtype != torch.float32 or not (shape == (bucket.numel,) or (kind == "state" and shape == ())):
         raise CheckpointError(

@@ -16,7 +16,7 @@ Rules of this file
   4. A worker that is late, or not in the step yet, is answered alone: its push will not count, so it waits for nobody.
   5. A question ends with its stream, as its worker may change the gradient from then on; it asks again on the next.
 
-Source: ``clip_grad_norm_`` of torch's FSDP, which is collective in the same way.
+Source: ``torch.distributed.fsdp.FullyShardedDataParallel.clip_grad_norm_``, which is collective in the same way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NormQuestion:
 
     Attributes:
         round: number of norms of this step that the worker has had, >= 0.
-        power: which norm, > 0; ``math.inf`` is the largest absolute value.
+        power: type of the norm, > 0; inf for the largest absolute value.
         weight: weight of its gradient in the mean, finite and >= 0.
         epoch: newest roster epoch that the worker has seen.
     """

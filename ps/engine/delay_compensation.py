@@ -92,8 +92,7 @@ class Compensator:
         version, before = self._pulled.get(bucket.index, {}).get((pushed.worker, pushed.session), (-1, None))
         if self._adaptive:
             squares = self._squares.setdefault(bucket.index, torch.zeros_like(values))
-            absent = frozenset(mean.absent)
-            for span in bucket.spans(position for position in range(len(bucket.pieces)) if position not in absent):
+            for span in bucket.others(frozenset(mean.absent)):
                 squares[span].mul_(_DECAY).addcmul_(gradient[span], gradient[span], value=1 - _DECAY)
         if before is None or version != apply.version - 1 - pushed.staleness:
             return mean

@@ -135,7 +135,7 @@ class Engine:
         encoder = ResponseEncoder(
             self.store, self.arenas, compensator, first=self._first, epoch=lambda: core.roster.epoch
         )
-        writer = WeightWriter(self.store, model, streams, compensator, advise)
+        self._writer = writer = WeightWriter(self.store, model, streams, compensator, advise)
         self.work = JobRunner(self.store, encoder, writer, compensator, monitor, self._trace)
         self._lanes = Lanes[BucketJob, Done](
             buckets,
@@ -227,6 +227,8 @@ class Engine:
         if push.nonfinite and push.bucket == self._first and not any(isinstance(e, Discard) for e in effects):
             self._count_nonfinite()
             log.info("worker %s left out its gradient of step %d: it is not finite", worker, push.step)
+        if written is not None and (reason := _loss(push, effects)):
+            self._writer.tell_lost(self._buckets[push.bucket], written, reason)
         self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
         self._norms.answer_due()
@@ -425,12 +427,22 @@ def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
     return absent
 
 
+def _loss(push: pb.Push, effects: Iterable[Effect]) -> str:
+    """Reason why a push will never be applied; empty if it may be, or was before."""
+    if any(isinstance(effect, Release) and effect.step == push.step and effect.applied for effect in effects):
+        return ""
+    return next((effect.reason for effect in effects if isinstance(effect, Discard) and effect.step == push.step), "")
+
+
 def _check_named(stream: Stream, push: pb.Push, payload: memoryview) -> None:
-    """Refuse a push that names a gradient and brings another one.
+    """Refuse a push that names a gradient and brings another one, or what it cannot bring and might have to be held.
 
     Raises:
         CorruptFrame: it has one in ``payload`` or in shared memory.
+        ProtocolError: it covers samples and is not of the first bucket.
     """
+    if push.covers and push.bucket:
+        raise ProtocolError(f"worker {stream.worker!r} covers samples with bucket {push.bucket}; bucket 0 does that")
     if len(payload) or push.HasField("arena_bytes"):
         where = "in shared memory" if push.HasField("arena_bytes") else "in its frame"
         raise CorruptFrame(

@@ -7,7 +7,8 @@ Rules of this file
   1. A write counts whatever the gradient of its push: with weight 0, missing, or not finite, the values are set.
   2. Where several pushes of a step write to one piece, that of the lowest rank counts. Workers that have written other
      values than it are told once per shard.
-  3. What a worker with lossy pulls has of a bucket that was written to is forgotten, so that the next answer carries
+  3. What a push has written is lost with the push if that comes too late, and the first such loss is told.
+  4. What a worker with lossy pulls has of a bucket that was written to is forgotten, so that the next answer carries
      the written values themselves instead of an approximation.
 """
 
@@ -132,7 +133,7 @@ class WeightWriter:
     ) -> None:
         self._store, self._streams, self._compensator, self._advise = store, streams, compensator, advise
         self._names = [tensor.name for tensor in model.tensors()]
-        self._told = False
+        self._told_difference = self._told_lost = False
 
     def write(self, bucket: Bucket, pushed: Sequence[Written]) -> Values:
         """Set what the pushes of one step have written, on the bucket's lane; returns it.
@@ -144,9 +145,9 @@ class WeightWriter:
         chosen: dict[int, memoryview] = {}
         for written in pushed:
             for position, values in written.by_position(bucket).items():
-                if chosen.setdefault(position, values) != values and not self._told:
-                    self._told = True
-                    self._advise(self._difference(bucket.pieces[position], position, pushed, written))
+                if chosen.setdefault(position, values) != values and not self._told_difference:
+                    self._told_difference = True
+                    self._advise(self._difference(bucket, position, pushed, written))
         if not chosen:
             return chosen
         set_values(self._store.values(bucket.index), bucket, chosen)
@@ -156,6 +157,17 @@ class WeightWriter:
             self._note(self._compensator, bucket, pushed)
         return chosen
 
+    def tell_lost(self, bucket: Bucket, written: Written, reason: str) -> None:
+        """Say once that what a push has written does not count, as the push itself does not."""
+        if self._told_lost:
+            return
+        self._told_lost = True
+        self._advise(
+            f"what worker {written.worker!r} has written to tensor {self._name(bucket, written.positions[0])!r} is "
+            f"lost with its push, which came too late: {reason}; write to weights where no push is left out, in mode "
+            "sync without backup workers or in mode async without a bound on staleness"
+        )
+
     def _note(self, compensator: Compensator, bucket: Bucket, pushed: Sequence[Written]) -> None:
         """Tell the compensator that these workers have computed their gradients from what they have written."""
         for written in pushed:
@@ -163,13 +175,16 @@ class WeightWriter:
                 start = bucket.pieces[position].offset
                 compensator.wrote(bucket.index, written.worker, written.session, start, _tensor(values))
 
-    def _difference(self, piece: Piece, position: int, pushed: Sequence[Written], other: Written) -> str:
+    def _difference(self, bucket: Bucket, position: int, pushed: Sequence[Written], other: Written) -> str:
         first = next(each for each in pushed if position in each.positions)
         return (
             f"workers {first.worker!r} and {other.worker!r} have written different values to tensor "
-            f"{self._names[piece.tensor]!r} before step {other.step}: those of {first.worker!r}, which has the lower "
-            "rank, count; have every worker write the same, or one worker alone"
+            f"{self._name(bucket, position)!r} before step {other.step}: those of {first.worker!r}, which has the "
+            "lower rank, count; have every worker write the same, or one worker alone"
         )
+
+    def _name(self, bucket: Bucket, position: int) -> str:
+        return self._names[bucket.pieces[position].tensor]
 
 
 def _numel(piece: Piece) -> int:

@@ -42,7 +42,11 @@ class Metrics:
         self.queued = Gauge("ps_queued_buckets", "buckets with work that is not done", registry=self.registry)
         self.apply_threads = Gauge("ps_apply_threads", "threads that apply gradients", registry=self.registry)
         self.steps = Counter("ps_bucket_steps", "optimizer steps, counted per bucket", registry=self.registry)
-        self.pushed = Counter("ps_pushed_bytes", "encoded gradients received", registry=self.registry)
+        self.pushed = Counter(
+            "ps_pushed_bytes",
+            "encoded gradients received, also those that no push has named, and written weights",
+            registry=self.registry,
+        )
         self.pulled = Counter("ps_pulled_bytes", "encoded parameters sent", registry=self.registry)
         self.late = Counter(
             "ps_late_pushes",

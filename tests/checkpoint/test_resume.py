@@ -11,7 +11,7 @@ import torch_ps
 from tests.support.jobs import until
 from tests.support.restart import Shards, shards
 from tests.support.threads import at_once
-from tests.support.training import backward, conv, mlp, same, seeded
+from tests.support.training import Experts, backward, conv, mlp, same, seeded
 from torch_ps.ps.checkpoint.repository import Checkpoints
 
 
@@ -27,6 +27,10 @@ def fused(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
 
 
+def fused_sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.01, fused=True)
+
+
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sgd with momentum": (mlp, sgd, {}),
     "adamw": (mlp, adamw, {}),
@@ -35,6 +39,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "adamw, int8 pulls": (mlp, adamw, {"compress_pull": "int8"}),
     "sgd, sign pulls": (mlp, sgd, {"compress_pull": "sign"}),
     "adamw, buffers": (conv, adamw, {}),
+    "adamw, experts without a gradient": (Experts, adamw, {}),
+    "fused sgd, experts without a gradient": (Experts, fused_sgd, {}),
     "nadam, network": (mlp, lambda model: torch.optim.NAdam(model.parameters()), {"plane": "network"}),
     "asgd": (mlp, lambda model: torch.optim.ASGD(model.parameters(), t0=2), {}),
 }
@@ -96,5 +102,19 @@ def test_job_that_was_stopped_loses_no_step(lead_last: bool, tmp_path: Path) -> 
         assert versions(tmp_path) == [5]
         servers.start(resume=True)
         models, rest = train(servers, "adamw", 9)
+    assert first + rest == losses
+    assert same(models[0], undisturbed[0])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1)])
+@pytest.mark.parametrize("case", ["adamw, experts without a gradient", "fused sgd, experts without a gradient"])
+def test_other_number_of_servers_goes_on_with_the_same_bits(case: str, before: int, after: int, tmp_path: Path) -> None:
+    with shards(before, workers=2, bucket_size=0.002) as servers:
+        undisturbed, losses = train(servers, case, 9)
+    with shards(before, workers=2, bucket_size=0.002, checkpoint=str(tmp_path)) as servers:
+        _, first = train(servers, case, 5)
+        servers.stop()
+    with shards(after, workers=2, bucket_size=0.001, checkpoint=str(tmp_path), resume=True) as servers:
+        models, rest = train(servers, case, 9)
     assert first + rest == losses
     assert same(models[0], undisturbed[0])

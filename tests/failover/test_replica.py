@@ -13,7 +13,7 @@ from tests.checkpoint.test_resume import adamw, sgd
 from tests.support.jobs import SECONDS, until
 from tests.support.replicated import Replicated, replicated
 from tests.support.threads import at_once
-from tests.support.training import backward, conv, mlp, seeded
+from tests.support.training import Experts, backward, conv, mlp, seeded
 from torch_ps.ps.checkpoint.manifest import ShardManifest
 from torch_ps.ps.checkpoint.repository import Checkpoints
 
@@ -27,6 +27,8 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, dict[str, Any]]] = {
     "adamw, int8 pulls": ({}, mlp, adamw, {"compress_pull": "int8"}),
     "sgd, sign pulls, network": ({}, mlp, sgd, {"compress_pull": "sign", "plane": "network"}),
     "adamw, buffers": ({}, conv, adamw, {}),
+    "adamw, experts without a gradient": ({}, Experts, adamw, {}),
+    "async, experts without a gradient": ({"mode": "async", "delay_compensation": "adaptive"}, Experts, sgd, {}),
     "asgd": ({}, mlp, lambda model: torch.optim.ASGD(model.parameters(), t0=2), {}),
     "clipped": ({"clip_norm": 0.05}, mlp, sgd, {}),
     "async": ({"mode": "async"}, mlp, adamw, {}),

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from torch_ps.common import codecs
-from torch_ps.common.errors import CheckpointError, CorruptFrame
+from torch_ps.common.errors import CheckpointError, CorruptFrame, ProtocolError
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.plan import Bucket, Piece
 from torch_ps.common.wire.frames import pack, unpack, unpack_all
 from torch_ps.ps.checkpoint import manifest as manifests
 from torch_ps.ps.checkpoint.tensor_file import TensorFile
@@ -22,10 +23,14 @@ from torch_ps.ps.core.ledger import Ledger
 from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.sample_assigner import SampleAssigner
+from torch_ps.ps.engine.written_weights import of_push
 
 Target = Callable[[bytes], None]
 
 CODECS = ("none", "fp16", "bf16", "int8", "sign", "topk:0.1", "randk:0.1")
+
+#: A bucket of three tensors.
+BUCKET = Bucket(1, 0, "optimizer", 0, 6, (Piece(0, 0, 1, 0), Piece(1, 0, 2, 1), Piece(2, 0, 3, 3)))
 
 
 def frame(data: bytes) -> None:
@@ -34,6 +39,16 @@ def frame(data: bytes) -> None:
         with contextlib.suppress(CorruptFrame):
             header, payload = unpack(data, header_type)
             assert unpack(pack(header, (payload,)), header_type) == (header, payload)
+            if isinstance(header, pb.UpHeader):
+                _written(header.push, payload)
+
+
+def _written(push: pb.Push, payload: memoryview) -> None:
+    """What a push has written is refused, or is as long as the pieces that it names."""
+    with contextlib.suppress(ProtocolError):
+        if (found := of_push(BUCKET, "w0", 1, push, payload)) is not None:
+            sizes = {position: len(values) // 4 for position, values in found.by_position(BUCKET).items()}
+            assert sizes == {position: BUCKET.pieces[position].stop for position in push.written}
 
 
 def message(data: bytes) -> None:
@@ -107,6 +122,8 @@ TARGETS: dict[str, Target] = {
 def seeds() -> dict[str, list[bytes]]:
     """Inputs that are right, from which a fuzzer goes on."""
     push = pb.UpHeader(push=pb.Push(step=3, bucket=1, base=2, weight=4.0, codec="none", epoch=5))
+    ahead = pb.UpHeader(ahead=pb.Ahead(bucket=1, number=9, codec="none"))
+    named = pb.UpHeader(push=pb.Push(step=3, bucket=1, weight=4.0, ahead=9, absent=[1], written=[0, 2]))
     pull = pack(pb.UpHeader(pull=pb.Pull(bucket=7)))
     facts = {
         "name": manifests.shard_name(12, 0, 1, "safetensors"),
@@ -137,8 +154,13 @@ def seeds() -> dict[str, list[bytes]]:
     values = torch.linspace(-1.0, 1.0, 20)
     encoded = [bytes([n, 19]) + b"".join(codecs.codec(name).encode(values)) for n, name in enumerate(CODECS)]
     return {
-        "frame": [pack(push, (bytes(16),)), pack(pb.DownHeader(bucket=1, version=3), (b"abcd",))],
-        "message": [pull + pull + pack(push, (bytes(16),))],
+        "frame": [
+            pack(push, (bytes(16),)),
+            pack(ahead, (bytes(24),)),
+            pack(named, (bytes(16),)),
+            pack(pb.DownHeader(bucket=1, version=3), (b"abcd",)),
+        ],
+        "message": [pull + pull + pack(push, (bytes(16),)), pack(push) + pack(named) + pack(ahead, (bytes(24),))],
         "document": [json.dumps(head).encode() + b"\n" + bodies[0]],
         "body": bodies,
         "sections": [

@@ -1,6 +1,7 @@
 """Gradients that are sent while backward runs: nothing happens before a push names them, and then exactly once."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,3 +250,32 @@ def test_push_that_waits_for_its_gradient_is_as_stale_as_when_that_comes(mode: s
         answer = first.answer()
         assert answer.header.staleness == 1
         assert torch.equal(answer.values, stepped(values, gradient(1)))
+
+
+def test_flood_of_gradients_that_nobody_names_takes_the_memory_of_one_for_each_bucket() -> None:
+    params = {"x": torch.zeros(1 << 20)}
+    with job(bucket_size=1.0) as servers, raw_workers(servers, params, hyper=HYPER) as (worker,):
+        for bucket in worker.buckets:
+            worker.pull(bucket.index)
+        process = Path(f"/proc/{servers.processes[0].pid}")
+        (process / "clear_refs").write_text("5")  # a new VmHWM
+        before = memory(process, "VmRSS")
+        for number in range(1, 51):
+            for bucket in worker.buckets:
+                worker.ahead(bucket.index, number, torch.ones(bucket.numel))
+            worker.pull(0)  # no more is on its way than one gradient
+        assert memory(process, "VmHWM") - before < 64 << 10
+        assert servers.status().load.bytes_pushed == 50 * (4 << 20)
+        for bucket in worker.buckets:
+            worker.push(bucket.index, ahead=50)
+        for _ in worker.buckets:
+            values = worker.answer().values
+            assert torch.equal(values, torch.full_like(values, -LR))
+        worker.push(1, ahead=60, covers=[pb.Covers(samples=1)])
+        with pytest.raises(torch_ps.ProtocolError, match="'w0' covers samples with bucket 1; bucket 0 does that"):
+            worker.answer()
+
+
+def memory(process: Path, line: str) -> int:
+    """Kilobytes of a process."""
+    return int((process / "status").read_text().split(f"{line}:")[1].split()[0])

@@ -190,6 +190,20 @@ def test_asynchronous_values_are_set_as_they_come() -> None:
         assert not servers.status().advice
 
 
+def test_values_of_a_push_that_is_refused_are_lost_and_that_is_told_once() -> None:
+    with running("w0", "w1", mode="async", max_staleness=0) as (servers, first, second):
+        plain = Reference()
+        for step in range(2):
+            push(first, gradient(step), step + 1)
+            assert torch.equal(first.answer().values, plain.step(gradient(step)))
+            push(second, gradient(9), 9 + step, written=[1], values=torch.ones(5))
+            answer = second.answer()
+            assert not answer.header.applied
+            assert torch.equal(answer.values, plain.values)
+        (advice,) = servers.status().advice
+        assert "what worker 'w1' has written to tensor 'b' is lost with its push, which came too late" in advice
+
+
 def test_delay_compensation_takes_the_written_values_as_those_that_the_gradient_is_of() -> None:
     strength = 0.5
     with running("w0", "w1", mode="async", delay_compensation=f"constant:{strength}", hyper={"lr": 0.25}) as (

@@ -26,6 +26,20 @@ def conv() -> nn.Module:
     )
 
 
+class Experts(nn.Module):
+    """A mixture of experts: a batch goes through the shared layers and one of three experts; a fourth is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 9), nn.Linear(9, 7)
+        self.experts = nn.ModuleList(nn.Linear(9, 9) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = int(1000 * x[0, 0]) % 3
+        y: torch.Tensor = self.last(self.experts[chosen](self.first(x).tanh()).tanh())
+        return y
+
+
 def seeded(make: Make, seed: int = 1) -> nn.Module:
     torch.manual_seed(seed)
     return make()

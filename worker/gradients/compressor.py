@@ -14,7 +14,8 @@ biased codec converges with error feedback and may not without.
 Rules of this file
   1. A gradient that is not finite travels as fp16, so that the server sees, counts and names it; the residual stays.
   2. A gradient of weight 0 leaves the residual alone: nothing of it will be applied.
-  3. A push that was dropped as late goes back into the residual. A repeat is the same bytes and changes nothing here.
+  3. Where a parameter has no gradient, nothing is sent: its residual and its momentum wait for the next gradient.
+  4. A push that was dropped as late goes back into the residual. A repeat is the same bytes and changes nothing here.
 
 Memory: error feedback needs one fp32 copy of the parameters per worker, made at the first push.
 
@@ -23,7 +24,7 @@ Source: Seide et al., Interspeech 2014, and Karimireddy et al., ICML 2019, arXiv
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -98,6 +99,7 @@ class Compressor:
         step: int,
         weight: float,
         momentum: Mapping[str, HyperValue] | None = None,
+        absent: Collection[int] = (),
     ) -> tuple[Codec, tuple[Buffer, ...]]:
         """Encode the gradient of one bucket.
 
@@ -107,13 +109,16 @@ class Compressor:
             step: step of the push.
             weight: part of the gradient in the mean.
             momentum: hyperparameters of SGD if its momentum is to be corrected here.
+            absent: positions of the bucket's pieces whose parameter has no gradient.
 
         Returns:
             The codec that decodes the payload, and the payload.
         """
         if bucket.rule != "optimizer":
             return self._plain, self._plain.encode(values)
-        codec = self.codec
+        codec, present = self.codec, tuple(bucket.others(frozenset(absent)))
+        for span in bucket.spans(absent):
+            values[span] = 0.0  # weight decay may be in it
         if step < self._warmup:
             codec = codecs.codec(warmup_codec(codec.name, step, self._warmup))
         if (self._feedback or codec.coarse or codec.biased) and not _is_finite(values):
@@ -122,22 +127,22 @@ class Compressor:
         if not self._feedback or not weight:
             return codec, codec.encode(values, seed)
         if momentum is not None:
-            self._momentum.accumulate(bucket.index, values, momentum)
-        self._residuals.add_to(bucket.index, values)
+            self._momentum.accumulate(bucket.index, values, momentum, present)
+        self._residuals.add_to(bucket.index, values, present)
         parts = codec.encode(values, seed)
         payload = memoryview(b"".join(parts))
         decoded = codec.decode(payload, torch.empty_like(values))
-        self._residuals.keep(bucket.index, values, decoded)
+        self._residuals.keep(bucket.index, values, decoded, present)
         if momentum is not None:
-            self._momentum.mask(bucket.index, decoded)
+            self._momentum.mask(bucket.index, decoded, present)
         return codec, (payload,)
 
-    def put_back(self, bucket: Bucket, codec: Codec, payload: memoryview) -> None:
-        """Add the payload of a push that was answered but not applied to the residual."""
+    def put_back(self, bucket: Bucket, codec: Codec, payload: memoryview, absent: Collection[int] = ()) -> None:
+        """Add the payload of a push that was answered but not applied to the residual, except for what was absent."""
         if self._feedback and bucket.rule == "optimizer":
             decoded = codec.decode(payload, empty_fp32(bucket.numel))
             if _is_finite(decoded):
-                self._residuals.put_back(bucket.index, decoded)
+                self._residuals.put_back(bucket.index, decoded, tuple(bucket.others(frozenset(absent))))
 
     def residual(self, bucket: Bucket) -> torch.Tensor:
         """What has been left out of one bucket so far, shape (numel,), fp32; zeros if nothing was."""
@@ -150,26 +155,31 @@ class Compressor:
 
 
 class Residuals:
-    """The residuals of one worker, by number of the bucket."""
+    """The residuals of one worker, by number of the bucket. ``spans`` are the elements that a call is about."""
 
     def __init__(self) -> None:
         self._of: dict[int, torch.Tensor] = {}
 
-    def add_to(self, bucket: int, values: torch.Tensor) -> None:
+    def add_to(self, bucket: int, values: torch.Tensor, spans: Sequence[slice] = (slice(None),)) -> None:
         """Add the residual of a bucket to ``values``, in place."""
         if bucket in self._of:
-            values.add_(self._of[bucket])
+            for span in spans:
+                values[span].add_(self._of[bucket][span])
 
-    def keep(self, bucket: int, sent: torch.Tensor, decoded: torch.Tensor) -> None:
+    def keep(
+        self, bucket: int, sent: torch.Tensor, decoded: torch.Tensor, spans: Sequence[slice] = (slice(None),)
+    ) -> None:
         """Keep what ``decoded`` lacks of ``sent`` as the residual of a bucket."""
         if bucket not in self._of:
-            self._of[bucket] = torch.empty_like(sent)
-        torch.sub(sent, decoded, out=self._of[bucket])
+            self._of[bucket] = torch.zeros_like(sent)
+        for span in spans:
+            torch.sub(sent[span], decoded[span], out=self._of[bucket][span])
 
-    def put_back(self, bucket: int, decoded: torch.Tensor) -> None:
+    def put_back(self, bucket: int, decoded: torch.Tensor, spans: Sequence[slice] = (slice(None),)) -> None:
         """Add a push that came too late to count: all of it was left out after all."""
         if bucket in self._of:
-            self._of[bucket].add_(decoded)
+            for span in spans:
+                self._of[bucket][span].add_(decoded[span])
 
     def get(self, bucket: int) -> torch.Tensor | None:
         """The residual of a bucket, shape (numel,); None if nothing was ever kept."""

@@ -191,6 +191,10 @@ class FlatTensors:
                 self._lent.discard(index)
                 self._bind(index)
 
+    def forget_locks(self) -> None:
+        """Forget a lock that a thread of the parent may have held, in a forked child."""
+        self._lock = threading.Lock()
+
     def _bind(self, index: int) -> None:
         tensor = self._tensors[index] = self._owners[index].detach()
         self._homes[index] = tensor.data_ptr(), tensor.dtype

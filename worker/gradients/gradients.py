@@ -145,6 +145,10 @@ class Gradients:
         """Positions of the pieces of a bucket whose parameter has no gradient."""
         return [at for at, piece in enumerate(bucket.pieces) if self.parameters[piece.tensor].grad is None]
 
+    def forget_dense(self) -> None:
+        """Forget the dense copies of sparse gradients, which the loop may have changed since."""
+        self._dense.clear()
+
     def gather(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the gradients of one bucket into ``into``, shape (numel,), fp32; zeros if the push is left out."""
         if self.left_out:

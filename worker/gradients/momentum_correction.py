@@ -14,7 +14,7 @@ Memory: one fp32 copy of the parameters per worker, beside that of error feedbac
 Source: Lin et al., ICLR 2018, arXiv:1712.01887, sections 3.1 to 3.3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -65,18 +65,29 @@ class MomentumCorrection:
             and not hyper.get("maximize")
         )
 
-    def accumulate(self, bucket: int, gradient: torch.Tensor, hyper: Mapping[str, HyperValue]) -> None:
-        """Turn ``gradient``, which holds the decay already, into the step that SGD would make of it, in place."""
-        momentum = float(hyper["momentum"])  # type: ignore[arg-type]  # ``fits`` says that it is a number
-        if bucket in self._velocity:
-            self._velocity[bucket].mul_(momentum).add_(gradient)
-        else:
-            self._velocity[bucket] = gradient.clone()
-        if hyper.get("nesterov"):
-            gradient.add_(self._velocity[bucket], alpha=momentum)
-        else:
-            gradient.copy_(self._velocity[bucket])
+    def accumulate(
+        self, bucket: int, gradient: torch.Tensor, hyper: Mapping[str, HyperValue], spans: Sequence[slice]
+    ) -> None:
+        """Turn ``gradient``, which holds the decay already, into the step that SGD would make of it, in place.
 
-    def mask(self, bucket: int, decoded: torch.Tensor) -> None:
-        """Forget the momentum of every value that was sent."""
-        self._velocity[bucket].masked_fill_(decoded != 0, 0.0)
+        Args:
+            bucket: number of the bucket.
+            gradient: gradient, shape (numel,), fp32; zeros outside ``spans``.
+            hyper: hyperparameters of SGD.
+            spans: elements that have a gradient; the momentum of the others stays.
+        """
+        momentum = float(hyper["momentum"])  # type: ignore[arg-type]  # ``fits`` says that it is a number
+        if bucket not in self._velocity:
+            self._velocity[bucket] = torch.zeros_like(gradient)
+        for span in spans:
+            velocity, values = self._velocity[bucket][span], gradient[span]
+            velocity.mul_(momentum).add_(values)
+            if hyper.get("nesterov"):
+                values.add_(velocity, alpha=momentum)
+            else:
+                values.copy_(velocity)
+
+    def mask(self, bucket: int, decoded: torch.Tensor, spans: Sequence[slice]) -> None:
+        """Forget the momentum of every value of ``spans`` that was sent."""
+        for span in spans:
+            self._velocity[bucket][span].masked_fill_(decoded[span] != 0, 0.0)

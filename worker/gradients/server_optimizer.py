@@ -88,10 +88,6 @@ class ServerOptimizer:
         """The hyperparameters of one group, as they are now."""
         return optim.hyper_of(self.name, self._optimizer.param_groups[group], self._arguments)
 
-    def decays(self, group: int) -> bool:
-        """Whether the servers move the parameters of one group also where their gradient is zero."""
-        return bool(self._optimizer.param_groups[group].get("weight_decay"))
-
     def momentum(self, bucket: Bucket, gradient: torch.Tensor, flat: FlatTensors) -> Hyper | None:
         """Prepare a gradient for momentum correction: add the weight decay, as SGD does before its momentum.
 

@@ -12,15 +12,14 @@ Source: DistributedDataParallel's reducer, Li et al., VLDB 2020, arXiv:2006.1570
 """
 
 import logging
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
+from torch_ps.worker.runtime.lifetime import Part
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -53,14 +52,14 @@ def overlap_mode(text: str) -> OverlapMode:
 MOST_RESTS = 63
 
 
-class BackwardOverlap:
+class BackwardOverlap(Part):
     """The hooks on the parameters of one model. Each bucket is sent at most once between two calls of ``reset``.
 
     Args:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         buckets: buckets with gradients.
-        send: method that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
-            whether it has left. It is held weakly, because hooks live as long as their parameters.
+        send: function that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
+            whether it has left.
 
     Attributes:
         armed: whether the next backward is the last one before a push.
@@ -72,7 +71,7 @@ class BackwardOverlap:
     def __init__(
         self, parameters: Sequence[torch.Tensor], buckets: Sequence[Bucket], send: Callable[[Bucket], bool]
     ) -> None:
-        self._send = weakref.WeakMethod(send)
+        self._send = send
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._of: list[list[int]] = [[] for _ in parameters]
         for bucket in buckets:
@@ -85,7 +84,9 @@ class BackwardOverlap:
         self._rests, self._resting = 0, 0  # length of the present pause, and what is left of it
         self.reset()
         self._handles = [
-            parameter.register_post_accumulate_grad_hook(_hook(weakref.ref(self), index))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda parameter, index=index: self.ready(index, parameter)
+            )
             for index, parameter in enumerate(parameters)
         ]
 
@@ -122,15 +123,18 @@ class BackwardOverlap:
         self.on_ready()
         for bucket in self._of[index]:
             self._missing[bucket] -= 1
-            send = self._send()
-            if not self._missing[bucket] and send is not None and send(self._buckets[bucket]):
+            if not self._missing[bucket] and self._send(self._buckets[bucket]):
                 self.sent.add(bucket)
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks: they and the parameters hold each other where no garbage collector looks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def after_fork_in_child(self) -> None:
+        """Remove the hooks, in a forked child: its gradients are its own."""
+        self.close()
 
 
 class EagerPromise:
@@ -193,11 +197,3 @@ class EagerPromise:
             if gradient is None or id(gradient) != identity or gradient._version != version:
                 return self._names[index]
         return None
-
-
-def _hook(overlap: "weakref.ref[BackwardOverlap]", index: int) -> Callable[[Any], None]:
-    def hook(parameter: torch.Tensor) -> None:
-        if (watching := overlap()) is not None:
-            watching.ready(index, parameter)
-
-    return hook

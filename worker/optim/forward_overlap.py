@@ -37,6 +37,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.optim.gpu_transfer import Pusher
 from torch_ps.worker.optim.pytree import tensors_in
+from torch_ps.worker.runtime.lifetime import Part, immortalise, weakly
 from torch_ps.worker.session.session import StepOutcome
 
 log = logging.getLogger("torch_ps.worker")
@@ -53,7 +54,7 @@ _WITHOUT_VALUES = {
 }
 
 
-class ForwardOverlap:
+class ForwardOverlap(Part):
     """The tensors of one model between a step and their use.
 
     Args:
@@ -92,7 +93,7 @@ class ForwardOverlap:
             for piece in bucket.pieces:
                 self._buckets[piece.tensor].add(bucket.index)
         self._number = {id(tensor): index for index, tensor in enumerate(tensors)}
-        self._kinds = {kind: _under_way(kind, self.arrive) for kind in (torch.Tensor, nn.Parameter)}
+        self._kinds = {kind: _under_way(kind, weakly(self.arrive)) for kind in (torch.Tensor, nn.Parameter)}
         self._open = False  # the outcome of the last step has not been taken
         self._failed = False
         self._handles = [
@@ -141,7 +142,7 @@ class ForwardOverlap:
         """Stop waiting: the tensors stay as they are."""
         self._end()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Remove the hooks, and wait for what is under way unless a wait has failed. Call it before the session ends.
 
         Raises:
@@ -157,6 +158,25 @@ class ForwardOverlap:
                 log.warning("not all parameters of the last step were waited for: the model holds what has come")
         finally:
             self._end()
+
+    def before_fork(self) -> None:
+        """Wait until everything is in, as the child has nobody to wait for."""
+        if self._open:
+            try:
+                self._guard(lambda: self._pusher.wait_for(set().union(*self._buckets)))
+            except PsError as error:
+                log.warning("a process is forked while parameters of the last step are under way: %s", error)
+                return
+            self._flat.settle()
+            for tensor in self._tensors:
+                _restore(tensor)
+
+    def after_fork_in_child(self) -> None:
+        """Remove the hooks, in a forked child. Reading a tensor that is under way is an error there."""
+        for handle in self._handles:
+            handle.remove()
+        if any(type(tensor) in self._kinds.values() for tensor in self._tensors):
+            immortalise(self)  # it has to be there to refuse
 
     def _guard(self, wait: Callable[[], Result]) -> Result:
         try:

@@ -36,6 +36,7 @@ from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
+from torch_ps.worker.runtime.lifetime import Part
 from torch_ps.worker.session.session import Session, StepOutcome
 
 #: Buckets that may leave the GPU at once: one is sent while the next is copied, and one to spare.
@@ -53,7 +54,7 @@ class _Slot:
         self.sent: futures.Future[None] | None = None
 
 
-class GpuTransfer:
+class GpuTransfer(Part):
     """Takes the place of a session for a model on a GPU: ``staging``, ``push``, ``wait`` and ``wait_for``.
 
     Memory: for each slot, a bucket on the GPU and one of pinned memory.
@@ -195,6 +196,15 @@ class GpuTransfer:
     def settle(self) -> None:
         """Let what this thread computes next, on its stream, begin after all that has been written. Does not wait."""
         self._down.join()
+
+    def close(self) -> None:
+        """End the sending thread, and let go of the tensors. Nothing is under way."""
+        self._sender.shutdown(wait=False)
+        self._flat.on_settle = lambda: None
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the tensors, in a forked child, which cannot use the GPU."""
+        self._flat.on_settle = lambda: None
 
     def _until_sent(self, sent: Collection[futures.Future[None]]) -> None:
         _, late = futures.wait(sent, self._session.timeout)

@@ -17,11 +17,9 @@ Rules of this file
      it steps here, its state lives here, and the servers run the outer one (``worker/gradients/local_steps.py``).
 """
 
-import atexit
 import dataclasses
 import logging
 import os
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -44,15 +42,17 @@ from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
+from torch_ps.worker.optim.mean_clip import MeanClip
 from torch_ps.worker.optim.param_groups import SharedParamGroups
 from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
 from torch_ps.worker.optim.written_weights import WrittenWeights
-from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.runtime import graceful_shutdown, standalone_env
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
+from torch_ps.worker.runtime.lifetime import weakly
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome, Written
 
@@ -210,8 +210,6 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
         self._views: SharedViews | None = None
-        self._close = weakref.finalize(self, session.close)
-        atexit.register(self._close)
         try:
             self._recovery = Recovery(session, described, config.rank, config.world, self._flat)
             self._recovery.join()
@@ -220,17 +218,21 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
             own = names[: len(self._parameters)]
             self._gradients = Gradients(self._parameters, own, self._accumulate)
+            self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             self._mode = overlap_mode("off" if local else config.overlap)
             self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
             self._overlap = BackwardOverlap(
                 self._parameters,
                 trained if self._mode.during_backward else [],
-                self._send_eagerly if self._mode.eager else self._send_ahead,
+                weakly(self._send_eagerly if self._mode.eager else self._send_ahead),
             )
+            self._lifetime.add(self._overlap)
             if self._eager is not None:
                 self._overlap.note = self._eager.note
             self._overlap.armed = self._accumulate == 1
             self._pusher = choose_pusher(session, self._compressor, self._flat, self._overlap)
+            if not isinstance(self._pusher, Session):
+                self._lifetime.add(self._pusher)
             self._outcome = self._recovery.pull(self._pusher)
         except BaseException:
             self.close()
@@ -238,6 +240,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._flat.settle()
         if self._mode.forward:
             self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
+            self._lifetime.add(self._forward)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
@@ -249,7 +252,9 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
             self._step_trace = StepTrace(model, session)
+            self._lifetime.add(self._step_trace)
         graceful_shutdown.attach(self)
+        standalone_env.divide_loaders()  # of trainers that were imported after alone()
 
     # -------------------------------------------------------------- the training loop
 
@@ -267,6 +272,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             WaitTimeout: says who is waited for.
             PsError: see its message; the model holds the parameters of the last step.
         """
+        self._session.check_member()
         with self._step_trace or NOTHING:
             return self._step(closure)
 
@@ -360,7 +366,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     def _mark_stepped(self) -> None:
         """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused."""
         if self._local is None and (self._views is not None or self._forward is not None):
-            alone = self._forward is None and len(self._outcome.contributors) <= 1
+            last = self._outcome
+            alone = self._forward is None and len(last.contributors) <= 1 and not last.staleness
             torch.autograd.graph.increment_version(self._stepped if alone else self._parameters)
         self._stepped = []
 
@@ -415,6 +422,46 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         """Reset gradients as torch does, but between two pushes of ``accumulate`` keep what has been accumulated."""
         if not self._micro_step:
             super().zero_grad(set_to_none)
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> torch.Tensor:
+        """Clip the gradients of all parameters by the norm of the mean over all workers, as FSDP's method of this name.
+
+        Call it in place of ``torch.nn.utils.clip_grad_norm_``, on every worker, between backward and ``step`` (after
+        ``scaler.unscale_``). In sync mode it waits until every worker has called it: the servers measure the mean, and
+        each worker multiplies its ``.grad`` by min(1, max_norm / norm). Nothing is applied; the loop may still change
+        or drop the gradients. In the other modes, with local steps and on a worker that is alone, the norm is that of
+        this worker's own gradient, and the bits are torch's. Where the norm of the mean is not finite, every gradient
+        of every worker becomes NaN, so that all leave the step out. Before the last pass of ``accumulate`` nothing is
+        clipped, and the norm is that of this worker's gradient so far.
+
+        Args:
+            max_norm: largest norm of the mean gradient, >= 0.
+            norm_type: type of the norm, > 0; inf for the largest absolute value.
+            error_if_nonfinite: whether a norm that is not finite is an error.
+
+        Returns:
+            The norm of the mean gradient before clipping, shape (), fp32.
+
+        Raises:
+            ConfigError: ``norm_type`` is not > 0.
+            RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
+            WaitTimeout: another worker has neither called it nor pushed the step; says who.
+            PsError: gradients have been pushed during backward already.
+        """
+        self.wait()
+        if self._overlap.sent:
+            raise PsError(
+                "clip_grad_norm_ comes too late: gradients were pushed during backward; clip on the servers "
+                "(ps-serve --clip-norm), or make the optimizer with overlap='off'"
+            )
+        passes = self._micro_step + 1
+        if passes < self._accumulate:
+            return self._clip.own_norm(norm_type, passes)
+        return self._clip.clip(
+            max_norm, norm_type, weight=self._passed_weight, passes=passes, error_if_nonfinite=error_if_nonfinite
+        )
 
     # -------------------------------------------------------------- beside the steps
 
@@ -574,19 +621,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     # -------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Leave the job; the others go on. Called at exit if the script does not."""
+        """Leave the job; the others go on. Called when the optimizer is dropped, and at exit."""
         leave_job(self)
         graceful_shutdown.detach(self)
-        if hasattr(self, "_overlap"):  # joining may have failed
-            self._overlap.close()  # hooks and parameters hold each other where no garbage collector looks
-            if self._step_trace is not None:
-                self._step_trace.close()
-        try:
-            if self._forward is not None:
-                self._forward.leave()
-        finally:
-            self._close()
-            atexit.unregister(self._close)
+        self._lifetime.end()
 
     def __enter__(self) -> Self:
         return self
@@ -671,6 +709,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def _share_views(self) -> None:
         """Let tensors of the model live in the memory that this session shares with the servers."""
+        self._lifetime.discard(self._views)
         self._views = None
         self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
         memory = self._session.shared_memory
@@ -683,4 +722,5 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 lend_gradients=self._accumulate == 1 and self._compressor.lossless,
             )
             self._session.on_leave = self._views.release
+            self._lifetime.add(self._views)
             self._views.settle()

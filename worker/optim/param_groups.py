@@ -50,7 +50,7 @@ class SharedParamGroups:
             self._wrapped.load_state_dict({**state_dict, "state": {}})
 
     def warn_of_unused_state(self, state: dict[Any, Any], version: int, saved: int = 0) -> None:
-        """Warn if a worker brings state that no server uses, or has saved it at a version that no server has reached.
+        """Warn if a worker brings state that no server uses, or has saved it at another version than the servers have.
 
         Args:
             state: state by parameter.
@@ -65,11 +65,13 @@ class SharedParamGroups:
                 self._worker,
                 len(stepped),
             )
-        elif saved > version:
+        elif saved not in (0, version):
             log.warning(
                 "worker %s: the optimizer was saved at version %d and the servers are at version %d: they go by their "
-                "own state, which ps-serve --checkpoint DIR --resume brings back",
+                "own state (momentum and the like) of that version. ps-serve --checkpoint DIR --resume brings back the "
+                "state of a checkpoint; one of version %d would match",
                 self._worker,
                 saved,
                 version,
+                saved,
             )

@@ -22,13 +22,14 @@ import torch
 
 from torch_ps.common.plan import Bucket, Piece, Plan
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
+from torch_ps.worker.runtime.lifetime import Part
 from torch_ps.worker.session.shared_memory import SharedMemory
 
 #: First pushes after which gradients are checked for having outlived one.
 _CHECKED_PUSHES = 3
 
 
-class SharedViews:
+class SharedViews(Part):
     """The parameters and gradients of one model that live in shared memory. Only pushes change the parameters.
 
     Args:
@@ -56,7 +57,7 @@ class SharedViews:
         self._parameters_in = False
         self._checks = _CHECKED_PUSHES if lend_gradients else 0
         self._seen: dict[int, weakref.ref[torch.Tensor]] = {}  # gradients that were there at the last push
-        self._places: dict[int, torch.Tensor] = {}  # parameter -> its .grad that lives in the arena
+        self._places: dict[int, torch.Tensor] = {}  # parameter -> its .grad, which may live in the arena
 
     def settle(self) -> None:
         """Let tensors move in. Call it when a push or pull is done."""
@@ -66,6 +67,9 @@ class SharedViews:
                 found = self._memory.parameter(self._pieces[index])
                 if found is not None:
                     self._flat.lend(index, *found)
+        for index, gradient in self._places.items():
+            if self._parameters[index].grad is gradient:
+                self._lend(index, gradient)
         if self._checks:
             self._take_gradients()
 
@@ -77,11 +81,29 @@ class SharedViews:
 
     def release_gradients(self) -> None:
         """Move gradients out for good: this loop does with them what needs memory of its own."""
-        for index, place in self._places.items():
-            if self._parameters[index].grad is place:
-                self._parameters[index].grad = place.clone()
+        self._move_gradients_out()
         self._places.clear()
         self._checks = 0
+
+    def before_fork(self) -> None:
+        """Move all tensors out until the next push, unless one is under way, as one of another thread may be."""
+        if not self._memory.under_way:
+            self._move_out()
+
+    def after_fork_in_child(self) -> None:
+        """Move all tensors out, in a forked child, which must not write to what its parent and the servers share."""
+        self._flat.forget_locks()
+        self._move_out()
+
+    def _move_out(self) -> None:
+        """Give all tensors memory of their own; each stays the same object."""
+        self._move_gradients_out()
+        self._flat.own()
+        self._parameters_in = False
+
+    def _move_gradients_out(self) -> None:
+        for gradient in self._places.values():
+            gradient.data = gradient.detach().clone()
 
     def _alone(self) -> list[int]:
         """Indices of the parameters that may live anywhere: plain, and alone in their storage."""
@@ -108,10 +130,14 @@ class SharedViews:
             if seen is None or seen() is not gradient:
                 self._seen[index] = weakref.ref(gradient)
                 continue
-            place = self._memory.gradient(self._pieces[index])
-            if place is not None:
-                self._places[index] = place.as_strided(gradient.shape, gradient.stride())
-                parameter.grad = self._places[index].copy_(gradient.detach())
+            self._places[index] = gradient
+            self._lend(index, gradient)
+
+    def _lend(self, index: int, gradient: torch.Tensor) -> None:
+        """Let the gradient of one parameter live where the server reads it; it stays the same object."""
+        place = self._memory.gradient(self._pieces[index])
+        if place is not None and place.data_ptr() != gradient.data_ptr():
+            gradient.data = place.as_strided(gradient.shape, gradient.stride()).copy_(gradient.detach())
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -18,10 +18,11 @@ from torch import nn
 
 from torch_ps.common.trace import Span, clock
 from torch_ps.worker.optim.pytree import tensors_in
+from torch_ps.worker.runtime.lifetime import Part
 from torch_ps.worker.session.session import Session
 
 
-class StepTrace:
+class StepTrace(Part):
     """Traces the training steps of one worker; a context manager around each ``optimizer.step``.
 
     Args:
@@ -57,6 +58,10 @@ class StepTrace:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def after_fork_in_child(self) -> None:
+        """Remove the hooks, in a forked child."""
+        self.close()
 
     def _mark(self, part: str) -> None:
         """End the span ``part``, which began at the last mark."""

@@ -11,6 +11,7 @@ Rules of this file
   1. A handler of the script's own is never replaced.
   2. The handler sets flags and starts threads; what takes time happens in the training loop. Another thread ends a
      wait: an exception in the middle of a call would leave gRPC with locks that nobody releases.
+  3. A forked child is no worker: SIGTERM ends it at once, as without this module.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -58,6 +60,11 @@ def detach(optimizer: object) -> None:
     _attached.discard(optimizer)
 
 
+def attached() -> list[Any]:
+    """The optimizers that take part in a job."""
+    return list(_attached)
+
+
 def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:
     """Leave the job and end the process, as SIGTERM has ``requested``. Call it between two steps.
 
@@ -68,6 +75,18 @@ def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:
     log.info("SIGTERM: worker %s has finished its step and leaves the job", worker)
     leave()
     sys.exit(0)
+
+
+def _after_fork_in_child() -> None:
+    global requested
+    requested = threading.Event()  # another thread may have held the lock of the former one
+    _attached.clear()
+    _waits.clear()
+    if signal.getsignal(signal.SIGTERM) is on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What a client and a wrapped optimizer tell alike about their job: mode, members, bytes."""
 
+from torch_ps.worker.runtime.lifetime import Lifetime
 from torch_ps.worker.session.session import Session
 
 
@@ -16,6 +17,7 @@ class JobMember:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.name = session.name
+        self._lifetime = Lifetime(self, session.name, session)
 
     @property
     def mode(self) -> str:

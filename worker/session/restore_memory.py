@@ -59,8 +59,9 @@ def restore_shared_memory(
         for bucket in buckets:
             frame = streams.unanswered(bucket.index)
             header = unpack(frame, pb.UpHeader)[0] if frame else pb.UpHeader()
-            if header.push.HasField("arena_bytes"):
-                payload = memory.payload(bucket, header.push.arena_bytes)
-                header.push.ClearField("arena_bytes")
+            told = header.measure if header.HasField("measure") else header.push
+            if told.HasField("arena_bytes"):
+                payload = memory.payload(bucket, told.arena_bytes)
+                told.ClearField("arena_bytes")
                 streams.replace_unanswered(bucket.index, pack(header, (payload,)))
         memory.forget(shard)

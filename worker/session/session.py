@@ -25,6 +25,7 @@ import torch
 from torch_ps.common import codecs, schema
 from torch_ps.common.allocator import keep_freed_memory
 from torch_ps.common.codecs import Codec
+from torch_ps.common.codecs.plain import bytes_of
 from torch_ps.common.errors import (
     CorruptFrame,
     NotInitialised,
@@ -42,6 +43,7 @@ from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
+from torch_ps.worker.runtime.lifetime import Part, immortalise
 from torch_ps.worker.session.handshake import (
     check_arguments,
     describe_all,
@@ -51,6 +53,7 @@ from torch_ps.worker.session.handshake import (
 )
 from torch_ps.worker.session.heartbeat import start_heartbeat
 from torch_ps.worker.session.identity import Identity
+from torch_ps.worker.session.norm_questions import MeanNorm, NormQuestions
 from torch_ps.worker.session.restore_memory import check_incarnation, restore_shared_memory
 from torch_ps.worker.session.sample_counts import SampleCounts
 from torch_ps.worker.session.sent_ahead import number_if_same
@@ -167,7 +170,7 @@ class _Progress:
         return outcome
 
 
-class Session:
+class Session(Part):
     """The connection of one worker, or of an observer, to all shards of a job.
 
     Args:
@@ -219,10 +222,12 @@ class Session:
         self.number, self.first = 0, False
         self._progress = _Progress(0, epoch=0)
         self.sample_counts = SampleCounts()
+        self._norms = NormQuestions()
         self.shared_memory = SharedMemory(plane)
         self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
         self.ahead_bytes, self.used_bytes, self._ahead_number = 0, 0, 0
         self._step = 0  # of the last push
+        self._ended = ""  # why this session can do nothing any more
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
@@ -238,6 +243,7 @@ class Session:
 
     def _describe(self) -> pb.JobDescription:
         """Ask what the job is now; raises ServerStopped if it is not the one that this session has taken part in."""
+        self.check_member()
         used = (self._compressor.codec.name, self._pull_codec.name)
         return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._shard_streams is not None else None)
 
@@ -300,6 +306,7 @@ class Session:
         Raises:
             WaitTimeout: workers are missing after ``seconds``; says how many, and who is there.
         """
+        self.check_member()
         return wait_for_quorum(self._shards[0], self.job, self.timeout if seconds is None else seconds)
 
     def _start(self, model: Model, epoch: int = 0) -> None:
@@ -420,7 +427,9 @@ class Session:
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
         with self.span("encode", step, bucket.index):
-            codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=part, momentum=momentum)
+            codec, parts = encoded or self._compressor.encode(
+                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
+            )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -526,8 +535,18 @@ class Session:
         """Whether an answer may still come; after an error that ended a stream none is waited for."""
         return self._streams.waiting
 
+    def check_member(self) -> None:
+        """Check that the session has neither been closed nor been left behind in a forked process.
+
+        Raises:
+            PsError: it has; says what to do.
+        """
+        if self._ended:
+            raise PsError(self._ended)
+
     @property
     def _streams(self) -> ShardStreams:
+        self.check_member()
         if self._shard_streams is None:
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._shard_streams
@@ -536,10 +555,19 @@ class Session:
 
     def _receive(self, shard: int, message: bytes) -> None:
         for header, payload in unpack_all(message, pb.DownHeader):
-            if not header.HasField("ballot"):
+            if header.HasField("measured"):
+                self._take_norms(shard, header.measured)
+            elif not header.HasField("ballot"):
                 self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
+
+    def _take_norms(self, shard: int, measured: pb.Measured) -> None:
+        with self._streams.changed:
+            if self._norms.take(shard, measured):
+                for bucket in self.plan.of_shard(shard):
+                    if bucket.rule == "optimizer":
+                        self._streams.mark_answered(bucket.index)
 
     def _take_answer(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         if header.bucket >= len(self.plan.buckets):
@@ -577,7 +605,57 @@ class Session:
         if header.HasField("push") and header.push.step == step and header.push.weight:
             if header.push.HasField("arena_bytes"):
                 payload = self.shared_memory.payload(bucket, header.push.arena_bytes)
-            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload)
+            absent = range(len(bucket.pieces)) if header.push.missing else header.push.absent
+            self._compressor.put_back(bucket, codecs.codec(header.push.codec), payload, absent)
+
+    # -------------------------------------------------------------- norms
+
+    def measure(
+        self,
+        gather: Callable[[Bucket, torch.Tensor], object],
+        missing: Callable[[Bucket], bool],
+        *,
+        weight: float,
+        power: float,
+    ) -> MeanNorm:
+        """Ask for the norm of the mean gradient of the next step, over all workers that ask; nothing is applied.
+
+        Args:
+            gather: function that writes the gradient of one bucket into a tensor on the CPU, shape (numel,), fp32.
+            missing: function that says whether no parameter of a bucket has a gradient.
+            weight: part of the gradient in the mean, finite and >= 0.
+            power: type of the norm, > 0; inf for the largest absolute value.
+
+        Raises:
+            WaitTimeout: another worker has neither asked nor pushed the step within ``timeout``; says who.
+            PsError: as in ``wait``.
+        """
+        self.discard_unanswered()
+        step = self.next_step
+        turn = self._norms.begin(step)
+        for bucket in self.plan.buckets:
+            if bucket.rule != "optimizer":
+                continue
+            header = pb.Measure(
+                step=step, bucket=bucket.index, round=turn, power=power, weight=weight, epoch=self._progress.epoch
+            )
+            header.missing = missing(bucket)
+            parts: Sequence[Buffer] = ()
+            if not header.missing:
+                place = self.shared_memory.place(bucket) if self.shared_memory.shards else None
+                values = self._staging[: bucket.numel] if place is None else place
+                gather(bucket, values)
+                if place is None:
+                    parts = (bytes_of(values),)
+                else:
+                    header.arena_bytes = 4 * bucket.numel
+            self._streams.send(bucket.index, pack(pb.UpHeader(measure=header), parts))
+        try:
+            self.wait_for(None)
+        except WaitTimeout:
+            self.discard_unanswered()  # the servers forget the question: the loop may change the gradient now
+            raise
+        return self._norms.finish(power)
 
     # -------------------------------------------------------------- samples
 
@@ -587,6 +665,7 @@ class Session:
         Raises:
             WaitTimeout: says who has the samples that are left.
         """
+        self.check_member()
         request.worker, request.session = self.name, self.number
         lead, lease = self._shards[0], self.job.lease_seconds
         try:
@@ -598,6 +677,8 @@ class Session:
 
     def close(self) -> None:
         """Leave the roster and close all connections. Never raises for a server that is gone."""
+        if self._ended:
+            return
         self.on_leave()
         if self._shard_streams is not None:
             self._shard_streams.close()
@@ -609,6 +690,23 @@ class Session:
                 log.info("worker %s could not tell the lead that it leaves: %s", self.name, error)
             self.number = 0
         self._close_links()
+        self._let_go(f"worker {self.name!r} has left the job, as it was closed; make another optimizer or client")
+
+    def after_fork_in_child(self) -> None:
+        """Forget the job. gRPC's objects stay: their destructors would wait for threads that are the parent's."""
+        immortalise(self._links, self._shards, self._shard_streams)
+        self.number = 0
+        self._let_go(
+            f"this process was forked from that of worker {self.name!r}, which alone takes part in the job: here the "
+            "model can be used and saved, and no more; start a process that is to be a worker with spawn, not with "
+            "fork, and make its optimizer there"
+        )
+
+    def _let_go(self, why: str) -> None:
+        """Let go of the memory that is shared, and of the callbacks, which refer to the model."""
+        self._ended = why
+        self._shard_streams, self.shared_memory = None, SharedMemory("network")
+        self.on_values, self.on_leave = lambda bucket, values: None, lambda: None
 
     def upload_trace(self) -> None:
         """Send the lead what was traced so far, if anything was. Never raises for a server that is gone."""

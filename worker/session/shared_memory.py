@@ -77,6 +77,11 @@ class SharedMemory:
         """Whether this shard shares memory."""
         return shard in self.shards
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a push that this memory carries is not answered yet."""
+        return bool(self._busy)
+
     def share_again(self, link: Link, shard: int, worker: str, session: int) -> None:
         """Offer the same regions to a shard that may have been restarted; what they hold stays.
 
