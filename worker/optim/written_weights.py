@@ -33,6 +33,7 @@ class WrittenWeights:
 
     def find(self) -> dict[int, Written]:
         """What has been written since the last step, by number of the bucket."""
+        self._flat.follow()
         found: dict[int, list[tuple[int, torch.Tensor]]] = {}
         for index in self._flat.written():
             values = self._parameters[index].detach().reshape(-1)
