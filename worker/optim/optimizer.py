@@ -48,7 +48,7 @@ from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
-from torch_ps.worker.optim.written_weights import WrittenWeights
+from torch_ps.worker.optim.weight_writes import WeightWrites
 from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
@@ -247,7 +247,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
-        self._weights = None if local or self._eager else WrittenWeights(session.plan, self._parameters, self._flat)
+        self._weights = None if local or self._eager else WeightWrites(session.plan, self._parameters, self._flat)
         self._share_views()
         self._frozen = FrozenParameters(model, self._parameters, optimizer.param_groups)
         self._untracked_writes = None if self._weights else UntrackedWrites(self._parameters, names, always=not local)

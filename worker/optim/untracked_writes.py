@@ -1,7 +1,7 @@
 """Detects in-place changes to parameters that cannot reach the servers and would be lost.
 
     written to in place     with overlap="eager" and local steps the next step brings the servers' values, without the
-                            change (elsewhere ``written_weights.py`` finds what was written, and it counts)
+                            change (elsewhere ``weight_writes.py`` finds what was written, and it counts)
     unfrozen                a parameter that was frozen when the optimizer was made is not on the servers
 
 Before the job's first step a write is an error: a model that was loaded too late trains from the wrong values. Later it

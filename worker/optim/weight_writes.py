@@ -14,7 +14,7 @@ from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.session.session import Written
 
 
-class WrittenWeights:
+class WeightWrites:
     """The weights of one model that a loop may write to.
 
     Args:
