@@ -42,6 +42,7 @@ class Kind:
         refused_with: the same for some values of overlap only.
         keeps_promise: whether a gradient stays as backward left it, and nothing is read before ``step``: what
             ``overlap="eager"`` is for.
+        keeps_views: whether a view or array of a weight is kept, whose use ``overlap="forward"`` cannot see.
         same_gradients: whether ``.grad`` is compared, too. False with a GradScaler: a wrapped optimizer leaves the
             scale in it, as torch's own do that ``_step_supports_amp_scaling``, such as the fused ones.
         is_observed: whether model and gradients are compared after each line, too, not only after the last one.
@@ -57,8 +58,13 @@ class Kind:
     refused: str = ""
     refused_with: Mapping[str, str] = field(default_factory=dict)
     keeps_promise: bool = True
+    keeps_views: bool = False
     same_gradients: bool = True
     is_observed: bool = True
+
+    def is_for(self, overlap: str) -> bool:
+        """Whether the documentation of a value of overlap covers this loop."""
+        return not ("eager" in overlap and not self.keeps_promise) and not ("forward" in overlap and self.keeps_views)
 
 
 KINDS: dict[str, Kind] = {}

@@ -16,6 +16,7 @@ from tests.support.pairwise import pairwise
 KINDS = list(load().values())
 #: Each pair of a plane, an overlap and a number of workers.
 CELLS = pairwise(PLANES, OVERLAPS, (1, 2))
+DEFAULT = ("memory", "auto")
 TESTING = Path(__file__).parents[2] / "docs" / "testing.md"
 
 
@@ -24,12 +25,9 @@ def cell_of(number: int, kind: Kind) -> tuple[str, str, int]:
     able = [
         (plane, overlap, num_workers)
         for plane, overlap, num_workers in CELLS
-        if num_workers in kind.workers and (kind.keeps_promise or overlap != "eager") and (overlap, plane) != DEFAULT
+        if num_workers in kind.workers and kind.is_for(overlap) and (plane, overlap) != DEFAULT
     ]
     return able[number % len(able)]
-
-
-DEFAULT = ("auto", "memory")
 
 
 def check(kind: Kind, found: str, overlap: str) -> None:
@@ -42,7 +40,7 @@ def check(kind: Kind, found: str, overlap: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 def test_by_default_a_loop_is_what_plain_torch_makes_of_it(kind: Kind) -> None:
-    check(kind, compare(kind, "memory", "auto", kind.workers[0]), "auto")
+    check(kind, compare(kind, *DEFAULT, kind.workers[0]), "auto")
 
 
 @pytest.mark.tier("all")
