@@ -149,6 +149,11 @@ class WorkerConfig:
         "send gradients while backward runs; forward: also receive parameters while the next forward runs",
         choices=("auto", "on", "off", "forward"),
     )
+    buffers: str = option(
+        "sync",
+        "sync: running statistics are averaged, other buffers are those of rank 0; local: each worker keeps its own",
+        choices=("sync", "local"),
+    )
     plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()

@@ -15,6 +15,7 @@ import torch
 from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.plan import Bucket, Piece
+from torch_ps.worker.gradients.buffers import Buffers
 
 #: Elements up to which the gradients of a bucket are joined in one call and then copied. That takes a fifth of the time
 #: of a call for each of them, and both copies stay in the cache.
@@ -31,6 +32,7 @@ class FlatTensors:
 
     Args:
         tensors: tensors in the order of ``Model.tensors()``.
+        buffers: what reads and writes the buckets of buffers, if these are not among ``tensors``.
 
     Attributes:
         on_settle: called by ``settle``; lets what is done next wait for writes that are under way on a GPU.
@@ -38,8 +40,8 @@ class FlatTensors:
     Memory: one shadow copy of every tensor that is not contiguous; nothing for the others.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._owners = tensors
+    def __init__(self, tensors: Sequence[torch.Tensor], buffers: Buffers | None = None) -> None:
+        self._owners, self._buffers = tensors, buffers
         self._tensors = [tensor.detach() for tensor in tensors]
         self._homes = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
         self._shadows: dict[int, torch.Tensor] = {}
@@ -59,11 +61,15 @@ class FlatTensors:
 
     def gradients(self, bucket: Bucket) -> list[torch.Tensor]:
         """The gradients of one bucket; parameters without one are left out."""
+        if bucket.rule != "optimizer":
+            return []
         found = [self._owners[piece.tensor].grad for piece in bucket.pieces]
         return [gradient for gradient in found if gradient is not None]
 
     def read(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the current values of one bucket into ``into``, shape (numel,), fp32; returns it."""
+        if bucket.rule != "optimizer" and self._buffers is not None:
+            return self._buffers.read(bucket, into)
         for piece in bucket.pieces:
             if piece.tensor in self._shadows:
                 self._shadows[piece.tensor].copy_(self._tensors[piece.tensor].reshape(-1))
@@ -74,6 +80,9 @@ class FlatTensors:
 
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
         """Copy the values of one bucket, shape (numel,), fp32, to where its tensors live."""
+        if bucket.rule != "optimizer" and self._buffers is not None:
+            self._buffers.write(bucket, values)
+            return
         views, home = self._views_of(bucket)
         if home == values.data_ptr():
             return
@@ -110,6 +119,8 @@ class FlatTensors:
 
     def follow(self) -> None:
         """Follow tensors to another storage, such as ``model.to(device)`` gives them."""
+        if self._buffers is not None:
+            self._buffers.follow()
         for index, (owner, (address, dtype)) in enumerate(zip(self._owners, self._homes, strict=True)):
             if owner.data_ptr() != address or owner.dtype is not dtype:
                 self._lent.discard(index)

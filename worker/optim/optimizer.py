@@ -46,7 +46,7 @@ from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import UntrackedWrites
-from torch_ps.worker.runtime import graceful_shutdown, standalone_env
+from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
@@ -70,7 +70,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     Args:
         optimizer: elementwise optimizer of ``torch.optim``, whose class and hyperparameters the servers use.
-        model: module that names the parameters and holds the buffers, which are averaged along with them.
+        model: module that names the parameters and holds the buffers.
         servers: "host:port" of every shard, comma-separated, shard 0 first; "name=host:port,...;name=..." for the jobs
             of several models.
         job: name of the job that trains this model, where there are several; by default the k-th optimizer of a process
@@ -97,6 +97,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             always, "off" never. With local steps there is nothing to send before the last one. "forward" is "on", and
             ``step`` returns when all is sent: reading a parameter or buffer then waits for it, so the next forward
             waits layer by layer. The bits are the same; errors of ``step`` come where the waiting is.
+        buffers: "sync" (the default) averages running means and variances over the workers with every step and gives
+            all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
@@ -138,6 +140,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         outer_lr: float | None = None,
         outer_momentum: float | None = None,
         overlap: str | None = None,
+        buffers: str | None = None,
         plane: str | None = None,
         tls: Tls | str | None = None,
         token_file: str | None = None,
@@ -158,6 +161,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             "outer_lr": outer_lr,
             "outer_momentum": outer_momentum,
             "overlap": overlap,
+            "buffers": buffers,
             "plane": plane,
             **access_fields(tls, token_file),
             "timeout": timeout,
@@ -176,11 +180,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
         local = config.local_steps > 1
         self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
-        self._parameters, described, buffers = self._server_optimizer.tensors(model)
+        self._parameters, described, self._buffers = self._server_optimizer.tensors(model, config.buffers)
         self._shared_groups = SharedParamGroups(optimizer, name, steps_here=local)
         self._share_groups()
-        tensors = [*self._parameters, *buffers]
-        self._flat = FlatTensors(tensors)
+        self._flat = FlatTensors(self._parameters, self._buffers)
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=name
         )
@@ -222,7 +225,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             raise
         self._flat.settle()
         if overlap == "forward":
-            self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
+            self._forward = ForwardOverlap(model, self._tensors, names, buckets, self._pusher, self._flat)
             self._lifetime.add(self._forward)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
@@ -237,6 +240,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._lifetime.add(self._step_trace)
         graceful_shutdown.attach(self)
         standalone_env.divide_loaders()  # of trainers that were imported after alone()
+        trainer_clipping.install()
 
     # -------------------------------------------------------------- the training loop
 
@@ -311,7 +315,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is None:
             self._complete()
         else:
-            self._forward.begin()
+            self._forward.begin(self._tensors)
             self._forget()
 
     def _complete(self) -> None:
@@ -600,9 +604,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 hyper=hyper,
                 momentum=momentum,
                 missing=trained and self._source.missing(bucket),
-                absent=self._source.absent(bucket) if trained else (),
+                absent=self._source.absent(bucket) if trained else self._buffers.absent(bucket),
                 nonfinite=trained and bool(self._source.left_out),
             )
+
+    @property
+    def _tensors(self) -> list[torch.Tensor]:
+        """The parameters and the buffers as they are now, in the order of ``Model.tensors()``."""
+        return [*self._parameters, *self._buffers.tensors]
 
     @property
     def _passed_weight(self) -> float:
