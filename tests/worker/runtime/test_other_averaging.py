@@ -36,5 +36,5 @@ def test_accelerate_that_has_started_a_group_is_told_apart_from_one_that_is_alon
     monkeypatch.setitem(sys.modules, "accelerate.state", state)
     with pytest.raises(torch_ps.ConfigError, match=r"call torch_ps\.alone\(\) first"):
         refuse_other_averaging(nn.Linear(2, 1))
-    state.PartialState._shared_state.update(backend=None, num_processes=1)  # type: ignore[attr-defined]
+    state.PartialState._shared_state.update(backend=None, num_processes=1)
     refuse_other_averaging(nn.Linear(2, 1))
