@@ -13,6 +13,8 @@ from tests.loops.registry import Kind, listed, load
 from tests.loops.served import OVERLAPS, PLANES, compare
 from tests.support.pairwise import pairwise
 
+#: torch says so where a loop replaces a gradient by one with other strides.
+pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
 KINDS = list(load().values())
 #: Each pair of a plane, an overlap and a number of workers.
 CELLS = pairwise(PLANES, OVERLAPS, (1, 2))
