@@ -16,6 +16,7 @@ import torch
 
 from torch_ps.common.errors import ConfigError, StepConflict, UnknownWorker
 from torch_ps.worker.gradients.gradients import Gradients
+from torch_ps.worker.optim.clip_notice import ClipNotice
 from torch_ps.worker.session.norm_questions import MeanNorm
 from torch_ps.worker.session.session import Session
 
@@ -34,6 +35,22 @@ class MeanClip:
     def __init__(self, session: Session, gradients: Gradients, *, joint: bool) -> None:
         self._session, self._gradients, self._joint = session, gradients, joint
         self._warned = False
+        self._notice = ClipNotice(gradients.parameters, session.name) if joint else None
+
+    def check_loop(self, num_workers: int) -> None:
+        """Tell a loop that clips without this, as ``ClipNotice`` finds it. Call it when ``step`` begins.
+
+        Args:
+            num_workers: number of workers in the mean of the last step.
+        """
+        if self._notice is not None:
+            self._notice.check(num_workers)
+
+    def close(self) -> None:
+        """Stop looking at gradients."""
+        if self._notice is not None:
+            self._notice.close()
+            self._notice = None
 
     def clip(
         self, max_norm: float, norm_type: float, *, weight: float, passes: int, error_if_nonfinite: bool
@@ -50,6 +67,7 @@ class MeanClip:
         Returns:
             The norm of the mean gradient before clipping, shape (), fp32.
         """
+        self.close()  # the loop knows
         found = self._measure(norm_type, weight) if self._joint else None
         if found is None or found.norm is None:
             norm = self.own_norm(norm_type, passes, error_if_nonfinite=error_if_nonfinite)

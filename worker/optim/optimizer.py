@@ -271,6 +271,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.recover(error)
             self.exit_if_requested()
             return loss
+        self._clip.check_loop(len(self._outcome.contributors))
         if self._local is not None:
             self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
         self._micro_step += 1
