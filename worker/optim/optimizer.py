@@ -53,6 +53,7 @@ from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_c
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
+from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome, Written
 
@@ -179,6 +180,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         torch.optim.Optimizer.__init__(self, optimizer.param_groups, optimizer.defaults)
         own_name, name = name is not None or rank is not None, config.name or default_name(config.rank)
         chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name)
+        refuse_other_averaging(model)
         self.job = chosen.name
         self.wrapped = optimizer
         self.weight = 1.0
