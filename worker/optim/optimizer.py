@@ -46,7 +46,7 @@ from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import UntrackedWrites
-from torch_ps.worker.runtime import graceful_shutdown, standalone_env
+from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
@@ -195,7 +195,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
-        enter_job(self, chosen, name)
+        enter_job(self, chosen, name, own_name=own_name)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
@@ -237,6 +237,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._lifetime.add(self._step_trace)
         graceful_shutdown.attach(self)
         standalone_env.divide_loaders()  # of trainers that were imported after alone()
+        trainer_clipping.install()
 
     # -------------------------------------------------------------- the training loop
 

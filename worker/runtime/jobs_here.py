@@ -25,10 +25,18 @@ _lock = threading.RLock()
 
 
 class _Taken(NamedTuple):
-    """A job that a member of this process takes part in; ``process`` is the process that joined."""
+    """A job that a member of this process takes part in.
+
+    Attributes:
+        job: servers of the job.
+        worker: name of the worker.
+        own_name: whether the caller has named or ranked the worker.
+        process: number of the process that has joined.
+    """
 
     job: JobServers
     worker: str
+    own_name: bool
     process: int
 
 
@@ -83,13 +91,28 @@ def _in(job: JobServers, worker: str, *, own_name: bool) -> str:
     return ""
 
 
-def enter_job(member: object, job: JobServers, worker: str) -> None:
-    """Note that ``member``, an optimizer of this process, takes part in ``job`` as ``worker``."""
+def enter_job(member: object, job: JobServers, worker: str, *, own_name: bool) -> None:
+    """Note that ``member``, an optimizer of this process, takes part in ``job`` as ``worker``; see ``choose_job``."""
     with _lock:
-        _taken[member] = _Taken(job, worker, os.getpid())
+        _taken[member] = _Taken(job, worker, own_name, os.getpid())
 
 
 def leave_job(member: object) -> None:
     """Note that ``member`` takes part in no job any more."""
     with _lock:
         _taken.pop(member, None)
+
+
+def companions_of(member: object) -> list[object]:
+    """The members of this process that are the same worker in other jobs, oldest first."""
+    with _lock:
+        mine = _taken.get(member)
+        if mine is None:
+            return []
+        return [
+            other
+            for other, taken in _taken.items()
+            if taken.process == os.getpid()
+            and taken.job != mine.job
+            and (taken.worker == mine.worker or not (taken.own_name or mine.own_name))
+        ]

@@ -590,17 +590,30 @@ class Session(Part):
 
     # -------------------------------------------------------------- samples
 
-    def request_samples(self, request: pb.DataRequest) -> pb.DataReply:
+    @property
+    def awaited(self) -> bool:
+        """Whether another worker of the job waits for this one, asked from the lead; False where it does not answer."""
+        try:
+            workers = self._links[0].status(CONNECT_SECONDS).worker
+        except PsError:
+            return False
+        return any(self.name in each.waiting_for for each in workers)
+
+    def request_samples(self, request: pb.DataRequest, seconds: float | None = None) -> pb.DataReply:
         """Ask the lead for samples, again while the connection is broken.
+
+        Args:
+            request: request, whose worker and session are filled in here.
+            seconds: longest time to wait; None for the session's ``timeout``.
 
         Raises:
             WaitTimeout: says who has the samples that are left.
         """
         self.check_member()
         request.worker, request.session = self.name, self.number
-        lead, lease = self._shards[0], self.job.lease_seconds
+        lead, lease, longest = self._shards[0], self.job.lease_seconds, self.timeout if seconds is None else seconds
         try:
-            return call_with_retry(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
+            return call_with_retry(lambda: lead.link.data(request, longest), lead.patience(lease))
         except WaitTimeout as error:
             raise WaitTimeout(f"{error}{advise_timeout(self.timeout)}") from None
 
