@@ -11,7 +11,7 @@ from torch import nn
 
 import torch_ps
 from tests.support import commands
-from tests.support.gpu import GPU
+from tests.support.gpu import GPU, STAGED
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
 from tests.support.training import MakeOptimizer, backward, conv, same, seeded
@@ -20,7 +20,6 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.engine.gpu_staging import Staging
 
-STAGED = "tests.support.gpu:serve"
 STEPS = 6
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
