@@ -52,18 +52,19 @@ def test_kill_of_a_primary_while_a_worker_waits_for_a_norm_changes_no_bit() -> N
 
     with replicated(2, workers=2, bucket_size=0.002) as servers:
 
-        def kill() -> None:
+        def kill() -> list[float]:
             assert reached.wait(SECONDS)
             until(lambda: servers.paired(), "every shard has its standby")
             waits = "the norm of step 4 waits for w1"
             until(lambda: any(w.reason == waits for w in servers.status(servers.primaries[1]).worker), waits)
             servers.kill(1)
             over.set()
+            return []
 
         first, second, _ = at_once(
             lambda: train(str(servers), models[0], 0),
             lambda: train(str(servers), models[1], 1, hold),
-            lambda: kill() or [],
+            kill,
         )
     assert first == second == expected
     assert all(same(model, whole) for model in models)
