@@ -224,6 +224,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             own = names[: len(self._parameters)]
             self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
+            self._lifetime.add(self._clip)
             self._mode = overlap_mode("off" if local else config.overlap)
             self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
             self._overlap = BackwardOverlap(
@@ -295,6 +296,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.exit_if_requested()
             return loss
         self._frozen.check()
+        self._clip.check_loop(len(self._outcome.contributors))
         if self._local is not None and self._untracked_writes is not None:
             self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
         self._micro_step += 1
@@ -454,13 +456,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             ConfigError: ``norm_type`` is not > 0.
             RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
             WaitTimeout: another worker has neither called it nor pushed the step; says who.
-            PsError: gradients have been pushed during backward already.
+            PsError: gradients have been applied during backward already, as with overlap="eager".
         """
+        self._session.check_member()
         self.wait()
-        if self._overlap.sent:
+        if self._eager is not None and self._overlap.sent:
             raise PsError(
-                "clip_grad_norm_ comes too late: gradients were pushed during backward; clip on the servers "
-                "(ps-serve --clip-norm), or make the optimizer with overlap='off'"
+                "clip_grad_norm_ comes too late: overlap='eager' has pushed gradients during backward; leave overlap "
+                "out, or clip on the servers (ps-serve --clip-norm)"
             )
         passes = self._micro_step + 1
         if passes < self._accumulate:
