@@ -9,9 +9,10 @@ each process. Rate 0 is loopback; other rates put each process on a node with a 
 
 "compute" is forward and backward alone. "exposed" is the seconds of a step beyond those of "compute" in the same
 repetition: what is sent, the server's step and what comes back, as far as it is not hidden. "M/B" is the least that the
-bytes of one direction take on the link: where gradients are sent ahead and decided at ``step``, parameters come back after
-backward, so "auto" can hide one direction and no more. "ms/(compute + M/B)" compares a step with that. Every worker trains on the same batches, so after its run the model has to have
-the bits of training without a server; that is checked.
+bytes of one direction take on the link. Where gradients are sent ahead and decided at ``step``, parameters come back
+after backward: "auto" can hide one direction and no more, so its step is compared with compute + M/B. Every worker
+trains on the same batches, so after its run the model has to have the bits of training without a server; that is
+checked.
 """
 
 import json
