@@ -88,6 +88,8 @@ class Bucket:
 
     def others(self, positions: Collection[int]) -> Iterator[slice]:
         """Where the pieces lie that are not at ``positions``, as with ``spans``."""
+        if not positions:
+            return iter((slice(0, self.numel),))
         return self.spans(at for at in range(len(self.pieces)) if at not in positions)
 
 

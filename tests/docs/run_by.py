@@ -44,6 +44,8 @@ RUN_BY = {
     ": ps-run -n 2 --task gpt --mode async": "test_a_slow_worker_does_less_of_an_asynchronous_job",
     ": ps-run -n 2 --task gpt --samples 400": "test_gpt_of_the_page_learns_its_text_and_leaves_a_timeline",
     ": ps-run -n 2 train.py": "test_the_example_trains_as_a_script",
+    ": ps-run -n 2 --models": "test_torch_distributed_and_two_models_of_a_script_work_beside_each_other",
+    ": ps-serve --workers 4 --models": "test_two_models_of_one_shape_train_as_without_servers",
     ": ps-compare": COMPARED,
     ": ps-export": STOPPED,
     ": ps-status": "test_status_shows_workers_and_shards",

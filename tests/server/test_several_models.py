@@ -18,7 +18,8 @@ from torch_ps.common.wire.job_servers import parse_jobs
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Child, Path]]:
     """``$PS_SERVERS`` of two models, the process, and the folder of the checkpoints."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    options = ["--listen", "127.0.0.1:0", "--models", "gen,critic", "--mode", "async", "--checkpoint", str(folder)]
+    options = ["--workers", "1", "--models", "gen,critic", "--mode", "async", "--checkpoint", str(folder)]
+    options += ["--listen", "127.0.0.1:0"]
     with commands.serving(*options) as (process, ready):
         yield ",".join(json.loads(ready.read_text())["servers"]), process, folder
 
@@ -57,6 +58,10 @@ def test_two_models_of_one_shape_train_as_without_servers(models: tuple[str, Chi
         torch_ps.Client(servers)
     with torch_ps.Client(servers, job="critic") as observer:
         assert observer.pull().version == 6
+    shown = commands.run("ps-status", "--servers", servers, "--json")
+    found = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [(each["job"], each["shards"][0]["version"]) for each in found] == [("gen", 6), ("critic", 6)]
+    assert "job critic, mode async" in commands.run("ps-status", "--servers", servers, "--job", "critic").stdout
     assert process.end() == 0
     assert {each.name for each in folder.iterdir()} == {"gen", "critic"}
     assert all(any(each.iterdir()) for each in folder.iterdir())

@@ -149,11 +149,28 @@ class Gradients:
 
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of a bucket has a gradient."""
-        return all(self.parameters[piece.tensor].grad is None for piece in bucket.pieces)
+        return all(
+            self.parameters[piece.tensor].grad is None and piece.tensor not in self._earlier for piece in bucket.pieces
+        )
 
     def absent(self, bucket: Bucket) -> list[int]:
         """Positions of the pieces of a bucket whose parameter has no gradient."""
         return [at for at, piece in enumerate(bucket.pieces) if self.parameters[piece.tensor].grad is None]
+
+    def so_far(self) -> list[torch.Tensor]:
+        """The gradients that there are, each with the sum of its earlier passes."""
+        found = []
+        for index, parameter in enumerate(self.parameters):
+            passes = [each for each in (self._earlier.get(index), parameter.grad) if each is not None]
+            if passes:
+                found.append(passes[0] if len(passes) == 1 else passes[0] + passes[1])
+        return found
+
+    def scale(self, factor: torch.Tensor) -> None:
+        """Multiply every gradient and the sums of the earlier passes, in place."""
+        for gradient in (*(each.grad for each in self.parameters), *self._earlier.values()):
+            if gradient is not None:
+                gradient.detach().mul_(factor.to(gradient.device))
 
     def forget_dense(self) -> None:
         """Forget the dense copies of sparse gradients, which the loop may have changed since."""

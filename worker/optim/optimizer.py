@@ -53,6 +53,7 @@ from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_c
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
+from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, StepOutcome, Written
 
@@ -179,6 +180,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         torch.optim.Optimizer.__init__(self, optimizer.param_groups, optimizer.defaults)
         own_name, name = name is not None or rank is not None, config.name or default_name(config.rank)
         chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name)
+        refuse_other_averaging(model)
         self.job = chosen.name
         self.wrapped = optimizer
         self.weight = 1.0
@@ -222,6 +224,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             own = names[: len(self._parameters)]
             self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
+            self._lifetime.add(self._clip)
             self._mode = overlap_mode("off" if local else config.overlap)
             self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
             self._overlap = BackwardOverlap(
@@ -293,6 +296,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.exit_if_requested()
             return loss
         self._frozen.check()
+        self._clip.check_loop(len(self._outcome.contributors))
         if self._local is not None and self._untracked_writes is not None:
             self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
         self._micro_step += 1
@@ -451,13 +455,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             ConfigError: ``norm_type`` is not > 0.
             RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
             WaitTimeout: another worker has neither called it nor pushed the step; says who.
-            PsError: gradients have been pushed during backward already.
+            PsError: gradients have been applied during backward already, as with overlap="eager".
         """
+        self._session.check_member()
         self.wait()
-        if self._overlap.sent:
+        if self._eager is not None and self._overlap.sent:
             raise PsError(
-                "clip_grad_norm_ comes too late: gradients were pushed during backward; clip on the servers "
-                "(ps-serve --clip-norm), or make the optimizer with overlap='off'"
+                "clip_grad_norm_ comes too late: overlap='eager' has pushed gradients during backward; leave overlap "
+                "out, or clip on the servers (ps-serve --clip-norm)"
             )
         passes = self._micro_step + 1
         if passes < self._accumulate:

@@ -567,7 +567,7 @@ class Session(Part):
             if self._norms.take(shard, measured):
                 for bucket in self.plan.of_shard(shard):
                     if bucket.rule == "optimizer":
-                        self._streams.mark_answered(bucket.index)
+                        self._streams.mark_answered(bucket.index, keep_ahead=True)
 
     def _take_answer(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         if header.bucket >= len(self.plan.buckets):
@@ -645,10 +645,10 @@ class Session(Part):
                 place = self.shared_memory.place(bucket) if self.shared_memory.shards else None
                 values = self._staging[: bucket.numel] if place is None else place
                 gather(bucket, values)
-                if place is None:
-                    parts = (bytes_of(values),)
-                else:
+                if place is not None:
                     header.arena_bytes = 4 * bucket.numel
+                elif (number := self._number_measured(bucket, parts := (bytes_of(values),))) is not None:
+                    header.ahead, parts = number, ()
             self._streams.send(bucket.index, pack(pb.UpHeader(measure=header), parts))
         try:
             self.wait_for(None)
@@ -656,6 +656,15 @@ class Session(Part):
             self.discard_unanswered()  # the servers forget the question: the loop may change the gradient now
             raise
         return self._norms.finish(power)
+
+    def _number_measured(self, bucket: Bucket, parts: Sequence[Buffer]) -> int | None:
+        """The number of what was sent ahead for a bucket if it is ``parts``, for the norm and perhaps for the push."""
+        if not self._compressor.leaves_alone(bucket):
+            return None
+        number = self._number_ahead(bucket, codecs.codec("none"), parts)
+        if number is not None:
+            self.used_bytes += 4 * bucket.numel
+        return number
 
     # -------------------------------------------------------------- samples
 

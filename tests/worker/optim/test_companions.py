@@ -52,15 +52,17 @@ def alone(every: int) -> Gan:
     return gan
 
 
-@pytest.mark.parametrize(("every", "named"), [(1, False), (2, True)])
-def test_two_models_train_as_in_one_process_though_the_samples_do_not_come_out_even(every: int, named: bool) -> None:
+@pytest.mark.parametrize(("every", "named", "plane"), [(1, False, "auto"), (2, True, "network")])
+def test_two_models_train_as_in_one_process_though_the_samples_do_not_come_out_even(
+    every: int, named: bool, plane: str
+) -> None:
     expected = alone(every)
     weights: list[list[tuple[float, float]]] = [[], []]
 
     def work(rank: int, servers: list[Servers]) -> Gan:
         def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
             return torch_ps.ParameterServerOptimizer(
-                optimizer, model, str(servers[place]), rank=rank, overlap="off", timeout=20
+                optimizer, model, str(servers[place]), rank=rank, plane=plane, timeout=20
             )
 
         gan = Gan(wrap)
