@@ -314,6 +314,19 @@ def clipped(r: Run) -> None:
         assert norm > 0.5
 
 
+@kind("clip_grad_norm_ of the optimizer", keeps_promise=False, workers=(1,))
+def clipped_by_the_optimizer(r: Run) -> None:
+    for number in range(4):
+        (10 * r.loss(number)).backward()
+        if r.is_plain:
+            norm = nn.utils.clip_grad_norm_(r.model.parameters(), 0.5)
+        else:
+            norm = r.optimizer.clip_grad_norm_(0.5)
+        r.notes[f"norm {number}"] = norm
+        r.optimizer.step()
+        r.optimizer.zero_grad()
+
+
 @kind("clip_grad_value_", keeps_promise=False)
 def clipped_values(r: Run) -> None:
     for number in range(4):
