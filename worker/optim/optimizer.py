@@ -329,8 +329,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._gradients.put_back()
             if self._weights is not None:
                 self._written = self._weights.find()
-            if not left:
-                self._source.check()
+            self._source.check()
             if self._source.left_out and self._views is not None:
                 self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")

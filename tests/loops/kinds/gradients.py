@@ -403,6 +403,41 @@ def flat_changed(r: Run) -> None:
         together.zero_()
 
 
+@kind("gradients changed through views that are kept", keeps_promise=False)
+def kept_views(r: Run) -> None:
+    r.loss(0).backward()
+    views = [parameter.grad.view(-1) for parameter in r.model.parameters()]
+    for number in range(1, 7):
+        for view in views:
+            view.clamp_(-0.01, 0.01)
+        r.optimizer.step()
+        r.optimizer.zero_grad(set_to_none=False)
+        r.loss(number).backward()
+
+
+@kind("gradients changed through numpy arrays that are kept", keeps_promise=False)
+def kept_arrays(r: Run) -> None:
+    r.loss(0).backward()
+    arrays = [parameter.grad.numpy() for parameter in r.model.parameters()]
+    for number in range(1, 7):
+        for array in arrays:
+            array *= 0.5
+        r.optimizer.step()
+        r.optimizer.zero_grad(set_to_none=False)
+        r.loss(number).backward()
+
+
+@kind("list of gradients that is kept", keeps_promise=False)
+def kept_list(r: Run) -> None:
+    r.loss(0).backward()
+    gradients = [parameter.grad for parameter in r.model.parameters()]
+    for number in range(1, 7):
+        torch._foreach_mul_(gradients, 0.5)
+        r.optimizer.step()
+        r.optimizer.zero_grad(set_to_none=False)
+        r.loss(number).backward()
+
+
 @kind("gradients saved, zeroed, and put back", keeps_promise=False)
 def restored(r: Run) -> None:
     for number in range(3):

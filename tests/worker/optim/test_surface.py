@@ -53,7 +53,7 @@ def test_optimizer_of_ones_own_is_refused_by_name() -> None:
         ({"compress": "zip"}, "codec 'zip' does not exist"),
         ({"compress_pull": "zip"}, "compress_pull: codec 'zip' does not exist"),
         ({"timeout": 0.0}, "timeout must be > 0 seconds"),
-        ({"overlap": "maybe"}, "overlap must be one of auto, on, off, forward; got 'maybe'"),
+        ({"overlap": "maybe"}, "overlap must be one of auto, on, off, forward, eager, eager,forward; got 'maybe'"),
     ],
 )
 def test_bad_option_is_refused_before_any_connection(options: dict[str, object], message: str) -> None:
