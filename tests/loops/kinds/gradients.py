@@ -314,15 +314,15 @@ def clipped(r: Run) -> None:
         assert norm > 0.5
 
 
+def _clip(r: Run, norm: float) -> Any:
+    return nn.utils.clip_grad_norm_(r.model.parameters(), norm) if r.is_plain else r.optimizer.clip_grad_norm_(norm)
+
+
 @kind("clip_grad_norm_ of the optimizer", keeps_promise=False, workers=(1,))
 def clipped_by_the_optimizer(r: Run) -> None:
     for number in range(4):
         (10 * r.loss(number)).backward()
-        if r.is_plain:
-            norm = nn.utils.clip_grad_norm_(r.model.parameters(), 0.5)
-        else:
-            norm = r.optimizer.clip_grad_norm_(0.5)
-        r.notes[f"norm {number}"] = norm
+        r.notes[f"norm {number}"] = _clip(r, 0.5)
         r.optimizer.step()
         r.optimizer.zero_grad()
 
