@@ -1,6 +1,7 @@
 """What a loop may do with gradients after backward: change, replace, drop, keep and share them."""
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import torch
