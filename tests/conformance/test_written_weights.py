@@ -1,5 +1,6 @@
 """A loop that writes to its weights after its steps (clamps, scales) has the bits of plain torch on every way."""
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,10 @@ from torch import nn
 
 import torch_ps
 from tests.support.jobs import job, until
+from tests.support.proxy import Proxy
 from tests.support.replicated import replicated
 from tests.support.threads import at_once
-from tests.support.training import backward, mlp, same, seeded
+from tests.support.training import Make, backward, mlp, same, seeded
 
 STEPS = 7
 
@@ -31,9 +33,9 @@ def write(model: nn.Module, step: int) -> None:
         next(model.parameters()).data.mul_(1.1)
 
 
-def plain(workers: int) -> nn.Module:
+def plain(workers: int, make: Make = mlp) -> nn.Module:
     """The same in one process: each step with the mean of the workers' gradients."""
-    model = seeded(mlp)
+    model = seeded(make)
     optimizer = sgd(model)
     for step in range(STEPS):
         means: list[torch.Tensor] = []
@@ -50,11 +52,18 @@ def plain(workers: int) -> nn.Module:
 
 
 def train(
-    servers: str, model: nn.Module, rank: int, after: Callable[[int], None] = lambda step: None, **options: Any
+    servers: str,
+    model: nn.Module,
+    rank: int,
+    after: Callable[[int], None] = lambda step: None,
+    before: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> None:
+    """Train; ``after`` is called after each step, ``before`` before each backward."""
     with torch_ps.ParameterServerOptimizer(sgd(model), model, servers, name=f"w{rank}", **options) as optimizer:
         for step in range(STEPS):
             optimizer.zero_grad()
+            before()
             backward(model, step, rank)
             optimizer.step()
             write(model, step)
@@ -104,3 +113,24 @@ def test_weights_that_a_loop_writes_count_when_the_primary_dies_between_two_step
         until(lambda: servers.role(servers.standbys[0]) == "alone", "the standby serves")
     expected = plain(2)
     assert all(same(model, expected) for model in models)
+
+
+def wide() -> nn.Module:
+    """Some buckets, so that cuts fall between those that are sent ahead and the pushes."""
+    return nn.Sequential(nn.Linear(12, 200), nn.Tanh(), nn.Linear(200, 7))
+
+
+@pytest.mark.parametrize("overlap", ["auto", "forward"])
+def test_connection_that_is_cut_while_gradients_are_sent_ahead_changes_no_bit(overlap: str) -> None:
+    chance, model = random.Random(3), seeded(wide)
+    with job(bucket_size=0.002) as servers, Proxy(servers.addresses[0]) as proxy:
+        train(
+            proxy.address,
+            model,
+            0,
+            before=lambda: proxy.sever_after(chance.randrange(1, 40_000)),
+            plane="network",
+            overlap=overlap,
+        )
+    assert proxy.num_severed >= STEPS // 2
+    assert same(model, plain(1, wide))

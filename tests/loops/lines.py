@@ -221,7 +221,7 @@ def spoil(r: Any, index: int) -> None:
     parameters = list(r.model.parameters())
     gradient = parameters[index % len(parameters)].grad
     if gradient is not None:
-        gradient.view(-1)[0] = float("nan")
+        gradient[(0,) * gradient.dim()] = float("nan")
 
 
 def hook(r: Any, index: int) -> None:
@@ -319,7 +319,7 @@ def write(r: Any, how: str, index: int) -> None:
         case "data":
             p.data = p.data * 0.9
         case "element":
-            p.view(-1)[0] = 0.25
+            p[(0,) * p.dim()] = 0.25
         case "copy_":
             p.copy_(p.sign() * 0.1)
 

@@ -11,10 +11,12 @@ Source: ``torch.distributed.fsdp.FullyShardedDataParallel.clip_grad_norm_``, whi
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 
 from torch_ps.common.errors import ConfigError, StepConflict, UnknownWorker
+from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.gradients import Gradients
 from torch_ps.worker.optim.clip_notice import ClipNotice
 from torch_ps.worker.runtime.lifetime import Part
@@ -109,7 +111,7 @@ class MeanClip(Part):
         try:
             with torch.no_grad():
                 found = session.measure(
-                    self._gradients.gather, self._gradients.missing, weight=weight, power=float(norm_type)
+                    self._gather_on(self._device), self._gradients.missing, weight=weight, power=float(norm_type)
                 )
         except (UnknownWorker, StepConflict) as error:
             log.info("worker %s clips by the norm of its own gradient: %s", session.name, error)
@@ -127,6 +129,13 @@ class MeanClip(Part):
                 " and ".join(found.without),
             )
         return found
+
+    def _gather_on(self, device: torch.device) -> Callable[[Bucket, torch.Tensor], torch.Tensor]:
+        """Function that writes the gradient of a bucket, which is on ``device``, into a tensor on the CPU."""
+        gather = self._gradients.gather
+        if device.type == "cpu":
+            return gather
+        return lambda bucket, into: into.copy_(gather(bucket, torch.empty_like(into, device=device)))
 
     @property
     def _device(self) -> torch.device:

@@ -40,6 +40,7 @@ from torch_ps.worker.gradients.local_steps import LocalSteps, outer_optimizer, r
 from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
+from torch_ps.worker.optim.companions import take_part_elsewhere
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
 from torch_ps.worker.optim.mean_clip import MeanClip
@@ -211,6 +212,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         )
         JobMember.__init__(self, session)
         enter_job(self, chosen, name, own_name=own_name)
+        session.on_long_wait = weakly(self._take_part_elsewhere)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
@@ -535,6 +537,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     def session(self) -> Session:
         """The session of this worker, for other modules of this package."""
         return self._session
+
+    def _take_part_elsewhere(self) -> None:
+        """In the middle of a step that takes long: do not keep workers waiting in a job of another model."""
+        take_part_elsewhere(self)
 
     @property
     def gathered(self) -> bool:

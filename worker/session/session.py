@@ -69,6 +69,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
+#: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
+LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
 
@@ -192,6 +194,7 @@ class Session(Part):
         sample_counts: samples that pushes cover.
         trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
         on_values: function that takes the values of every answer; set it before the first ``pull``.
+        on_long_wait: called every ``LONG_WAIT_SECONDS`` of a wait, without a lock; None for nothing to do meanwhile.
         on_leave: called before the session ends, while shared memory is still mapped.
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
@@ -231,6 +234,7 @@ class Session(Part):
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
+        self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
         self._links = [Link(addresses[0], access, plane) for addresses in servers]
         self._shards = [ShardServers(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
@@ -511,8 +515,8 @@ class Session(Part):
         """
         begin, self._wait_failed = time.monotonic(), True
         try:
-            with self.span("wait", self._step), self._streams.changed:
-                done = self._streams.wait(self.timeout, buckets)
+            with self.span("wait", self._step):
+                done = self._wait_until(begin + self.timeout, buckets)
         except StepConflict as error:
             if isinstance(error, Restarted):
                 self.job = self._describe()
@@ -529,6 +533,17 @@ class Session(Part):
                 + explain_wait(self.name, self._links)
                 + advise_timeout(self.timeout)
             )
+
+    def _wait_until(self, deadline: float, buckets: Collection[int] | None) -> bool:
+        """Wait as ``ShardStreams.wait`` does, and call ``on_long_wait`` from time to time."""
+        while True:
+            left = deadline - time.monotonic()
+            with self._streams.changed:
+                if self._streams.wait(left if self.on_long_wait is None else min(left, LONG_WAIT_SECONDS), buckets):
+                    return True
+            if self.on_long_wait is None or time.monotonic() >= deadline:
+                return False
+            self.on_long_wait()
 
     @property
     def waiting(self) -> bool:
@@ -668,14 +683,12 @@ class Session(Part):
 
     # -------------------------------------------------------------- samples
 
-    @property
-    def awaited(self) -> bool:
-        """Whether another worker of the job waits for this one, asked from the lead; False where it does not answer."""
+    def waits(self) -> dict[str, tuple[str, ...]]:
+        """Whom each worker of the job waits for, as the lead says; empty where it does not answer."""
         try:
-            workers = self._links[0].status(CONNECT_SECONDS).worker
+            return {each.worker: tuple(each.waiting_for) for each in self._links[0].status(CONNECT_SECONDS).worker}
         except PsError:
-            return False
-        return any(self.name in each.waiting_for for each in workers)
+            return {}
 
     def request_samples(self, request: pb.DataRequest, seconds: float | None = None) -> pb.DataReply:
         """Ask the lead for samples, again while the connection is broken.

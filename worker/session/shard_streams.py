@@ -249,7 +249,7 @@ class ShardStreams:
                 lambda message: self._receive(shard, number, message),
                 lambda error: self._end(shard, number, error),
             )
-            stream.send(self._hello)
+            stream.send(self._hello, overtake=True)  # so that it stays ahead of those that overtake
             self._streams[shard] = stream
             self._opening.discard(shard)
             kept = (*self._ahead.items(), *self._unanswered.items())

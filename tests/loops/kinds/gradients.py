@@ -1,6 +1,7 @@
 """What a loop may do with gradients after backward: change, replace, drop, keep and share them."""
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -312,6 +313,19 @@ def clipped(r: Run) -> None:
         r.optimizer.step()
         r.optimizer.zero_grad()
         assert norm > 0.5
+
+
+def _clip(r: Run, norm: float) -> Any:
+    return nn.utils.clip_grad_norm_(r.model.parameters(), norm) if r.is_plain else r.optimizer.clip_grad_norm_(norm)
+
+
+@kind("clip_grad_norm_ of the optimizer", keeps_promise=False, workers=(1,))
+def clipped_by_the_optimizer(r: Run) -> None:
+    for number in range(4):
+        (10 * r.loss(number)).backward()
+        r.notes[f"norm {number}"] = _clip(r, 0.5)
+        r.optimizer.step()
+        r.optimizer.zero_grad()
 
 
 @kind("clip_grad_value_", keeps_promise=False)

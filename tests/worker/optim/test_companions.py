@@ -1,6 +1,7 @@
 """One data set for the optimizers of several models: equal weights, the same closing steps, nobody waits for ever."""
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import torch_ps
-from tests.support.jobs import Servers, job
+from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.threads import at_once
 from torch_ps.worker.leased_data import order_of
 
@@ -85,6 +86,37 @@ def test_two_models_train_as_in_one_process_though_the_samples_do_not_come_out_e
             for one, other, same in zip(mine.parameters(), theirs.parameters(), first.parameters(), strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
                 assert torch.equal(one, same)
+
+
+def test_a_worker_that_joins_both_jobs_in_the_middle_takes_part_and_all_come_to_an_end() -> None:
+    begun = threading.Event()
+    data = TensorDataset(DATA.repeat(6, 1))
+
+    def work(rank: int, servers: list[Servers]) -> int:
+        if rank == 2:
+            begun.wait(SECONDS)
+
+        def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
+            if (rank, place) == (2, 1):
+                wait_for_w2 = [["w2"], ["w2"]]
+                until(lambda: [list(w.waiting_for) for w in servers[0].status().worker][:2] == wait_for_w2, "they wait")
+            return torch_ps.ParameterServerOptimizer(optimizer, model, str(servers[place]), rank=rank, timeout=20)
+
+        gan = Gan(wrap)
+        batches = 0
+        with gan.critic, gan.generator:
+            for _ in range(EPOCHS):
+                for (batch,) in torch_ps.shard(data, gan.critic, gan.generator, batch_size=BATCH):
+                    gan.train(batch, 0, 1)
+                    batches += 1
+                    if batches == 2:
+                        begun.set()
+        return batches
+
+    with job(workers=2) as critic, job(workers=2) as generator:
+        batches = at_once(*(lambda rank=rank: work(rank, [critic, generator]) for rank in range(3)))
+        assert critic.status().samples == generator.status().samples == EPOCHS * len(data)
+    assert all(batches)
 
 
 def test_one_optimizer_given_twice_is_refused() -> None:

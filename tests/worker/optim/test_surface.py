@@ -73,6 +73,22 @@ def test_parameter_without_a_shape_is_refused() -> None:
         wrap(torch.optim.SGD(model.parameters()), model)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(3, device="meta"), "parameter 'bad' is on the meta device and has no values; make them"),
+        (torch.ones(1).expand(3), r"parameter 'bad' is expanded, .* make it of a clone\(\)"),
+        (torch.eye(3).to_sparse(), "parameter 'bad' is sparse_coo; only dense parameters"),
+        (torch.zeros(3, dtype=torch.complex64), r"tensor 'bad' \[3\] complex64 has a dtype that cannot be served"),
+    ],
+)
+def test_parameter_that_cannot_be_trained_is_refused_by_name(values: torch.Tensor, message: str) -> None:
+    model = mlp()
+    model.register_parameter("bad", nn.Parameter(values))
+    with pytest.raises(torch_ps.ConfigError, match=message):
+        wrap(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
 def test_servers_have_to_be_named() -> None:
     with pytest.raises(torch_ps.ConfigError, match="no servers: pass servers="):
         torch_ps.Client()
