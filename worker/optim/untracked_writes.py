@@ -91,7 +91,7 @@ class UntrackedWrites:
             if not version:
                 raise PsError(
                     f"parameter {name!r} was written to after the optimizer was made, which the servers know nothing "
-                    "of: load or initialise the model first, for the first worker's values become the job's; and what "
+                    "of: load or initialise the model first, for these values may become the job's; and what "
                     "changes weights beside the optimizer, such as nn.Embedding(max_norm=...), cannot be served"
                 )
             raise PsError(
