@@ -495,7 +495,7 @@ def not_a_number(r: Run) -> None:
         r.optimizer.zero_grad()
 
 
-@kind("infinity that backward makes in one layer: the step is left out", optimizer=adam)
+@kind("infinity that backward makes in one layer: the step is left out", optimizer=adam, keeps_promise=False)
 def infinite(r: Run) -> None:
     for number in range(5):
         factor = float("inf") if number in (1, 3) else 1.0
