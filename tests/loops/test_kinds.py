@@ -13,8 +13,11 @@ from tests.loops.registry import Kind, listed, load
 from tests.loops.served import OVERLAPS, PLANES, compare
 from tests.support.pairwise import pairwise
 
-#: torch says so where a loop replaces a gradient by one with other strides.
-pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
+#: What torch says where a loop replaces a gradient by one with other strides, and a worker of a sparse one.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract"),
+    pytest.mark.filterwarnings("ignore:the gradient of .* is sparse"),
+]
 KINDS = list(load().values())
 #: Each pair of a plane, an overlap and a number of workers.
 CELLS = pairwise(PLANES, OVERLAPS, (1, 2))

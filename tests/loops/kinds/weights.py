@@ -2,7 +2,6 @@
 
 import copy
 import io
-import warnings
 from typing import Any
 
 import torch
@@ -376,7 +375,5 @@ def sparse(r: Run) -> None:
         r.loss(number).backward()
         # Else torch adds the rows of a word that comes twice one after the other, which rounds otherwise.
         r.model.words.weight.grad = r.model.words.weight.grad.coalesce()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the gradient is pushed as a dense one
-            r.optimizer.step()
+        r.optimizer.step()
         r.optimizer.zero_grad()
