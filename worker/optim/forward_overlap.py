@@ -97,7 +97,7 @@ class ForwardOverlap(Part):
         self._open = False  # the outcome of the last step has not been taken
         self._failed = False
         self._handles = [
-            module.register_forward_pre_hook(_hook(self), prepend=True)
+            module.register_forward_pre_hook(_Hook(self).wait, prepend=True)
             for module in model.modules()
             if any(id(tensor) in self._number for tensor in _own(module))
         ]
@@ -225,14 +225,22 @@ def _restore(tensor: torch.Tensor) -> None:
         tensor.__class__ = kind.__mro__[1]
 
 
-def _hook(forward: ForwardOverlap) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        for tensor in _own(module):
-            forward.arrive(tensor)
+class _Hook:
+    """The forward hook of one module. A copy of the module, or one that was saved and loaded, waits for nothing."""
+
+    def __init__(self, forward: ForwardOverlap | None = None) -> None:
+        self._forward = forward
+
+    def __reduce__(self) -> tuple[type["_Hook"], tuple[()]]:
+        return _Hook, ()
+
+    def wait(self, module: nn.Module, args: Any) -> None:
+        if self._forward is not None:
+            for tensor in _own(module):
+                self._forward.arrive(tensor)
 
     # torch.compile would trace the hook while nothing is under way, and leave the wait out.
-    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return hook
+    wait._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _own(module: nn.Module) -> Iterator[torch.Tensor]:
