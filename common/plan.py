@@ -6,9 +6,9 @@ Rules of this file
   3. Cuts inside a tensor fall on multiples of ``ALIGN`` elements from its start, so a fused kernel treats the same
      elements in vector and tail lanes as on the whole tensor and gives the same bits.
 
-    group 0: [ w w w w w w | w w w b b b ]  group 1: [ e e e e | e e e e ]  buffers: [ m v ]
-               bucket 0      bucket 1                 bucket 2   bucket 3              bucket 4
-               shard 0       shard 1                  shard 0    shard 1               shard 0
+    group 0: [ w w w w w w | w w w b b b ]  group 1: [ e e e e | e e e e ]  averaged: [ m v ]  copied: [ q q ]
+               bucket 0      bucket 1                 bucket 2   bucket 3               bucket 4         bucket 5
+               shard 0       shard 1                  shard 0    shard 1                shard 0          shard 1
 
 A group that is worth splitting is cut into equal parts, a multiple of the number of shards, which are assigned to the
 shards in turn. That balances bytes and *time*: backward reaches neighbouring buckets one after the other, so all links
@@ -18,7 +18,7 @@ are busy at once.
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Literal
 
 from torch_ps.common.errors import ConfigError
@@ -31,13 +31,14 @@ MIN_BUCKET_BYTES = 1024
 #: A group with fewer elements per shard stays in one bucket: splitting it would cost messages and gain nothing.
 WORTH_SPLITTING = 64
 
-#: "optimizer": one optimizer step with the averaged gradient. "mean": the average replaces the value (buffers).
-Rule = Literal["optimizer", "mean"]
+#: "optimizer": one optimizer step with the averaged gradient. Of buffers: "mean": the average replaces the value;
+#: "copy": the value of the lowest rank does, as it is.
+Rule = Literal["optimizer", "mean", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Elements ``start`` to ``stop`` of one flattened tensor.
+    """Elements ``start`` to ``stop`` of one flattened tensor; of a copied buffer, its words (``tensor_words.py``).
 
     Attributes:
         tensor: index of the tensor in ``Model.tensors()``.
@@ -60,7 +61,7 @@ class Bucket:
         index: number of the bucket in the job.
         shard: number of the shard that holds it.
         rule: what a step does with the averaged push, see ``Rule``.
-        group: number of the parameter group; that of the buffers is one past the last group.
+        group: number of the parameter group; averaged and copied buffers are groups of their own after the last one.
         numel: number of elements.
         pieces: parts of tensors in the bucket, in order of ``offset``.
     """
@@ -87,6 +88,8 @@ class Bucket:
 
     def others(self, positions: Collection[int]) -> Iterator[slice]:
         """Where the pieces lie that are not at ``positions``, as with ``spans``."""
+        if not positions:
+            return iter((slice(0, self.numel),))
         return self.spans(at for at in range(len(self.pieces)) if at not in positions)
 
 
@@ -124,11 +127,8 @@ def plan(model: Model, bucket_bytes: int, num_shards: int) -> Plan:
         raise ConfigError(f"at least one shard is needed; got {num_shards}")
     load = [0] * num_shards
     buckets: list[Bucket] = []
-    first = 0
-    regions: list[tuple[Rule, tuple[TensorSpec, ...]]] = [("optimizer", group.tensors) for group in model.groups]
-    for group, (rule, tensors) in enumerate([*regions, ("mean", model.buffers)]):
-        parts = list(_split(tensors, first, bucket_bytes // 4, num_shards))
-        first += len(tensors)
+    for group, (rule, tensors) in enumerate(_regions(model)):
+        parts = list(_split(tensors, bucket_bytes // 4, num_shards))
         for number, pieces in enumerate(parts):
             shard = number % num_shards if len(parts) > 1 else load.index(min(load))
             numel = pieces[-1].offset + pieces[-1].stop - pieces[-1].start
@@ -137,9 +137,19 @@ def plan(model: Model, bucket_bytes: int, num_shards: int) -> Plan:
     return Plan(tuple(buckets), num_shards)
 
 
-def _split(tensors: tuple[TensorSpec, ...], first: int, capacity: int, num_shards: int) -> Iterator[tuple[Piece, ...]]:
+def _regions(model: Model) -> Iterator[tuple[Rule, list[tuple[int, TensorSpec]]]]:
+    """Tensors that may share buckets, with their indices: each group, the averaged buffers, the copied ones."""
+    numbered = enumerate(model.tensors())
+    for group in model.groups:
+        yield "optimizer", list(islice(numbered, len(group.tensors)))
+    buffers = list(numbered)
+    yield "mean", [each for each in buffers if not each[1].copied]
+    yield "copy", [each for each in buffers if each[1].copied]
+
+
+def _split(tensors: list[tuple[int, TensorSpec]], capacity: int, num_shards: int) -> Iterator[tuple[Piece, ...]]:
     """Pieces of each bucket of one region, in nearly equal parts of at most ``capacity`` elements."""
-    starts = list(accumulate((tensor.numel for tensor in tensors), initial=0))
+    starts = list(accumulate((tensor.places for _, tensor in tensors), initial=0))
     total = starts[-1]
     if not total:
         return
@@ -155,7 +165,7 @@ def _split(tensors: tuple[TensorSpec, ...], first: int, capacity: int, num_shard
             if start >= end:
                 break
             if start < stop:
-                pieces.append(Piece(first + index, start - starts[index], stop - starts[index], start - begin))
+                pieces.append(Piece(tensors[index][0], start - starts[index], stop - starts[index], start - begin))
         yield tuple(pieces)
 
 

@@ -10,7 +10,7 @@ Rules of this file
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from torch_ps.common.errors import ConfigError, ModelMismatch, ProtocolError
 from torch_ps.common.optimizer_spec import Hyper, check_change, hyper_from_proto, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.tensor_words import num_words
 
 MAX_TENSORS = 100_000
 MAX_NAME = 1000
@@ -25,28 +26,56 @@ MAX_ELEMENTS = 1 << 40
 #: Most dimensions of one tensor, which is torch's own limit, and most parameter groups of one optimizer.
 MAX_DIMENSIONS = 64
 MAX_GROUPS = 10_000
-#: dtypes that an fp32 master copy can stand for. Integers are exact up to 2**24, which is enough for counters.
+#: dtypes that an fp32 master copy can stand for. Integers are exact up to 2**24.
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+#: dtypes of copied buffers, whose bytes are kept: every one that a checkpoint can be exported with.
+COPIED_DTYPES = (*DTYPES, "complex64", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
+#: Last parts of the names of buffers that are averaged over the workers: the statistics of normalisation layers.
+AVERAGED = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor: its name in the model, its shape, and torch's name of its dtype, such as ``"float32"``."""
+    """One tensor.
+
+    Attributes:
+        name: name in the model.
+        shape: number of elements of each dimension.
+        dtype: torch's name of the dtype, such as ``"float32"``.
+        copied: whether this is a buffer that is never averaged: the servers keep the bytes of one worker's.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    copied: bool = False
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> Self:
-        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    def of(cls, name: str, tensor: torch.Tensor, *, copied: bool = False) -> Self:
+        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), copied)
+
+    @classmethod
+    def of_buffer(cls, name: str, tensor: torch.Tensor) -> Self:
+        """A buffer of a module, which is averaged or copied, see ``is_averaged``."""
+        averaged = is_averaged(name, str(tensor.dtype).removeprefix("torch."))
+        return cls.of(name, tensor, copied=not averaged)
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def places(self) -> int:
+        """Number of fp32 values in the flat vector: one for each element, or the words of a copied buffer's bytes."""
+        return num_words(self.numel, self.torch_dtype) if self.copied else self.numel
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
     def __str__(self) -> str:
-        return f"{self.name!r} {list(self.shape)} {self.dtype}"
+        return f"{self.name!r} {list(self.shape)} {self.dtype}{' (copied)' if self.copied else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +93,7 @@ class Model:
     Attributes:
         optimizer: class name in ``torch.optim``.
         groups: parameter groups, in order.
-        buffers: tensors that are averaged and never optimized, such as BatchNorm statistics.
+        buffers: tensors that are never optimized: averaged, such as BatchNorm statistics, or copied.
     """
 
     optimizer: str
@@ -82,6 +111,21 @@ class Model:
         return sum(tensor.numel for group in self.groups for tensor in group.tensors)
 
 
+def is_averaged(name: str, dtype: str) -> bool:
+    """Whether a buffer of a module is averaged over the workers: running mean or variance, in floating point.
+
+    Batch and instance normalisation of torch have these, and layers that are made after them. Any other buffer is taken
+    from one worker, for nothing is known of what it means: a mean of unit vectors is none, nor is one of indices.
+    """
+    return name.rpartition(".")[2] in AVERAGED and "float" in dtype and dtype in DTYPES
+
+
+def with_copied_buffers(model: Model) -> Model:
+    """``model``, all of whose buffers are averaged, with those copied that ``is_averaged`` does not name."""
+    buffers = tuple(replace(each, copied=not is_averaged(each.name, each.dtype)) for each in model.buffers)
+    return replace(model, buffers=buffers)
+
+
 def check(model: Model) -> None:
     """Refuse a model that cannot be served.
 
@@ -95,12 +139,14 @@ def check(model: Model) -> None:
             raise ConfigError(f"a tensor name has {len(tensor.name)} characters; 1 to {MAX_NAME} are allowed")
         if tensor.name in seen:
             raise ConfigError(f"two tensors are named {tensor.name!r}")
-        if tensor.dtype not in DTYPES:
-            raise ConfigError(f"tensor {tensor} has a dtype that cannot be served; these can: {', '.join(DTYPES)}")
+        if tensor.dtype not in (dtypes := COPIED_DTYPES if tensor.copied else DTYPES):
+            raise ConfigError(f"tensor {tensor} has a dtype that cannot be served; these can: {', '.join(dtypes)}")
+        if tensor.copied and tensor not in model.buffers:
+            raise ConfigError(f"tensor {tensor} is a parameter; only buffers can be copied")
         if any(size < 0 for size in tensor.shape):
             raise ConfigError(f"tensor {tensor} has a negative size")
         seen.add(tensor.name)
-        total += tensor.numel
+        total += tensor.places
     if not model.num_parameters:
         raise ConfigError("the model has no trainable parameter")
     if len(seen) > MAX_TENSORS or total > MAX_ELEMENTS:
@@ -126,7 +172,8 @@ def check_same(job: Model, worker: Model, name: str) -> None:
                 raise ModelMismatch(f"worker {name!r} has tensor {b} where the job has {a}")
         if len(mine) != len(theirs):
             longer, who = (mine, "the job") if len(mine) > len(theirs) else (theirs, f"worker {name!r}")
-            raise ModelMismatch(f"only {who} has tensor {longer[min(len(mine), len(theirs))]} (worker: {name!r})")
+            hint = "; give all workers the same buffers=" if mine is job.buffers else ""
+            raise ModelMismatch(f"only {who} has tensor {longer[min(len(mine), len(theirs))]} (worker: {name!r}){hint}")
     if len(job.groups) != len(worker.groups):
         raise ModelMismatch(f"worker {name!r} has {len(worker.groups)} parameter groups; the job has {len(job.groups)}")
     for own, other in zip(job.groups, worker.groups, strict=True):
@@ -185,8 +232,8 @@ def _check_sizes(message: pb.Model) -> None:
 
 
 def _tensor(spec: TensorSpec) -> pb.TensorSpec:
-    return pb.TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype)
+    return pb.TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype, copied=spec.copied)
 
 
 def _spec(message: pb.TensorSpec) -> TensorSpec:
-    return TensorSpec(message.name, tuple(message.shape), message.dtype)
+    return TensorSpec(message.name, tuple(message.shape), message.dtype, message.copied)

@@ -49,7 +49,7 @@ ORDER = {
         {"plan", "trace"},
         {"schema"},
         {"devices", "optimizer_spec", "wire"},
-        {"allocator", "errors", "log", "parent_death", "pb", "typed_numbers"},
+        {"allocator", "errors", "log", "parent_death", "pb", "tensor_words", "typed_numbers"},
     ),
 }
 #: Rooms that may speak gRPC.

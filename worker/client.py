@@ -20,6 +20,7 @@ from torch_ps.common.errors import ModelMismatch, NotInitialised
 from torch_ps.common.optimizer_spec import OptimizerSpec, changed_values
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.security.tls import Tls
+from torch_ps.worker.gradients.buffers import Buffers
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32, gather
 from torch_ps.worker.runtime.access import access, addresses_of, default_name
@@ -239,7 +240,8 @@ class Client(JobMember):
         self._model = model
         self._specs = list(model.tensors())
         self._copy = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu") for spec in self._specs]
-        self._flat = FlatTensors(self._copy)
+        first = len(self._copy) - len(model.buffers)
+        self._flat = FlatTensors(self._copy[:first], Buffers(model.buffers, self._copy[first:], first))
         self._session.on_values = self._flat.write
 
     def _params(self) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ class StaticShard:
 def shard(
     dataset: Dataset[Any],
     optimizer: ParameterServerOptimizer,
-    *,
+    *others: ParameterServerOptimizer,
     batch_size: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
@@ -76,7 +76,7 @@ def shard(
 def shard(
     dataset: Dataset[Any],
     optimizer: ParameterServerOptimizer,
-    *,
+    *others: ParameterServerOptimizer,
     batch_size: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
@@ -91,7 +91,7 @@ def shard(
 def shard(
     dataset: Dataset[Any],
     optimizer: ParameterServerOptimizer,
-    *,
+    *others: ParameterServerOptimizer,
     batch_size: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
@@ -117,6 +117,10 @@ def shard(
         dataset: object with ``__len__`` and ``__getitem__``, such as a list of ready-made batches.
         optimizer: optimizer of this worker. With "leased" and a ``batch_size``, its ``weight`` is the size of the batch
             while the loop reads, and afterwards what it was before.
+        *others: optimizers of this worker's other models, as in ``torch_ps.shard(data, opt_d, opt_g, batch_size=4)``;
+            by default all of this process that are in other jobs. Each gets the weight of the batch, and while this
+            worker has no samples left it takes part in their steps as in those of ``optimizer``, whose job counts the
+            samples.
         batch_size: samples per batch and worker; None gives the items of the dataset as they are.
         shuffle: whether each epoch has an order of its own; False keeps the order of the dataset.
         seed: seed of the order; the same on every worker.
@@ -148,6 +152,7 @@ def shard(
         return LeasedShard(
             dataset,
             optimizer,
+            others,
             len(dataset),
             batch_size=batch_size,
             shuffle=shuffle,

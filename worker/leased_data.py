@@ -17,9 +17,10 @@ Rules of this file
 
 import contextlib
 import functools
+import time
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,8 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from torch_ps.common.errors import PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.optim.companions import Companions, Pause
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
 
+#: Seconds of the last request of a worker that has waited for samples for too long, which says why.
+LAST_LOOK_SECONDS = 2.0
 #: Attributes of a DataLoader that are those of the loader which collates the batches.
 LOADER_OPTIONS = frozenset(
     {
@@ -104,6 +108,12 @@ class _Reading:
 _readings: "weakref.WeakKeyDictionary[ParameterServerOptimizer, _Reading]" = weakref.WeakKeyDictionary()
 
 
+def _reading_of(optimizer: ParameterServerOptimizer) -> _Reading:
+    if optimizer not in _readings:
+        _readings[optimizer] = _Reading(optimizer)
+    return _readings[optimizer]
+
+
 def order_of(size: int, *, shuffle: bool, seed: int) -> torch.Tensor:
     """The order of one epoch, the same on every worker; shape (size,), int64."""
     if not shuffle:
@@ -120,6 +130,7 @@ class LeasedShard:
     Args:
         dataset: map-style dataset.
         optimizer: optimizer of this worker.
+        others: further optimizers of this worker that take part; see ``Companions``.
         size: samples in the dataset.
         batch_size: samples per batch; None gives the items of the dataset as they are.
         shuffle: whether each epoch has an order of its own; False keeps the order of the dataset.
@@ -134,6 +145,7 @@ class LeasedShard:
         self,
         dataset: Dataset[Any],
         optimizer: ParameterServerOptimizer,
+        others: Sequence[ParameterServerOptimizer],
         size: int,
         *,
         batch_size: int | None,
@@ -145,7 +157,8 @@ class LeasedShard:
         loader: dict[str, Any],
     ) -> None:
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
-        self._optimizer, self._session = optimizer, optimizer.session
+        self._optimizer, self._session, self._others = optimizer, optimizer.session, others
+        self._companions = Companions(optimizer, others)
         self._size, self._shuffle, self._seed, self._epochs = size, shuffle, seed, epochs
         self._set = pb.DataSet(name=name, size=self._size, seed=seed, shuffled=shuffle)
         self._batch, self.weighs = batch_size or 1, batch_size is not None
@@ -179,16 +192,17 @@ class LeasedShard:
         """Do nothing, for scripts that call it: the job counts the epochs, and each has an order of its own."""
 
     def __iter__(self) -> Iterator[Any]:
-        reading = _readings.get(self._optimizer)
-        if reading is None:
-            reading = _readings[self._optimizer] = _Reading(self._optimizer)
+        self._companions = Companions(self._optimizer, self._others)  # of now: some may have been made or closed
+        readings = {each: _reading_of(each) for each in self._companions.all}
+        reading = readings[self._optimizer]
         epochs, counts = reading.epochs[self._key], self._session.sample_counts
         self._clear_up(epochs)
         epochs.begun, epochs.last = epochs.begun + self._epochs, self._epochs
         self._until = epochs.begun
         before = counts.life, counts.pushed(self._key)
         over = False
-        reading.begin(self._optimizer)
+        for each in readings:
+            readings[each].begin(each)
         # Of this iteration only: its processes end with it, not in whatever a garbage collection interrupts.
         loader = self._new_loader()
         try:
@@ -202,11 +216,12 @@ class LeasedShard:
                     if self.drop_last and samples < self._batch:
                         continue  # the next push covers it, without a gradient
                     if self.weighs:
-                        self._optimizer.weight = float(samples)
+                        self._companions.weigh(float(samples))
                     yield batch
             over = True
         finally:
-            reading.end(self._optimizer, pending=counts.pending(self._key))
+            for each in readings:
+                readings[each].end(each, pending=counts.pending(self._key))
             if self._session.number and not over:
                 epochs.broken_off = before
                 counts.give_up(self._key)
@@ -250,7 +265,7 @@ class LeasedShard:
                 optimizer.settle()
             optimizer.exit_if_requested()
             try:
-                reply = self._ask(wait=True)
+                reply = self._ask(wait=True) if len(self._companions) == 1 else self._ask_and_help()
             except PsError as error:
                 optimizer.exit_if_requested()
                 if not isinstance(error, UnknownWorker):
@@ -263,6 +278,28 @@ class LeasedShard:
             if reply.answer == pb.DataReply.OVER:
                 return False
             optimizer.settle()
+
+    def _ask_and_help(self) -> pb.DataReply:
+        """Wait for samples, and meanwhile take part in the steps that others wait for this worker in.
+
+        Raises:
+            WaitTimeout: says who has the samples that are left.
+        """
+        pause, deadline = Pause(), time.monotonic() + self._session.timeout
+        awaited: ParameterServerOptimizer | None = None
+        while True:
+            reply = self._ask()
+            if reply.answer != pb.DataReply.LATER:
+                return reply
+            if awaited is not None:
+                awaited.settle()
+                pause, deadline = Pause(), time.monotonic() + self._session.timeout
+            elif time.monotonic() > deadline:
+                return self._ask(wait=True, seconds=LAST_LOOK_SECONDS)  # its error says who is waited for
+            self._optimizer.exit_if_requested()
+            awaited = self._companions.find_awaited()
+            if awaited is None:
+                pause.sleep()
 
     def batches(self) -> Iterator[list[int]]:
         """Indices of the batches of one pass, beginning with the current portion."""
@@ -287,7 +324,7 @@ class LeasedShard:
         for start in range(0, len(mine), self._batch):
             yield mine[start : start + self._batch].tolist()
 
-    def _ask(self, *, wait: bool = False, give_back: bool = False) -> pb.DataReply:
+    def _ask(self, *, wait: bool = False, give_back: bool = False, seconds: float | None = None) -> pb.DataReply:
         sample_counts = self._session.sample_counts
         reply = self._session.request_samples(
             pb.DataRequest(
@@ -296,8 +333,10 @@ class LeasedShard:
                 epochs=self._until,
                 wait=wait,
                 give_back=give_back,
+                together=len(self._companions) > 1,
                 received=sample_counts.received(self._key),
-            )
+            ),
+            seconds,
         )
         if reply.answer == pb.DataReply.PORTION:
             sample_counts.add_received(self._key, reply.number, sum(part.stop - part.start for part in reply.range))

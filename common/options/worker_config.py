@@ -22,6 +22,7 @@ from torch_ps.common.options.shared_options import DEVICE, codec_modules, log_le
 from torch_ps.common.wire import job_servers
 
 PLANES = ("auto", "memory", "network")
+OVERLAPS = ("auto", "on", "off", "forward", "eager", "eager,forward")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 #: Defaults of the outer optimizer of ``local_steps``: those of DiLoCo, arXiv:2311.08105, section 3.2.
@@ -146,8 +147,14 @@ class WorkerConfig:
     )
     overlap: str = option(
         "auto",
-        "send gradients while backward runs; forward: also receive parameters while the next forward runs",
-        choices=("auto", "on", "off", "forward"),
+        "send gradients while backward runs; eager: apply them then, too, for loops that leave them alone; forward: "
+        "receive parameters while the next forward runs",
+        choices=OVERLAPS,
+    )
+    buffers: str = option(
+        "sync",
+        "sync: running statistics are averaged, other buffers are those of rank 0; local: each worker keeps its own",
+        choices=("sync", "local"),
     )
     plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
     tls_ca: str = protection.tls_ca()
@@ -171,10 +178,10 @@ class WorkerConfig:
         if self.compress_warmup and self.compress.partition(":")[0] not in ("topk", "randk"):
             raise ConfigError(f"compress_warmup is for topk and randk; compress is {self.compress!r}")
         self._check_local_steps()
-        if self.overlap == "forward" and self.task:
+        if "forward" in self.overlap and self.task:
             raise ConfigError(
-                f"overlap=forward is for training loops of one's own; that of task={self.task} reads each result "
-                "at once, so nothing would overlap; give overlap=auto or on, or run a script"
+                f"overlap={self.overlap} is for training loops of one's own; that of task={self.task} reads each "
+                "result at once, so nothing would overlap; give overlap=auto or eager, or run a script"
             )
 
     def _check_local_steps(self) -> None:
@@ -186,7 +193,7 @@ class WorkerConfig:
                         f"{name}={value:g} is for local steps and local_steps is 1; give local_steps of 2 or more, or "
                         f"no {name}"
                     )
-        elif self.overlap in ("on", "forward"):
+        elif self.overlap not in ("auto", "off"):
             raise ConfigError(
                 f"overlap={self.overlap} sends gradients during backward, but with local_steps={self.local_steps} a "
                 "push exists only after the last of these steps; give overlap=auto or off"

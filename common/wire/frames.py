@@ -14,6 +14,7 @@ bytes written here are those that protobuf would write; a test compares them.
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -90,7 +91,7 @@ def messages(frames: Iterable[bytes]) -> Iterator[bytes]:
     """Join ``frames``, in their order, into as few messages as possible."""
     run: list[bytes] = []
     for frame in frames:
-        alone = _field(memoryview(frame), 0, _HEADER)[1] < len(frame)
+        alone = _has_payload(frame)
         if run and (alone or len(run) == MAX_FRAMES):
             yield b"".join(run)
             run = []
@@ -100,6 +101,18 @@ def messages(frames: Iterable[bytes]) -> Iterator[bytes]:
             run.append(frame)
     if run:
         yield b"".join(run)
+
+
+def take_message(frames: deque[bytes]) -> bytes:
+    """Take frames from the left of ``frames``, which is not empty, as many as share one message, and join them."""
+    run = [frames.popleft()]
+    while frames and len(run) < MAX_FRAMES and not _has_payload(run[-1]) and not _has_payload(frames[0]):
+        run.append(frames.popleft())
+    return run[0] if len(run) == 1 else b"".join(run)
+
+
+def _has_payload(frame: bytes) -> bool:
+    return _field(memoryview(frame), 0, _HEADER)[1] < len(frame)
 
 
 def _varint(value: int) -> bytes:

@@ -21,6 +21,7 @@ from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.fields import at_least, check_all, option
 from torch_ps.common.plan import Piece
 from torch_ps.common.schema import TensorSpec
+from torch_ps.common.tensor_words import from_words
 from torch_ps.common.wire.frames import Buffer
 from torch_ps.ps.checkpoint.manifest import Manifest
 from torch_ps.ps.checkpoint.repository import Checkpoints, plan_of
@@ -83,26 +84,24 @@ def model_file(checkpoints: Checkpoints, manifest: Manifest) -> Iterator[Buffer]
         return checkpoints.load(manifest, parts[index])
 
     specs = list(enumerate(manifest.model.tensors()))
-    specs.sort(key=lambda each: -_dtype(each[1]).itemsize)  # every tensor begins on a multiple of its own size
+    specs.sort(key=lambda each: -each[1].torch_dtype.itemsize)  # every tensor begins on a multiple of its own size
     yield header(
-        ((spec.name, _dtype(spec), spec.shape) for _, spec in specs),
+        ((spec.name, spec.torch_dtype, spec.shape) for _, spec in specs),
         {"format": "pt", "torch-ps version": str(manifest.version)},
     )
     for number, spec in specs:
-        flat = torch.empty(spec.numel)
+        flat = torch.empty(spec.places)
         for index, of, piece in places.get(number, ()):
             values = shard(index).buckets[of].tensors["values"]
             flat[piece.start : piece.stop] = values[piece.offset : piece.offset + piece.stop - piece.start]
-        yield bytes_of(_as(flat, _dtype(spec)))
+        yield bytes_of(_as(flat, spec))
 
 
-def _dtype(spec: TensorSpec) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    return dtype
-
-
-def _as(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """As a worker does it: the mean of integers is rounded."""
+def _as(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """As a worker does it: a copied buffer has its bits, and the mean of integers is rounded."""
+    dtype = spec.torch_dtype
+    if spec.copied:
+        return from_words(values, spec.shape, dtype)
     return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
 
 

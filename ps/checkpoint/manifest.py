@@ -60,7 +60,13 @@ class ShardManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole checkpoint. ``shards`` are the manifests of all shards, in order; ``created``: seconds since 1970."""
+    """A whole checkpoint.
+
+    Attributes:
+        shards: Manifests of all shards, in order.
+        created: Seconds since 1970.
+        averaged: Whether it is of an earlier version of torch-ps, which averaged every buffer.
+    """
 
     version: int
     mode: str
@@ -69,6 +75,7 @@ class Manifest:
     shards: tuple[FileFact, ...]
     sections: Mapping[str, Mapping[str, Any]]
     created: float
+    averaged: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -115,7 +122,7 @@ def dump(manifest: Manifest) -> bytes:
                     {"tensors": [_spec_out(each) for each in group.tensors], "hyper": group.hyper}
                     for group in model.groups
                 ],
-                "buffers": [_spec_out(each) for each in model.buffers],
+                "buffers": [[*_spec_out(each), each.copied] for each in model.buffers],
             },
             "shards": [dataclasses.asdict(each) for each in manifest.shards],
             "sections": manifest.sections,
@@ -216,6 +223,7 @@ def parse(body: bytes, name: str) -> Manifest:
             shards=shards,
             sections=sections,
             created=float(data["created"]),
+            averaged=any(len(each) == 3 for each in data["model"]["buffers"]),
         )
     except (*MALFORMED, ConfigError) as error:
         _refuse(name, error)
@@ -262,7 +270,7 @@ def _model(data: Mapping[str, Any]) -> Model:
         Group(tuple(map(_spec, group["tensors"])), {str(key): _hyper(value) for key, value in group["hyper"].items()})
         for group in data["groups"]
     )
-    model = Model(optimizer, groups, tuple(map(_spec, data["buffers"])))
+    model = Model(optimizer, groups, tuple(map(_buffer, data["buffers"])))
     schema.check(model)
     if optimizer not in optim.ELEMENTWISE:
         raise ValueError(f"there is no optimizer {str(optimizer)[:40]!r}")
@@ -276,6 +284,15 @@ def _spec(data: Any) -> TensorSpec:
     if not isinstance(name, str) or not isinstance(dtype, str) or len(shape) > 64:
         raise ValueError(f"{str(data)[:80]} is no tensor")
     return TensorSpec(name, tuple(_count(size, schema.MAX_ELEMENTS) for size in shape), dtype)
+
+
+def _buffer(data: Any) -> TensorSpec:
+    """A buffer; one without a fourth value was averaged, see ``Manifest.averaged``."""
+    spec = _spec(data[:3])
+    (copied,) = data[3:] or (False,)
+    if not isinstance(copied, bool):
+        raise ValueError(f"{str(data)[:80]} is no buffer")
+    return dataclasses.replace(spec, copied=copied)
 
 
 def _hyper(value: Any) -> HyperValue:

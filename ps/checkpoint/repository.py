@@ -152,7 +152,7 @@ class Checkpoints:
                 raise CheckpointError(f"{place} is of shard {part.shard} of {part.num_shards}, version {part.version}")
             self.storage.check(part.tensors, whole=False)
             found.append(part)
-        elements = sum(tensor.numel for tensor in manifest.model.tensors())
+        elements = sum(tensor.places for tensor in manifest.model.tensors())
         if sum(part.tensors.size for part in found) < 4 * elements:
             place = self.storage.place(manifests.commit_name(manifest.version))
             raise CheckpointError(f"{place} names a model of {elements} elements, for which its files are too small")
@@ -204,7 +204,7 @@ def _checked(tensor: torch.Tensor, bucket: Bucket, key: str, place: str) -> torc
     kind, _, name = key.partition("/")
     shape = tuple(tensor.shape)
     named = {"values": False, "has_state": False, "squares": False, "state": True, "counter": True, "copy": True}
-    if named.get(kind) != bool(name) or (bucket.rule == "mean" and kind != "values"):
+    if named.get(kind) != bool(name) or (bucket.rule != "optimizer" and kind != "values"):
         raise CheckpointError(f"{place} has a tensor {key[:80]!r} for bucket {bucket.index}, which knows none")
     if tensor.dtype != torch.float32 or not (shape == (bucket.numel,) or (kind == "state" and shape == ())):
         raise CheckpointError(

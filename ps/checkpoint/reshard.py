@@ -12,11 +12,14 @@ Cost: O(elements); memory of the new buckets.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from torch_ps.common.plan import Bucket
+from torch_ps.common.plan import Bucket, Piece
+from torch_ps.common.schema import TensorSpec
+from torch_ps.common.tensor_words import read_words
 from torch_ps.ps.engine.bucket_optimizer import by_element
 from torch_ps.ps.engine.shard_state import BucketState, ShardState
 
@@ -24,8 +27,24 @@ from torch_ps.ps.engine.shard_state import BucketState, ShardState
 Read = Callable[[int], BucketState]
 
 
-def reshard(old: Sequence[Bucket], wanted: Sequence[Bucket], version: int, read: Read) -> ShardState:
-    """The buckets ``wanted`` of another plan of the same model, at ``version``; ``old`` are read in their order."""
+def reshard(
+    old: Sequence[Bucket],
+    wanted: Sequence[Bucket],
+    version: int,
+    read: Read,
+    copied: Mapping[int, TensorSpec] = MappingProxyType({}),
+) -> ShardState:
+    """The buckets of another plan of the same model.
+
+    Args:
+        old: Buckets that there are; they are read in this order.
+        wanted: Buckets of the result.
+        version: Version of the result.
+        read: Gives the state of one of ``old``.
+        copied: Buffers by index that are copied in ``wanted`` and averaged, as fp32, in ``old``.
+    """
+    if copied:
+        old, read = _copy_buffers(old, wanted, read, copied)
     tensors: dict[int, dict[str, torch.Tensor]] = {bucket.index: {} for bucket in wanted}
     shares: dict[int, Counter[int]] = {bucket.index: Counter() for bucket in wanted}
     records: dict[int, Mapping[str, Any]] = {}
@@ -35,7 +54,7 @@ def reshard(old: Sequence[Bucket], wanted: Sequence[Bucket], version: int, read:
             continue
         part = read(source.index)
         records[source.index] = {**part.record, "ledger": {}}
-        given = part.tensors if source.rule == "mean" else by_element(part.tensors, source.numel)
+        given = part.tensors if source.rule != "optimizer" else by_element(part.tensors, source.numel)
         for bucket, pieces in overlaps:
             for at, begin, count in pieces:
                 shares[bucket.index][source.index] += count
@@ -47,6 +66,31 @@ def reshard(old: Sequence[Bucket], wanted: Sequence[Bucket], version: int, read:
         (most, _), *_ = shares[bucket.index].most_common(1)
         found[bucket.index] = BucketState(records[most], tensors[bucket.index])
     return ShardState(version, found)
+
+
+def _copy_buffers(
+    old: Sequence[Bucket], wanted: Sequence[Bucket], read: Read, copied: Mapping[int, TensorSpec]
+) -> tuple[Sequence[Bucket], Read]:
+    """``old`` with a bucket for each copied buffer that is wanted, and what reads them as well."""
+    needed = {piece.tensor for bucket in wanted for piece in bucket.pieces} & set(copied)
+    words: dict[int, BucketState] = {}
+    more = []
+    for number, index in enumerate(sorted(needed), len(old)):
+        spec = copied[index]
+        values = torch.zeros(spec.numel)
+        for source in old:
+            for piece in source.pieces if source.rule == "mean" else ():
+                if piece.tensor == index:
+                    state = read(source.index)
+                    part = state.tensors["values"][piece.offset : piece.offset + piece.stop - piece.start]
+                    values[piece.start : piece.stop] = part
+        dtype = spec.torch_dtype
+        buffer = values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
+        held = torch.empty(spec.places)
+        read_words(buffer, 0, held)
+        words[number] = BucketState(state.record, {"values": held})
+        more.append(Bucket(number, 0, "copy", 0, spec.places, (Piece(index, 0, spec.places, 0),)))
+    return [*old, *more], lambda index: words[index] if index in words else read(index)
 
 
 def _overlaps(source: Bucket, target: Bucket) -> Iterator[tuple[int, int, int]]:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch_ps.common import schema
 from torch_ps.common.errors import CheckpointError, ConfigError
 from torch_ps.common.plan import plan
 from torch_ps.ps.checkpoint.manifest import MALFORMED, Manifest
@@ -71,7 +72,8 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
     """
     parts = checkpoints.parts(manifest)
     old = plan_of(manifest)
-    new = plan(manifest.model, job.settings.bucket_bytes, job.settings.num_shards)
+    model = schema.with_copied_buffers(manifest.model) if manifest.averaged else manifest.model
+    new = plan(model, job.settings.bucket_bytes, job.settings.num_shards)
     if old == new:
         state = checkpoints.load(manifest, parts[job.settings.index])
     else:
@@ -84,14 +86,15 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
             return shard(old.buckets[bucket].shard).buckets[bucket]
 
         order = sorted(old.buckets, key=lambda bucket: bucket.shard)  # so that each file is opened once
-        state = reshard(order, new.of_shard(job.settings.index), manifest.version, read)
+        copied = {index: each for index, each in enumerate(model.tensors()) if each.copied and manifest.averaged}
+        state = reshard(order, new.of_shard(job.settings.index), manifest.version, read, copied)
     same = (
         old == new and str(job.settings.mode) == manifest.mode and not (job.settings.mode.stale and job.clipping.norm)
     )
     if not same:
         state = ShardState(state.version, {i: _forgotten(part) for i, part in state.buckets.items()}, state.counters)
     try:
-        job.restore(manifest.model, state, _sections(manifest, same) if job.membership is not None else {})
+        job.restore(model, state, _sections(manifest, same) if job.membership is not None else {})
     except MALFORMED as error:
         raise CheckpointError(
             f"the checkpoint of version {manifest.version} in {checkpoints.storage.url} does not fit: {error!r}"

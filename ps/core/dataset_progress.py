@@ -55,6 +55,7 @@ class Reader:
         given: positions that have been sent and are not done.
         fetched: samples sent since the session began.
         settled: samples done or freed since the session began.
+        ended: epochs that were over when the session last asked with nothing in its hands.
     """
 
     batch: int
@@ -64,6 +65,7 @@ class Reader:
     given: list[Range] = field(default_factory=list)
     fetched: int = 0
     settled: int = 0
+    ended: int = 0
 
     @property
     def holds(self) -> list[Range]:
@@ -171,11 +173,21 @@ class DatasetProgress:
 
 def _reader_to_data(key: SessionKey, reader: Reader) -> list[Any]:
     dealt, given = ([list(r) for r in ranges] for ranges in (reader.dealt, reader.given))
-    return [*key, reader.batch, reader.epochs, reader.stopped, dealt, given, reader.fetched, reader.settled]
+    return [
+        *key,
+        reader.batch,
+        reader.epochs,
+        reader.stopped,
+        dealt,
+        given,
+        reader.fetched,
+        reader.settled,
+        reader.ended,
+    ]
 
 
 def _reader_from_data(data: Any, size: int) -> tuple[SessionKey, Reader]:
-    worker, session, batch, epochs, stopped, dealt, given, fetched, settled = data
+    worker, session, batch, epochs, stopped, dealt, given, fetched, settled, ended = data
     reader = Reader(int(batch), int(epochs), bool(stopped), parse_ranges(dealt, size), parse_ranges(given, size))
-    reader.fetched, reader.settled = int(fetched), int(settled)
+    reader.fetched, reader.settled, reader.ended = int(fetched), int(settled), int(ended)
     return (str(worker), int(session)), reader

@@ -64,7 +64,7 @@ class NormAnswer:
 
     Attributes:
         asked: questions whose gradients are in the mean, in rank order; only the worker's own if it is answered alone.
-        without: workers that the step requires and that are not in the mean, as they have gone on without asking.
+        without: workers whose gradients the step has and the mean has not, as they have pushed without asking.
     """
 
     worker: str
@@ -83,8 +83,8 @@ class StepView(Protocol):
     def versions(self) -> tuple[int, ...]:
         """Version of each bucket."""
 
-    def has_pushed(self, worker: str, step: int) -> bool:
-        """Whether a worker has pushed a bucket of this step or of a later one."""
+    def pushed_weight(self, worker: str, step: int) -> float | None:
+        """Largest weight of a worker's pushes of this step, or of the later one that it has reached; None: no push."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class MeanNorms:
         if not (roster.open and asked) or step < max(shard.versions) or len(self._missing(key, shard)) > spare:
             return
         names = {question.worker for question in asked}
-        without = tuple(w for w in required if w not in names and self._has_gone_on(w, key, shard))
+        without = tuple(w for w in required if w not in names and shard.pushed_weight(w, step))
         self._decided[key] = _Decided(tuple(asked), without)
 
     def _missing(self, key: RoundKey, shard: StepView) -> Sequence[str]:
@@ -203,7 +203,7 @@ class MeanNorms:
     def _has_gone_on(self, worker: str, key: RoundKey, shard: StepView) -> bool:
         """Whether a worker will not ask in this round any more."""
         held = self._waiting.get(worker)
-        return shard.has_pushed(worker, key[0]) or (held is not None and held[0].key > key)
+        return shard.pushed_weight(worker, key[0]) is not None or (held is not None and held[0].key > key)
 
 
 def _takes_part(question: NormQuestion, shard: StepView) -> bool:

@@ -48,6 +48,8 @@ class SampleRequest:
         batch: samples of one of its batches, >= 1.
         epochs: the worker reads until this many epochs of the job are over, >= 1.
         received: samples of the dataset that this session has received and keeps, since it started, >= 0.
+        together: whether the end waits, where workers go in step, until every reader has asked after its last samples:
+            the worker has to take part in steps of other jobs that those still make.
     """
 
     worker: str
@@ -56,6 +58,7 @@ class SampleRequest:
     batch: int
     epochs: int
     received: int
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +129,14 @@ class SampleAssigner:
         reader.batch, reader.epochs, reader.stopped = request.batch, request.epochs, False
         reader.unfetch(max(request.received, self._covered(key, number, reader)))
         title = dataset.spec.title
+        if not reader.holds:
+            reader.ended = dataset.epoch + dataset.complete
         if not reader.dealt:
             if reader.epochs <= dataset.epoch + dataset.complete:
-                return Over(f"{_epochs(request.epochs)} of {title} are over")
+                done = f"{_epochs(request.epochs)} of {title}"
+                if request.together and (late := self._not_ended(dataset, roster, reader.epochs)):
+                    return Later(late, f"{done} end for all at once, and not yet for {name_list(late)}")
+                return Over(f"{done} are over")
             later = self._later(dataset, roster, open_step)
             if later is not None:
                 return later
@@ -265,6 +273,13 @@ class SampleAssigner:
             number = self._numbers[spec] = len(self._datasets)
             self._datasets.append(DatasetProgress(spec, 0, [(0, spec.size)]))
         return number
+
+    def _not_ended(self, dataset: DatasetProgress, roster: Roster, epochs: int) -> tuple[str, ...]:
+        """Readers that have not asked since the first ``epochs`` epochs are over; none where nobody goes in step."""
+        if self._mode.stale:
+            return ()
+        readers = [(m.name, dataset.readers.get(m.key)) for m in roster.members]
+        return tuple([name for name, r in readers if r is not None and not r.stopped and r.ended < epochs])
 
     def _later(self, dataset: DatasetProgress, roster: Roster, open_step: int) -> Later | None:
         """Whom a deal waits for, where it is for all workers at once; None: it can be done now."""

@@ -82,7 +82,7 @@ class Shard:
             policy.ledger.cut = self.cut
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
-        self._pushed: dict[tuple[str, int], int] = {}  # latest step that was pushed, by worker and session
+        self._pushed: dict[tuple[str, int], tuple[int, float]] = {}  # last step, and its largest weight
         self._norms = None if mode.stale else MeanNorms(backups=mode.backup_workers)
 
     @property
@@ -148,7 +148,7 @@ class Shard:
         for policy in self._policies:
             effects += policy.set_roster(roster)
         gone = {(m.name, m.session) for m in before.members if not self._is_member(m.name, m.session)}
-        self._pushed = {key: step for key, step in self._pushed.items() if self._is_member(*key)}
+        self._pushed = {key: last for key, last in self._pushed.items() if self._is_member(*key)}
         for key, parked in list(self._parked.items()):
             worker, session, bucket, _ = key
             push = parked.push
@@ -286,10 +286,11 @@ class Shard:
                     effects.append(Discard(worker, session, key[2], parked.push.step, reason))
         return tuple(effects)
 
-    def has_pushed(self, worker: str, step: int) -> bool:
-        """Whether a member has pushed a bucket of this step or of a later one."""
+    def pushed_weight(self, worker: str, step: int) -> float | None:
+        """Largest weight of a member's pushes of this step, or of the later one that it has reached; None: no push."""
         member = self._members.get(worker)
-        return member is not None and self._pushed.get(member.key, -1) >= step
+        last, weight = self._pushed.get(member.key, (-1, 0.0)) if member is not None else (-1, 0.0)
+        return weight if last >= step else None
 
     def holds(self, worker: str, session: int) -> tuple[Hold, ...]:
         """Every answer that is held back from this session, the longest first."""
@@ -340,7 +341,9 @@ class Shard:
 
     def _note_pushed(self, push: Push) -> None:
         key = push.worker, push.session
-        self._pushed[key] = max(push.step, self._pushed.get(key, -1))
+        step, weight = self._pushed.get(key, (-1, 0.0))
+        if push.step >= step:
+            self._pushed[key] = push.step, max(push.weight, weight if push.step == step else 0.0)
 
     def _policy(self, bucket: int) -> Policy:
         if not 0 <= bucket < len(self._policies):

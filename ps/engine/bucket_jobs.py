@@ -141,7 +141,7 @@ class ResponseEncoder:
     def encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[bytes, int]:
         """Frame of one response and the bytes of its payload. ``encoded`` is shared by workers that get the same."""
         store, stream, release = self._store, response.stream, response.release
-        codec = codecs.codec("none") if bucket.rule == "mean" else stream.codec
+        codec = codecs.codec("none") if bucket.rule != "optimizer" else stream.codec
         place = pb.FRAME
         if codec.name == "none" and (release.worker, release.session) in self._arenas.workers:
             place = self._arenas.place(release, bucket.index, store.host)

@@ -397,7 +397,7 @@ class Engine:
         return self._buckets[index]
 
     def _hyper(self, bucket: Bucket, push: pb.Push) -> Hyper:
-        if bucket.rule == "mean":
+        if bucket.rule != "optimizer":
             return {}
         hyper = job = self.model.groups[bucket.group].hyper
         if push.hyper:
@@ -414,15 +414,15 @@ class Engine:
 
 
 def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
-    """Positions of the pieces that a push has no gradient for.
+    """Positions of the pieces that a push has no gradient for, or no buffer.
 
     Raises:
-        ProtocolError: the bucket holds buffers.
+        ProtocolError: the bucket holds buffers, and the push has nothing for it.
         CorruptFrame: they are not positions of pieces in increasing order.
     """
     absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
-    if absent and bucket.rule == "mean":
-        raise ProtocolError(f"bucket {bucket.index} holds buffers, of which no gradient can be absent")
+    if push.missing and bucket.rule != "optimizer":
+        raise ProtocolError(f"bucket {bucket.index} holds buffers, for which no gradient can be missing")
     check_positions(bucket, absent)
     return absent
 

@@ -11,7 +11,8 @@ Rules of this file
 
 The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are equal, else
 ``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once. Who has no gradient for a
-parameter counts in it with 0, as with DDP; a parameter that nobody has one for is left alone.
+parameter counts in it with 0, as with DDP; a parameter that nobody has one for is left alone. Of buffers, the mean is
+of those who have them, or there is none: a copied one is that of the lowest rank.
 """
 
 import contextlib
@@ -210,6 +211,8 @@ class Store:
             keeps its values, if no weight remains or no gradient is for any piece.
         """
         slot = self._slots[bucket]
+        if slot.optimizer is None:
+            return self._of_buffers(slot, [g for g in gradients if g.weight > 0])
         left_out: list[NonFinite] = []
         mean = self._mean(slot, gradients)
         if mean is not None and not math.isfinite(mean.values.sum().item()):
@@ -248,6 +251,41 @@ class Store:
         divisor = len(gradients) if equal else math.fsum(g.weight for g in gradients)
         return Mean(torch.div(values, divisor, out=total) if divisor != 1 else values, absent)
 
+    def _of_buffers(self, slot: _Slot, pushed: Sequence[Gradient]) -> tuple[Mean | None, list[NonFinite]]:
+        """What the buffers of a bucket become, from pushes with a weight, and the pushes that are left out.
+
+        An average is that of the finite pushes; where none is finite, it is what one worker alone would have.
+        """
+        if not pushed:
+            return None, []
+        if any(each.absent for each in pushed):
+            return Mean(self._piece_by_piece(slot, pushed)), []
+        if slot.bucket.rule == "copy":
+            return Mean(self.decode(pushed[0].codec, pushed[0].payload, self._buffers(slot.bucket.numel)[0])), []
+        mean = self._mean(slot, pushed)
+        if mean is None or math.isfinite(mean.values.sum().item()):
+            return mean, []
+        left_out = [found for each in pushed if (found := self._nonfinite(slot, each))]
+        bad = {found.worker for found in left_out}
+        rest = [each for each in pushed if each.worker not in bad]
+        return self._mean(slot, rest or pushed), left_out if rest else []
+
+    def _piece_by_piece(self, slot: _Slot, pushed: Sequence[Gradient]) -> torch.Tensor:
+        """What buffers become where some workers do not have all of them; what nobody has stays as it is."""
+        values = slot.values.clone()
+        decoded = [self.decode(g.codec, g.payload, torch.empty_like(values)) for g in pushed]
+        for position in range(len(slot.bucket.pieces)):
+            (span,) = slot.bucket.spans([position])
+            having = [
+                (g.weight, each[span]) for g, each in zip(pushed, decoded, strict=True) if position not in g.absent
+            ]
+            if having and slot.bucket.rule == "copy":
+                values[span] = having[0][1]
+            elif having:
+                total = sum((weight * each for weight, each in having), torch.zeros_like(values[span]))
+                values[span] = total / math.fsum(weight for weight, _ in having)
+        return values
+
     def _term(self, slot: _Slot, gradient: Gradient, scratch: torch.Tensor, equal: bool) -> torch.Tensor:
         values = self._gradient(slot, gradient, scratch)
         return values if equal else torch.mul(values, gradient.weight, out=scratch)
@@ -267,8 +305,6 @@ class Store:
     def _nonfinite(self, slot: _Slot, gradient: Gradient) -> NonFinite | None:
         values = self._gradient(slot, gradient, self._buffers(slot.bucket.numel)[0])
         finite = torch.isfinite(values)
-        if slot.optimizer is None:
-            finite |= values == slot.values  # a buffer may hold -inf on purpose, as an attention mask does
         if finite.all():
             return None
         first = int(finite.logical_not().nonzero()[0])

@@ -66,7 +66,7 @@ def of_push(bucket: Bucket, worker: str, session: int, push: pb.Push, payload: m
     if not push.written:
         return None
     positions = tuple(push.written)
-    if bucket.rule == "mean":
+    if bucket.rule != "optimizer":
         raise ProtocolError(f"worker {worker!r} writes weights to bucket {bucket.index}, which holds buffers")
     if not (push.missing or push.weight == 0 or push.HasField("ahead") or push.HasField("arena_bytes")):
         raise ProtocolError(

@@ -273,7 +273,7 @@ class Replication(JobListener, SeatListener):
         """On the bucket's lane, before an answer is encoded: frames where the copy of the worker matters later."""
         follower, stream, engine = self.follower, response.stream, self._job.engine
         matters = stream.codec.coarse or (engine is not None and engine.compensator is not None)
-        if not matters or bucket.rule == "mean" or stream.worker is None:
+        if not matters or bucket.rule != "optimizer" or stream.worker is None:
             return []
         if follower is None or bucket.index not in follower.copied:
             return []

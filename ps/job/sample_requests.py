@@ -56,7 +56,9 @@ class SampleRequests:
         """
         begin = time.monotonic()
         life = request.worker, request.session
-        ask = SampleRequest(*life, data_set(request.data), request.batch, request.epochs, request.received)
+        ask = SampleRequest(
+            *life, data_set(request.data), request.batch, request.epochs, request.received, request.together
+        )
         mine: Waiting | None = None
         try:
             while True:

@@ -135,6 +135,41 @@ def test_in_step_an_epoch_does_not_wait_for_a_worker_that_broke_off() -> None:
     assert isinstance(data.ask(ask("a", size=8, epochs=2), SYNC, 0), Over)
 
 
+def test_in_step_the_end_together_waits_until_every_reader_has_asked_after_its_last_samples() -> None:
+    data = registered(size=5, batch=4)
+    together = {worker: replace(ask(worker, size=5), together=True) for worker in "ab"}
+    for worker, session in (("b", 2), ("a", 1)):
+        part = positions(data.ask(together[worker], SYNC, 0))
+        data.claim(worker, session, 0, ((0, len(part)),))
+        data.settle(worker, session, 0, applied=True)
+    restored = SampleAssigner(Mode())
+    restored.take_over(json.loads(json.dumps(data.hand_over())))
+    for each in (data, restored):
+        late = each.ask(together["a"], SYNC, 1)
+        assert isinstance(late, Later)
+        assert late.waiting_for == ("b",)
+        assert late.reason.endswith("end for all at once, and not yet for b")
+        assert isinstance(each.ask(ask("a", size=5), SYNC, 1), Over)  # a worker that does not ask for it
+    again = SampleAssigner(Mode())
+    again.take_over(json.loads(json.dumps(data.hand_over())))
+    for each in (data, again):
+        assert isinstance(each.ask(together["b"], SYNC, 1), Over)
+        assert isinstance(each.ask(together["a"], SYNC, 1), Over)
+
+
+@pytest.mark.parametrize("gone", ["left", "broke off", "no steps"])
+def test_the_end_together_does_not_wait_for(gone: str) -> None:
+    data = registered("async" if gone == "no steps" else "sync", size=5)
+    for worker, session, batch in (("b", 2, 4), ("a", 1, 4)):
+        part = positions(data.ask(ask(worker, size=5, batch=batch), SYNC, 0))
+        data.claim(worker, session, 0, ((0, len(part)),))
+        data.settle(worker, session, 0, applied=True)
+    if gone == "broke off":
+        data.give_back("b", 2, ask(size=5).data, 5)
+    members = SYNC if gone != "left" else Roster(3, SYNC.members[:1], True)
+    assert isinstance(data.ask(replace(ask("a", size=5), together=True), members, 1), Over)
+
+
 def test_newcomer_is_not_waited_for_before_its_first_step() -> None:
     data = registered()
     later = Roster(3, (*SYNC.members, member("c", 3, first_step=8)), True)

@@ -11,16 +11,15 @@ from torch import nn
 
 import torch_ps
 from tests.support import commands
-from tests.support.gpu import GPU
+from tests.support.gpu import GPU, STAGED
 from tests.support.jobs import Servers, job
 from tests.support.threads import at_once
-from tests.support.training import MakeOptimizer, backward, conv, same, seeded
+from tests.support.training import Experts, Make, MakeOptimizer, backward, conv, same, seeded
 from torch_ps.common import codecs
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.engine.gpu_staging import Staging
 
-STAGED = "tests.support.gpu:serve"
 STEPS = 6
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -30,9 +29,11 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 }
 
 
-def trained(job_options: dict[str, Any], name: str = "SGD", num_workers: int = 2, **options: Any) -> nn.Module:
+def trained(
+    job_options: dict[str, Any], name: str = "SGD", num_workers: int = 2, make: Make = conv, **options: Any
+) -> nn.Module:
     """What all workers hold in the end, after synchronous steps with unequal weights."""
-    models = [seeded(conv) for _ in range(num_workers)]
+    models = [seeded(make) for _ in range(num_workers)]
     with job(workers=num_workers, bucket_size=0.001, shards=2, threads=2, **job_options) as servers:
 
         def run(rank: int) -> None:
@@ -66,6 +67,11 @@ def trained(job_options: dict[str, Any], name: str = "SGD", num_workers: int = 2
 )
 def test_staged_parameters_get_the_bits_of_others(name: str, settings: dict[str, Any], options: dict[str, Any]) -> None:
     assert same(trained({"program": STAGED, **settings}, name, **options), trained(settings, name, **options))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_staged_parameters_without_a_gradient_are_left_alone_as_others_are(name: str) -> None:
+    assert same(trained({"program": STAGED}, name, make=Experts), trained({}, name, make=Experts))
 
 
 @pytest.mark.parametrize("compress_pull", ["none", "fp16", "int8"])
@@ -151,5 +157,13 @@ def test_a_server_takes_a_device_by_name_only(device: str) -> None:
 def test_a_gpu_trains_as_the_cpu_does(name: str, compress: str, plane: str) -> None:
     options: dict[str, Any] = {"compress": compress, "compress_pull": compress, "plane": plane}
     found, expected = trained({"device": "cuda"}, name, **options), trained({}, name, **options)
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@GPU
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_gpu_leaves_parameters_without_a_gradient_alone_as_the_cpu_does(name: str) -> None:
+    found, expected = trained({"device": "cuda"}, name, make=Experts), trained({}, name, make=Experts)
     for a, b in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

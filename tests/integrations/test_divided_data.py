@@ -1,4 +1,4 @@
-"""Trainer, Accelerate and Lightning on two workers, as docs/integrations.md has them: each sample once an epoch.
+"""Trainer, Accelerate, Lightning and Fabric on two workers: each sample once an epoch, evaluation on all samples.
 
 The script is what a user writes for one process, with ``torch_ps.alone()`` and the wrapped optimizer; one after the
 other, each trainer goes on with the same job. Both workers have the same seed. They print the samples of each epoch and
@@ -23,7 +23,7 @@ SCRIPT = """
 import json, torch, torch_ps
 torch_ps.alone()
 import lightning
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -98,12 +98,34 @@ def with_lightning():
     trainer.fit(Module(), *loaders())
     net.told("Lightning", 0.0)
 
+def with_fabric():
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    loader, held_out = fabric.setup_dataloaders(*loaders())
+    for _ in range(EPOCHS):
+        net.train()
+        for index in loader:
+            fabric.backward(net(index)["loss"])
+            optimizer.step()
+            optimizer.zero_grad()
+        net.eval()
+        for index in held_out:
+            net(index)
+    net.told("Fabric", 0.0)
+
+def refusal_of_skipping():
+    try:
+        skip_first_batches(torch_ps.shard(range(SAMPLES), optimizer, batch_size=4), 2)
+    except AttributeError as error:
+        return str(error)
+
 net = Net()
 with torch_ps.ParameterServerOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), net) as optimizer:
     rank = optimizer.rank
     with_trainer()
     with_accelerate()
     with_lightning()
+    with_fabric()
+    assert "the servers give out the samples" in refusal_of_skipping()
 """
 
 Told = tuple[str, int, list[list[int]], list[int], float]
@@ -131,7 +153,7 @@ def test_workers_of_a_trainer_see_each_sample_once_an_epoch_and_evaluate_on_all(
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
     found = told_by_two_workers(tmp_path)
-    for name in ("Trainer", "Accelerate", "Lightning"):
+    for name in ("Trainer", "Accelerate", "Lightning", "Fabric"):
         mine = sorted(told for told in found if told[0] == name)
         assert [told[1] for told in mine] == [0, 1]
         for epoch in range(EPOCHS):

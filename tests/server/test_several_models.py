@@ -57,6 +57,10 @@ def test_two_models_of_one_shape_train_as_without_servers(models: tuple[str, Chi
         torch_ps.Client(servers)
     with torch_ps.Client(servers, job="critic") as observer:
         assert observer.pull().version == 6
+    shown = commands.run("ps-status", "--servers", servers, "--json")
+    found = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [(each["job"], each["shards"][0]["version"]) for each in found] == [("gen", 6), ("critic", 6)]
+    assert "job critic, mode async" in commands.run("ps-status", "--servers", servers, "--job", "critic").stdout
     assert process.end() == 0
     assert {each.name for each in folder.iterdir()} == {"gen", "critic"}
     assert all(any(each.iterdir()) for each in folder.iterdir())

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.jobs import Servers, job
+from tests.support.gpu import STAGED
+from tests.support.jobs import PROGRAM, Servers, job
 from tests.support.raw_worker import Answer, RawWorker, raw_workers
 from torch_ps.common.errors import PsError
 from torch_ps.common.optimizer_spec import Hyper
@@ -44,11 +45,14 @@ class Reference:
         for position, part in zip(positions, parts, strict=True):
             self.parameters[position].data.copy_(part)
 
-    def step(self, gradient: torch.Tensor) -> torch.Tensor:
+    def step(self, gradient: torch.Tensor, absent: Sequence[int] = ()) -> torch.Tensor:
+        """One step; parameters at the positions ``absent`` have no gradient."""
         for parameter, part in zip(
             self.parameters, torch.split(gradient, [p.numel() for p in self.parameters]), strict=True
         ):
             parameter.grad = part.clone()
+        for position in absent:
+            self.parameters[position].grad = None
         self._optimizer.step()
         return self.values
 
@@ -76,8 +80,9 @@ def push(worker: RawWorker, gradient: torch.Tensor, number: int, **fields: Any) 
     worker.push(0, values, ahead=number, **fields)
 
 
-def test_step_goes_on_from_the_values_that_the_loop_has_written() -> None:
-    with running("w0") as (_, worker):
+@pytest.mark.parametrize("program", [PROGRAM, STAGED])
+def test_step_goes_on_from_the_values_that_the_loop_has_written(program: str) -> None:
+    with running("w0", program=program) as (_, worker):
         plain = Reference()
         for step, positions in enumerate([(), (1,), (0, 2), (0, 1, 2), ()]):
             values = torch.randn(sum(SIZES[each] for each in positions))
@@ -94,6 +99,20 @@ def test_written_values_that_overtake_their_gradient_wait_for_it() -> None:
         worker.ahead(0, 1, gradient(1))
         plain.write([1], values)
         assert torch.equal(worker.answer().values, plain.step(gradient(1)))
+
+
+@pytest.mark.parametrize("program", [PROGRAM, STAGED])
+def test_parameter_without_a_gradient_is_written_and_not_stepped(program: str) -> None:
+    with running("w0", program=program) as (_, worker):
+        plain = Reference()
+        cases: list[tuple[Sequence[int], Sequence[int]]]
+        cases = [((), ()), ((1,), (1,)), ((1, 2), (0, 1)), ((0, 1, 2), (2,)), ((), ())]
+        for step, (absent, positions) in enumerate(cases):
+            values = torch.randn(sum(SIZES[each] for each in positions))
+            plain.write(positions, values)
+            sent = gradient(step)
+            push(worker, sent, step + 1, absent=absent, written=positions, values=values if positions else None)
+            assert torch.equal(worker.answer().values, plain.step(sent, absent))
 
 
 @pytest.mark.parametrize("fields", [{"missing": True}, {"weight": 0.0}, {"weight": 0.0, "nonfinite": True}])

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+#: Program of a server that stages its parameters on the CPU.
+STAGED = "tests.support.gpu:serve"
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
 

@@ -63,8 +63,13 @@ class ShardView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """The whole job at one poll; the names of the fields are the keys of ``ps-status --json``."""
+    """The whole job at one poll; the names of the fields are the keys of ``ps-status --json``.
 
+    Attributes:
+        job: name of the job; "" if it has none.
+    """
+
+    job: str
     mode: str
     initialised: bool
     open: bool
@@ -88,17 +93,25 @@ class Poll:
         addresses: address of the server that sent each reply.
         replies: status of each shard, shard 0 first.
         before: an earlier poll of the same job, for rates; None gives no rates.
+        job: name of the job.
     """
 
     def __init__(
-        self, addresses: Sequence[str], replies: Sequence[pb.StatusReply], before: "Poll | None" = None
+        self,
+        addresses: Sequence[str],
+        replies: Sequence[pb.StatusReply],
+        before: "Poll | None" = None,
+        *,
+        job: str = "",
     ) -> None:
+        self._job = job
         self._addresses, self._replies = addresses, replies
         self._before = before._replies if before is not None and len(before._replies) == len(replies) else None
 
     def view(self) -> JobView:
         lead = self._replies[0]
         return JobView(
+            job=self._job,
             mode=lead.mode_details or lead.mode,
             initialised=lead.initialised,
             open=lead.open,

@@ -1,6 +1,6 @@
 """ps-status: the state of a live job, once or, with --watch, again and again.
 
---json      one JSON object per poll, on one line
+--json      one JSON object per poll and job, each on one line
 --watch     on a terminal one table that is redrawn in place; elsewhere a new table below the last one
 """
 
@@ -10,22 +10,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options.command_line import Check, Command, at_least, check_all, more_than, option, options_of
 from torch_ps.common.rpc.credentials import access_of
-from torch_ps.common.wire import address
+from torch_ps.common.wire import job_servers
 from torch_ps.worker.commands.job_view import JobView, Poll
 from torch_ps.worker.commands.status_table import render
-from torch_ps.worker.runtime.access import addresses_of
+from torch_ps.worker.runtime.access import jobs_of
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
 
@@ -37,13 +37,14 @@ WIDE = 200
 class StatusConfig:
     servers: str = option(
         "",
-        "addresses of all shards of the job, shard 0 first",
+        "addresses of all shards of the job, shard 0 first; of several models NAME=HOST:PORT,...;NAME=...",
         metavar="HOST:PORT,...",
-        check=Check("", lambda text: not text or bool(address.parse_servers(text))),
+        check=Check("", lambda text: not text or bool(job_servers.parse_jobs(text))),
         common=True,
     )
+    job: str = option("", "of several models, the one to show; all if empty", metavar="NAME", common=True)
     watch: bool = option(False, "poll until the job ends or Ctrl-C, and show rates", common=True)
-    json: bool = option(False, "print one JSON object per poll instead of tables", common=True)
+    json: bool = option(False, "print one JSON object per poll and job instead of tables", common=True)
     interval: float = option(1.0, "with --watch: time between two polls", unit="seconds", check=more_than(0))
     watch_seconds: float = option(
         0.0, "with --watch: stop after this time; 0 means never", unit="seconds", check=at_least(0)
@@ -73,27 +74,33 @@ def main(status: StatusConfig) -> None:
     ps-status --servers 127.0.0.1:50051 --watch
     """
     access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
-    shards = addresses_of(status.servers or None)
-    job = Poller([ShardServers(Link(servers[0], access), servers) for servers in shards], status.timeout)
+    jobs = [job for job in jobs_of(status.servers or None) if status.job in ("", job.name)]
+    if not jobs:
+        raise ConfigError(f"job={status.job} is none of the jobs that servers lists")
+    pollers = [
+        Poller(job.name, [ShardServers(Link(servers[0], access), servers) for servers in job.shards], status.timeout)
+        for job in jobs
+    ]
     if status.watch:
-        watch(job, status)
+        watch(pollers, status)
     elif status.json:
-        _write_json(job.poll())
+        _write_json([poller.poll() for poller in pollers])
     else:
         console = _console()
-        console.print(render(job.poll(), console.width))
+        console.print(_render([poller.poll() for poller in pollers], console.width))
 
 
 class Poller:
     """Asks every shard of a job for its status, as often as ``poll`` is called.
 
     Args:
-        voters: one per shard, shard 0 first.
+        name: name of the job; "" if it has none.
+        shards: servers of each shard, shard 0 first.
         seconds: longest wait for one answer.
     """
 
-    def __init__(self, shards: list[ShardServers], seconds: float) -> None:
-        self._shards, self._seconds = shards, seconds
+    def __init__(self, name: str, shards: list[ShardServers], seconds: float) -> None:
+        self._name, self._shards, self._seconds = name, shards, seconds
         self._last: Poll | None = None
 
     def poll(self) -> JobView:
@@ -107,12 +114,12 @@ class Poller:
                 shard_servers.describe(self._seconds)  # points the link at the server that is primary now
         links = [shard_servers.link for shard_servers in self._shards]
         replies = [link.status(self._seconds) for link in links]
-        self._last = Poll([str(link.address) for link in links], replies, self._last)
+        self._last = Poll([str(link.address) for link in links], replies, self._last, job=self._name)
         return self._last.view()
 
 
-def watch(job: Poller, status: StatusConfig) -> None:
-    """Poll and show until ``status.watch_seconds`` are over, the job ends, or a signal comes.
+def watch(jobs: Sequence[Poller], status: StatusConfig) -> None:
+    """Poll and show until ``status.watch_seconds`` are over, a job ends, or a signal comes.
 
     Raises:
         PsError: the first poll fails. A later failure means that the job has ended: it is reported, not raised.
@@ -123,19 +130,19 @@ def watch(job: Poller, status: StatusConfig) -> None:
     console = _console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not status.json else None
 
-    def show(view: JobView) -> None:
+    def show(views: Sequence[JobView]) -> None:
         if status.json:
-            _write_json(view)
+            _write_json(views)
         elif live is not None:
-            live.update(render(view, console.width, live=True), refresh=True)
+            live.update(_render(views, console.width, live=True), refresh=True)
         else:
-            console.print(render(view, console.width, live=True))
+            console.print(_render(views, console.width, live=True))
 
     polls, end = 0, ""
     with live or nullcontext():
         for _ in _ticks(stop, status.interval, status.watch_seconds):
             try:
-                show(job.poll())
+                show([job.poll() for job in jobs])
                 polls += 1
             except PsError as error:
                 if not polls:
@@ -163,8 +170,13 @@ def _console() -> Console:
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
-def _write_json(view: JobView) -> None:
-    sys.stdout.write(json.dumps({"time": time.time(), **view.json()}) + "\n")
+def _render(views: Sequence[JobView], width: int, *, live: bool = False) -> RenderableType:
+    return Group(*(render(view, width, live=live) for view in views))
+
+
+def _write_json(views: Sequence[JobView]) -> None:
+    for view in views:
+        sys.stdout.write(json.dumps({"time": time.time(), **view.json()}) + "\n")
     sys.stdout.flush()
 
 

@@ -43,6 +43,7 @@ def render(job: JobView, width: int, *, live: bool = False) -> RenderableType:
 
 def _headline(job: JobView) -> str:
     words = [
+        *([f"job {job.job}"] if job.job else []),
         f"mode {job.mode}",
         "initialised" if job.initialised else "no parameters yet",
         f"up {format_seconds(job.uptime_seconds)}",

@@ -80,6 +80,10 @@ class Compressor:
         """Whether the payload of a bucket is the bytes of its fp32 values."""
         return bucket.rule != "optimizer" or self.lossless
 
+    def repeats(self, bucket: Bucket) -> bool:
+        """Whether encoding the same gradient again gives the same bytes and changes nothing here."""
+        return bucket.rule != "optimizer" or not self._feedback
+
     def on_device(self, bucket: Bucket) -> DeviceCodec | None:
         """The codec of a bucket if a GPU can encode it; None if it has to go through ``encode``, on the CPU."""
         if bucket.rule != "optimizer":

@@ -6,19 +6,27 @@ Rules of this file
   1. A tensor keeps its own dtype, device and memory format; the bucket is fp32, on the CPU or on the tensors' GPU.
   2. Values that are in place already are not copied. Values from elsewhere for a lent tensor give it storage of its own
      again.
+  3. What came for a tensor that is *tracked* stays known, whatever the training loop writes to it: as a copy, or where
+     the memory that holds it shows the values without the loop's writes.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.plan import Bucket, Piece
+from torch_ps.worker.gradients.buffers import Buffers
 
 #: Elements up to which the gradients of a bucket are joined in one call and then copied. That takes a fifth of the time
 #: of a call for each of them, and both copies stay in the cache.
 SMALL = 65536
+
+
+#: A piece of a bucket, where it lives, and its values.
+_Pair: TypeAlias = tuple[Piece, torch.Tensor, torch.Tensor]
 
 
 def empty_fp32(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -31,20 +39,23 @@ class FlatTensors:
 
     Args:
         tensors: tensors in the order of ``Model.tensors()``.
+        buffers: what reads and writes the buckets of buffers, if these are not among ``tensors``.
 
     Attributes:
         on_settle: called by ``settle``; lets what is done next wait for writes that are under way on a GPU.
 
-    Memory: one shadow copy of every tensor that is not contiguous; nothing for the others.
+    Memory: one shadow copy of every tensor that is not contiguous, one copy of every tracked tensor that is not lent.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._owners = tensors
+    def __init__(self, tensors: Sequence[torch.Tensor], buffers: Buffers | None = None) -> None:
+        self._owners, self._buffers = tensors, buffers
         self._tensors = [tensor.detach() for tensor in tensors]
         self._homes = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
         self._shadows: dict[int, torch.Tensor] = {}
         self._views = list(self._tensors)
         self._lent: set[int] = set()
+        self._came: dict[int, torch.Tensor] = {}  # tracked tensors: what came last, flat, in the tensor's own dtype
+        self._idle: set[int] = set()  # tensors that are written only where values differ
         self._written: set[int] = set()
         self.on_settle: Callable[[], None] = lambda: None
         self._lock = threading.Lock()  # of where tensors live; reader threads of several shards write side by side
@@ -59,11 +70,15 @@ class FlatTensors:
 
     def gradients(self, bucket: Bucket) -> list[torch.Tensor]:
         """The gradients of one bucket; parameters without one are left out."""
+        if bucket.rule != "optimizer":
+            return []
         found = [self._owners[piece.tensor].grad for piece in bucket.pieces]
         return [gradient for gradient in found if gradient is not None]
 
     def read(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the current values of one bucket into ``into``, shape (numel,), fp32; returns it."""
+        if bucket.rule != "optimizer" and self._buffers is not None:
+            return self._buffers.read(bucket, into)
         for piece in bucket.pieces:
             if piece.tensor in self._shadows:
                 self._shadows[piece.tensor].copy_(self._tensors[piece.tensor].reshape(-1))
@@ -74,30 +89,39 @@ class FlatTensors:
 
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
         """Copy the values of one bucket, shape (numel,), fp32, to where its tensors live."""
+        if bucket.rule != "optimizer" and self._buffers is not None:
+            self._buffers.write(bucket, values)
+            return
         views, home = self._views_of(bucket)
         if home == values.data_ptr():
             return
-        parts = list(torch.split(values, [piece.stop - piece.start for piece in bucket.pieces]))
+        sizes = [piece.stop - piece.start for piece in bucket.pieces]
+        pairs = list(zip(bucket.pieces, views, torch.split(values, sizes), strict=True))
         if self._lent:
-            views, parts = self._away(bucket, views, parts)
-        if all(view.is_floating_point() for view in views):
-            torch._foreach_copy_(views, parts)
+            pairs = self._away(bucket, pairs)
+        for piece, _, part in pairs if self._came else ():
+            if (came := self._came.get(piece.tensor)) is not None:
+                came[piece.start : piece.stop].copy_(part)
+        if self._idle:
+            pairs = [pair for pair in pairs if pair[0].tensor not in self._idle or _differ(*pair[1:])]
+        if all(view.is_floating_point() for _, view, _ in pairs):
+            if pairs:
+                torch._foreach_copy_([view for _, view, _ in pairs], [part for *_, part in pairs])
         else:
-            for view, part in zip(views, parts, strict=True):
+            for _, view, part in pairs:
                 # Buffers of integers, such as BatchNorm's counter, get the rounded mean.
                 view.copy_(part if view.is_floating_point() else part.round())
         if self._shadows:
-            self._written.update(piece.tensor for piece in bucket.pieces if piece.tensor in self._shadows)
+            self._written.update(piece.tensor for piece, _, _ in pairs if piece.tensor in self._shadows)
 
-    def _away(
-        self, bucket: Bucket, views: list[torch.Tensor], parts: list[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _away(self, bucket: Bucket, pairs: list[_Pair]) -> list[_Pair]:
         """The pairs of view and part that are not the same memory; a lent tensor among them gets its own storage."""
-        away = [number for number, (view, part) in enumerate(zip(views, parts, strict=True)) if not _same(view, part)]
-        if lent := self._lent.intersection(bucket.pieces[number].tensor for number in away):
+        away = [at for at, (_, view, part) in enumerate(pairs) if not _same(view, part)]
+        if lent := self._lent.intersection(pairs[at][0].tensor for at in away):
             self.own(lent)
             views, _ = self._views_of(bucket)
-        return [views[number] for number in away], [parts[number] for number in away]
+            return [(pairs[at][0], views[at], pairs[at][2]) for at in away]
+        return [pairs[at] for at in away]
 
     def settle(self, indices: Iterable[int] | None = None) -> None:
         """Complete the writes of some tensors, or all, whose buckets are in, for everything that is done next."""
@@ -106,18 +130,61 @@ class FlatTensors:
             self._tensors[index].copy_(self._shadows[index].view(self._tensors[index].shape))
             self._written.discard(index)
 
+    # -------------------------------------------------------------- what came, and what the loop has written since
+
+    def track(self, indices: Iterable[int]) -> None:
+        """Keep what comes for some tensors from now on. Their values now count as having come."""
+        for index in indices:
+            self._came[index] = self._flat_of(index).clone()
+
+    def written(self) -> list[int]:
+        """The tracked tensors that do not hold what came last, by contents: some writes leave no other trace.
+
+        Cost: 5 ms per 64 MB on one core; one synchronisation with a GPU.
+        """
+        pairs = [(index, self._flat_of(index), came) for index, came in self._came.items()]
+        if any(now.is_cuda for _, now, _ in pairs):
+            bits = [_bits(now, came) for _, now, came in pairs]
+            differ = torch.stack([(one != other).any() for one, other in bits]).tolist()
+            return [index for (index, _, _), each in zip(pairs, differ, strict=True) if each]
+        return [index for index, now, came in pairs if not torch.equal(*_bits(now, came))]
+
+    def idle(self, indices: Iterable[int]) -> None:
+        """Leave some tensors alone, their version included, where the values that come are those that they have.
+
+        torch does not touch a parameter without a gradient, so a graph that has saved it stays valid.
+        """
+        self._idle = set(indices)
+
+    def _flat_of(self, index: int) -> torch.Tensor:
+        """The values of one tensor, flat, where it is contiguous without a copy."""
+        return self._owners[index].detach().reshape(-1)
+
     # -------------------------------------------------------------- where tensors live
 
     def follow(self) -> None:
         """Follow tensors to another storage, such as ``model.to(device)`` gives them."""
+        if self._buffers is not None:
+            self._buffers.follow()
         for index, (owner, (address, dtype)) in enumerate(zip(self._owners, self._homes, strict=True)):
             if owner.data_ptr() != address or owner.dtype is not dtype:
+                if (came := self._came.get(index)) is not None:
+                    came = came.clone() if index in self._lent else came
+                    self._came[index] = came.to(owner.device, owner.dtype)
                 self._lent.discard(index)
                 self._bind(index)
 
-    def lend(self, index: int, place: torch.Tensor) -> None:
-        """Let one tensor live in ``place``, shape (numel,) and the tensor's dtype, which holds its values already."""
+    def lend(self, index: int, place: torch.Tensor, kept: torch.Tensor) -> None:
+        """Let one tensor live in ``place``, which holds its values already.
+
+        Args:
+            index: number of the tensor.
+            place: memory of shape (numel,) and the tensor's dtype.
+            kept: the same values, which stay as they are whatever is written to ``place``.
+        """
         owner = self._owners[index]
+        if index in self._came:
+            self._came[index] = kept
         owner.data = place.as_strided(owner.shape, owner.stride())  # a side of 1 may have any stride
         self._lent.add(index)
         self._bind(index)
@@ -127,6 +194,8 @@ class FlatTensors:
         with self._lock:
             for index in self._lent & set(self._lent if indices is None else indices):
                 owner = self._owners[index]
+                if index in self._came:
+                    self._came[index] = self._came[index].clone()
                 if _same(owner, self._tensors[index]):  # else its own already
                     room = torch.empty_strided(owner.shape, owner.stride(), dtype=owner.dtype, device=owner.device)
                     owner.data = room.copy_(owner.detach())
@@ -211,6 +280,20 @@ def _in_place(piece: Piece, gradient: torch.Tensor | None, home: int) -> bool:
         and gradient.layout is torch.strided
         and gradient.data_ptr() + 4 * (piece.start - piece.offset) == home
     )
+
+
+def _bits(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bits of two flat tensors of one dtype and size: in integers NaN equals itself, and 0 differs from -0."""
+    wide = all(
+        flat.numel() * flat.element_size() % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
+        for flat in (one, other)
+    )
+    kind = torch.int64 if wide else torch.uint8
+    return one.view(kind), other.view(kind)
+
+
+def _differ(view: torch.Tensor, part: torch.Tensor) -> bool:
+    return not torch.equal(view, part.to(view.dtype))
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,7 +1,8 @@
 r"""The gradients of one model as a push takes them: unscaled, dense, finite or left out.
 
 Rules of this file
-  1. Reads ``.grad`` and never changes it.
+  1. Reads ``.grad`` and changes it only where passes are accumulated: each pass is taken out of it at its own ``step``,
+     whatever the loop zeroes in between, and the last ``step`` puts the sum back.
   2. A step whose gradients are not finite is pushed with weight 0: nobody waits for this worker, nothing is applied.
   3. A parameter without a gradient is named as absent, so that the servers leave it alone as torch does, weight decay
      and momentum included.
@@ -20,7 +21,6 @@ from collections.abc import Sequence
 import torch
 from torch._utils import _flatten_dense_tensors
 
-from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import gather
 
@@ -37,7 +37,7 @@ class Gradients:
     Args:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         names: names of the parameters.
-        accumulate: backward passes whose sum ``.grad`` is; their mean is pushed.
+        accumulate: backward passes per push; their mean is pushed.
 
     Attributes:
         passes: backward passes of the coming push if they are fewer than ``accumulate``; else 0.
@@ -64,8 +64,9 @@ class Gradients:
         """Begin a new push; the last one is done."""
         self.passes, self.scaled, self.left_out = 0, False, ""
         self._scale: float | None = None
-        self._scales_differ = False
+        self._overflow = False
         self._dense: dict[int, torch.Tensor] = {}
+        self._earlier: dict[int, torch.Tensor] = {}  # by parameter: sum of the earlier passes, without their scales
 
     def begin_step(self, scale: torch.Tensor | None, overflow: torch.Tensor | None, *, last: bool) -> None:
         """Note what a GradScaler has set on the optimizer before it called ``step``.
@@ -74,23 +75,50 @@ class Gradients:
             scale: factor of the gradients; None if ``unscale_`` has removed it, or without a GradScaler.
             overflow: above 0 if a gradient is not finite; None without a GradScaler.
             last: whether this ``step`` pushes; only the last of ``accumulate`` does.
-
-        Raises:
-            PsError: ``unscale_`` was called while gradients are still being accumulated.
         """
-        if overflow is None:
+        self._dense.clear()
+        if overflow is not None:
+            self.scaled = True
+            self._scale = None if scale is None else float(scale)
+            self._overflow |= float(overflow) > 0
+        if not last:
+            self._take_pass()
+        elif self._overflow:
+            self.left_out = self._first_not_finite() or "an earlier pass"
+
+    def _take_pass(self) -> None:
+        """Take the gradients of one pass out of ``.grad``, so that no way to zero them there loses it."""
+        self._unscale()
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.detach()
+            gradient = gradient if gradient.layout is torch.strided else gradient.to_dense()
+            if index in self._earlier:
+                self._earlier[index].add_(gradient)
+            else:
+                self._earlier[index] = gradient
+            parameter.grad = None
+
+    def put_back(self) -> None:
+        """Add the earlier passes to ``.grad``. Call it once a push begins."""
+        if not self._earlier:
             return
-        if scale is None and not last:
-            raise PsError(
-                "scaler.unscale_ was called before the last backward pass of accumulate, so scaled and unscaled "
-                "gradients would be added; call it in the last one only"
-            )
-        self.scaled = True
-        value = None if scale is None else float(scale)
-        self._scales_differ |= self._scale is not None and value != self._scale
-        self._scale = value
-        if last and (self._scales_differ or float(overflow) > 0):
-            self.left_out = self._first_not_finite() or "a scale that changed while gradients were accumulated"
+        self._unscale()
+        for index, earlier in self._earlier.items():
+            parameter = self.parameters[index]
+            gradient = parameter.grad
+            if gradient is not None and gradient.layout is torch.strided:
+                gradient.detach().add_(earlier)
+            else:
+                parameter.grad = earlier if gradient is None else earlier.add_(gradient)
+        self._earlier.clear()
+
+    def _unscale(self) -> None:
+        for parameter in self.parameters if self._scale is not None else ():
+            if parameter.grad is not None:
+                parameter.grad.detach().mul_(1 / self._scale)  # type: ignore[operator]
+        self._scale = None
 
     def check(self) -> None:
         """Leave the push out if a gradient is not finite. Call it while no bucket has left."""
@@ -126,6 +154,11 @@ class Gradients:
         if self.left_out:
             return into.zero_()
         gather(bucket, {piece.tensor: self._gradient(piece.tensor) for piece in bucket.pieces}, into)
+        for piece in bucket.pieces if self._earlier else ():  # during the backward of the last pass
+            if (earlier := self._earlier.get(piece.tensor)) is not None:
+                into[piece.offset : piece.offset + piece.stop - piece.start].add_(
+                    earlier.reshape(-1)[piece.start : piece.stop]
+                )
         return self.average(into)
 
     def average(self, values: torch.Tensor) -> torch.Tensor:

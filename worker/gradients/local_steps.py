@@ -112,6 +112,7 @@ class LocalSteps:
         """
         self._passes += 1
         self.passed += weight
+        self._gradients.put_back()
         try:
             self._gradients.check()
             self._gradients.report(worker, f"inner step {self._passes} of {self._steps}")

@@ -17,11 +17,9 @@ from torch_ps.common.errors import ConfigError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.worker.gradients.buffers import Buffers
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
-
-#: Largest integer up to which fp32 holds every one, and the dtypes that hold larger ones.
-LARGEST_INTEGER, _WIDE = 1 << 24, (torch.int64, torch.int32)
 
 
 class ServerOptimizer:
@@ -44,14 +42,18 @@ class ServerOptimizer:
         #: The last call of ``changed``, where it can be repeated: the job's groups, all values, the result.
         self._last: tuple[Sequence[Group], list[dict[str, object]], list[Hyper]] | None = None
 
-    def tensors(self, model: torch.nn.Module) -> tuple[list[torch.Tensor], Model, list[torch.Tensor]]:
+    def tensors(self, model: torch.nn.Module, buffers: str = "sync") -> tuple[list[torch.Tensor], Model, Buffers]:
         """What the servers hold of ``model``.
 
+        Args:
+            model: module that names the parameters and holds the buffers.
+            buffers: "sync" to share its persistent buffers, "local" to share none.
+
         Returns:
-            The trained parameters in flat order, the model as the job describes it, and the persistent buffers.
+            The trained parameters in flat order, the model as the job describes it, and the shared buffers.
 
         Raises:
-            ConfigError: a parameter is not in ``model`` or has no shape yet, or a buffer cannot be held in fp32.
+            ConfigError: a parameter is not in ``model`` or has no shape yet, or a buffer has none.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         parameters: list[torch.Tensor] = []
@@ -71,18 +73,10 @@ class ServerOptimizer:
                     )
             groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), self._hyper[number]))
             parameters += trained
-        kept = model.state_dict(keep_vars=True)
-        buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
-        for name, buffer in buffers.items():
-            if buffer.dtype in _WIDE and buffer.numel() and int(buffer.abs().max()) > LARGEST_INTEGER:
-                raise ConfigError(
-                    f"buffer {name!r} has integers beyond 2**24, which the servers' fp32 copy would round; with "
-                    "persistent=False it stays out of it"
-                )
-        specs = tuple(TensorSpec.of(key, buffer) for key, buffer in buffers.items())
-        described = Model(self.name, tuple(groups), specs)
+        shared = Buffers.of(model, len(parameters), local=buffers == "local")
+        described = Model(self.name, tuple(groups), tuple(shared.specs))
         schema.check(described)
-        return parameters, described, list(buffers.values())
+        return parameters, described, shared
 
     def hyper(self, group: int) -> Hyper:
         """The hyperparameters of one group, as they are now."""

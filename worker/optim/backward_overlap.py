@@ -1,18 +1,19 @@
-"""When a bucket's gradient may leave: during backward where that is safe, else at ``step``.
+"""Watches backward: names each bucket as soon as all its gradients are there, while the rest is still computed.
 
-Sending during backward hides communication behind computation, but it takes the gradient as backward left it. If the
-loop changes gradients afterwards (clipping, a GradScaler, a second backward to accumulate), they have to leave at
-``step`` instead. So ``auto`` watches the first step and then decides. Whatever was decided, every later step checks
-that no gradient changed after it had left, and raises an error if one did.
+    backward --gradient is ready--> hook --last one of a bucket--> send(bucket)
 
-    backward: hook per parameter --> counts --> all parameters of a bucket ready --> send(bucket)
-    step:     check --> send what has not left
+What ``send`` does decides what a loop may do afterwards:
 
-Source: DistributedDataParallel's reducer, Li et al., VLDB 2020, arXiv:2006.15704, for buckets that leave when ready.
+    sent ahead  the servers hold the gradient; ``step`` compares it with ``.grad`` and decides. Nothing is promised.
+    eager       the push leaves and is applied when all workers have sent it. The loop promises what ``EagerPromise``
+                checks: gradients, weights and hyperparameters stay as they are until ``step``.
+
+Source: DistributedDataParallel's reducer, Li et al., VLDB 2020, arXiv:2006.15704, for sending buckets during backward.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -23,100 +24,172 @@ from torch_ps.worker.runtime.lifetime import Part
 log = logging.getLogger("torch_ps.worker")
 
 
+@dataclass(frozen=True, slots=True)
+class OverlapMode:
+    """What the option ``overlap`` says.
+
+    Attributes:
+        during_backward: whether gradients leave during backward.
+        eager: whether they are applied when they arrive, not at ``step``.
+        learns: whether sending ahead pauses while gradients change between backward and ``step``.
+        forward: whether ``step`` returns before parameters are in.
+    """
+
+    during_backward: bool
+    eager: bool
+    learns: bool
+    forward: bool
+
+
+def overlap_mode(text: str) -> OverlapMode:
+    """Read the option ``overlap``, one of ``worker_config.OVERLAPS``."""
+    words = text.split(",")
+    eager = "eager" in words
+    return OverlapMode("off" not in words, eager, not eager and "on" not in words, "forward" in words)
+
+
+#: Most steps in a row that send nothing ahead, after steps whose gradients had changed since they were sent.
+MOST_RESTS = 63
+
+
 class BackwardOverlap(Part):
-    """Watches the gradients of one model and sends buckets during backward.
+    """The hooks on the parameters of one model. Each bucket is sent at most once between two calls of ``reset``.
 
     Args:
-        mode: "auto", "on", "off", or "forward", which is "on" for backward.
         parameters: trained parameters, in the order of ``Model.tensors()``.
-        names: names of the tensors, in the same order.
         buckets: buckets with gradients.
-        send: function that takes a bucket whose gradients are ready, on the thread that runs backward.
+        send: function that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
+            whether it has left.
 
     Attributes:
         armed: whether the next backward is the last one before a push.
         on_ready: called when a gradient has been computed, on the thread that did so.
+        note: called with the number of a parameter and the parameter when its gradient has been computed.
         sent: numbers of the buckets that have left since ``reset``.
     """
 
     def __init__(
-        self,
-        mode: str,
-        parameters: Sequence[torch.Tensor],
-        names: Sequence[str],
-        buckets: Sequence[Bucket],
-        send: Callable[[Bucket], None],
+        self, parameters: Sequence[torch.Tensor], buckets: Sequence[Bucket], send: Callable[[Bucket], bool]
     ) -> None:
-        self._learning = mode == "auto"
-        self._on = mode in ("on", "forward")
-        self._parameters, self._names, self._send = parameters, names, send
+        self._send = send
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._of: list[list[int]] = [[] for _ in parameters]
         for bucket in buckets:
-            for piece in bucket.pieces:
-                self._of[piece.tensor].append(bucket.index)
+            for tensor in {piece.tensor for piece in bucket.pieces}:
+                self._of[tensor].append(bucket.index)
         self._waits_for = {bucket.index: len({p.tensor for p in bucket.pieces}) for bucket in buckets}
         self.armed = True
         self.on_ready: Callable[[], None] = lambda: None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        if mode != "off":
-            self._handles = [
-                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    lambda p, index=index: self._ready(index, p)
-                )
-                for index, parameter in enumerate(parameters)
-            ]
+        self.note: Callable[[int, torch.Tensor], None] = lambda index, parameter: None
+        self._rests, self._resting = 0, 0  # length of the present pause, and what is left of it
         self.reset()
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda parameter, index=index: self.ready(index, parameter)
+            )
+            for index, parameter in enumerate(parameters)
+        ]
 
     def reset(self) -> None:
         """Forget what this step has seen; the next backward begins a new one."""
-        self._seen: dict[int, tuple[int, int]] = {}  # parameter -> gradient's id and version when it was ready
-        self._again = False  # a parameter got a gradient twice
+        self._seen: set[int] = set()
         self._missing = dict(self._waits_for)
         self.sent: set[int] = set()
 
-    def _ready(self, index: int, parameter: torch.Tensor) -> None:
+    def learn(self, used: int, sent: int) -> None:
+        """Pause after a step that could not use most of what was sent ahead, for twice as long each time.
+
+        Args:
+            used: bytes of gradients that were sent ahead and applied.
+            sent: bytes of gradients that were sent ahead.
+        """
+        if not sent:
+            self._resting = max(self._resting - 1, 0)
+        elif 2 * used >= sent:
+            self._rests = 0
+        else:
+            if not self._rests:
+                log.info("gradients change between backward and step, so most of them are sent at step")
+            self._rests = self._resting = min(2 * self._rests + 1, MOST_RESTS)
+
+    def ready(self, index: int, parameter: torch.Tensor) -> None:
+        """Note that a parameter has its gradient; the last one of a bucket sends it."""
         if not self.armed or parameter.grad is None:
             return
-        self._again |= index in self._seen
-        first = index not in self._seen
-        self._seen[index] = (id(parameter.grad), parameter.grad._version)
-        if not self._on or not first:
+        self.note(index, parameter)
+        if index in self._seen or self._resting:
             return
+        self._seen.add(index)
         self.on_ready()
         for bucket in self._of[index]:
             self._missing[bucket] -= 1
-            if not self._missing[bucket]:
-                self._send(self._buckets[bucket])
+            if not self._missing[bucket] and self._send(self._buckets[bucket]):
                 self.sent.add(bucket)
 
-    def check(self, *, scaled: bool = False) -> None:
-        """Decide at the first ``step``, verify at every later one; call it before anything else is sent.
+    def close(self) -> None:
+        """Remove the hooks: they and the parameters hold each other where no garbage collector looks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def after_fork_in_child(self) -> None:
+        """Remove the hooks, in a forked child: its gradients are its own."""
+        self.close()
+
+
+class EagerPromise:
+    """Checks what a loop promises with ``overlap="eager"``. The first step only watches: nothing leaves before it.
+
+    Args:
+        parameters: trained parameters, in the order of ``Model.tensors()``.
+        names: names of the tensors, in the same order.
+
+    Attributes:
+        trusted: whether a step has kept the promise, so that pushes leave during backward from now on.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+        self._parameters, self._names = parameters, names
+        self.trusted = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new step."""
+        self._seen: dict[int, tuple[int, int]] = {}  # parameter -> gradient's id and version when it was ready
+        self._again = False  # a parameter got a gradient twice
+
+    def note(self, index: int, parameter: torch.Tensor) -> None:
+        """Note the gradient of a parameter as it is when backward has computed it."""
+        self._again |= index in self._seen
+        self._seen[index] = (id(parameter.grad), 0 if parameter.grad is None else parameter.grad._version)
+
+    def check(self, *, left: bool, scaled: bool, hyper: bool) -> None:
+        """Check the promise at ``step``, before anything else leaves.
 
         Args:
+            left: whether gradients have left during backward.
             scaled: whether a GradScaler has told ``step`` the scale, so that what left during backward was scaled.
+            hyper: whether hyperparameters have changed since the first gradient left.
 
         Raises:
-            PsError: a gradient changed after it had been sent; says which and what to do.
+            PsError: the promise is broken; says how and what to do.
         """
-        changed = self._changed()
-        if self.sent and scaled:
+        broken = ""
+        if scaled:
+            broken = "a GradScaler scales the gradients, whose scale is known at step only"
+        elif self._again:
+            broken = "a second backward added to gradients"
+        elif changed := self._changed():
+            broken = f"the gradient of {changed!r} was changed after backward"
+        elif hyper:
+            broken = "hyperparameters were changed after backward"
+        if broken and self._seen:
+            what = "some have been applied already" if left else "nothing has been sent"
             raise PsError(
-                "gradients that a GradScaler had scaled were sent during backward, before their scale was known; pass "
-                "overlap='off', or overlap='auto' and use the GradScaler from the first step on"
+                f"overlap='eager' applies gradients during backward, and {broken} ({what}); leave overlap out if the "
+                "loop clips, scales, accumulates or changes anything between backward and step, or use accumulate=k"
             )
-        if self._learning and self._seen:
-            self._learning = False
-            self._on = not (changed or self._again or scaled)
-            if not self._on:
-                log.info("gradients change between backward and step, so they are sent at step, not during backward")
-                self._remove()
-        elif self.sent and (changed or self._again):
-            what = f"gradient of {changed!r} was changed" if changed else "a second backward ran"
-            raise PsError(
-                f"{what} after gradients had been sent during backward; pass overlap='off' if the loop clips, scales "
-                "or accumulates gradients itself, or use accumulate=k"
-            )
+        self.trusted |= bool(self._seen)
 
     def _changed(self) -> str | None:
         for index, (identity, version) in self._seen.items():
@@ -124,16 +197,3 @@ class BackwardOverlap(Part):
             if gradient is None or id(gradient) != identity or gradient._version != version:
                 return self._names[index]
         return None
-
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def close(self) -> None:
-        """Remove the hooks: they and the parameters hold each other where no garbage collector looks."""
-        self._remove()
-
-    def after_fork_in_child(self) -> None:
-        """Remove the hooks, in a forked child: its gradients are its own."""
-        self._remove()

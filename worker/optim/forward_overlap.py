@@ -107,9 +107,10 @@ class ForwardOverlap(Part):
         """Whether a step has begun and neither ended nor failed."""
         return self._open
 
-    def begin(self) -> None:
-        """Note that the gradients of a step are all sent: the tensors are under way."""
+    def begin(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note that the gradients of a step are all sent: ``tensors``, as the model has them now, are under way."""
         self._open, self._failed = True, False
+        self._tensors, self._number = tensors, {id(tensor): index for index, tensor in enumerate(tensors)}
         for tensor in self._tensors:
             tensor.__class__ = self._kinds[type(tensor)]
 

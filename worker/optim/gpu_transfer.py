@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent import futures
 from typing import Any, TypeAlias
 
@@ -113,13 +113,29 @@ class GpuTransfer(Part):
         Raises:
             ValueError: ``values`` is another tensor.
         """
+        self._leave(bucket, values, self._session.push, facts)
+
+    def send_ahead(self, bucket: Bucket, values: torch.Tensor, *, step: int) -> None:
+        """Send the gradient of one bucket as ``Session.send_ahead`` does; returns before it is sent.
+
+        Args:
+            bucket: bucket of the gradient.
+            values: tensor that ``staging`` gave; the call has to be inside its context.
+            step: step of the push that is to come.
+
+        Raises:
+            ValueError: ``values`` is another tensor.
+        """
+        self._leave(bucket, values, self._session.send_ahead, {"step": step})
+
+    def _leave(self, bucket: Bucket, values: torch.Tensor, send: Callable[..., None], facts: dict[str, Any]) -> None:
         slot = self._filling
         if slot is None or slot.values.data_ptr() != values.data_ptr():
             raise ValueError(f"bucket {bucket.index} is pushed from elsewhere than its staging")
         codec = self._compressor.on_device(bucket)
         size = slot.pinned.take((values.view(torch.uint8),) if codec is None else codec.to_bytes(values))
         read = self._flat.gradients(bucket)
-        slot.sent = self._sender.submit(self._hand_over, bucket, slot, codec, size, read, facts)
+        slot.sent = self._sender.submit(self._hand_over, bucket, slot, codec, size, read, send, facts)
         with self._counting:
             self._sent.append(slot.sent)
 
@@ -130,13 +146,14 @@ class GpuTransfer(Part):
         codec: DeviceCodec | None,
         size: int,
         read: list[torch.Tensor],
+        send: Callable[..., None],
         facts: dict[str, Any],
     ) -> None:
-        """Push a bucket once it has left the GPU, on the sending thread; until then ``read`` holds the gradients."""
+        """Send a bucket once it has left the GPU, on the sending thread; until then ``read`` holds the gradients."""
         slot.pinned.event.wait()
         read.clear()
         encoded = None if codec is None else (codec, (bytes_of(slot.pinned.bytes[:size]),))
-        self._session.push(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
+        send(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
 
     def wait(self) -> StepOutcome:
         """Wait until everything is sent and answered. Call ``FlatTensors.settle`` next: copies may be under way.

@@ -1,8 +1,10 @@
 """The optimizer that users put in their training loop: it looks like the one it wraps, and the servers do the work.
 
-    loss.backward()      buckets leave as their gradients become ready
-    optimizer.step()     the rest leaves; returns when fresh parameters are in the model
+    loss.backward()      gradients are sent ahead as they become ready; the servers hold them
+    optimizer.step()     decides: commits what .grad holds now; returns when fresh parameters are in the model
     optimizer.zero_grad()
+
+Between two steps nothing happens to parameters, buffers or state, here or on the servers, whatever the loop does.
 
     SharedParamGroups  groups and state of the wrapped optimizer    BackwardOverlap  which buckets leave in backward
     Recovery           joining, and coming back                     ForwardOverlap   waiting layer by layer
@@ -37,7 +39,7 @@ from torch_ps.worker.gradients.gradients import Gradients, NoGradients
 from torch_ps.worker.gradients.local_steps import LocalSteps, outer_optimizer, reuse_first_loss
 from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
-from torch_ps.worker.optim.backward_overlap import BackwardOverlap
+from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
 from torch_ps.worker.optim.former import TrainedModules
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
@@ -47,13 +49,15 @@ from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_hooks import load_with_hooks, state_dict_with_hooks, step_hooks
 from torch_ps.worker.optim.step_trace import StepTrace
-from torch_ps.worker.optim.untracked_writes import UntrackedWrites
-from torch_ps.worker.runtime import graceful_shutdown, standalone_env
+from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
+from torch_ps.worker.optim.weight_writes import WeightWrites
+from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
+from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
 from torch_ps.worker.session.job_member import JobMember
-from torch_ps.worker.session.session import Session, StepOutcome
+from torch_ps.worker.session.session import Session, StepOutcome, Written
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -72,7 +76,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     Args:
         optimizer: elementwise optimizer of ``torch.optim``, whose class and hyperparameters the servers use.
-        model: module that names the parameters and holds the buffers, which are averaged along with them.
+        model: module that names the parameters and holds the buffers.
         servers: "host:port" of every shard, comma-separated, shard 0 first; "name=host:port,...;name=..." for the jobs
             of several models.
         job: name of the job that trains this model, where there are several; by default the k-th optimizer of a process
@@ -95,10 +99,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             Memory: one more fp32 copy of the parameters, and the state of ``optimizer``, on each worker.
         outer_lr: learning rate of that SGD, 0.7 by default.
         outer_momentum: Nesterov momentum of that SGD, 0.9 by default; 0 is plain SGD.
-        overlap: "auto" (the default) sends gradients during backward unless the loop changes them afterwards, "on"
-            always, "off" never. With local steps there is nothing to send before the last one. "forward" is "on", and
-            ``step`` returns when all is sent: reading a parameter or buffer then waits for it, so the next forward
-            waits layer by layer. The bits are the same; errors of ``step`` come where the waiting is.
+        overlap: "auto" (the default) and "on" send gradients ahead during backward; ``step`` sends again what has
+            changed since, and "auto" pauses while most do. "off" sends at ``step`` only. "eager" lets the servers apply
+            gradients and send parameters during backward, for loops that promise to change neither gradients, weights
+            nor hyperparameters between backward and ``step`` and to use no gradient that is not stepped; what can be
+            detected of a broken promise is an error. With local steps there is nothing to send before the last one.
+            "forward" is "auto", and "eager,forward" is "eager", where ``step`` returns when all is sent: reading a
+            parameter or buffer then waits for it, so the next forward waits layer by layer. The bits are the same;
+            errors of ``step`` come where the waiting is.
+        buffers: "sync" (the default) averages running means and variances over the workers with every step and gives
+            all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
@@ -107,8 +117,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     Attributes:
         wrapped: the optimizer that was wrapped.
         job: name of the job; "" if it has none.
-        weight: part of the next gradient in the mean, 1 by default. Set it before ``backward`` to the number of samples
-            when workers have unequal batches, or to have ``samples`` count them.
+        weight: part of the next gradient in the mean, 1 by default. Set it before ``step`` (with "eager" before
+            ``backward``) to the number of samples when workers have unequal batches, or to have ``samples`` count them.
 
     Raises:
         ConfigError: an argument is wrong, the optimizer cannot run on slices of the parameters, or another model of
@@ -140,6 +150,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         outer_lr: float | None = None,
         outer_momentum: float | None = None,
         overlap: str | None = None,
+        buffers: str | None = None,
         plane: str | None = None,
         tls: Tls | str | None = None,
         token_file: str | None = None,
@@ -160,6 +171,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             "outer_lr": outer_lr,
             "outer_momentum": outer_momentum,
             "overlap": overlap,
+            "buffers": buffers,
             "plane": plane,
             **access_fields(tls, token_file),
             "timeout": timeout,
@@ -171,15 +183,19 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         own_name, name = name is not None or rank is not None, config.name or default_name(config.rank)
         trains = TrainedModules(model, optimizer.param_groups)
         chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name, trains=trains)
+        refuse_other_averaging(model)
         self.job = chosen.name
         self.wrapped = optimizer
         self.weight = 1.0
         self._accumulate = config.accumulate
         self._micro_step, self._earlier_weight = 0, 0.0  # passes since the last push, and their weights but the last
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
+        self._written: dict[int, Written] = {}  # by bucket, in a push
+        self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
+        self._seen_bytes = 0, 0  # of the session: used, and sent ahead, until the last push
         local = config.local_steps > 1
         self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
-        self._parameters, described, buffers = self._server_optimizer.tensors(model)
+        self._parameters, described, self._buffers = self._server_optimizer.tensors(model, config.buffers)
         self._shared_groups = SharedParamGroups(
             optimizer,
             name,
@@ -188,8 +204,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             on_load=weakly(self._share_groups),
         )
         self._share_groups()
-        tensors = [*self._parameters, *buffers]
-        self._flat = FlatTensors(tensors)
+        self._flat = FlatTensors(self._parameters, self._buffers)
         self._compressor = Compressor(
             config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=name
         )
@@ -204,7 +219,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
-        enter_job(self, chosen, name, trains)
+        enter_job(self, chosen, name, own_name=own_name, trains=trains)
         self._lifetime.add(self._shared_groups)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
@@ -219,9 +234,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             own = names[: len(self._parameters)]
             self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
-            overlap = "off" if local else config.overlap
-            self._overlap = BackwardOverlap(overlap, self._parameters, names, trained, weakly(self._send))
+            self._mode = overlap_mode("off" if local else config.overlap)
+            self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
+            self._overlap = BackwardOverlap(
+                self._parameters,
+                trained if self._mode.during_backward else [],
+                weakly(self._send_eagerly if self._mode.eager else self._send_ahead),
+            )
             self._lifetime.add(self._overlap)
+            if self._eager is not None:
+                self._overlap.note = self._eager.note
             self._overlap.armed = self._accumulate == 1
             self._pusher = choose_pusher(session, self._compressor, self._flat, self._overlap)
             if not isinstance(self._pusher, Session):
@@ -231,15 +253,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.close()
             raise
         self._flat.settle()
-        if overlap == "forward":
-            self._forward = ForwardOverlap(model, tensors, names, buckets, self._pusher, self._flat)
+        if self._mode.forward:
+            self._forward = ForwardOverlap(model, self._tensors, names, buckets, self._pusher, self._flat)
             self._lifetime.add(self._forward)
         self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
         #: What a push takes its buckets from.
         self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
+        self._weights = None if local or self._eager else WeightWrites(session.plan, self._parameters, self._flat)
         self._share_views()
-        always = not local and self._forward is None
-        self._untracked_writes = UntrackedWrites(model, self._parameters, names, optimizer.param_groups, always=always)
+        self._frozen = FrozenParameters(model, self._parameters, optimizer.param_groups)
+        self._untracked_writes = None if self._weights else UntrackedWrites(self._parameters, names, always=not local)
         if not local:
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
@@ -247,6 +270,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._lifetime.add(self._step_trace)
         graceful_shutdown.attach(self)
         standalone_env.divide_loaders()  # of trainers that were imported after alone()
+        trainer_clipping.install()
 
     # -------------------------------------------------------------- the training loop
 
@@ -284,7 +308,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.recover(error)
             self.exit_if_requested()
             return loss
-        if self._local is not None:
+        self._frozen.check()
+        if self._local is not None and self._untracked_writes is not None:
             self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
         self._micro_step += 1
         last = self._micro_step == self._accumulate
@@ -309,15 +334,21 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
+        """Send what the servers shall apply, and wait for it. No gradient counts before all are known to be finite."""
         try:
-            self._overlap.check(scaled=self._gradients.scaled)
-            if not self._overlap.sent:
+            left = self._overlap.sent if self._eager is not None else set()
+            self._check_promise()
+            self._gradients.put_back()
+            if self._weights is not None:
+                self._written = self._weights.find()
+            if not left:
                 self._source.check()
             if self._source.left_out and self._views is not None:
                 self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
+            self._stepped = self._find_stepped()
             for bucket in reversed(self._session.plan.buckets):  # in the order of backward
-                if bucket.index not in self._overlap.sent:
+                if bucket.index not in left:
                     self._send(bucket)
         except BaseException:
             self._complete()  # what has left is answered, and the next step starts in order
@@ -325,8 +356,40 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is None:
             self._complete()
         else:
-            self._forward.begin()
+            self._mark_stepped()
+            self._forward.begin(self._tensors)
             self._forget()
+
+    def _check_promise(self) -> None:
+        """Check what a loop promises with overlap="eager".
+
+        Raises:
+            PsError: the promise is broken; says how.
+        """
+        if self._eager is None:
+            return
+        left = bool(self._overlap.sent)
+        hyper = left and self._changed != self._server_optimizer.changed(self._session.job_model.groups)
+        self._eager.check(left=left, scaled=self._gradients.scaled, hyper=hyper)
+
+    def _find_stepped(self) -> list[torch.Tensor]:
+        """The parameters that torch would step now; the others stay untouched unless other workers step them."""
+        if isinstance(self._source, NoGradients) or self._source.left_out:
+            stepped = []
+        else:
+            stepped = [parameter for parameter in self._parameters if parameter.grad is not None]
+        if self._local is None:
+            numbers = {id(parameter) for parameter in stepped}
+            self._flat.idle(index for index, each in enumerate(self._parameters) if id(each) not in numbers)
+        return stepped
+
+    def _mark_stepped(self) -> None:
+        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused."""
+        if self._local is None and (self._views is not None or self._forward is not None):
+            last = self._outcome
+            alone = self._forward is None and len(last.contributors) <= 1 and not last.staleness
+            torch.autograd.graph.increment_version(self._stepped if alone else self._parameters)
+        self._stepped = []
 
     def _complete(self) -> None:
         try:
@@ -334,19 +397,32 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         except BaseException:
             if self._views is not None:
                 self._views.release()
-            self._untracked_writes.lose_count()
+            if self._untracked_writes is not None:
+                self._untracked_writes.lose_count()
             raise
         finally:
             self._flat.settle()
             self._forget()
         if self._views is not None:
             self._views.settle()
-        self._untracked_writes.settle()
+        self._mark_stepped()
+        if self._untracked_writes is not None:
+            self._untracked_writes.settle()
 
     def _forget(self) -> None:
-        self._changed = None
+        self._changed, self._written = None, {}
+        self._learn()
         self._overlap.reset()
+        if self._eager is not None:
+            self._eager.reset()
         self._source.reset()
+
+    def _learn(self) -> None:
+        """Let the overlap know how much of what was sent ahead since the last push could be used."""
+        used, sent = self._session.used_bytes, self._session.ahead_bytes
+        if self._mode.learns:
+            self._overlap.learn(used - self._seen_bytes[0], sent - self._seen_bytes[1])
+        self._seen_bytes = used, sent
 
     def wait(self) -> None:
         """Return when the parameters of the last step are in the model. Only overlap="forward" has to wait for them.
@@ -585,11 +661,30 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     # -------------------------------------------------------------- inside
 
+    def _send_ahead(self, bucket: Bucket) -> bool:
+        """Send one bucket for the servers to hold, on the thread of backward; returns whether it has left."""
+        if not self._session.sends_ahead(bucket):
+            return False
+        self.wait()
+        self._session.discard_unanswered()
+        step = self._session.next_step
+        with self._session.span("ahead", step, bucket.index), self._pusher.staging(bucket) as staging:
+            self._pusher.send_ahead(bucket, self._gradients.gather(bucket, staging), step=step)
+        return True
+
+    def _send_eagerly(self, bucket: Bucket) -> bool:
+        """Push one bucket, on the thread of backward; returns whether it has left."""
+        if self._eager is None or not self._eager.trusted:
+            return False
+        self._send(bucket)
+        return True
+
     def _send(self, bucket: Bucket) -> None:
-        """Push one bucket; during backward this runs on the thread of backward."""
+        """Push one bucket."""
         self.wait()
         if self._changed is None:  # the first bucket of this push
-            self._untracked_writes.check(self._session.version)
+            if self._untracked_writes is not None:
+                self._untracked_writes.check(self._session.version)
             self._session.discard_unanswered()
             self._flat.follow()
             self._changed = self._server_optimizer.changed(self._session.job_model.groups)
@@ -614,9 +709,15 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 hyper=hyper,
                 momentum=momentum,
                 missing=trained and self._source.missing(bucket),
-                absent=self._source.absent(bucket) if trained else (),
+                absent=self._source.absent(bucket) if trained else self._buffers.absent(bucket),
+                written=self._written.get(bucket.index),
                 nonfinite=trained and bool(self._source.left_out),
             )
+
+    @property
+    def _tensors(self) -> list[torch.Tensor]:
+        """The parameters and the buffers as they are now, in the order of ``Model.tensors()``."""
+        return [*self._parameters, *self._buffers.tensors]
 
     @property
     def _passed_weight(self) -> float:

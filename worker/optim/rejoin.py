@@ -76,6 +76,7 @@ class Recovery:
         Args:
             pusher: session or GPU transfer that waits for the answers.
         """
+        self._flat.follow()
         for bucket in self._session.plan.buckets:
             self._session.pull(bucket)
         return pusher.wait()

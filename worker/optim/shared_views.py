@@ -64,9 +64,9 @@ class SharedViews(Part):
         if not self._parameters_in:
             self._parameters_in = True
             for index in self._alone():
-                place = self._memory.parameter(self._pieces[index])
-                if place is not None:
-                    self._flat.lend(index, place)
+                found = self._memory.parameter(self._pieces[index])
+                if found is not None:
+                    self._flat.lend(index, *found)
         for index, gradient in self._places.items():
             if self._parameters[index].grad is gradient:
                 self._lend(index, gradient)

@@ -1,7 +1,7 @@
-"""Detects in-place changes to parameters that bypass the servers and would be overwritten by the next step.
+"""Detects in-place changes to parameters that cannot reach the servers and would be lost.
 
-    written to in place     the next step brings the servers' values, without the change (load_state_dict or an
-                            initialisation after the optimizer was made, clipped weights, nn.Embedding(max_norm=...))
+    written to in place     with overlap="eager" and local steps the next step brings the servers' values, without the
+                            change (elsewhere ``weight_writes.py`` finds what was written, and it counts)
     unfrozen                a parameter that was frozen when the optimizer was made is not on the servers
 
 Before the job's first step a write is an error: a model that was loaded too late trains from the wrong values. Later it
@@ -20,31 +20,49 @@ from torch_ps.common.errors import PsError
 log = logging.getLogger("torch_ps.worker")
 
 
-class UntrackedWrites:
-    """Watches torch's count of the writes to each tensor, which leaves out ``p.data.clamp_()`` and the like.
+class FrozenParameters:
+    """The parameters of the optimizer that were frozen when it was wrapped, so that the servers do not have them.
 
     Args:
         model: module that names the parameters.
-        parameters: parameters that the servers have, in the order of ``Model.tensors()``.
-        names: names of the tensors, in the same order.
-        groups: groups of the optimizer; a parameter that is in them and not in ``parameters`` was frozen.
-        always: whether to watch after the first step, too. False where values come while the loop goes on.
+        parameters: parameters that the servers have.
+        groups: groups of the optimizer.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        parameters: Sequence[torch.Tensor],
-        names: Sequence[str],
-        groups: Sequence[Mapping[str, Any]],
-        *,
-        always: bool,
+        self, model: nn.Module, parameters: Sequence[torch.Tensor], groups: Sequence[Mapping[str, Any]]
     ) -> None:
-        self._parameters, self._names, self._always = parameters, names, always
         served = {id(parameter) for parameter in parameters}
         called = {id(parameter): name for name, parameter in model.named_parameters()}
         left = [parameter for group in groups for parameter in group["params"] if id(parameter) not in served]
         self._frozen = [(called.get(id(parameter), str(list(parameter.shape))), parameter) for parameter in left]
+
+    def check(self) -> None:
+        """Refuse to train one of them. Call it before anything of a step leaves.
+
+        Raises:
+            PsError: a parameter was unfrozen; says which, and what to do.
+        """
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise PsError(
+                    f"parameter {name!r} was frozen when the optimizer was made, so the servers do not have it, and is "
+                    "to be trained now; make the optimizer while all that will be trained requires a gradient, and "
+                    "freeze with requires_grad_(False) afterwards"
+                )
+
+
+class UntrackedWrites:
+    """Watches torch's count of the writes to each tensor, which leaves out ``p.data.clamp_()`` and the like.
+
+    Args:
+        parameters: parameters that the servers have, in the order of ``Model.tensors()``.
+        names: names of the tensors, in the same order.
+        always: whether to watch after the first step, too. False where values come while the loop goes on.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], names: Sequence[str], *, always: bool) -> None:
+        self._parameters, self._names, self._always = parameters, names, always
         self._watches = True
         self._writes: list[int] = []
         self.settle()
@@ -67,13 +85,6 @@ class UntrackedWrites:
         Raises:
             PsError: something would be lost; says what, and what to do.
         """
-        for name, parameter in self._frozen:
-            if parameter.requires_grad:
-                raise PsError(
-                    f"parameter {name!r} was frozen when the optimizer was made, so the servers do not have it, and is "
-                    "to be trained now; make the optimizer while all that will be trained requires a gradient, and "
-                    "freeze with requires_grad_(False) afterwards"
-                )
         if not self._watches or not self._writes:
             return
         self._watches = self._always

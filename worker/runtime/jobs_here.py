@@ -43,10 +43,19 @@ class Trains(Protocol):
 
 
 class _Taken(NamedTuple):
-    """A job that a member of this process takes part in; ``process`` is the process that joined."""
+    """A job that a member of this process takes part in.
+
+    Attributes:
+        job: servers of the job.
+        worker: name of the worker.
+        own_name: whether the caller has named or ranked the worker.
+        process: number of the process that has joined.
+        trains: what the member trains.
+    """
 
     job: JobServers
     worker: str
+    own_name: bool
     process: int
     trains: Trains
 
@@ -128,13 +137,28 @@ def _close_former(job: JobServers, worker: str, *, own_name: bool, trains: Train
             log.warning("the last step of worker %s is not complete: %s", taken.worker, error)
 
 
-def enter_job(member: Member, job: JobServers, worker: str, trains: Trains) -> None:
-    """Note that ``member``, an optimizer of this process, takes part in ``job`` as ``worker``."""
+def enter_job(member: Member, job: JobServers, worker: str, *, own_name: bool, trains: Trains) -> None:
+    """Note that ``member``, an optimizer of this process, takes part in ``job`` as ``worker``; see ``choose_job``."""
     with _lock:
-        _taken[member] = _Taken(job, worker, os.getpid(), trains)
+        _taken[member] = _Taken(job, worker, own_name, os.getpid(), trains)
 
 
 def leave_job(member: Member) -> None:
     """Note that ``member`` takes part in no job any more."""
     with _lock:
         _taken.pop(member, None)
+
+
+def companions_of(member: Member) -> list[Member]:
+    """The members of this process that are the same worker in other jobs, oldest first."""
+    with _lock:
+        mine = _taken.get(member)
+        if mine is None:
+            return []
+        return [
+            other
+            for other, taken in _taken.items()
+            if taken.process == os.getpid()
+            and taken.job != mine.job
+            and (taken.worker == mine.worker or not (taken.own_name or mine.own_name))
+        ]

@@ -23,7 +23,7 @@ class MeanNorm:
     Attributes:
         norm: the norm, not finite where a gradient is not; None where only this worker is in the mean.
         contributors: workers whose gradients are in the mean, in rank order.
-        without: workers that take part in the step and are not in the mean, as they have pushed it without asking.
+        without: workers whose gradients the step has and the mean has not, as they have pushed without asking.
     """
 
     norm: float | None

@@ -44,6 +44,7 @@ from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
 from torch_ps.worker.runtime.lifetime import Part, check_process, immortalise
+from torch_ps.worker.session.ahead_match import number_if_same
 from torch_ps.worker.session.handshake import (
     check_arguments,
     describe_all,
@@ -92,6 +93,19 @@ class StepOutcome:
     applied: bool
     samples: float
     contributors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a training loop has written to parameters of one bucket.
+
+    Attributes:
+        pieces: positions of the pieces in the bucket, increasing.
+        payload: their values, fp32, one piece after the other.
+    """
+
+    pieces: Sequence[int]
+    payload: Buffer
 
 
 class _Lowest:
@@ -182,6 +196,8 @@ class Session(Part):
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
         pulled_bytes: encoded parameters received so far.
+        ahead_bytes: encoded gradients sent ahead so far.
+        used_bytes: those of them that a push has named.
 
     Raises:
         ConfigError: a codec does not exist, or the addresses are not those of one job's shards in order.
@@ -210,6 +226,7 @@ class Session(Part):
         self._norms = NormQuestions()
         self.shared_memory = SharedMemory(plane)
         self.wait_seconds, self.pushed_bytes, self.pulled_bytes = 0.0, 0, 0
+        self.ahead_bytes, self.used_bytes, self._ahead_number = 0, 0, 0
         self._step = 0  # of the last push
         self._ended = ""  # why this session can do nothing any more
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
@@ -345,6 +362,34 @@ class Session(Part):
             place = memory.place(bucket)
         return contextlib.nullcontext(self._staging[: bucket.numel] if place is None else place)
 
+    def sends_ahead(self, bucket: Bucket) -> bool:
+        """Whether the gradient of a bucket can travel ahead of its push.
+
+        Shared memory has nothing to send, and error feedback, whose payloads are small, changes with every encoding.
+        """
+        return not self.shared_memory.has(bucket.shard) and self._compressor.repeats(bucket)
+
+    def send_ahead(
+        self, bucket: Bucket, values: torch.Tensor, *, step: int, encoded: tuple[Codec, Sequence[Buffer]] | None = None
+    ) -> None:
+        """Send the gradient of one bucket for the server to hold. Only a ``push`` of the same bytes makes it count.
+
+        Args:
+            bucket: bucket of the gradient, one for which ``sends_ahead`` holds.
+            values: gradient, shape (numel,), fp32; overwritten.
+            step: step of the push that is to come.
+            encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
+        """
+        with self.span("encode", step, bucket.index):
+            codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=1.0)
+        self._ahead_number += 1
+        header = pb.Ahead(bucket=bucket.index, number=self._ahead_number, codec=codec.name)
+        size = sum(map(len, parts))
+        self.pushed_bytes += size
+        self.ahead_bytes += size
+        with self.span("send", step, bucket.index):
+            self._streams.send_ahead(bucket.index, pack(pb.UpHeader(ahead=header), parts))
+
     def push(
         self,
         bucket: Bucket,
@@ -357,10 +402,13 @@ class Session(Part):
         momentum: Mapping[str, HyperValue] | None = None,
         missing: bool = False,
         absent: Sequence[int] = (),
+        written: Written | None = None,
         nonfinite: bool = False,
         encoded: tuple[Codec, Sequence[Buffer]] | None = None,
     ) -> None:
         """Send the gradient of one bucket; ``wait`` waits for the answer.
+
+        What has been sent ahead and still is the same is not sent again: the push names it, and overtakes what waits.
 
         Args:
             bucket: bucket of the gradient.
@@ -373,6 +421,7 @@ class Session(Part):
             missing: whether the gradient is zero because there is none; the server steps the bucket only if another
                 worker has one.
             absent: positions of the bucket's pieces whose parameter has no gradient; ``values`` are 0 there.
+            written: what the training loop has written to parameters of the bucket since the last step.
             nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
         """
@@ -396,12 +445,32 @@ class Session(Part):
         )
         if bucket.index == 0 and self.sample_counts.used:
             header.covers.extend(self.sample_counts.cover())
-        size = sum(map(len, parts))
-        self.pushed_bytes += size
+        size, number = sum(map(len, parts)), self._number_ahead(bucket, codec, parts)
         with self.span("send", step, bucket.index):
-            if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
-                header.arena_bytes, parts = size, ()
-            self._streams.send(bucket.index, pack(pb.UpHeader(push=header), parts))
+            if number is None:
+                self.pushed_bytes += size
+                if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
+                    header.arena_bytes, parts = size, ()
+                elif written is not None:  # a message has room for one of the two
+                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts))
+                    self.pushed_bytes -= size
+                    number = self._ahead_number
+            if number is not None:
+                header.ahead, parts = number, ()
+                self.used_bytes += size
+            if written is not None:
+                header.written.extend(written.pieces)
+                parts = (written.payload,)
+            frame = pack(pb.UpHeader(push=header), parts)
+            self._streams.send(bucket.index, frame, overtake=number is not None and not parts)
+
+    def _number_ahead(self, bucket: Bucket, codec: Codec, parts: Sequence[Buffer]) -> int | None:
+        """The number of what was sent ahead for a bucket if it is ``parts``; else it is forgotten."""
+        frame = self._streams.ahead(bucket.index)
+        number = number_if_same(frame, codec.name, parts)
+        if frame is not None and number is None:
+            self._streams.drop_ahead(bucket.index)
+        return number
 
     def pull(self, bucket: Bucket) -> None:
         """Ask for the parameters of one bucket; ``wait`` waits for the answer."""
@@ -591,17 +660,30 @@ class Session(Part):
 
     # -------------------------------------------------------------- samples
 
-    def request_samples(self, request: pb.DataRequest) -> pb.DataReply:
+    @property
+    def awaited(self) -> bool:
+        """Whether another worker of the job waits for this one, asked from the lead; False where it does not answer."""
+        try:
+            workers = self._links[0].status(CONNECT_SECONDS).worker
+        except PsError:
+            return False
+        return any(self.name in each.waiting_for for each in workers)
+
+    def request_samples(self, request: pb.DataRequest, seconds: float | None = None) -> pb.DataReply:
         """Ask the lead for samples, again while the connection is broken.
+
+        Args:
+            request: request, whose worker and session are filled in here.
+            seconds: longest time to wait; None for the session's ``timeout``.
 
         Raises:
             WaitTimeout: says who has the samples that are left.
         """
         self.check_member()
         request.worker, request.session = self.name, self.number
-        lead, lease = self._shards[0], self.job.lease_seconds
+        lead, lease, longest = self._shards[0], self.job.lease_seconds, self.timeout if seconds is None else seconds
         try:
-            return call_with_retry(lambda: lead.link.data(request, self.timeout), lead.patience(lease))
+            return call_with_retry(lambda: lead.link.data(request, longest), lead.patience(lease))
         except WaitTimeout as error:
             raise WaitTimeout(f"{error}{advise_timeout(self.timeout)}") from None
 

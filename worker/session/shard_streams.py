@@ -1,6 +1,7 @@
 """The streams to all shards: keeps each frame until it is answered, and sends it again when a stream breaks.
 
     send(bucket, frame) --> kept --> stream of its shard --> server
+    send_ahead(bucket, frame) --> kept beside it; the push that names it overtakes what still waits to leave
     mark_answered(bucket) --> dropped <-- on_message <-- server
 
 Rules of this file
@@ -63,6 +64,7 @@ class ShardStreams:
         self._opened = [0] * len(shards)  # streams opened so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is being opened
         self._unanswered: dict[int, bytes] = {}
+        self._ahead: dict[int, bytes] = {}  # gradients sent ahead of pushes that are not answered yet, or not made
         self._heard = [0.0] * len(shards)  # when the last message came, on time.monotonic()
         self._awaited: list[set[int]] = []  # for each wait for some buckets: those not answered yet
 
@@ -71,8 +73,14 @@ class ShardStreams:
         for shard in range(len(self._shards)):
             self._open(shard)
 
-    def send(self, bucket: int, frame: bytes) -> None:
-        """Send a frame of one bucket; ``wait`` waits for its answer. An error comes out there, too."""
+    def send(self, bucket: int, frame: bytes, *, overtake: bool = False) -> None:
+        """Send a frame of one bucket; ``wait`` waits for its answer. An error comes out there, too.
+
+        Args:
+            bucket: bucket of the frame.
+            frame: frame to send.
+            overtake: whether the frame passes those that still wait to leave.
+        """
         shard, missing = self._shard_of[bucket], False
         with self.changed:
             if self._error is not None:
@@ -83,9 +91,28 @@ class ShardStreams:
                 missing = True
                 self._opening.add(shard)
         if stream is not None:
-            stream.send(frame)
+            stream.send(frame, overtake=overtake)
         elif missing:
             self._open(shard)
+
+    def send_ahead(self, bucket: int, frame: bytes) -> None:
+        """Send a gradient ahead of its push. It is sent again with the push if the stream breaks before the answer."""
+        with self.changed:
+            if self._error is not None:
+                return
+            self._ahead[bucket] = frame
+            stream = self._streams.get(self._shard_of[bucket])
+        if stream is not None:
+            stream.send(frame)
+
+    def ahead(self, bucket: int) -> bytes | None:
+        """The frame that was sent ahead for a bucket; None if there is none."""
+        return self._ahead.get(bucket)
+
+    def drop_ahead(self, bucket: int) -> None:
+        """Forget what was sent ahead for a bucket: no push names it, and the server replaces or drops it."""
+        with self.changed:
+            self._ahead.pop(bucket, None)
 
     def send_unkept(self, shard: int, frame: bytes) -> None:
         """Send a frame that nothing answers, if the stream is open."""
@@ -137,6 +164,7 @@ class ShardStreams:
     def mark_answered(self, bucket: int) -> None:
         """Drop the kept frame of a bucket, whose answer has been taken. The caller holds ``changed``."""
         self._unanswered.pop(bucket, None)
+        self._ahead.pop(bucket, None)
         done = not self._unanswered
         for awaited in self._awaited:
             awaited.discard(bucket)
@@ -196,6 +224,7 @@ class ShardStreams:
 
     def _forget_unanswered(self) -> None:
         self._unanswered.clear()
+        self._ahead.clear()
         for awaited in self._awaited:
             awaited.clear()
 
@@ -217,7 +246,8 @@ class ShardStreams:
             stream.send(self._hello)
             self._streams[shard] = stream
             self._opening.discard(shard)
-            again = [frame for bucket, frame in self._unanswered.items() if self._shard_of[bucket] == shard]
+            kept = (*self._ahead.items(), *self._unanswered.items())
+            again = [frame for bucket, frame in kept if self._shard_of[bucket] == shard]
         for frame in again:
             stream.send(frame)
 

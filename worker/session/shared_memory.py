@@ -10,7 +10,8 @@ Where a tensor of the model lives in such a region itself, nothing has to be cop
 Rules of this file
   1. A place is written again only when its push is answered. Until then the network carries further pushes.
   2. What cannot be shared is no error: the network carries it.
-  3. The server's parameters are mapped ``private``: what the training loop writes there stays in its process.
+  3. Parameters are mapped twice: ``private``, where tensors of the model live, so that what the training loop writes
+     stays in its process, and as the server has written them, so that such writes can be found.
 
 Source: the regions and their locks are those of ``torch_ps.common.arena``.
 """
@@ -50,7 +51,7 @@ class SharedMemory:
         self._wanted = wanted
         self.shards: dict[int, _ShardMemory] = {}
         self._busy: dict[int, int] = {}  # bucket -> step of the push that its place holds
-        self._read: dict[int, Arena] = {}  # bucket -> where its parameters were read last
+        self._read: dict[int, _Region] = {}  # bucket -> where its parameters were read last
 
     def share(self, links: Sequence[Link], plan: Plan, worker: str, session: int) -> None:
         """Offer memory to every shard.
@@ -90,7 +91,7 @@ class SharedMemory:
         """
         memory = self.shards[shard]
         dialled = 0 if self._wanted == "memory" else link.address.port
-        self.shards[shard] = _offer(link, memory.gradients, memory.answers, worker, session, dialled)
+        self.shards[shard] = _offer(link, memory.gradients, memory.answers.kept, worker, session, dialled)
 
     def forget(self, shard: int) -> None:
         """Let the network carry everything to and from this shard from now on."""
@@ -157,12 +158,12 @@ class SharedMemory:
             raise CorruptFrame(
                 f"bucket {bucket.index} is said to be in shared memory of shard {bucket.shard}: it has none"
             )
-        arena = memory.answers if place == pb.ANSWERS else memory.parameters
-        self._read[bucket.index] = arena
-        if place == pb.PARAMETERS:
-            arena.revert(bucket.index)
+        region = memory.answers if place == pb.ANSWERS else memory.parameters
+        self._read[bucket.index] = region
+        arena = region.view
+        arena.revert(bucket.index)
         values = arena.tensor(*arena.layout.span(bucket.index))
-        for version in arena.attempts(bucket.index, memory.parameters.offer.pid):  # noqa: B007 - the last one counts
+        for version in arena.attempts(bucket.index, memory.parameters.kept.offer.pid):  # noqa: B007 - the last one counts
             take(bucket, values)
         return version
 
@@ -174,11 +175,26 @@ class SharedMemory:
         memory = self.shards.get(shard.pop()) if len(shard) == 1 else None
         return None if memory is None else _one_piece(memory.gradients, pieces)
 
-    def parameter(self, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Tensor | None:
-        """Where one tensor's values were read last, flat, fp32; None if they are not in one piece."""
-        arenas = [self._read.get(bucket.index) for bucket, _ in pieces]
-        first = arenas[0]
-        return None if first is None or any(each is not first for each in arenas) else _one_piece(first, pieces)
+    def parameter(self, pieces: Sequence[tuple[Bucket, Piece]]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where one tensor's values were read last, flat, fp32; None if they are not in one piece.
+
+        Returns:
+            Where the tensor can live, whose writes stay in this process, and the same values without these writes.
+        """
+        regions = [self._read.get(bucket.index) for bucket, _ in pieces]
+        first = regions[0]
+        if first is None or any(each is not first for each in regions):
+            return None
+        place, kept = _one_piece(first.view, pieces), _one_piece(first.kept, pieces)
+        return None if place is None or kept is None else (place, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A region with parameters: as the server has written it, and as the tensors that live here have it."""
+
+    kept: Arena
+    view: Arena  # the same memory, mapped ``private``
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +202,8 @@ class _ShardMemory:
     """The regions that one worker and one shard share."""
 
     gradients: Arena
-    answers: Arena
-    parameters: Arena
+    answers: _Region
+    parameters: _Region
 
     def place(self, bucket: int) -> torch.Tensor:
         return self.gradients.tensor(*self.gradients.layout.span(bucket))
@@ -222,5 +238,7 @@ def _offer(link: Link, gradients: Arena, answers: Arena, worker: str, session: i
     reply = link.share(request, SHARE_SECONDS)
     if not reply.HasField("parameters"):
         raise NoSharedMemory(reply.reason)
-    parameters = Arena.open(gradients.layout, offer_from_proto(reply.parameters), private=True)
-    return _ShardMemory(gradients, answers, parameters)
+    offer = offer_from_proto(reply.parameters)
+    parameters = _Region(Arena.open(gradients.layout, offer), Arena.open(gradients.layout, offer, private=True))
+    own = _Region(answers, Arena.open(answers.layout, answers.offer, private=True))
+    return _ShardMemory(gradients, own, parameters)

@@ -92,6 +92,7 @@ def train(setup: TrainingSetup) -> None:
             feedback=config.feedback,
             compress_warmup=config.compress_warmup,
             momentum_correction=config.momentum_correction,
+            buffers=config.buffers,
             accumulate=config.accumulate,
             local_steps=config.local_steps,
             outer_lr=config.outer_lr,

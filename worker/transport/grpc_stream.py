@@ -3,12 +3,12 @@
     send(frame) --> queue --> gRPC's thread --> server
     on_message(message) <-- reader thread <-- server
 
-Frames that wait in the queue together travel as one message.
+Frames that wait in the queue together travel as one message. Those that overtake have a queue of their own, which is
+emptied first: before each message, not before each bunch of messages.
 """
 
-import contextlib
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +17,7 @@ import grpc
 from torch_ps.common.errors import PsError, Unreachable
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.frames import messages
+from torch_ps.common.wire.frames import take_message
 from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
 #: Begins the call Exchange: takes the messages to send, returns the call, which iterates over the messages that come.
@@ -36,19 +36,23 @@ class GrpcStream:
 
     def __init__(self, start_call: StartCall, server: Address, on_message: OnMessage, on_end: OnEnd) -> None:
         self._server, self._on_message, self._on_end = server, on_message, on_end
-        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._closed = False
+        self._frames: deque[bytes] = deque()
+        self._first: deque[bytes] = deque()  # frames that overtake the others
+        self._put = threading.Condition()
+        self._closed = self._ended = False
         self._failure: PsError | None = None
         self._call = start_call(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"read {server}", daemon=True)
         self._reader.start()
 
-    def send(self, frame: bytes) -> None:
-        self._frames.put(frame)
+    def send(self, frame: bytes, *, overtake: bool = False) -> None:
+        with self._put:
+            (self._first if overtake else self._frames).append(frame)
+            self._put.notify()
 
     def close(self) -> None:
         self._closed = True
-        self._frames.put(None)
+        self._end()
         self._reader.join(1.0)
         self._call.cancel()
 
@@ -58,16 +62,19 @@ class GrpcStream:
 
     def _messages(self) -> Iterator[bytes]:
         """What waits to be sent, several frames as one message where they fit. Runs on gRPC's thread."""
-        frame = self._frames.get()
-        while frame is not None:
-            waiting = []
-            with contextlib.suppress(queue.Empty):
-                while frame is not None:
-                    waiting.append(frame)
-                    frame = self._frames.get_nowait()
-            yield from messages(waiting)
-            if frame is not None:
-                frame = self._frames.get()
+        while True:
+            with self._put:
+                self._put.wait_for(lambda: self._first or self._frames or self._ended)
+                if not (self._first or self._frames):
+                    return
+                message = take_message(self._first or self._frames)
+            yield message
+
+    def _end(self) -> None:
+        """Let ``_messages`` end once everything that waits has left."""
+        with self._put:
+            self._ended = True
+            self._put.notify()
 
     def _read(self) -> None:
         try:
@@ -84,6 +91,6 @@ class GrpcStream:
             end = PsError(f"a frame of server {self._server} could not be taken: {error!r}")
             end.__cause__ = error
         finally:
-            self._frames.put(None)
+            self._end()
         if not self._closed:
             self._on_end(end)

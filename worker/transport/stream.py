@@ -22,12 +22,17 @@ OnEnd = Callable[[PsError], None]
 class Stream(Protocol):
     """One open stream to one shard. It begins to read when it is made, on a thread of its own.
 
-    Frames arrive at the server in the order of ``send``, each once or not at all. A stream that has ended stays ended;
-    whoever needs another one opens it and sends again what was not answered.
+    Frames arrive at the server in the order of ``send``, except those that overtake, each once or not at all. A stream
+    that has ended stays ended; whoever needs another one opens it and sends again what was not answered.
     """
 
-    def send(self, frame: bytes) -> None:
-        """Send one frame. Never raises: what goes wrong comes out at ``on_end``. May be called on any thread."""
+    def send(self, frame: bytes, *, overtake: bool = False) -> None:
+        """Send one frame. Never raises: what goes wrong comes out at ``on_end``. May be called on any thread.
+
+        Args:
+            frame: frame to send.
+            overtake: whether the frame passes those that still wait to leave.
+        """
 
     def close(self) -> None:
         """Deliver what was sent, end the stream, and wait for the reader thread, at most a second."""

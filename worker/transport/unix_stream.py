@@ -72,7 +72,7 @@ class UnixStream:
         self._reader = threading.Thread(target=self._read, name=f"read {address}", daemon=True)
         self._reader.start()
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, *, overtake: bool = False) -> None:  # nothing waits here, so nothing is overtaken
         # An error of the socket is the reader's to report: it sees the connection end, too.
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(put(frame))

@@ -38,8 +38,9 @@ def by_torch(name: str, num_workers: int) -> list[nn.Module]:
     return found
 
 
-def train(servers: Servers, name: str, rank: int, expected: list[nn.Module], **options: object) -> None:
-    model = seeded(Experts)
+def train(
+    servers: Servers, name: str, model: nn.Module, rank: int, expected: list[nn.Module], **options: object
+) -> None:
     with torch_ps.ParameterServerOptimizer(
         OPTIMIZERS[name](model),
         model,
@@ -60,15 +61,15 @@ def train(servers: Servers, name: str, rank: int, expected: list[nn.Module], **o
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_expert_that_a_batch_does_not_use_is_left_alone(name: str, plane: str, overlap: str) -> None:
     with job() as servers:
-        train(servers, name, 0, by_torch(name, 1), plane=plane, overlap=overlap)
+        train(servers, name, seeded(Experts), 0, by_torch(name, 1), plane=plane, overlap=overlap)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_expert_that_one_of_two_workers_uses_gets_half_its_gradient_and_one_that_none_uses_none(name: str) -> None:
-    models = by_torch(name, 2)
-    seeded(Experts)  # before any thread runs: all draw from one generator
+    expected = by_torch(name, 2)
+    models = [seeded(Experts) for _ in range(2)]  # before any thread runs: all draw from one generator
     with job(workers=2, shards=2, bucket_size=0.001) as servers:
-        at_once(*(lambda r=rank: train(servers, name, r, models) for rank in range(2)))
+        at_once(*(lambda r=r, m=model: train(servers, name, m, r, expected) for r, model in enumerate(models)))
 
 
 @pytest.mark.parametrize("compress", ["topk:0.2", "sign"])

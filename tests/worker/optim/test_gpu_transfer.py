@@ -217,9 +217,9 @@ def test_gradients_are_held_until_they_were_read(monkeypatch: pytest.MonkeyPatch
         held: list[list[torch.Tensor]] = []
         hand_over = pusher._hand_over
 
-        def look(bucket: Any, slot: Any, codec: Any, size: int, read: list[torch.Tensor], facts: Any) -> None:
+        def look(bucket: Any, slot: Any, codec: Any, size: int, read: list[torch.Tensor], *rest: Any) -> None:
             held.append(list(read))
-            hand_over(bucket, slot, codec, size, read, facts)
+            hand_over(bucket, slot, codec, size, read, *rest)
             assert not read
 
         monkeypatch.setattr(pusher, "_hand_over", look)

@@ -1,5 +1,7 @@
 """Models of every shape: tied, frozen and unused parameters, other dtypes and memory formats, buffers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -153,29 +155,150 @@ def test_workers_begin_and_end_with_the_same_parameters_and_buffers(mode: str) -
     assert last.version == (15 if mode == "sync" else 30)
 
 
-def test_buffers_are_the_mean_over_the_workers() -> None:
-    class Holder(nn.Module):
-        def __init__(self, value: float) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1))
-            self.register_buffer("mean", torch.tensor([value]))
-            self.register_buffer("count", torch.tensor(int(value)))
-            self.register_buffer("scratch", torch.tensor(value), persistent=False)
+class Holder(nn.Module):
+    """One parameter, and buffers of every rule with values that fp32 does not hold."""
 
+    running_mean: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("running_mean", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("scratch", torch.tensor(0), persistent=False)
+
+    def set(self, value: int) -> None:
+        self.running_mean = self.running_mean + value  # another tensor, as some layers make it
+        for name in ("count", "scratch"):
+            getattr(self, name).fill_(2**53 + value)
+
+    def state(self) -> dict[str, float]:
+        return {name: buffer.item() for name, buffer in self.named_buffers()}
+
+
+@pytest.mark.parametrize("overlap", ["auto", "forward"])
+@pytest.mark.parametrize("buffers", ["sync", "local"])
+def test_running_statistics_become_the_mean_and_other_buffers_those_of_rank_0(buffers: str, overlap: str) -> None:
     with job(workers=2) as servers:
-        holders = [Holder(0.0), Holder(0.0)]
+        holders = [Holder(), Holder()]
+
+        def run(index: int) -> None:
+            model = holders[index]
+            with torch_ps.ParameterServerOptimizer(
+                torch.optim.SGD(model.parameters(), lr=1.0),
+                model,
+                str(servers),
+                name=f"w{index}",
+                buffers=buffers,
+                overlap=overlap,
+            ) as optimizer:
+                model.set(10 + 11 * index)
+                model.weight.grad = torch.zeros(1)
+                optimizer.step()
+
+        at_once(lambda: run(0), lambda: run(1))
+    for index, model in enumerate(holders):
+        own = 10 + 11 * index
+        mean, count = (15.5, 2**53 + 10) if buffers == "sync" else (own, 2**53 + own)
+        assert model.state() == {"running_mean": mean, "count": count, "scratch": 2**53 + own}
+
+
+def test_workers_that_disagree_about_buffers_are_told() -> None:
+    with job(workers=2) as servers:
+        model = Holder()
+        with torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters()), model, str(servers), name="w0"):
+            other = Holder()
+            with pytest.raises(torch_ps.ModelMismatch, match=r"'running_mean'.*give all workers the same buffers="):
+                torch_ps.ParameterServerOptimizer(
+                    torch.optim.SGD(other.parameters()), other, str(servers), name="w1", buffers="local"
+                )
+
+
+class Stateful(nn.Module):
+    """A layer with buffers of every kind that it changes, replaces and drops as it runs."""
+
+    queue: torch.Tensor
+    next: torch.Tensor
+    seen: torch.Tensor
+    phase: torch.Tensor
+    wide: torch.Tensor
+    position: torch.Tensor
+    grows: torch.Tensor
+    comes: torch.Tensor
+    goes: torch.Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(12, 7), nn.BatchNorm1d(7, momentum=None)
+        self.exact = nn.BatchNorm1d(7).double()
+        self.register_buffer("queue", torch.nn.functional.normalize(torch.randn(16, 7), dim=1))
+        self.register_buffer("next", torch.tensor(2**40))
+        self.register_buffer("seen", torch.zeros(7, dtype=torch.bool))
+        self.register_buffer("phase", torch.ones(1, dtype=torch.complex64))
+        self.register_buffer("wide", torch.ones(3, dtype=torch.complex128))
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+        self.register_buffer("position", torch.ones(1).expand(5))
+        self.register_buffer("grows", torch.zeros(0))
+        self.register_buffer("comes", None)
+        self.register_buffer("goes", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.layer(x)) @ self.queue[:7].clone() * self.position[0]
+        with torch.no_grad():
+            at = int(self.next) % 16
+            self.queue[at] = torch.nn.functional.normalize(y[0], dim=0)
+            self.next += 1
+            self.seen[at % 7] = True
+            self.phase = self.phase * torch.tensor(0.6 + 0.8j)
+            self.wide.mul_(0.5)
+            self.exact(y.detach().double() / 3)
+            self.grows = torch.cat([self.grows, y[0, :1]])
+            self.goes = None if at % 3 else y[0, :2].clone()
+            self.comes = y[0].clone()
+        return y
+
+
+@pytest.mark.parametrize("overlap", ["auto", "forward"])
+@pytest.mark.parametrize("plane", ["memory", "network"])
+def test_every_buffer_of_one_worker_has_the_bits_of_local_training_after_every_step(plane: str, overlap: str) -> None:
+    local: Any = seeded(Stateful)
+    remote: Any = seeded(Stateful)
+    alone = sgd(local)
+    with (
+        job(bucket_size=0.001) as servers,
+        torch_ps.ParameterServerOptimizer(sgd(remote), remote, str(servers), overlap=overlap, plane=plane) as optimizer,
+    ):
+        for step in range(6):
+            for model, each in ((local, alone), (remote, optimizer)):
+                backward(model, step)
+                each.step()
+                each.zero_grad()
+            versions = {name: buffer._version for name, buffer in local.named_buffers()}
+            for name, buffer in remote.named_buffers():
+                expected = local.get_buffer(name)
+                assert torch.equal(buffer.to_dense(), expected.to_dense()), (step, name)
+                assert buffer.stride() == expected.stride() if not buffer.is_sparse else True
+                assert buffer._version == versions[name], (step, name)
+    assert local.next.item() == 2**40 + 6
+
+
+def test_buffers_that_some_workers_have_no_more_are_those_of_the_others() -> None:
+    with job(workers=2) as servers:
+        holders = [Holder(), Holder()]
 
         def run(index: int) -> None:
             model = holders[index]
             with torch_ps.ParameterServerOptimizer(
                 torch.optim.SGD(model.parameters(), lr=1.0), model, str(servers), name=f"w{index}"
             ) as optimizer:
-                for buffer in model.buffers():
-                    buffer.fill_(10 + 10 * index)
+                model.set(10 + 11 * index)
+                if index == 0:
+                    model._buffers["count"] = None
+                    model._buffers["running_mean"] = None
                 model.weight.grad = torch.zeros(1)
                 optimizer.step()
 
         at_once(lambda: run(0), lambda: run(1))
-    for index, model in enumerate(holders):
-        state = {name: buffer.item() for name, buffer in model.named_buffers()}
-        assert state == {"mean": 15.0, "count": 15, "scratch": 10 + 10 * index}
+    assert list(holders[0].state()) == ["scratch"]
+    assert holders[1].state() == {"running_mean": 21.0, "count": 2**53 + 21, "scratch": 2**53 + 21}

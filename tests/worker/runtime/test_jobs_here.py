@@ -9,7 +9,7 @@ import pytest
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.wire.job_servers import JobServers, parse_jobs
 from torch_ps.worker.runtime import jobs_here
-from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
+from torch_ps.worker.runtime.jobs_here import choose_job, companions_of, enter_job, leave_job
 
 TWO = parse_jobs("gen=a:1,a:2;critic=b:1")
 
@@ -40,10 +40,12 @@ def _nobody_here() -> Iterator[None]:
     jobs_here._taken.update(before)
 
 
-def entered(jobs: tuple[JobServers, ...], worker: str, job: str = "", model: str = "") -> tuple[Member, str]:
+def entered(
+    jobs: tuple[JobServers, ...], worker: str, job: str = "", model: str = "", *, own_name: bool = False
+) -> tuple[Member, str]:
     member, trains = Member(), Model(model)
-    chosen = choose_job(jobs, job, worker, own_name=False, trains=trains)
-    enter_job(member, chosen, worker, trains)
+    chosen = choose_job(jobs, job, worker, own_name=own_name, trains=trains)
+    enter_job(member, chosen, worker, own_name=own_name, trains=trains)
     return member, chosen.name
 
 
@@ -105,3 +107,17 @@ def test_the_former_optimizer_of_a_model_is_closed_and_its_job_taken(caplog: pyt
     assert "worker w0 of job critic is closed, as this process makes another optimizer in its place" in caplog.text
     with pytest.raises(ConfigError, match="another model in job gen as worker w0, job critic as worker w0"):
         choose_job(TWO, "", "w0", own_name=False, trains=Model("third"))
+
+
+def test_companions_are_the_same_worker_in_other_jobs() -> None:
+    pairs = [[entered(TWO, f"w{rank}", job, own_name=True)[0] for job in ("gen", "critic")] for rank in range(2)]
+    assert companions_of(pairs[0][0]) == [pairs[0][1]]
+    assert companions_of(pairs[1][1]) == [pairs[1][0]]
+    leave_job(pairs[0][1])
+    assert companions_of(pairs[0][0]) == []
+    assert companions_of(Member()) == []
+
+
+def test_workers_with_made_up_names_are_one_worker() -> None:
+    gen, critic = (entered(TWO, f"host-1-{made_up}")[0] for made_up in "ab")
+    assert companions_of(gen) == [critic]
