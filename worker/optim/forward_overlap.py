@@ -94,6 +94,7 @@ class ForwardOverlap(Part):
                 self._buckets[piece.tensor].add(bucket.index)
         self._number = {id(tensor): index for index, tensor in enumerate(tensors)}
         self._kinds = {kind: _under_way(kind, weakly(self.arrive)) for kind in (torch.Tensor, nn.Parameter)}
+        self._outcome: StepOutcome | None = None  # of the last step, if a fork has waited for it
         self._open = False  # the outcome of the last step has not been taken
         self._failed = False
         self._handles = [
@@ -109,7 +110,7 @@ class ForwardOverlap(Part):
 
     def begin(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note that the gradients of a step are all sent: ``tensors``, as the model has them now, are under way."""
-        self._open, self._failed = True, False
+        self._open, self._failed, self._outcome = True, False, None
         self._tensors, self._number = tensors, {id(tensor): index for index, tensor in enumerate(tensors)}
         for tensor in self._tensors:
             tensor.__class__ = self._kinds[type(tensor)]
@@ -135,7 +136,7 @@ class ForwardOverlap(Part):
             WaitTimeout: says who is waited for; the tensors stay under way.
             PsError: an answer will not come; the tensors stay as they are.
         """
-        outcome = self._guard(self._pusher.wait)
+        outcome = self._outcome or self._guard(self._pusher.wait)
         self._end()
         return outcome
 
@@ -162,9 +163,9 @@ class ForwardOverlap(Part):
 
     def before_fork(self) -> None:
         """Wait until everything is in, as the child has nobody to wait for."""
-        if self._open:
+        if self._open and self._outcome is None:
             try:
-                self._guard(lambda: self._pusher.wait_for(set().union(*self._buckets)))
+                self._outcome = self._guard(self._pusher.wait)
             except PsError as error:
                 log.warning("a process is forked while parameters of the last step are under way: %s", error)
                 return
