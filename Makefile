@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo quick check test lint proto bench chaos fuzz soak docs dist clean
+.PHONY: help demo quick check test lint proto bench chaos loops fuzz soak docs dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -58,6 +58,10 @@ bench: $(VENV)/dev
 # make chaos  random faults in real jobs, and what they cost; SECONDS=3600 SEED=7
 chaos: $(VENV)/dev
 	python -m tests.chaos.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# make loops  training loops put together at random, each compared with plain torch after each line; SECONDS=600 SEED=7
+loops: $(VENV)/dev
+	python -m tests.loops.random_loops $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # make fuzz   bytes that nobody would write, to all that reads the bytes of others; SECONDS=600 SEED=7
 fuzz: $(VENV)/dev

@@ -1,7 +1,7 @@
 """Time that communication adds to a training step: not hidden, hidden behind backward, hidden behind forward too.
 
     python bench/overlap.py                              # as in docs/benchmark-log.md; links need root and iproute2
-    python bench/overlap.py --rates 0,300 --only forward
+    python bench/overlap.py --rates 0,300 --only eager
 
 The small GPT of the demo, 1.4 M parameters in buckets of 256 KiB, batches of 8 x 64 bytes, AdamW, one compute thread in
 each process. Rate 0 is loopback; other rates put each process on a node with a link of so many Mb/s in each direction
@@ -9,8 +9,10 @@ each process. Rate 0 is loopback; other rates put each process on a node with a 
 
 "compute" is forward and backward alone. "exposed" is the seconds of a step beyond those of "compute" in the same
 repetition: what is sent, the server's step and what comes back, as far as it is not hidden. "M/B" is the least that the
-bytes of one direction take on the link. Every worker trains on the same batches, so after its run the model has to have
-the bits of training without a server; that is checked.
+bytes of one direction take on the link. Where gradients are sent ahead and decided at ``step``, parameters come back
+after backward: "auto" can hide one direction and no more, so its step is compared with compute + M/B. Every worker
+trains on the same batches, so after its run the model has to have the bits of training without a server; that is
+checked.
 """
 
 import json
@@ -34,7 +36,7 @@ from bench.rounds import Job, Work
 PORT = 50051
 BUCKET_MIB = 0.25
 BATCH, BATCHES = 8, 4
-ORDERS = ("off", "on", "forward")
+ORDERS = ("off", "auto", "forward", "eager", "eager,forward")
 WARM, ROUNDS = 3, 30
 
 
@@ -152,12 +154,13 @@ def table(found: dict[Row, list[dict[str, float]]], megabytes: float) -> list[di
 
 
 def text(records: list[dict[str, Any]]) -> str:
-    lines = [f"{'row':<20}{'ms/step':>10}{'exposed ms':>12}{'M/B ms':>9}"]
+    lines = [f"{'row':<24}{'ms/step':>10}{'exposed ms':>12}{'M/B ms':>9}{'/(compute + M/B)':>18}"]
+    compute = records[0]["seconds_per_step"]
     for record in records:
-        least = f"{1e3 * record['least']:.0f}" if record["least"] else "-"
-        lines.append(
-            f"{record['row']:<20}{1e3 * record['seconds_per_step']:>10.1f}{1e3 * record['exposed']:>12.1f}{least:>9}"
-        )
+        step, least = record["seconds_per_step"], record["least"]
+        ratio = f"{step / (compute + least):.2f}" if least else "-"
+        link = f"{1e3 * least:.0f}" if least else "-"
+        lines.append(f"{record['row']:<24}{1e3 * step:>10.1f}{1e3 * record['exposed']:>12.1f}{link:>9}{ratio:>18}")
     return "\n".join(lines) + "\n"
 
 

@@ -149,6 +149,9 @@ class MeanNorms:
         self._decided = {key: decided for key, decided in self._decided.items() if key[0] >= open_step}
         for key in sorted({question.key for question, _ in self._waiting.values()} - set(self._decided)):
             self._decide(key, shard)
+        last = max((turn for _, turn in self._decided), default=0)
+        # Nobody can still miss an answer of a round before the last one: all have asked in the next one since.
+        self._decided = {key: decided for key, decided in self._decided.items() if key[1] >= last - 1}
         answers = []
         for question, _ in list(self._waiting.values()):
             if _needs(question) > roster.epoch:

@@ -5,7 +5,7 @@
 
 Rules of this file
   1. The core decides whose gradients are in the mean (``ps/core/mean_norms.py``); this file computes it.
-  2. A round is computed once, and its norms are kept while its step is open, for answers that were lost.
+  2. A round is computed once. The norms of the last two rounds are kept while their step is open, for lost answers.
   3. Gradients are held from the last Measure to the answer. In shared memory they stay where they are: their worker
      waits for the answer, or ends its stream first.
 
@@ -113,8 +113,8 @@ class NormMeter:
     def _answer(self, answers: Sequence[NormAnswer]) -> None:
         if not answers:
             return
-        open_step = self._core.open_step
-        self._norms = {key: task for key, task in self._norms.items() if key[0] >= open_step}
+        open_step, last = self._core.open_step, max(answer.key[1] for answer in answers)
+        self._norms = {key: task for key, task in self._norms.items() if key[0] >= open_step and key[1] >= last - 1}
         for answer in answers:
             if [asked.worker for asked in answer.asked] == [answer.worker]:
                 self._send(answer, [])

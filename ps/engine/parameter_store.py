@@ -216,7 +216,7 @@ class Store:
         left_out: list[NonFinite] = []
         mean = self._mean(slot, gradients)
         if mean is not None and not math.isfinite(mean.values.sum().item()):
-            left_out = [found for g in gradients if len(g.payload) and (found := self._nonfinite(slot, g))]
+            left_out = [found for g in gradients if g.weight > 0 and (found := self._nonfinite(slot, g))]
             bad = {found.worker for found in left_out}
             mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
         return mean, left_out

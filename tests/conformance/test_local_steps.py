@@ -325,6 +325,33 @@ def test_optimizer_that_evaluates_the_model_by_itself_makes_the_inner_steps() ->
         assert (a - b).norm() / b.norm() < 1e-5
 
 
+def test_lbfgs_begins_anew_where_outer_momentum_has_moved_the_model() -> None:
+    """Else it takes the servers' move for a step of its own, and the loss goes to 1e9 and beyond."""
+
+    def train(model: nn.Module, optimizer: Any, steps: Sequence[int]) -> list[float]:
+        def closure(step: int) -> float:
+            optimizer.zero_grad()
+            return backward(model, step).item()
+
+        return [float(optimizer.step(lambda step=step: closure(step))) for step in steps]
+
+    def lbfgs(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(model.parameters(), lr=1.0, max_iter=4)
+
+    local, remote = seeded(mlp), seeded(mlp)
+    masters = [parameter.detach().clone() for parameter in local.parameters()]
+    outer = torch.optim.SGD(masters, lr=0.7, momentum=0.9, nesterov=True)
+    expected: list[float] = []
+    for begin in range(0, 12, 2):
+        expected += train(local, lbfgs(local), (begin, begin + 1))
+        for master, parameter in zip(masters, local.parameters(), strict=True):
+            master.grad = master - parameter.detach()
+        outer.step()
+        torch._foreach_copy_([parameter.detach() for parameter in local.parameters()], masters)
+    with served(remote, lbfgs(remote), None, local_steps=2) as optimizer:
+        assert train(remote, optimizer, range(12)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_state_of_the_inner_optimizer_is_saved_loaded_and_kept_between_rounds() -> None:
     model = seeded(mlp)
     with served(model, adamw(model), None, local_steps=2, **MEAN) as optimizer:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import torch_ps
-from tests.checkpoint.test_resume import adamw, sgd
+from tests.checkpoint.test_resume import adamw, fused_sgd, sgd
 from tests.support.jobs import SECONDS, until
 from tests.support.leased import EPOCHS, SIZE, Told, train_leased
 from tests.support.replicated import Replicated, replicated
 from tests.support.restart import shards
 from tests.support.threads import at_once
-from tests.support.training import backward, conv, mlp, same, seeded
+from tests.support.training import Experts, backward, conv, mlp, same, seeded
 
 STEPS, FAULT = 16, 6
 NEVER = 10**6
@@ -30,6 +30,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "adamw, int8 pulls": (mlp, adamw, {"compress_pull": "int8"}),
     "sgd, sign both ways": (mlp, sgd, {"compress": "sign", "compress_pull": "sign"}),
     "adamw, buffers": (conv, adamw, {}),
+    "fused sgd, experts without a gradient": (Experts, fused_sgd, {"plane": "network"}),
 }
 
 

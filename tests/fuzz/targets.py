@@ -125,6 +125,8 @@ def seeds() -> dict[str, list[bytes]]:
     ahead = pb.UpHeader(ahead=pb.Ahead(bucket=1, number=9, codec="none"))
     named = pb.UpHeader(push=pb.Push(step=3, bucket=1, weight=4.0, ahead=9, absent=[1], written=[0, 2]))
     pull = pack(pb.UpHeader(pull=pb.Pull(bucket=7)))
+    measure = pb.UpHeader(measure=pb.Measure(step=3, bucket=1, round=1, power=2.0, weight=4.0, arena_bytes=16))
+    measured = pb.Measured(step=3, round=1, norm=[0.5, 2.0], contributor=["w0", "w1"], without=["w2"])
     facts = {
         "name": manifests.shard_name(12, 0, 1, "safetensors"),
         "size": 100,
@@ -159,6 +161,8 @@ def seeds() -> dict[str, list[bytes]]:
             pack(ahead, (bytes(24),)),
             pack(named, (bytes(16),)),
             pack(pb.DownHeader(bucket=1, version=3), (b"abcd",)),
+            pack(measure),
+            pack(pb.DownHeader(measured=measured)),
         ],
         "message": [pull + pull + pack(push, (bytes(16),)), pack(push) + pack(named) + pack(ahead, (bytes(24),))],
         "document": [json.dumps(head).encode() + b"\n" + bodies[0]],

@@ -39,8 +39,10 @@ def train(model, optimizer, batches):
 
 def sgd(model): return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
+models = [seeded(mlp), seeded(mlp)]
+
 def worker(rank):
-    model = seeded(mlp)
+    model = models[rank]
     with torch_ps.ParameterServerOptimizer(sgd(model), model, rank=rank) as optimizer:
         return train(model, optimizer, [rank])
 

@@ -57,14 +57,15 @@ def with_trainer():
     trainer = Trainer(net, arguments, train_dataset=data, eval_dataset=data[:5], optimizers=(optimizer, None))
     trainer.train()
     assert trainer.state.global_step == 8, trainer.state.global_step
+    assert arguments.process_index == rank and arguments.should_save == (rank == 0)
     net.told("Trainer", trainer.lr_scheduler.get_last_lr()[0])
 
 def with_accelerate():
     loader, held_out = loaders()
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=EPOCHS * len(loader))
-    model, stepper, loader, held_out, schedule = Accelerator(cpu=True).prepare(
-        net, optimizer, loader, held_out, schedule
-    )
+    accelerator = Accelerator(cpu=True)
+    model, stepper, loader, held_out, schedule = accelerator.prepare(net, optimizer, loader, held_out, schedule)
+    assert accelerator.is_main_process == (rank == 0)
     for _ in range(EPOCHS):
         model.train()
         for index in loader:

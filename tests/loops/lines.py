@@ -133,7 +133,8 @@ def forget(r: Any, how: str) -> None:
             case "none":
                 parameter.grad = None
             case "in place" if parameter.grad is not None:
-                parameter.grad.detach_().zero_()
+                _try(r, parameter.grad.detach_)  # torch refuses it for a view
+                parameter.grad.zero_()
             case "data" if parameter.grad is not None:
                 parameter.grad.data.zero_()
             case "deleted":
@@ -220,7 +221,7 @@ def spoil(r: Any, index: int) -> None:
     parameters = list(r.model.parameters())
     gradient = parameters[index % len(parameters)].grad
     if gradient is not None:
-        gradient.view(-1)[0] = float("nan")
+        gradient[(0,) * gradient.dim()] = float("nan")
 
 
 def hook(r: Any, index: int) -> None:
@@ -318,7 +319,7 @@ def write(r: Any, how: str, index: int) -> None:
         case "data":
             p.data = p.data * 0.9
         case "element":
-            p.view(-1)[0] = 0.25
+            p[(0,) * p.dim()] = 0.25
         case "copy_":
             p.copy_(p.sign() * 0.1)
 
@@ -366,7 +367,6 @@ def _promised(chance: random.Random) -> list[str]:
             f"change_decay(r, {chance.choice((0.0, 0.1))})",
             f"evaluate(r, {batch + 50})",
             f"choose(r, {chance.randrange(3)})",
-            f"write(r, {chance.choice(WRITE)!r}, {chance.randrange(8)})",
             "reload_optimizer(r)",
             f"freeze(r, {chance.randrange(2)}, {chance.random() < 0.5})",
         ]

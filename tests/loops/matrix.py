@@ -1,8 +1,8 @@
 """python -m tests.loops.matrix: every kind of loops on every plane, with every overlap, with one worker and two.
 
 Prints a markdown table: "=" where the bits are plain torch's after each line, "r" with the words of the error that is
-raised before anything is applied, "D" where the two part. With ``overlap="eager"`` a kind that does not keep its
-promise stands in brackets, whatever comes of it.
+raised before anything is applied, "D" where the two part. A kind that the documentation of an overlap excludes stands
+in brackets, whatever comes of it: it breaks the promise of "eager", or keeps views that "forward" cannot see.
 """
 
 import sys
@@ -54,9 +54,9 @@ def _cell(
         found = compare(kind, plane, overlap, num_workers, shards=shards)
     except Exception as error:  # noqa: BLE001 - the other kinds are compared all the same
         found = f"{type(error).__name__}: {error}"
-    outside = "eager" in overlap and not kind.keeps_promise
+    outside = not kind.is_for(overlap)
     what = "equal" if found == "equal" else "refused" if found.startswith("refused") else "different"
-    count[f"{what}, outside the promise of eager" if outside else what] += 1
+    count[f"{what}, outside what the overlap is for" if outside else what] += 1
     mark = "=" if what == "equal" else f"{what[0].upper()}{notes.setdefault(found[:400], len(notes) + 1)}"
     return f"({mark})" if outside else mark
 

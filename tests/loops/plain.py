@@ -133,7 +133,8 @@ class Mean:
             for group, job in groups:
                 group.update({key: value for key, value in job.items() if key != "params"})
             for parameter, value, gradient in zip(parameters, start, mean, strict=True):
-                parameter.copy_(value)
+                if not torch.equal(parameter, value):  # else a graph from before stays valid if nothing is stepped
+                    parameter.copy_(value)
                 parameter.grad = None if gradient is None else gradient.clone()
             self._steps[rank]()
             for group, before in zip(self._optimizers[rank].param_groups, kept, strict=True):

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,7 @@ class Kind:
         refused_with: the same for some values of overlap only.
         keeps_promise: whether a gradient stays as backward left it, and nothing is read before ``step``: what
             ``overlap="eager"`` is for.
+        keeps_views: whether a view or array of a weight is kept, whose use ``overlap="forward"`` cannot see.
         same_gradients: whether ``.grad`` is compared, too. False with a GradScaler: a wrapped optimizer leaves the
             scale in it, as torch's own do that ``_step_supports_amp_scaling``, such as the fused ones.
         is_observed: whether model and gradients are compared after each line, too, not only after the last one.
@@ -56,8 +58,13 @@ class Kind:
     refused: str = ""
     refused_with: Mapping[str, str] = field(default_factory=dict)
     keeps_promise: bool = True
+    keeps_views: bool = False
     same_gradients: bool = True
     is_observed: bool = True
+
+    def is_for(self, overlap: str) -> bool:
+        """Whether the documentation of a value of overlap covers this loop."""
+        return not ("eager" in overlap and not self.keeps_promise) and not ("forward" in overlap and self.keeps_views)
 
 
 KINDS: dict[str, Kind] = {}
@@ -85,3 +92,12 @@ def load() -> dict[str, Kind]:
     for module in sorted(each.name for each in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"tests.loops.kinds.{module}")
     return KINDS
+
+
+def listed() -> str:
+    """All kinds as lines of markdown, an entry for each module of ``tests/loops/kinds``."""
+    names: dict[str, list[str]] = {}
+    for each in load().values():
+        names.setdefault(each.subject, []).append(each.name)
+    entries = [f"* `{subject}.py`, {len(found)} kinds: {'; '.join(found)}" for subject, found in names.items()]
+    return "\n".join(textwrap.fill(entry, 120, subsequent_indent="  ", break_on_hyphens=False) for entry in entries)

@@ -196,6 +196,29 @@ def test_push_that_cannot_be_taken_is_refused(
     assert re.search(message, str(found))
 
 
+@pytest.mark.parametrize(
+    ("header", "payload", "error", "message"),
+    [
+        ({"bucket": 7}, bytes(4 * SIZE), torch_ps.CorruptFrame, "bucket 7 is not one of"),
+        ({}, bytes(4 * SIZE - 1), torch_ps.CorruptFrame, "none payload has 31 bytes; .* needs 32"),
+        ({"ahead": 3}, b"", torch_ps.ProtocolError, "gradient 3 of bucket 0 has not been sent ahead"),
+        ({"arena_bytes": 4 * SIZE}, b"", torch_ps.CorruptFrame, "names a gradient in shared memory and shares none"),
+        ({"power": 0.0}, bytes(4 * SIZE), torch_ps.ProtocolError, "a norm of type 0; it has to be > 0"),
+        ({"power": math.nan}, bytes(4 * SIZE), torch_ps.ProtocolError, "a norm of type nan"),
+        ({"weight": math.inf}, bytes(4 * SIZE), torch_ps.ProtocolError, "weight of worker 'v' must be finite"),
+        ({"step": 10**9}, bytes(4 * SIZE), torch_ps.StepConflict, "the norm of step 1000000000; step .* is open"),
+    ],
+)
+def test_question_for_a_norm_that_cannot_be_answered_is_refused(
+    peer: Raw, header: dict[str, Any], payload: bytes, error: type[PsError], message: str
+) -> None:
+    measure = pb.Measure(**{"power": 2.0, "weight": 1.0, **header})
+    with peer.worker("v", model()) as hello_of_v:
+        found = peer.exchange(hello_of_v, pack(pb.UpHeader(measure=measure), (payload,)))
+    assert type(found) is error
+    assert re.search(message, str(found)), str(found)
+
+
 PUSH = pack(pb.UpHeader(push=pb.Push(weight=1.0, codec="none")), (bytes(4 * SIZE),))
 
 
@@ -210,6 +233,11 @@ PUSH = pack(pb.UpHeader(push=pb.Push(weight=1.0, codec="none")), (bytes(4 * SIZE
         (lambda peer: [peer.hello(), b"\x0a\xff\xff\xff\xff\xff\xff"], torch_ps.CorruptFrame, "unreadable length"),
         (lambda peer: [peer.hello(), bytes(MAX_MESSAGE_BYTES + 1)], torch_ps.CorruptFrame, "larger than max"),
         (lambda peer: [peer.hello(), PUSH], torch_ps.ProtocolError, "an observer cannot send push here"),
+        (
+            lambda peer: [peer.hello(), pack(pb.UpHeader(measure=pb.Measure(power=2.0)))],
+            torch_ps.ProtocolError,
+            "an observer cannot send measure here",
+        ),
         (lambda peer: [peer.hello(), peer.hello()], torch_ps.ProtocolError, "an observer cannot send hello here"),
         (lambda peer: [peer.hello(), pack(pb.UpHeader())], torch_ps.ProtocolError, "an observer cannot send None here"),
         (lambda peer: [PUSH], torch_ps.CorruptFrame, "the first frame of an Exchange has to be Hello"),

@@ -18,7 +18,8 @@ from torch_ps.common.wire.job_servers import parse_jobs
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Child, Path]]:
     """``$PS_SERVERS`` of two models, the process, and the folder of the checkpoints."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    options = ["--listen", "127.0.0.1:0", "--models", "gen,critic", "--mode", "async", "--checkpoint", str(folder)]
+    options = ["--workers", "1", "--models", "gen,critic", "--mode", "async", "--checkpoint", str(folder)]
+    options += ["--listen", "127.0.0.1:0"]
     with commands.serving(*options) as (process, ready):
         yield ",".join(json.loads(ready.read_text())["servers"]), process, folder
 

@@ -246,6 +246,20 @@ def test_look_at_the_first_batch_costs_no_epoch_and_no_sample() -> None:
         assert worker.optimizer.samples == 24
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_look_of_one_worker_leaves_no_sample_out_and_nobody_waits(mode: str) -> None:
+    with job(mode=mode, workers=2) as servers, trainers(servers, 2, 40) as workers:
+
+        def read(worker: Trainer, looks: int) -> Batches:
+            for _ in range(looks):
+                next(iter(torch_ps.shard(samples(40), worker.optimizer, batch_size=4)))
+            return list(worker.epochs(batch_size=4)) + list(worker.epochs(batch_size=4))
+
+        batches = at_once(lambda: read(workers[0], 2), lambda: read(workers[1], 0))
+        assert sorted(chain(*chain(*batches))) == sorted([*range(40)] * 2)
+        assert _absorbed(workers) == 80
+
+
 def test_loop_of_single_looks_trains_on_the_next_batch_each_time_and_does_not_end() -> None:
     with job() as servers, trainers(servers, 1, 12) as (worker,):
         loader = torch_ps.shard(samples(12), worker.optimizer, batch_size=4)

@@ -42,6 +42,7 @@ class FlatTensors:
         buffers: what reads and writes the buckets of buffers, if these are not among ``tensors``.
 
     Attributes:
+        aliased: numbers of the tensors whose memory something else saw when this object was made.
         on_settle: called by ``settle``; lets what is done next wait for writes that are under way on a GPU.
 
     Memory: one shadow copy of every tensor that is not contiguous, one copy of every tracked tensor that is not lent.
@@ -49,6 +50,7 @@ class FlatTensors:
 
     def __init__(self, tensors: Sequence[torch.Tensor], buffers: Buffers | None = None) -> None:
         self._owners, self._buffers = tensors, buffers
+        self.aliased = {index for index, tensor in enumerate(tensors) if is_aliased(tensor)}
         self._tensors = [tensor.detach() for tensor in tensors]
         self._homes = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
         self._shadows: dict[int, torch.Tensor] = {}
@@ -280,6 +282,15 @@ def _in_place(piece: Piece, gradient: torch.Tensor | None, home: int) -> bool:
         and gradient.layout is torch.strided
         and gradient.data_ptr() + 4 * (piece.start - piece.offset) == home
     )
+
+
+def is_aliased(tensor: torch.Tensor) -> bool:
+    """Whether a view, an array or another tensor shares the memory of ``tensor``, so that it must not move."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    storage = tensor.untyped_storage()
+    # Two users are the tensor and the object that asks.
+    return bool(torch._C._storage_Use_Count(storage._cdata) > 2)
 
 
 def _bits(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,11 +16,12 @@ Source: torch/amp/grad_scaler.py, ``_step_supports_amp_scaling``; Micikevicius e
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch._utils import _flatten_dense_tensors
 
+from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import gather
 
@@ -66,7 +67,8 @@ class Gradients:
         self._scale: float | None = None
         self._overflow = False
         self._dense: dict[int, torch.Tensor] = {}
-        self._earlier: dict[int, torch.Tensor] = {}  # by parameter: sum of the earlier passes, without their scales
+        self._earlier: dict[int, torch.Tensor] = {}  # by parameter: sum of the earlier passes
+        self._earlier_scaled = False  # whether these have the scale of the last pass, if that has one
 
     def begin_step(self, scale: torch.Tensor | None, overflow: torch.Tensor | None, *, last: bool) -> None:
         """Note what a GradScaler has set on the optimizer before it called ``step``.
@@ -82,43 +84,51 @@ class Gradients:
             self._scale = None if scale is None else float(scale)
             self._overflow |= float(overflow) > 0
         if not last:
-            self._take_pass()
+            self._take_pass(told=overflow is not None)
         elif self._overflow:
             self.left_out = self._first_not_finite() or "an earlier pass"
 
-    def _take_pass(self) -> None:
+    def _take_pass(self, *, told: bool) -> None:
         """Take the gradients of one pass out of ``.grad``, so that no way to zero them there loses it."""
-        self._unscale()
+        if told:
+            self._unscale(parameter.grad for parameter in self.parameters)
+            self._unscale(self._earlier.values() if self._earlier_scaled else ())
+            self._scale, self._earlier_scaled = None, False
+        else:
+            self._earlier_scaled |= not self._earlier
         for index, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad.detach()
-            gradient = gradient if gradient.layout is torch.strided else gradient.to_dense()
-            if index in self._earlier:
-                self._earlier[index].add_(gradient)
-            else:
-                self._earlier[index] = gradient
-            parameter.grad = None
+            if parameter.grad is not None:
+                earlier, gradient = self._earlier.get(index), parameter.grad.detach()
+                self._earlier[index] = gradient if earlier is None else _add(earlier, gradient)
+                parameter.grad = None
 
     def put_back(self) -> None:
-        """Add the earlier passes to ``.grad``. Call it once a push begins."""
+        """Add the earlier passes to ``.grad``. Call it once a push begins.
+
+        Raises:
+            PsError: the last pass was unscaled by a GradScaler that has not seen the earlier ones.
+        """
         if not self._earlier:
             return
-        self._unscale()
+        if self._earlier_scaled and self.scaled and self._scale is None:
+            raise PsError(
+                "scaler.unscale_ was called in the last backward pass of accumulate, and the earlier ones are still "
+                "scaled: their step was optimizer.step(); call scaler.step(optimizer) and scaler.update() in each pass"
+            )
+        if not self._earlier_scaled:
+            self._unscale(parameter.grad for parameter in self.parameters)
+            self._scale = None
         for index, earlier in self._earlier.items():
             parameter = self.parameters[index]
-            gradient = parameter.grad
-            if gradient is not None and gradient.layout is torch.strided:
-                gradient.detach().add_(earlier)
-            else:
-                parameter.grad = earlier if gradient is None else earlier.add_(gradient)
+            total = earlier if parameter.grad is None else _add(parameter.grad.detach(), earlier)
+            if parameter.grad is None or total.layout is not torch.strided or total.layout is not parameter.grad.layout:
+                parameter.grad = total
         self._earlier.clear()
 
-    def _unscale(self) -> None:
-        for parameter in self.parameters if self._scale is not None else ():
-            if parameter.grad is not None:
-                parameter.grad.detach().mul_(1 / self._scale)  # type: ignore[operator]
-        self._scale = None
+    def _unscale(self, gradients: Iterable[torch.Tensor | None]) -> None:
+        for gradient in gradients if self._scale is not None else ():
+            if gradient is not None:
+                gradient.detach().mul_(1 / self._scale)  # type: ignore[operator]
 
     def check(self) -> None:
         """Leave the push out if a gradient is not finite. Call it while no bucket has left."""
@@ -139,11 +149,28 @@ class Gradients:
 
     def missing(self, bucket: Bucket) -> bool:
         """Whether no parameter of a bucket has a gradient."""
-        return all(self.parameters[piece.tensor].grad is None for piece in bucket.pieces)
+        return all(
+            self.parameters[piece.tensor].grad is None and piece.tensor not in self._earlier for piece in bucket.pieces
+        )
 
     def absent(self, bucket: Bucket) -> list[int]:
         """Positions of the pieces of a bucket whose parameter has no gradient."""
         return [at for at, piece in enumerate(bucket.pieces) if self.parameters[piece.tensor].grad is None]
+
+    def so_far(self) -> list[torch.Tensor]:
+        """The gradients that there are, each with the sum of its earlier passes."""
+        found = []
+        for index, parameter in enumerate(self.parameters):
+            passes = [each for each in (self._earlier.get(index), parameter.grad) if each is not None]
+            if passes:
+                found.append(passes[0] if len(passes) == 1 else passes[0] + passes[1])
+        return found
+
+    def scale(self, factor: torch.Tensor) -> None:
+        """Multiply every gradient and the sums of the earlier passes, in place."""
+        for gradient in (*(each.grad for each in self.parameters), *self._earlier.values()):
+            if gradient is not None:
+                gradient.detach().mul_(factor.to(gradient.device))
 
     def forget_dense(self) -> None:
         """Forget the dense copies of sparse gradients, which the loop may have changed since."""
@@ -156,8 +183,9 @@ class Gradients:
         gather(bucket, {piece.tensor: self._gradient(piece.tensor) for piece in bucket.pieces}, into)
         for piece in bucket.pieces if self._earlier else ():  # during the backward of the last pass
             if (earlier := self._earlier.get(piece.tensor)) is not None:
+                dense = earlier if earlier.layout is torch.strided else earlier.to_dense()
                 into[piece.offset : piece.offset + piece.stop - piece.start].add_(
-                    earlier.reshape(-1)[piece.start : piece.stop]
+                    dense.reshape(-1)[piece.start : piece.stop]
                 )
         return self.average(into)
 
@@ -185,6 +213,11 @@ class Gradients:
 
     def _first_not_finite(self) -> str:
         return self.finite.first_not_finite([parameter.grad for parameter in self.parameters])
+
+
+def _add(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The sum of two gradients, in place of ``one`` unless only ``other`` is dense."""
+    return other.add(one) if one.layout is not torch.strided and other.layout is torch.strided else one.add_(other)
 
 
 class NoGradients:

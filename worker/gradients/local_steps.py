@@ -8,7 +8,8 @@ A *round* is the steps between two pushes. With learning rate 1 and no momentum 
 workers' models.
 
 Rules of this file
-  1. The inner optimizer may be of any class: it runs here, on whole tensors, and keeps its state from round to round.
+  1. The inner optimizer may be of any class: it runs here, on whole tensors, and keeps its state from round to round
+     (but see ``curvature.py`` for LBFGS).
   2. An inner step whose gradients are not finite is not made and its samples do not count. A round in which none was
      made, or whose end is not finite, is pushed with weight 0: nobody waits for this worker, nothing is applied.
   3. After a push, also one that failed, the next round begins at what the model holds then: no change is pushed twice.
@@ -26,6 +27,7 @@ import torch
 
 from torch_ps.common.options.worker_config import DEFAULT_OUTER_LR, DEFAULT_OUTER_MOMENTUM, WorkerConfig
 from torch_ps.common.plan import Bucket
+from torch_ps.worker.gradients.curvature import CurvatureHistory
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.gradients.gradients import Gradients
 
@@ -82,6 +84,7 @@ class LocalSteps:
         self._steps, self._inner, self._gradients = steps, inner, gradients
         self._parameters, self._flat, self._buckets = gradients.parameters, flat, buckets
         self._start = {bucket.index: empty_fp32(bucket.numel, device=flat.device) for bucket in buckets}
+        self._curvature = CurvatureHistory(inner, self._parameters)
         self.num_left_out, self.in_a_row = 0, 0
         self.reset()
 
@@ -93,6 +96,7 @@ class LocalSteps:
         self._stepped: set[int] = set()  # parameters that had a gradient in some inner step
         for bucket in self._buckets:
             self._flat.read(bucket, self._start[bucket.index])
+        self._curvature.begin_round()
 
     @property
     def begun(self) -> bool:
@@ -138,6 +142,7 @@ class LocalSteps:
 
     def check(self) -> None:
         """Leave the push out if the round has made no step, or ends not finite. Call it while no bucket has left."""
+        self._curvature.end_round()
         self.left_out = self._gradients.finite.first_not_finite(self._parameters) if self._made else "every inner step"
 
     def report(self, worker: str, step: str) -> None:

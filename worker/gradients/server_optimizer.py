@@ -53,7 +53,8 @@ class ServerOptimizer:
             The trained parameters in flat order, the model as the job describes it, and the shared buffers.
 
         Raises:
-            ConfigError: a parameter is not in ``model`` or has no shape yet, or a buffer has none.
+            ConfigError: a parameter is not in ``model`` or has no values that could be trained, or a buffer has no
+                shape yet.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         parameters: list[torch.Tensor] = []
@@ -66,11 +67,8 @@ class ServerOptimizer:
                         f"group {number} of the optimizer has a parameter of shape {list(parameter.shape)} that is not "
                         "in the model; pass the module that holds all of them"
                     )
-                if is_lazy(parameter):
-                    raise ConfigError(
-                        f"parameter {names[id(parameter)]!r} has no shape yet; run the model once before "
-                        "the optimizer is made"
-                    )
+                if reason := _unfit(parameter):
+                    raise ConfigError(f"parameter {names[id(parameter)]!r} {reason}")
             groups.append(Group(tuple(TensorSpec.of(names[id(p)], p) for p in trained), self._hyper[number]))
             parameters += trained
         shared = Buffers.of(model, len(parameters), local=buffers == "local")
@@ -122,6 +120,19 @@ class ServerOptimizer:
             found.append(optim.changed_values(hyper, group.hyper))
         self._last = (job, read, found) if constant else None
         return found
+
+
+def _unfit(parameter: torch.Tensor) -> str:
+    """Why the servers cannot train a parameter and what to do, as the end of a sentence; "" if they can."""
+    if is_lazy(parameter):
+        return "has no shape yet; run the model once before the optimizer is made"
+    if parameter.is_meta:
+        return "is on the meta device and has no values; make them (module.to_empty, then initialise or load) before"
+    if parameter.layout is not torch.strided:
+        return f"is {str(parameter.layout).removeprefix('torch.')}; only dense parameters can be trained"
+    if any(size > 1 and not stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+        return "is expanded, so that elements share memory, and torch cannot step it either; make it of a clone()"
+    return ""
 
 
 def _is_constant(value: object) -> bool:

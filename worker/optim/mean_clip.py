@@ -11,18 +11,25 @@ Source: ``torch.distributed.fsdp.FullyShardedDataParallel.clip_grad_norm_``, whi
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 
 from torch_ps.common.errors import ConfigError, StepConflict, UnknownWorker
+from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.gradients import Gradients
+from torch_ps.worker.optim.clip_notice import ClipNotice
+from torch_ps.worker.runtime.lifetime import Part
 from torch_ps.worker.session.norm_questions import MeanNorm
 from torch_ps.worker.session.session import Session
 
 log = logging.getLogger("torch_ps.worker")
 
+#: Added to the norm, as in torch.
+EPSILON = 1e-6
 
-class MeanClip:
+
+class MeanClip(Part):
     """Clips the gradients of one model.
 
     Args:
@@ -34,6 +41,25 @@ class MeanClip:
     def __init__(self, session: Session, gradients: Gradients, *, joint: bool) -> None:
         self._session, self._gradients, self._joint = session, gradients, joint
         self._warned = False
+        self._notice = ClipNotice(gradients.parameters, session.name) if joint else None
+
+    def check_loop(self, num_workers: int) -> None:
+        """Tell a loop that clips without this, as ``ClipNotice`` finds it. Call it when ``step`` begins.
+
+        Args:
+            num_workers: number of workers in the mean of the last step.
+        """
+        if self._notice is not None:
+            self._notice.check(num_workers)
+
+    def close(self) -> None:
+        """Stop looking at gradients."""
+        if self._notice is not None:
+            self._notice.close()
+            self._notice = None
+
+    def after_fork_in_child(self) -> None:
+        self.close()
 
     def clip(
         self, max_norm: float, norm_type: float, *, weight: float, passes: int, error_if_nonfinite: bool
@@ -44,12 +70,13 @@ class MeanClip:
             max_norm: largest norm of the mean gradient, >= 0.
             norm_type: type of the norm, > 0; inf for the largest absolute value.
             weight: weight of this worker's gradient in the mean.
-            passes: backward passes whose sum ``.grad`` is, >= 1.
+            passes: backward passes of the push, >= 1; their mean is clipped.
             error_if_nonfinite: whether a norm that is not finite is an error.
 
         Returns:
             The norm of the mean gradient before clipping, shape (), fp32.
         """
+        self.close()  # the loop knows
         found = self._measure(norm_type, weight) if self._joint else None
         if found is None or found.norm is None:
             norm = self.own_norm(norm_type, passes, error_if_nonfinite=error_if_nonfinite)
@@ -61,15 +88,18 @@ class MeanClip:
                         f"the norm of type {norm_type:g} of the mean gradient of {', '.join(found.contributors)} is "
                         "not finite; with error_if_nonfinite=False the step is left out instead"
                     )
-                self._spoil()
+                # So the step is left out on all workers, as it would be with one.
+                self._gradients.scale(torch.tensor(math.nan))
                 return norm
-        torch.nn.utils.clip_grads_with_norm_(self._gradients.parameters, max_norm, norm)
+        if passes > 1:
+            self._gradients.scale(torch.clamp(max_norm / (norm + EPSILON), max=1.0))
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self._gradients.parameters, max_norm, norm)
         return norm
 
     def own_norm(self, norm_type: float, passes: int, *, error_if_nonfinite: bool = False) -> torch.Tensor:
-        """The norm of this worker's own gradient, the mean of ``passes`` whose sum is ``.grad``."""
-        gradients = [parameter.grad for parameter in self._gradients.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, norm_type, error_if_nonfinite)
+        """The norm of this worker's own gradient, the mean of ``passes`` so far."""
+        norm = torch.nn.utils.get_total_norm(self._gradients.so_far(), norm_type, error_if_nonfinite)
         return norm / passes if passes > 1 else norm
 
     def _measure(self, norm_type: float, weight: float) -> MeanNorm | None:
@@ -81,7 +111,7 @@ class MeanClip:
         try:
             with torch.no_grad():
                 found = session.measure(
-                    self._gradients.gather, self._gradients.missing, weight=weight, power=float(norm_type)
+                    self._gather_on(self._device), self._gradients.missing, weight=weight, power=float(norm_type)
                 )
         except (UnknownWorker, StepConflict) as error:
             log.info("worker %s clips by the norm of its own gradient: %s", session.name, error)
@@ -100,11 +130,12 @@ class MeanClip:
             )
         return found
 
-    def _spoil(self) -> None:
-        """Make every gradient NaN, so that the step is left out on all workers, as it would be with one."""
-        for parameter in self._gradients.parameters:
-            if parameter.grad is not None:
-                parameter.grad.detach().mul_(math.nan)
+    def _gather_on(self, device: torch.device) -> Callable[[Bucket, torch.Tensor], torch.Tensor]:
+        """Function that writes the gradient of a bucket, which is on ``device``, into a tensor on the CPU."""
+        gather = self._gradients.gather
+        if device.type == "cpu":
+            return gather
+        return lambda bucket, into: into.copy_(gather(bucket, torch.empty_like(into, device=device)))
 
     @property
     def _device(self) -> torch.device:

@@ -40,6 +40,7 @@ from torch_ps.worker.gradients.local_steps import LocalSteps, outer_optimizer, r
 from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
+from torch_ps.worker.optim.companions import take_part_elsewhere
 from torch_ps.worker.optim.former import TrainedModules
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
@@ -221,6 +222,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         JobMember.__init__(self, session)
         enter_job(self, chosen, name, own_name=own_name, trains=trains)
         self._lifetime.add(self._shared_groups)
+        session.on_long_wait = weakly(self._take_part_elsewhere)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
         self._step_trace: StepTrace | None = None
@@ -234,6 +236,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             own = names[: len(self._parameters)]
             self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
+            self._lifetime.add(self._clip)
             self._mode = overlap_mode("off" if local else config.overlap)
             self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
             self._overlap = BackwardOverlap(
@@ -309,6 +312,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.exit_if_requested()
             return loss
         self._frozen.check()
+        self._clip.check_loop(len(self._outcome.contributors))
         if self._local is not None and self._untracked_writes is not None:
             self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
         self._micro_step += 1
@@ -341,8 +345,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._gradients.put_back()
             if self._weights is not None:
                 self._written = self._weights.find()
-            if not left:
-                self._source.check()
+            self._source.check()
             if self._source.left_out and self._views is not None:
                 self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
@@ -468,13 +471,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             ConfigError: ``norm_type`` is not > 0.
             RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
             WaitTimeout: another worker has neither called it nor pushed the step; says who.
-            PsError: gradients have been pushed during backward already.
+            PsError: gradients have been applied during backward already, as with overlap="eager".
         """
+        self._session.check_member()
         self.wait()
-        if self._overlap.sent:
+        if self._eager is not None and self._overlap.sent:
             raise PsError(
-                "clip_grad_norm_ comes too late: gradients were pushed during backward; clip on the servers "
-                "(ps-serve --clip-norm), or make the optimizer with overlap='off'"
+                "clip_grad_norm_ comes too late: overlap='eager' has pushed gradients during backward; leave overlap "
+                "out, or clip on the servers (ps-serve --clip-norm)"
             )
         passes = self._micro_step + 1
         if passes < self._accumulate:
@@ -547,6 +551,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     def session(self) -> Session:
         """The session of this worker, for other modules of this package."""
         return self._session
+
+    def _take_part_elsewhere(self) -> None:
+        """In the middle of a step that takes long: do not keep workers waiting in a job of another model."""
+        take_part_elsewhere(self)
 
     @property
     def gathered(self) -> bool:

@@ -6,8 +6,8 @@
 Rules of this file
   1. Tensors move between two pushes, while nothing is under way. They move out when a push fails or the worker leaves,
      for from then on others may change what was shared.
-  2. Parameters: fp32, contiguous, on the CPU, alone in their storage. What the training loop writes into them lasts
-     until the next push, as on the network plane, and reaches nobody else.
+  2. Parameters: fp32, contiguous, on the CPU, alone in their storage, which no view or array of the script shares. What
+     the training loop writes into them lasts until the next push, as on the network plane, and reaches nobody else.
   3. A gradient moves in when it has outlived a push, as with ``zero_grad(set_to_none=False)``: then backward adds to it
      where the server reads it. A gradient that is new in each step is copied at the push.
   4. ``.grad`` is never changed, so gradients move out before they are scaled or zeroed for a push.
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from torch_ps.common.plan import Bucket, Piece, Plan
-from torch_ps.worker.gradients.flat_tensors import FlatTensors
+from torch_ps.worker.gradients.flat_tensors import FlatTensors, is_aliased
 from torch_ps.worker.runtime.lifetime import Part
 from torch_ps.worker.session.shared_memory import SharedMemory
 
@@ -106,17 +106,13 @@ class SharedViews(Part):
             gradient.data = gradient.detach().clone()
 
     def _alone(self) -> list[int]:
-        """Indices of the parameters that may live anywhere: plain, and alone in their storage."""
-        users: dict[int, int] = {}
-        for parameter in self._parameters:
-            storage = parameter.untyped_storage().data_ptr() if _is_plain(parameter) else 0
-            users[storage] = users.get(storage, 0) + 1
+        """Indices of the parameters that may live anywhere: plain, and alone in storage that nobody else sees."""
         return [
             index
             for index, parameter in enumerate(self._parameters)
-            if _is_plain(parameter)
+            if index not in self._flat.aliased
+            and _is_plain(parameter)
             and not parameter.is_shared()  # type: ignore[no-untyped-call]
-            and users[parameter.untyped_storage().data_ptr()] == 1
             and parameter.untyped_storage().nbytes() == 4 * parameter.numel()
         ]
 
@@ -134,9 +130,12 @@ class SharedViews(Part):
             self._lend(index, gradient)
 
     def _lend(self, index: int, gradient: torch.Tensor) -> None:
-        """Let the gradient of one parameter live where the server reads it; it stays the same object."""
+        """Let the gradient of one parameter live where the server reads it, unless something else sees its memory.
+
+        It stays the same object.
+        """
         place = self._memory.gradient(self._pieces[index])
-        if place is not None and place.data_ptr() != gradient.data_ptr():
+        if place is not None and place.data_ptr() != gradient.data_ptr() and not is_aliased(gradient):
             gradient.data = place.as_strided(gradient.shape, gradient.stride()).copy_(gradient.detach())
 
 

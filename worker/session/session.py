@@ -69,6 +69,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
+#: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
+LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
 
@@ -192,6 +194,7 @@ class Session(Part):
         sample_counts: samples that pushes cover.
         trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
         on_values: function that takes the values of every answer; set it before the first ``pull``.
+        on_long_wait: called every ``LONG_WAIT_SECONDS`` of a wait, without a lock; None for nothing to do meanwhile.
         on_leave: called before the session ends, while shared memory is still mapped.
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
@@ -232,6 +235,7 @@ class Session(Part):
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
+        self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
         self._links = [Link(addresses[0], access, plane) for addresses in servers]
         self._shards = [ShardServers(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
@@ -512,8 +516,8 @@ class Session(Part):
         """
         begin, self._wait_failed = time.monotonic(), True
         try:
-            with self.span("wait", self._step), self._streams.changed:
-                done = self._streams.wait(self.timeout, buckets)
+            with self.span("wait", self._step):
+                done = self._wait_until(begin + self.timeout, buckets)
         except StepConflict as error:
             if isinstance(error, Restarted):
                 self.job = self._describe()
@@ -530,6 +534,17 @@ class Session(Part):
                 + explain_wait(self.name, self._links)
                 + advise_timeout(self.timeout)
             )
+
+    def _wait_until(self, deadline: float, buckets: Collection[int] | None) -> bool:
+        """Wait as ``ShardStreams.wait`` does, and call ``on_long_wait`` from time to time."""
+        while True:
+            left = deadline - time.monotonic()
+            with self._streams.changed:
+                if self._streams.wait(left if self.on_long_wait is None else min(left, LONG_WAIT_SECONDS), buckets):
+                    return True
+            if self.on_long_wait is None or time.monotonic() >= deadline:
+                return False
+            self.on_long_wait()
 
     @property
     def waiting(self) -> bool:
@@ -568,7 +583,7 @@ class Session(Part):
             if self._norms.take(shard, measured):
                 for bucket in self.plan.of_shard(shard):
                     if bucket.rule == "optimizer":
-                        self._streams.mark_answered(bucket.index)
+                        self._streams.mark_answered(bucket.index, keep_ahead=True)
 
     def _take_answer(self, shard: int, header: pb.DownHeader, payload: memoryview) -> None:
         if header.bucket >= len(self.plan.buckets):
@@ -646,10 +661,10 @@ class Session(Part):
                 place = self.shared_memory.place(bucket) if self.shared_memory.shards else None
                 values = self._staging[: bucket.numel] if place is None else place
                 gather(bucket, values)
-                if place is None:
-                    parts = (bytes_of(values),)
-                else:
+                if place is not None:
                     header.arena_bytes = 4 * bucket.numel
+                elif (number := self._number_measured(bucket, parts := (bytes_of(values),))) is not None:
+                    header.ahead, parts = number, ()
             self._streams.send(bucket.index, pack(pb.UpHeader(measure=header), parts))
         try:
             self.wait_for(None)
@@ -658,16 +673,23 @@ class Session(Part):
             raise
         return self._norms.finish(power)
 
+    def _number_measured(self, bucket: Bucket, parts: Sequence[Buffer]) -> int | None:
+        """The number of what was sent ahead for a bucket if it is ``parts``, for the norm and perhaps for the push."""
+        if not self._compressor.leaves_alone(bucket):
+            return None
+        number = self._number_ahead(bucket, codecs.codec("none"), parts)
+        if number is not None:
+            self.used_bytes += 4 * bucket.numel
+        return number
+
     # -------------------------------------------------------------- samples
 
-    @property
-    def awaited(self) -> bool:
-        """Whether another worker of the job waits for this one, asked from the lead; False where it does not answer."""
+    def waits(self) -> dict[str, tuple[str, ...]]:
+        """Whom each worker of the job waits for, as the lead says; empty where it does not answer."""
         try:
-            workers = self._links[0].status(CONNECT_SECONDS).worker
+            return {each.worker: tuple(each.waiting_for) for each in self._links[0].status(CONNECT_SECONDS).worker}
         except PsError:
-            return False
-        return any(self.name in each.waiting_for for each in workers)
+            return {}
 
     def request_samples(self, request: pb.DataRequest, seconds: float | None = None) -> pb.DataReply:
         """Ask the lead for samples, again while the connection is broken.

@@ -161,10 +161,16 @@ class ShardStreams:
             stream.close()
         self.open()
 
-    def mark_answered(self, bucket: int) -> None:
-        """Drop the kept frame of a bucket, whose answer has been taken. The caller holds ``changed``."""
+    def mark_answered(self, bucket: int, *, keep_ahead: bool = False) -> None:
+        """Drop the kept frame of a bucket, whose answer has been taken. The caller holds ``changed``.
+
+        Args:
+            bucket: bucket of the frame.
+            keep_ahead: whether a push may still name what was sent ahead.
+        """
         self._unanswered.pop(bucket, None)
-        self._ahead.pop(bucket, None)
+        if not keep_ahead:
+            self._ahead.pop(bucket, None)
         done = not self._unanswered
         for awaited in self._awaited:
             awaited.discard(bucket)
@@ -243,7 +249,7 @@ class ShardStreams:
                 lambda message: self._receive(shard, number, message),
                 lambda error: self._end(shard, number, error),
             )
-            stream.send(self._hello)
+            stream.send(self._hello, overtake=True)  # so that it stays ahead of those that overtake
             self._streams[shard] = stream
             self._opening.discard(shard)
             kept = (*self._ahead.items(), *self._unanswered.items())

@@ -97,7 +97,7 @@ def train(setup: TrainingSetup) -> None:
             local_steps=config.local_steps,
             outer_lr=config.outer_lr,
             outer_momentum=config.outer_momentum,
-            overlap=config.overlap,
+            overlap=_overlap(config),
             plane=config.plane,
             tls=tls_in(config),
             token_file=config.token_file,
@@ -107,6 +107,15 @@ def train(setup: TrainingSetup) -> None:
             snapshots = _loop(setup, optimizer, events)
         if snapshots is not None:
             _evaluate(setup, snapshots, events)
+
+
+def _overlap(config: WorkerConfig) -> str:
+    """The overlap of the loop below, which leaves gradients, weights and hyperparameters alone from backward to step.
+
+    A GradScaler does not: it scales the gradients.
+    """
+    eager = config.overlap == "auto" and config.precision != "fp16" and config.local_steps == 1
+    return "eager" if eager else config.overlap
 
 
 def _loop(setup: TrainingSetup, optimizer: ParameterServerOptimizer, events: EventLog) -> Snapshots | None:

@@ -1,6 +1,7 @@
 """What a loop may do with gradients after backward: change, replace, drop, keep and share them."""
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -314,6 +315,19 @@ def clipped(r: Run) -> None:
         assert norm > 0.5
 
 
+def _clip(r: Run, norm: float) -> Any:
+    return nn.utils.clip_grad_norm_(r.model.parameters(), norm) if r.is_plain else r.optimizer.clip_grad_norm_(norm)
+
+
+@kind("clip_grad_norm_ of the optimizer", keeps_promise=False, workers=(1,))
+def clipped_by_the_optimizer(r: Run) -> None:
+    for number in range(4):
+        (10 * r.loss(number)).backward()
+        r.notes[f"norm {number}"] = _clip(r, 0.5)
+        r.optimizer.step()
+        r.optimizer.zero_grad()
+
+
 @kind("clip_grad_value_", keeps_promise=False)
 def clipped_values(r: Run) -> None:
     for number in range(4):
@@ -388,6 +402,41 @@ def flat_changed(r: Run) -> None:
         together.clamp_(-0.01, 0.01)
         r.optimizer.step()
         together.zero_()
+
+
+@kind("gradients changed through views that are kept", keeps_promise=False)
+def kept_views(r: Run) -> None:
+    r.loss(0).backward()
+    views = [parameter.grad.view(-1) for parameter in r.model.parameters()]
+    for number in range(1, 7):
+        for view in views:
+            view.clamp_(-0.01, 0.01)
+        r.optimizer.step()
+        r.optimizer.zero_grad(set_to_none=False)
+        r.loss(number).backward()
+
+
+@kind("gradients changed through numpy arrays that are kept", keeps_promise=False)
+def kept_arrays(r: Run) -> None:
+    r.loss(0).backward()
+    arrays = [parameter.grad.numpy() for parameter in r.model.parameters()]
+    for number in range(1, 7):
+        for array in arrays:
+            array *= 0.5
+        r.optimizer.step()
+        r.optimizer.zero_grad(set_to_none=False)
+        r.loss(number).backward()
+
+
+@kind("list of gradients that is kept", keeps_promise=False)
+def kept_list(r: Run) -> None:
+    r.loss(0).backward()
+    gradients = [parameter.grad for parameter in r.model.parameters()]
+    for number in range(1, 7):
+        torch._foreach_mul_(gradients, 0.5)
+        r.optimizer.step()
+        r.optimizer.zero_grad(set_to_none=False)
+        r.loss(number).backward()
 
 
 @kind("gradients saved, zeroed, and put back", keeps_promise=False)

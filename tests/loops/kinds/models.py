@@ -159,7 +159,7 @@ def tied(r: Run) -> None:
     r.train(0, 1, 2)
 
 
-@kind("tied weights, written", model=Tied, optimizer=adam)
+@kind("tied weights, written", keeps_promise=False, model=Tied, optimizer=adam)
 def tied_written(r: Run) -> None:
     for number in range(3):
         r.train(number)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from tests.support.training import mlp
 def _written(name: str, write: Any, *, workers: tuple[int, ...] = (1, 2)) -> None:
     """A kind that writes weights after each step."""
 
-    @kind(name, workers=workers, optimizer=adam)
+    @kind(name, workers=workers, optimizer=adam, keeps_promise=False)
     def loop(r: Run) -> None:
         for number in range(4):
             r.loss(number).backward()
@@ -110,21 +111,21 @@ def written_between(r: Run) -> None:
         r.optimizer.zero_grad()
 
 
-@kind("weights written before the first step")
+@kind("weights written before the first step", keeps_promise=False)
 def written_first(r: Run) -> None:
     with torch.no_grad():
         r.model[0].weight.mul_(0.5)
     r.train(0, 1, 2)
 
 
-@kind("weights loaded before the first step")
+@kind("weights loaded before the first step", keeps_promise=False)
 def loaded_first(r: Run) -> None:
     torch.manual_seed(5)
     r.model.load_state_dict(mlp().state_dict())
     r.train(0, 1, 2)
 
 
-@kind("weights written, then a step without gradients")
+@kind("weights written, then a step without gradients", keeps_promise=False)
 def written_alone(r: Run) -> None:
     r.train(0, 1, 2)
     with torch.no_grad():
@@ -133,7 +134,7 @@ def written_alone(r: Run) -> None:
     r.train(3)
 
 
-@kind("weights of one worker are written", workers=(2,))
+@kind("weights of one worker are written", keeps_promise=False, workers=(2,))
 def written_by_one(r: Run) -> None:
     for number in range(4):
         r.loss(number).backward()
@@ -144,7 +145,7 @@ def written_by_one(r: Run) -> None:
                 r.model[2].bias.fill_(0.1)
 
 
-@kind("weights of both workers are written, differently", workers=(2,))
+@kind("weights of both workers are written, differently", keeps_promise=False, workers=(2,))
 def written_by_both(r: Run) -> None:
     for number in range(4):
         r.loss(number).backward()
@@ -171,7 +172,7 @@ def averaged_and_back(r: Run) -> None:
         assert score
 
 
-@kind("average of the weights stays, and training goes on from it")
+@kind("average of the weights stays, and training goes on from it", keeps_promise=False)
 def averaged_and_kept(r: Run) -> None:
     average = AveragedModel(r.model)
     r.train(0, 1)
@@ -183,7 +184,7 @@ def averaged_and_kept(r: Run) -> None:
     r.train(3)
 
 
-@kind("Lookahead: slow weights every other step")
+@kind("Lookahead: slow weights every other step", keeps_promise=False)
 def lookahead(r: Run) -> None:
     slow = [parameter.detach().clone() for parameter in r.model.parameters()]
     for number in range(6):
@@ -209,7 +210,7 @@ def sharpness(r: Run) -> None:
         r.optimizer.zero_grad()
 
 
-@kind("evolution: weights tried, the better ones kept")
+@kind("evolution: weights tried, the better ones kept", keeps_promise=False)
 def tried(r: Run) -> None:
     for number in range(3):
         r.train(number)
@@ -222,7 +223,9 @@ def tried(r: Run) -> None:
                 r.model[2].bias.sub_(noise, alpha=0.1)
 
 
-@kind("weights and momentum-free state rolled back to an earlier copy", optimizer=lambda m: _sgd(m))
+@kind(
+    "weights and momentum-free state rolled back to an earlier copy", keeps_promise=False, optimizer=lambda m: _sgd(m)
+)
 def rolled_back(r: Run) -> None:
     r.train(0)
     kept = copy.deepcopy(r.model.state_dict())
@@ -235,7 +238,7 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@kind("weights through a file and back")
+@kind("weights through a file and back", keeps_promise=False)
 def through_a_file(r: Run) -> None:
     for number in range(3):
         r.train(number)
@@ -245,12 +248,39 @@ def through_a_file(r: Run) -> None:
         r.model.load_state_dict(torch.load(file))
 
 
-@kind("state_dict(assign=True) in the middle")
+@kind("state_dict scaled and loaded", keeps_promise=False)
 def assigned(r: Run) -> None:
     r.train(0, 1)
     state = {name: 0.9 * value for name, value in r.model.state_dict().items()}
-    r.model.load_state_dict(state, assign=False)
+    r.model.load_state_dict(state)
     r.train(2)
+
+
+class Watched(nn.Sequential):
+    """Keeps a view and an array of its first weight."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(12, 33), nn.Tanh(), nn.Linear(33, 7))
+        self.live = [self[0].weight.detach(), torch.from_numpy(self[2].weight.detach().numpy())]
+
+
+@kind("views of weights from before the optimizer was made", keeps_promise=False, model=Watched, keeps_views=True)
+def views_from_before(r: Run) -> None:
+    for number in range(4):
+        r.train(number)
+        view, array = r.model.live
+        array.mul_(0.9)
+        assert view is not array
+
+
+@kind("views of weights from inside the loop", keeps_promise=False, model=Watched, keeps_views=True)
+def views_from_inside(r: Run) -> None:
+    view, array = r.model[0].weight.detach(), r.model[2].weight.detach().numpy()
+    for number in range(4):
+        r.train(number)
+        array *= 0.9
+        total = view.sum().item() + array.sum().item()
+        assert total
 
 
 @kind("copy of the model between steps, trained by itself")
@@ -321,7 +351,7 @@ class Words(nn.Module):
         return result
 
 
-@kind("nn.Embedding(max_norm=...)", model=lambda: Words(max_norm=1.0))
+@kind("nn.Embedding(max_norm=...)", keeps_promise=False, model=lambda: Words(max_norm=1.0))
 def max_norm(r: Run) -> None:
     r.train(0, 1, 2, 3)
 
@@ -335,10 +365,13 @@ def _sparse_sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@kind("nn.Embedding(sparse=True)", model=lambda: Words(sparse=True), optimizer=_sparse_sgd)
+@kind("nn.Embedding(sparse=True), gradients coalesced", model=lambda: Words(sparse=True), optimizer=_sparse_sgd)
 def sparse(r: Run) -> None:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the gradient is pushed as a dense one
-        r.train(0, 1, 2)
+    for number in range(3):
+        r.loss(number).backward()
+        # Else torch adds the rows of a word that comes twice one after the other, which rounds otherwise.
+        r.model.words.weight.grad = r.model.words.weight.grad.coalesce()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the gradient is pushed as a dense one
+            r.optimizer.step()
+        r.optimizer.zero_grad()

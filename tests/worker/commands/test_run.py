@@ -164,11 +164,11 @@ def test_torch_distributed_and_two_models_of_a_script_work_beside_each_other(tmp
         "dist.barrier()\n"
         "dist.destroy_process_group()\n"
     )
-    result = ps_run("-n2", "--models=gen,critic", str(tmp_path / "train.py"))
+    result = ps_run("-n2", "--models=critic,generator", str(tmp_path / "train.py"))
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.splitlines()) == [
-        "w0 | [0, 2, 4, 6] 28 ('gen', 2) ('critic', 2)",
-        "w1 | [1, 3, 5, 7] 28 ('gen', 2) ('critic', 2)",
+        "w0 | [0, 2, 4, 6] 28 ('critic', 2) ('generator', 2)",
+        "w1 | [1, 3, 5, 7] 28 ('critic', 2) ('generator', 2)",
     ]
 
 

@@ -100,60 +100,67 @@ def test_skipped_step_of_one_worker_holds_up_nobody() -> None:
     assert same(first, second)
 
 
-def test_scaled_gradients_are_refused_where_they_have_left_during_backward() -> None:
-    model, scaler = seeded(mlp), torch.amp.GradScaler("cpu")
+def test_grad_scaler_breaks_the_promise_of_an_eager_loop_before_anything_is_applied() -> None:
+    model, before, scaler = seeded(mlp), seeded(mlp), torch.amp.GradScaler("cpu")
     with (
         job() as servers,
-        served(model, servers, overlap="on") as optimizer,
-        pytest.raises(torch_ps.PsError, match=r"GradScaler had scaled were sent during backward.*overlap='off'"),
+        served(model, servers, overlap="eager") as optimizer,
+        pytest.raises(torch_ps.PsError, match=r"a GradScaler scales the gradients.*nothing has been sent"),
     ):
         scaled(model, optimizer, scaler)
+    assert same(model, before)
 
 
-def accumulate(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, change: bool = False
-) -> None:
-    for step in range(2):
-        scaler.scale(nn.functional.cross_entropy(model(batch(step)[0]), batch(step)[1])).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update(new_scale=8.0 if change else None)
-        optimizer.zero_grad()
-
-
+@pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("change", [False, True])
-def test_sum_of_gradients_of_different_scales_is_left_out(change: bool) -> None:
+def test_accumulated_passes_have_each_its_own_scale(change: bool, unscale: bool) -> None:
     model, plain = seeded(mlp), seeded(mlp)
+    scaler, inner = torch.amp.GradScaler("cpu"), sgd(plain)
     with job() as servers, served(model, servers, accumulate=2) as optimizer:
-        accumulate(model, optimizer, torch.amp.GradScaler("cpu"), change=change)
-        assert optimizer.left_out == change
-    assert same(model, plain) == change
-
-
-def test_unscaling_before_the_last_accumulated_pass_is_refused() -> None:
-    model, scaler = seeded(mlp), torch.amp.GradScaler("cpu")
-    with job() as servers, served(model, servers, accumulate=2) as optimizer:
-        scaler.scale(backward_loss(model)).backward()  # type: ignore[no-untyped-call]
-        scaler.unscale_(optimizer)
-        with pytest.raises(torch_ps.PsError, match=r"scaler.unscale_ was called before the last"):
+        for step in range(2):
+            (backward_loss(plain, step) / 2).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(backward_loss(model, step)).backward()  # type: ignore[no-untyped-call]
+            if unscale:
+                scaler.unscale_(optimizer)
             scaler.step(optimizer)
+            scaler.update(new_scale=8.0 if change else None)
+            model.zero_grad()
+        assert optimizer.left_out == 0
+    inner.step()
+    assert same(model, plain)
 
 
-def backward_loss(model: nn.Module) -> torch.Tensor:
-    inputs, labels = batch(0)
+def test_overflow_in_an_earlier_pass_leaves_the_whole_push_out() -> None:
+    model, before, scaler = seeded(mlp), seeded(mlp), torch.amp.GradScaler("cpu")
+    with job() as servers, served(model, servers, accumulate=2) as optimizer:
+        for step in range(2):
+            scaler.scale(backward_loss(model, step) * (1 if step else math.inf)).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        assert optimizer.left_out == 1
+    assert same(model, before)
+
+
+def backward_loss(model: nn.Module, step: int = 0) -> torch.Tensor:
+    inputs, labels = batch(step)
     return nn.functional.cross_entropy(model(inputs), labels)
 
 
 # -------------------------------------------------------------- not finite
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_gradient_that_is_not_finite_is_named_and_nothing_of_it_applied(
-    value: float, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [(math.nan, {}), (math.inf, {"plane": "network"}), (-math.inf, {"overlap": "off"}), (math.nan, {"overlap": "on"})],
+)
+def test_gradient_that_is_not_finite_is_named_and_changes_no_layer(
+    value: float, options: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, before = seeded(mlp), seeded(mlp)
     with (
         job(bucket_size=0.001) as servers,
-        served(model, servers, name="w0", overlap="off") as optimizer,
+        served(model, servers, name="w0", **options) as optimizer,
         caplog.at_level(logging.WARNING, "torch_ps.worker"),
     ):
         backward(model, 0)

@@ -1,6 +1,8 @@
 """One data set for the optimizers of several models: equal weights, the same closing steps, nobody waits for ever."""
 
+import contextlib
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import torch_ps
-from tests.support.jobs import Servers, job
+from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.threads import at_once
 from torch_ps.worker.leased_data import order_of
 
@@ -52,15 +54,17 @@ def alone(every: int) -> Gan:
     return gan
 
 
-@pytest.mark.parametrize(("every", "named"), [(1, False), (2, True)])
-def test_two_models_train_as_in_one_process_though_the_samples_do_not_come_out_even(every: int, named: bool) -> None:
+@pytest.mark.parametrize(("every", "named", "plane"), [(1, False, "auto"), (2, True, "network")])
+def test_two_models_train_as_in_one_process_though_the_samples_do_not_come_out_even(
+    every: int, named: bool, plane: str
+) -> None:
     expected = alone(every)
     weights: list[list[tuple[float, float]]] = [[], []]
 
     def work(rank: int, servers: list[Servers]) -> Gan:
         def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
             return torch_ps.ParameterServerOptimizer(
-                optimizer, model, str(servers[place]), rank=rank, overlap="off", timeout=20
+                optimizer, model, str(servers[place]), rank=rank, plane=plane, timeout=20
             )
 
         gan = Gan(wrap)
@@ -83,6 +87,54 @@ def test_two_models_train_as_in_one_process_though_the_samples_do_not_come_out_e
             for one, other, same in zip(mine.parameters(), theirs.parameters(), first.parameters(), strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
                 assert torch.equal(one, same)
+
+
+def test_a_worker_that_joins_both_jobs_in_the_middle_takes_part_and_all_come_to_an_end() -> None:
+    begun = threading.Event()
+    data = TensorDataset(DATA.repeat(6, 1))
+
+    def work(rank: int, servers: list[Servers]) -> int:
+        if rank == 2:
+            begun.wait(SECONDS)
+
+        def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
+            if (rank, place) == (2, 1):
+                wait_for_w2 = [["w2"], ["w2"]]
+                until(lambda: [list(w.waiting_for) for w in servers[0].status().worker][:2] == wait_for_w2, "they wait")
+            return torch_ps.ParameterServerOptimizer(optimizer, model, str(servers[place]), rank=rank, timeout=20)
+
+        gan = Gan(wrap)
+        batches = 0
+        with gan.critic, gan.generator:
+            for _ in range(EPOCHS):
+                for (batch,) in torch_ps.shard(data, gan.critic, gan.generator, batch_size=BATCH):
+                    gan.train(batch, 0, 1)
+                    batches += 1
+                    if batches == 2:
+                        begun.set()
+        return batches
+
+    with job(workers=2) as critic, job(workers=2) as generator:
+        batches = at_once(*(lambda rank=rank: work(rank, [critic, generator]) for rank in range(3)))
+        assert critic.status().samples == generator.status().samples == EPOCHS * len(data)
+    assert all(batches)
+
+
+def test_a_wait_for_samples_that_is_too_long_says_whom_for_and_names_the_option() -> None:
+    with job(workers=2) as critic, job(workers=2) as generator, contextlib.ExitStack() as stack:
+
+        def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
+            servers = str((critic, generator)[place])
+            wrapped = torch_ps.ParameterServerOptimizer(optimizer, model, servers, rank=rank, timeout=1.5)
+            return stack.enter_context(wrapped)
+
+        gans = []
+        for rank in range(2):  # noqa: B007  # ``wrap`` reads it
+            gans.append(Gan(wrap))
+        loader = torch_ps.shard(TensorDataset(DATA), gans[0].critic, gans[0].generator, batch_size=BATCH)
+        says = r"'w0' has waited for samples for 1\.5 s: epoch 0 .* w1 has not asked for it; .* raise --timeout"
+        with pytest.raises(torch_ps.WaitTimeout, match=says):
+            next(iter(loader))
 
 
 def test_one_optimizer_given_twice_is_refused() -> None:

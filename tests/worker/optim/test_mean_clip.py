@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+import threading
 from typing import Any
 
 import pytest
@@ -15,8 +15,14 @@ from tests.support.threads import at_once, spawn
 from tests.support.training import backward, batch, mlp, same, seeded
 
 MAX_NORM, STEPS, SIZE = 0.5, 6, 8
+SEEDING = threading.Lock()
 Optimizer = torch_ps.ParameterServerOptimizer
-Loop = Callable[[nn.Module, Any, int], list[float]]
+
+
+def made() -> nn.Module:
+    """The same model each time. Workers are threads here, and the seed is of the process."""
+    with SEEDING:
+        return seeded(mlp)
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -35,7 +41,7 @@ def clip(optimizer: torch.optim.Optimizer, model: nn.Module, norm: float = MAX_N
 
 def one_process(num_workers: int, kind: float = 2.0, norm: float = MAX_NORM) -> tuple[nn.Module, list[float]]:
     """Plain torch with the batches of all workers in one, and the norms that it clips by."""
-    model = seeded(mlp)
+    model = made()
     optimizer, norms = sgd(model), []
     for step in range(STEPS):
         inputs, labels = zip(*(batch(step, worker, SIZE) for worker in range(num_workers)), strict=True)
@@ -48,7 +54,7 @@ def one_process(num_workers: int, kind: float = 2.0, norm: float = MAX_NORM) -> 
 
 def train(servers: Servers, rank: int, plane: str = "auto", **options: Any) -> tuple[nn.Module, list[float]]:
     kind, norm = options.pop("kind", 2.0), options.pop("norm", MAX_NORM)
-    model, norms = seeded(mlp), []
+    model, norms = made(), []
     with served(model, servers, rank=rank, plane=plane, **options) as optimizer:
         for step in range(STEPS):
             optimizer.zero_grad()
@@ -90,8 +96,8 @@ def test_bits_depend_neither_on_shards_nor_on_planes() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "options"),
-    [("sync", {}), ("sync", {"plane": "network"}), ("async", {})],
-    ids=["sync", "network", "async"],
+    [("sync", {}), ("sync", {"plane": "network"}), ("sync", {"overlap": "forward"}), ("async", {})],
+    ids=["sync", "network", "forward", "async"],
 )
 def test_worker_that_is_alone_clips_with_the_bits_of_torch(mode: str, options: dict[str, Any]) -> None:
     reference, expected = one_process(1)
@@ -143,13 +149,13 @@ def test_gradient_that_is_not_finite_on_one_worker_has_all_leave_the_step_out() 
     with job(workers=2) as servers:
 
         def loop(rank: int) -> tuple[float, int, bool]:
-            model = seeded(mlp)
+            model = made()
             with served(model, servers, rank=rank) as optimizer:
                 backward(model, 0, rank)
                 next(model.parameters()).grad[0, 0] = torch.inf if rank else 1.0  # type: ignore[index]
                 norm = clip(optimizer, model)
                 optimizer.step()
-                return norm, optimizer.left_out, same(model, seeded(mlp))
+                return norm, optimizer.left_out, same(model, made())
 
         assert at_once(lambda: loop(0), lambda: loop(1)) == [(math.inf, 1, True)] * 2
 
@@ -158,7 +164,7 @@ def test_norm_that_is_not_finite_is_an_error_on_every_worker_where_the_loop_says
     with job(workers=2) as servers:
 
         def loop(rank: int) -> None:
-            model = seeded(mlp)
+            model = made()
             with served(model, servers, rank=rank) as optimizer:
                 backward(model, 0, rank)
                 next(model.parameters()).grad[0, 0] = torch.nan if rank else 1.0  # type: ignore[index]
@@ -173,7 +179,7 @@ def test_clipped_gradient_that_the_loop_drops_is_asked_for_anew() -> None:
     with job(workers=2) as servers:
 
         def loop(rank: int) -> tuple[list[float], nn.Module]:
-            model, norms = seeded(mlp), []
+            model, norms = made(), []
             with served(model, servers, rank=rank) as optimizer:
                 for step in (7, 0) if rank else (0,):
                     optimizer.zero_grad()
@@ -196,7 +202,7 @@ def test_worker_that_pushes_without_asking_holds_nobody_up_and_is_named(caplog: 
     with job(workers=2) as servers:
 
         def loop(rank: int) -> float:
-            model = seeded(mlp)
+            model = made()
             with served(model, servers, rank=rank) as optimizer:
                 backward(model, 0, rank)
                 norm = 0.0 if rank else clip(optimizer, model)
@@ -205,7 +211,7 @@ def test_worker_that_pushes_without_asking_holds_nobody_up_and_is_named(caplog: 
 
         with caplog.at_level(logging.WARNING):
             norm, _ = at_once(lambda: loop(0), lambda: loop(1))
-    model = seeded(mlp)
+    model = made()
     backward(model, 0, 0)
     assert norm == clip(sgd(model), model)
     told = "worker w0 clips step 0 by the norm of the mean of w0 alone: w1 pushed the step without"
@@ -215,7 +221,7 @@ def test_worker_that_pushes_without_asking_holds_nobody_up_and_is_named(caplog: 
 @pytest.mark.parametrize("plane", ["memory", "network"])
 def test_worker_that_leaves_holds_nobody_up(plane: str) -> None:
     with job(workers=2, shards=2, bucket_size=0.001) as servers:
-        first, second = at_once(*(lambda r=r: served(seeded(mlp), servers, rank=r, plane=plane) for r in (0, 1)))
+        first, second = at_once(*(lambda r=r: served(made(), servers, rank=r, plane=plane) for r in (0, 1)))
         with first:
             parameters = first.param_groups[0]["params"]
             for parameter in parameters:
@@ -227,7 +233,7 @@ def test_worker_that_leaves_holds_nobody_up(plane: str) -> None:
 
 def test_wait_for_a_worker_that_does_not_come_names_it_and_the_loop_can_go_on() -> None:
     with job(workers=2) as servers:
-        models = [seeded(mlp) for _ in range(2)]
+        models = [made() for _ in range(2)]
         first, second = at_once(*(lambda r=r: served(models[r], servers, rank=r, timeout=0.5) for r in (0, 1)))
         with first, second:
             for rank in (0, 1):
@@ -244,7 +250,7 @@ def test_scaled_gradients_are_clipped_after_they_are_unscaled() -> None:
     with job(workers=2) as servers:
 
         def loop(rank: int) -> tuple[list[float], nn.Module]:
-            model, norms, scaler = seeded(mlp), [], torch.amp.GradScaler("cpu", init_scale=2.0**10)
+            model, norms, scaler = made(), [], torch.amp.GradScaler("cpu", init_scale=2.0**10)
             with served(model, servers, rank=rank) as optimizer:
                 for step in range(STEPS):
                     inputs, labels = batch(step, rank, SIZE)
@@ -267,7 +273,7 @@ def test_accumulated_passes_are_clipped_as_their_mean_in_the_last_one() -> None:
     with job(workers=2) as servers:
 
         def loop(rank: int) -> tuple[list[float], nn.Module]:
-            model, norms = seeded(mlp), []
+            model, norms = made(), []
             with served(model, servers, rank=rank, accumulate=2) as optimizer:
                 for step in range(STEPS):
                     for part in (0, 1):
@@ -286,6 +292,51 @@ def test_accumulated_passes_are_clipped_as_their_mean_in_the_last_one() -> None:
         assert_close(model, reference)
 
 
+def test_loop_that_clips_each_workers_own_gradient_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with job(workers=2) as servers:
+
+        def loop(rank: int) -> None:
+            model = made()
+            with served(model, servers, rank=rank) as optimizer:
+                for step in range(STEPS):
+                    optimizer.zero_grad()
+                    backward(model, step, rank, SIZE)
+                    nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM / 5)
+                    optimizer.step()
+
+        with caplog.at_level(logging.WARNING):
+            at_once(lambda: loop(0), lambda: loop(1))
+    told = [message.split(" are ")[0] for message in caplog.messages if "write optimizer.clip_grad_norm_" in message]
+    assert sorted(told) == ["the gradients of worker w0", "the gradients of worker w1"]
+
+
 def test_norm_type_that_is_none_is_refused_before_anybody_waits() -> None:
-    with job() as servers, served(seeded(mlp), servers) as optimizer, pytest.raises(torch_ps.ConfigError, match="> 0"):
+    with job() as servers, served(made(), servers) as optimizer, pytest.raises(torch_ps.ConfigError, match="> 0"):
         optimizer.clip_grad_norm_(1.0, 0.0)
+
+
+def test_gradients_that_were_applied_during_backward_are_not_clipped_any_more() -> None:
+    model = made()
+    with job() as servers, served(model, servers, overlap="eager") as optimizer:
+        backward(model, 0)
+        optimizer.step()
+        backward(model, 1)
+        with pytest.raises(torch_ps.PsError, match="comes too late: overlap='eager' has pushed"):
+            optimizer.clip_grad_norm_(1.0)
+        optimizer.step()
+
+
+def test_gradients_that_were_sent_ahead_are_measured_where_they_are() -> None:
+    """Nothing is sent twice where the norm is small: neither for the norm nor for the push."""
+    with job(workers=2) as servers:
+
+        def loop(rank: int) -> tuple[int, int]:
+            model = made()
+            with served(model, servers, rank=rank, plane="network", overlap="on") as optimizer:
+                backward(model, 0, rank)
+                clip(optimizer, model, 1e6)
+                optimizer.step()
+                return optimizer.session.pushed_bytes, 4 * sum(each.numel() for each in model.parameters())
+
+        for sent, size in at_once(lambda: loop(0), lambda: loop(1)):
+            assert sent == size

@@ -77,16 +77,33 @@ def test_overlap_and_zero_grad_do_not_change_a_bit(overlap: str, set_to_none: bo
     assert same(over_server(conv, OPTIMIZERS["SGD"], run, overlap=overlap), expected)
 
 
-def test_gradients_leave_during_backward_from_the_second_step_on() -> None:
+@pytest.mark.parametrize(("overlap", "first"), [("auto", 1), ("eager", 0)])
+def test_gradients_leave_during_backward(overlap: str, first: int) -> None:
     model = seeded(mlp)
-    with served(model, OPTIMIZERS["SGD"](model)) as optimizer:
+    with served(model, OPTIMIZERS["SGD"](model), overlap=overlap, plane="network") as optimizer:
         total = 4 * sum(parameter.numel() for parameter in model.parameters())
         for step in range(3):
             before = optimizer.pushed_bytes
             backward(model, step)
-            assert optimizer.pushed_bytes - before == (total if step else 0)
+            assert optimizer.pushed_bytes - before == (total if step or first else 0)
+            optimizer.step()
+            assert optimizer.pushed_bytes - before == total  # nothing is sent twice
+            optimizer.zero_grad()
+
+
+def test_sending_ahead_pauses_while_gradients_change_after_backward_and_is_tried_again() -> None:
+    model = seeded(mlp)
+    with served(model, OPTIMIZERS["SGD"](model), plane="network") as optimizer:
+        ahead = []
+        for step in range(8):
+            before = optimizer.pushed_bytes
+            backward(model, step)
+            ahead.append(optimizer.pushed_bytes > before)
+            for parameter in model.parameters():
+                parameter.grad.mul_(0.5)  # type: ignore[union-attr]
             optimizer.step()
             optimizer.zero_grad()
+    assert ahead == [True, False, True, False, False, False, True, False]
 
 
 def clipping(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -101,21 +118,34 @@ def test_clipping_between_backward_and_step_is_honoured() -> None:
     assert same(over_server(mlp, OPTIMIZERS["SGD"], clipping), alone(mlp, OPTIMIZERS["SGD"], clipping))
 
 
-def test_clipping_is_refused_where_gradients_have_to_leave_during_backward() -> None:
-    model = seeded(mlp)
+def test_clipping_breaks_the_promise_of_an_eager_loop_before_anything_is_applied() -> None:
+    model, before = seeded(mlp), seeded(mlp)
     with (
-        served(model, OPTIMIZERS["SGD"](model), overlap="on") as optimizer,
-        pytest.raises(torch_ps.PsError, match=r"was changed after gradients had been sent .*pass overlap='off'"),
+        served(model, OPTIMIZERS["SGD"](model), overlap="eager") as optimizer,
+        pytest.raises(torch_ps.PsError, match=r"changed after backward \(nothing has been sent\); leave"),
     ):
         clipping(model, optimizer)
+    assert same(model, before)
 
 
-def test_second_backward_is_refused_where_gradients_have_left() -> None:
+def test_second_backward_breaks_the_promise_of_an_eager_loop() -> None:
     model = seeded(mlp)
-    with served(model, OPTIMIZERS["SGD"](model), overlap="on") as optimizer:
+    with served(model, OPTIMIZERS["SGD"](model), overlap="eager") as optimizer:
         backward(model, 0)
         backward(model, 1)
-        with pytest.raises(torch_ps.PsError, match=r"a second backward ran.*accumulate=k"):
+        with pytest.raises(torch_ps.PsError, match=r"a second backward added to gradients.*accumulate=k"):
+            optimizer.step()
+
+
+def test_changed_hyperparameters_break_the_promise_of_an_eager_loop() -> None:
+    model = seeded(mlp)
+    with served(model, OPTIMIZERS["SGD"](model), overlap="eager") as optimizer:
+        backward(model, 0)
+        optimizer.step()
+        optimizer.zero_grad()
+        backward(model, 1)
+        optimizer.param_groups[0]["lr"] = 0.5
+        with pytest.raises(torch_ps.PsError, match=r"hyperparameters were changed after backward"):
             optimizer.step()
 
 

@@ -53,7 +53,7 @@ def test_optimizer_of_ones_own_is_refused_by_name() -> None:
         ({"compress": "zip"}, "codec 'zip' does not exist"),
         ({"compress_pull": "zip"}, "compress_pull: codec 'zip' does not exist"),
         ({"timeout": 0.0}, "timeout must be > 0 seconds"),
-        ({"overlap": "maybe"}, "overlap must be one of auto, on, off, forward; got 'maybe'"),
+        ({"overlap": "maybe"}, "overlap must be one of auto, on, off, forward, eager, eager,forward; got 'maybe'"),
     ],
 )
 def test_bad_option_is_refused_before_any_connection(options: dict[str, object], message: str) -> None:
@@ -71,6 +71,22 @@ def test_parameter_without_a_shape_is_refused() -> None:
     model = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(torch_ps.ConfigError, match=r"'0\.weight' has no shape yet; run the model once"):
         wrap(torch.optim.SGD(model.parameters()), model)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(3, device="meta"), "parameter 'bad' is on the meta device and has no values; make them"),
+        (torch.ones(1).expand(3), r"parameter 'bad' is expanded, .* make it of a clone\(\)"),
+        (torch.eye(3).to_sparse(), "parameter 'bad' is sparse_coo; only dense parameters"),
+        (torch.zeros(3, dtype=torch.complex64), r"tensor 'bad' \[3\] complex64 has a dtype that cannot be served"),
+    ],
+)
+def test_parameter_that_cannot_be_trained_is_refused_by_name(values: torch.Tensor, message: str) -> None:
+    model = mlp()
+    model.register_parameter("bad", nn.Parameter(values))
+    with pytest.raises(torch_ps.ConfigError, match=message):
+        wrap(torch.optim.SGD(model.parameters(), lr=0.1), model)
 
 
 def test_servers_have_to_be_named() -> None:

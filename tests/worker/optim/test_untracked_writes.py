@@ -42,7 +42,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("options", [{"overlap": "on"}, {"overlap": "forward"}, {"local_steps": 2}])
+@pytest.mark.parametrize("options", [{"overlap": "eager"}, {"overlap": "eager,forward"}, {"local_steps": 2}])
 def test_model_that_is_loaded_after_the_optimizer_was_made_is_refused_at_the_first_step(
     options: dict[str, Any],
 ) -> None:
@@ -53,18 +53,27 @@ def test_model_that_is_loaded_after_the_optimizer_was_made_is_refused_at_the_fir
             train(model, optimizer)
 
 
-def test_weights_that_the_loop_changes_between_steps_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = seeded(mlp)
-    with served(model) as optimizer:
+@pytest.mark.parametrize("options", [{}, {"overlap": "forward"}, {"plane": "network"}])
+def test_model_that_is_loaded_after_the_optimizer_was_made_is_trained_from_what_was_loaded(
+    options: dict[str, Any],
+) -> None:
+    alone, model = seeded(mlp, 2), seeded(mlp)
+    train(alone, adamw(alone))
+    with served(model, **options) as optimizer:
+        model.load_state_dict(seeded(mlp, 2).state_dict())
         train(model, optimizer)
-        assert warnings_of(caplog) == []
-        for step in range(2):
-            with torch.no_grad():
-                model.get_parameter("2.bias").clamp_(-0.01, 0.01)
-            backward(model, step)
-            optimizer.step()
-    (warning,) = warnings_of(caplog)
-    assert "parameter '2.bias' was written to between two steps" in warning
+    assert same(model, alone)
+
+
+def test_weights_that_an_eager_loop_changes_break_its_promise_before_anything_of_the_step_is_applied() -> None:
+    model = seeded(mlp)
+    with served(model, overlap="eager") as optimizer:
+        train(model, optimizer)
+        with torch.no_grad():
+            model.get_parameter("2.bias").clamp_(-0.01, 0.01)
+        with pytest.raises(torch_ps.PsError, match=r"'2\.bias' was written to between two steps.*leave overlap out"):
+            train(model, optimizer)
+        assert optimizer.version == 3
 
 
 def test_parameter_that_was_frozen_when_the_optimizer_was_made_is_refused_once_it_is_to_be_trained() -> None:
@@ -85,28 +94,19 @@ def test_group_that_is_added_to_a_job_is_refused() -> None:
         train(model, optimizer)
 
 
-def test_frozen_parameter_beside_others_of_its_group_is_warned_about_and_stands_still_in_one_of_its_own(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+@pytest.mark.parametrize("plane", ["memory", "network"])
+def test_frozen_parameter_stands_still_beside_others_of_its_group(plane: str, caplog: pytest.LogCaptureFixture) -> None:
     def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         train(model, optimizer)
         model[0].requires_grad_(False)  # type: ignore[index]
         train(model, optimizer)
 
-    def by_layer(model: nn.Module) -> torch.optim.Optimizer:
-        first, _, last = model.children()
-        return torch.optim.AdamW([{"params": first.parameters()}, {"params": last.parameters()}], foreach=False)
-
-    alone, apart, together = seeded(mlp), seeded(mlp), seeded(mlp)
-    run(alone, by_layer(alone))
-    with served(apart, by_layer(apart)) as optimizer:
-        run(apart, optimizer)
-    assert same(apart, alone)
+    alone, model = seeded(mlp), seeded(mlp)
+    run(alone, adamw(alone))
+    with served(model, plane=plane) as optimizer:
+        run(model, optimizer)
+    assert same(model, alone)
     assert warnings_of(caplog) == []
-    with served(together) as optimizer:
-        run(together, optimizer)
-    (warning,) = warnings_of(caplog)
-    assert "'0.weight' has no gradient" in warning or "'0.bias' has no gradient" in warning
 
 
 def test_state_that_would_not_be_used_is_named_and_what_is_saved_loads_into_plain_torch(
