@@ -4,11 +4,10 @@
                             change (elsewhere ``weight_writes.py`` finds what was written, and it counts)
     unfrozen                a parameter that was frozen when the optimizer was made is not on the servers
 
-Before the job's first step a write is an error: a model that was loaded too late trains from the wrong values. Later it
-is a warning, once: the values may have been put back, as when a loop evaluates an average of the weights.
+A write is an error before anything of the step leaves. Torch's count of writes leaves out ``p.data.clamp_()`` and the
+like.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ import torch
 from torch import nn
 
 from torch_ps.common.errors import PsError
-
-log = logging.getLogger("torch_ps.worker")
 
 
 class FrozenParameters:
@@ -53,7 +50,7 @@ class FrozenParameters:
 
 
 class UntrackedWrites:
-    """Watches torch's count of the writes to each tensor, which leaves out ``p.data.clamp_()`` and the like.
+    """Watches torch's count of the writes to each tensor.
 
     Args:
         parameters: parameters that the servers have, in the order of ``Model.tensors()``.
@@ -97,11 +94,7 @@ class UntrackedWrites:
                     "of: load or initialise the model first, for these values may become the job's; and what "
                     "changes weights beside the optimizer, such as nn.Embedding(max_norm=...), cannot be served"
                 )
-            self._watches = False
-            log.warning(
-                "parameter %r was written to between two steps, which the servers know nothing of: unless its values "
-                "were put back, this gradient is of other parameters than those that are stepped, and what was written "
-                "is lost",
-                name,
+            raise PsError(
+                f"parameter {name!r} was written to between two steps, which overlap='eager' promises not to do: the "
+                "servers would go on without what was written; leave overlap out, and it counts"
             )
-            return

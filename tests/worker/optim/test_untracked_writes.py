@@ -65,20 +65,15 @@ def test_model_that_is_loaded_after_the_optimizer_was_made_is_trained_from_what_
     assert same(model, alone)
 
 
-def test_weights_that_an_eager_loop_changes_between_steps_are_warned_about_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_weights_that_an_eager_loop_changes_break_its_promise_before_anything_of_the_step_is_applied() -> None:
     model = seeded(mlp)
     with served(model, overlap="eager") as optimizer:
         train(model, optimizer)
-        assert warnings_of(caplog) == []
-        for step in range(2):
-            with torch.no_grad():
-                model.get_parameter("2.bias").clamp_(-0.01, 0.01)
-            backward(model, step)
-            optimizer.step()
-    (warning,) = warnings_of(caplog)
-    assert "parameter '2.bias' was written to between two steps" in warning
+        with torch.no_grad():
+            model.get_parameter("2.bias").clamp_(-0.01, 0.01)
+        with pytest.raises(torch_ps.PsError, match=r"'2\.bias' was written to between two steps.*leave overlap out"):
+            train(model, optimizer)
+        assert optimizer.version == 3
 
 
 def test_parameter_that_was_frozen_when_the_optimizer_was_made_is_refused_once_it_is_to_be_trained() -> None:
