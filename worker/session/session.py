@@ -384,14 +384,13 @@ class Session(Part):
             step: step of the push that is to come.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
         """
-        with self.span("encode", step, bucket.index):
+        with self.span("send ahead", step, bucket.index):
             codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=1.0)
-        self._ahead_number += 1
-        header = pb.Ahead(bucket=bucket.index, number=self._ahead_number, codec=codec.name)
-        size = sum(map(len, parts))
-        self.pushed_bytes += size
-        self.ahead_bytes += size
-        with self.span("send", step, bucket.index):
+            self._ahead_number += 1
+            header = pb.Ahead(bucket=bucket.index, number=self._ahead_number, codec=codec.name)
+            size = sum(map(len, parts))
+            self.pushed_bytes += size
+            self.ahead_bytes += size
             self._streams.send_ahead(bucket.index, pack(pb.UpHeader(ahead=header), parts))
 
     def push(
