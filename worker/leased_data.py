@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from torch_ps.common.errors import PsError, UnknownWorker
+from torch_ps.common.errors import PsError, UnknownWorker, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.worker.optim.companions import Companions, Pause
 from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
@@ -295,11 +295,20 @@ class LeasedShard:
                 awaited.settle()
                 pause, deadline = Pause(), time.monotonic() + self._session.timeout
             elif time.monotonic() > deadline:
-                return self._ask(wait=True, seconds=LAST_LOOK_SECONDS)  # its error says who is waited for
+                return self._ask_why()
             self._optimizer.exit_if_requested()
             awaited = self._companions.find_awaited()
             if awaited is None:
                 pause.sleep()
+
+    def _ask_why(self) -> pb.DataReply:
+        """Ask once more, after a wait that was too long: the lead's error says who is waited for."""
+        try:
+            return self._ask(wait=True, seconds=LAST_LOOK_SECONDS)
+        except WaitTimeout as error:
+            why = str(error).partition(" s: ")[2]
+            waited = f"worker {self._session.name!r} has waited for samples for {self._session.timeout:g} s"
+            raise WaitTimeout(f"{waited}: {why}") from None
 
     def batches(self) -> Iterator[list[int]]:
         """Indices of the batches of one pass, beginning with the current portion."""

@@ -8,6 +8,8 @@ from torch_ps.ps.checkpoint.reshard import reshard
 from torch_ps.ps.engine.shard_state import BucketState
 
 STEPS, STOP = 30, 12
+#: How a number is given, and for how many tensors torch computes at once, changes nothing that is kept.
+STATES = [case for case in ELEMENTWISE if "foreach" not in case and "tensor" not in case]
 PLANS = [((1024, 1), (1024, 3)), ((1 << 20, 1), (1024, 2)), ((1024, 3), (1 << 20, 1))]
 
 
@@ -29,9 +31,7 @@ def trained_on_two(name: str, hyper: Hyper, one: tuple[int, int], other: tuple[i
     return after
 
 
-@pytest.mark.parametrize(
-    ("case", "plans"), [(case, PLANS[number % len(PLANS)]) for number, case in enumerate(ELEMENTWISE)]
-)
+@pytest.mark.parametrize(("case", "plans"), [(case, PLANS[number % len(PLANS)]) for number, case in enumerate(STATES)])
 def test_parameters_that_had_no_gradient_go_on_as_torch_has_them(
     case: str, plans: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:

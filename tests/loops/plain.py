@@ -166,7 +166,8 @@ class Mean:
             averaged = name.endswith(AVERAGED)
             value = torch.stack(brought).sum(0) / len(brought) if averaged else brought[0].clone()
             for rank in there:
-                buffers[rank][name].copy_(value)
+                if not torch.equal(buffers[rank][name], value):  # an expanded view cannot be written to
+                    buffers[rank][name].copy_(value)
 
 
 def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:

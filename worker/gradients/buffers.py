@@ -111,11 +111,12 @@ class Buffers:
     def write(self, bucket: Bucket, values: torch.Tensor) -> None:
         """Give the buffers of one bucket the ``values``, shape (numel,), fp32, that came for it."""
         now = self.read(bucket, torch.empty_like(values))
-        if _same(now, values):
+        differ = (now.view(torch.int32) != values.view(torch.int32)).cpu()  # one wait for a GPU, not one a buffer
+        if not differ.any():
             return
-        for (piece, part), (_, old) in zip(self._parts(bucket, values), self._parts(bucket, now), strict=True):
+        for piece, part in self._parts(bucket, values):
             index = piece.tensor - self._first
-            if index not in self._absent and not _same(old, part):
+            if index not in self._absent and differ[piece.offset : piece.offset + part.numel()].any():
                 self._write(index, piece, part)
 
     def _parts(self, bucket: Bucket, values: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -176,11 +177,6 @@ def _unfit(buffer: torch.Tensor) -> str:
         return type(buffer).__name__
     dtype = str(buffer.dtype).removeprefix("torch.")
     return "" if dtype in COPIED_DTYPES else dtype
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two fp32 tensors have the same bits."""
-    return torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 def _distinct(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

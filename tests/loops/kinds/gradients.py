@@ -375,7 +375,7 @@ def shared(r: Run) -> None:
         r.optimizer.zero_grad()
 
 
-@kind("gradients are views of one flat tensor")
+@kind("gradients are views of one flat tensor", keeps_promise=False)
 def flat(r: Run) -> None:
     parameters = list(r.model.parameters())
     together = torch.zeros(sum(p.numel() for p in parameters))

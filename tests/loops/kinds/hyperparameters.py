@@ -94,7 +94,11 @@ for name in ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "ASGD"):
         r.train(2, 3)
 
 
-@kind("lr is a tensor that is written to", optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1)))
+@kind(
+    "lr is a tensor that is written to",
+    keeps_promise=False,
+    optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1)),
+)
 def lr_tensor_written(r: Run) -> None:
     for number in range(4):
         r.loss(number).backward()

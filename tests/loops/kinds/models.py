@@ -327,7 +327,7 @@ def teacher(r: Run) -> None:
         assert followed is not None
 
 
-@kind("target network copied now and then")
+@kind("target network copied now and then", keeps_promise=False)
 def target(r: Run) -> None:
     target = copy.deepcopy(r.model)
     for number in range(5):

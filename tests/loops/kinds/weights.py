@@ -365,7 +365,12 @@ def _sparse_sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@kind("nn.Embedding(sparse=True), gradients coalesced", model=lambda: Words(sparse=True), optimizer=_sparse_sgd)
+@kind(
+    "nn.Embedding(sparse=True), gradients coalesced",
+    keeps_promise=False,
+    model=lambda: Words(sparse=True),
+    optimizer=_sparse_sgd,
+)
 def sparse(r: Run) -> None:
     for number in range(3):
         r.loss(number).backward()

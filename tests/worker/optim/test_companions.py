@@ -1,5 +1,6 @@
 """One data set for the optimizers of several models: equal weights, the same closing steps, nobody waits for ever."""
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable
@@ -117,6 +118,23 @@ def test_a_worker_that_joins_both_jobs_in_the_middle_takes_part_and_all_come_to_
         batches = at_once(*(lambda rank=rank: work(rank, [critic, generator]) for rank in range(3)))
         assert critic.status().samples == generator.status().samples == EPOCHS * len(data)
     assert all(batches)
+
+
+def test_a_wait_for_samples_that_is_too_long_says_whom_for_and_names_the_option() -> None:
+    with job(workers=2) as critic, job(workers=2) as generator, contextlib.ExitStack() as stack:
+
+        def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
+            servers = str((critic, generator)[place])
+            wrapped = torch_ps.ParameterServerOptimizer(optimizer, model, servers, rank=rank, timeout=1.5)
+            return stack.enter_context(wrapped)
+
+        gans = []
+        for rank in range(2):  # noqa: B007  # ``wrap`` reads it
+            gans.append(Gan(wrap))
+        loader = torch_ps.shard(TensorDataset(DATA), gans[0].critic, gans[0].generator, batch_size=BATCH)
+        says = r"'w0' has waited for samples for 1\.5 s: epoch 0 .* w1 has not asked for it; .* raise --timeout"
+        with pytest.raises(torch_ps.WaitTimeout, match=says):
+            next(iter(loader))
 
 
 def test_one_optimizer_given_twice_is_refused() -> None:
