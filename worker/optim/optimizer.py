@@ -265,7 +265,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._weights = None if local or self._eager else WeightWrites(session.plan, self._parameters, self._flat)
         self._share_views()
         self._frozen = FrozenParameters(model, self._parameters, optimizer.param_groups)
-        self._untracked_writes = None if self._weights else UntrackedWrites(self._parameters, names, always=not local)
+        self._untracked_writes = (
+            None
+            if self._weights
+            else UntrackedWrites(self._parameters, names, always=not local and not self._mode.forward)
+        )
         if not local:
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
