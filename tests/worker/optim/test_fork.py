@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import torch_ps
-from tests.support.jobs import job
+from tests.support.jobs import job, until
+from tests.support.threads import spawn
 from tests.support.training import backward, mlp, same, seeded
 
 
@@ -138,6 +139,25 @@ def test_memory_moves_out_once_for_many_children_and_back_at_the_next_step() -> 
         backward(model, 2)
         optimizer.step()
         assert where() == shared
+
+
+def test_fork_by_another_thread_in_the_middle_of_a_step_neither_hangs_nor_disturbs_it() -> None:
+    first, second = seeded(mlp), seeded(mlp)
+    with (
+        job(workers=2) as servers,
+        torch_ps.ParameterServerOptimizer(sgd(first), first, str(servers), name="w0") as w0,
+        torch_ps.ParameterServerOptimizer(sgd(second), second, str(servers), name="w1") as w1,
+    ):
+        backward(first, 0)
+        stepping = spawn(w0.step)
+        until(lambda: any(w.waiting_seconds > 0 for w in servers.status().worker), "w0 waits for w1")
+        child = Child(lambda: (sum(each.sum().item() for each in first.parameters()), error_of(w0.step)))
+        assert "forked from that of worker 'w0'" in child.result[1]
+        backward(second, 1)
+        w1.step()
+        stepping.result(60)
+        assert same(first, second)
+        assert w0.version == 1
 
 
 def _square(number: int) -> int:
