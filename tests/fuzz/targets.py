@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def body(data: bytes) -> None:
         assert manifests.parse_shard(_rest(manifests.dump_shard(shard)), "x.json") == shard
     with contextlib.suppress(CheckpointError):
         whole = manifests.parse(data, "x.json")
-        assert manifests.parse(_rest(manifests.dump(whole)), "x.json") == whole
+        assert manifests.parse(_rest(manifests.dump(whole)), "x.json") == replace(whole, averaged=False)
 
 
 def tensors(data: bytes) -> None:

@@ -94,7 +94,7 @@ def shrunk(setting: Setting, kept: Callable[[str], bool], seconds: float = 60.0)
 
     Args:
         setting: the loop.
-        kept: says of what comes of a loop whether it is still what is looked for.
+        kept: Returns whether the outcome of a loop is still what is looked for.
         seconds: longest search.
     """
     until, size = time.monotonic() + seconds, max(len(setting.lines) // 2, 1)

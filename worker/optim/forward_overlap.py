@@ -94,10 +94,11 @@ class ForwardOverlap(Part):
                 self._buckets[piece.tensor].add(bucket.index)
         self._number = {id(tensor): index for index, tensor in enumerate(tensors)}
         self._kinds = {kind: _under_way(kind, weakly(self.arrive)) for kind in (torch.Tensor, nn.Parameter)}
+        self._outcome: StepOutcome | None = None  # of the last step, if a fork has waited for it
         self._open = False  # the outcome of the last step has not been taken
         self._failed = False
         self._handles = [
-            module.register_forward_pre_hook(_hook(self), prepend=True)
+            module.register_forward_pre_hook(_Hook(self).wait, prepend=True)
             for module in model.modules()
             if any(id(tensor) in self._number for tensor in _own(module))
         ]
@@ -109,7 +110,7 @@ class ForwardOverlap(Part):
 
     def begin(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note that the gradients of a step are all sent: ``tensors``, as the model has them now, are under way."""
-        self._open, self._failed = True, False
+        self._open, self._failed, self._outcome = True, False, None
         self._tensors, self._number = tensors, {id(tensor): index for index, tensor in enumerate(tensors)}
         for tensor in self._tensors:
             tensor.__class__ = self._kinds[type(tensor)]
@@ -135,7 +136,7 @@ class ForwardOverlap(Part):
             WaitTimeout: says who is waited for; the tensors stay under way.
             PsError: an answer will not come; the tensors stay as they are.
         """
-        outcome = self._guard(self._pusher.wait)
+        outcome = self._outcome or self._guard(self._pusher.wait)
         self._end()
         return outcome
 
@@ -162,9 +163,9 @@ class ForwardOverlap(Part):
 
     def before_fork(self) -> None:
         """Wait until everything is in, as the child has nobody to wait for."""
-        if self._open:
+        if self._open and self._outcome is None:
             try:
-                self._guard(lambda: self._pusher.wait_for(set().union(*self._buckets)))
+                self._outcome = self._guard(self._pusher.wait)
             except PsError as error:
                 log.warning("a process is forked while parameters of the last step are under way: %s", error)
                 return
@@ -226,14 +227,22 @@ def _restore(tensor: torch.Tensor) -> None:
         tensor.__class__ = kind.__mro__[1]
 
 
-def _hook(forward: ForwardOverlap) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        for tensor in _own(module):
-            forward.arrive(tensor)
+class _Hook:
+    """The forward hook of one module. A copy of the module, or one that was saved and loaded, waits for nothing."""
+
+    def __init__(self, forward: ForwardOverlap | None = None) -> None:
+        self._forward = forward
+
+    def __reduce__(self) -> tuple[type["_Hook"], tuple[()]]:
+        return _Hook, ()
+
+    def wait(self, module: nn.Module, args: Any) -> None:
+        if self._forward is not None:
+            for tensor in _own(module):
+                self._forward.arrive(tensor)
 
     # torch.compile would trace the hook while nothing is under way, and leave the wait out.
-    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return hook
+    wait._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _own(module: nn.Module) -> Iterator[torch.Tensor]:

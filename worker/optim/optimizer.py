@@ -41,12 +41,14 @@ from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
 from torch_ps.worker.optim.companions import take_part_elsewhere
+from torch_ps.worker.optim.former import TrainedModules
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
 from torch_ps.worker.optim.mean_clip import MeanClip
 from torch_ps.worker.optim.param_groups import SharedParamGroups
 from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
+from torch_ps.worker.optim.step_hooks import load_with_hooks, state_dict_with_hooks, step_hooks
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
 from torch_ps.worker.optim.weight_writes import WeightWrites
@@ -180,7 +182,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         )
         torch.optim.Optimizer.__init__(self, optimizer.param_groups, optimizer.defaults)
         own_name, name = name is not None or rank is not None, config.name or default_name(config.rank)
-        chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name)
+        trains = TrainedModules(model, optimizer.param_groups)
+        chosen = choose_job(jobs_of(config.servers), config.job, name, own_name=own_name, trains=trains)
         refuse_other_averaging(model)
         self.job = chosen.name
         self.wrapped = optimizer
@@ -194,7 +197,13 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         local = config.local_steps > 1
         self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, self._buffers = self._server_optimizer.tensors(model, config.buffers)
-        self._shared_groups = SharedParamGroups(optimizer, name, steps_here=local)
+        self._shared_groups = SharedParamGroups(
+            optimizer,
+            name,
+            steps_here=local,
+            version=lambda: session.version,
+            on_load=weakly(self._share_groups),
+        )
         self._share_groups()
         self._flat = FlatTensors(self._parameters, self._buffers)
         self._compressor = Compressor(
@@ -211,7 +220,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             access=access_in(config),
         )
         JobMember.__init__(self, session)
-        enter_job(self, chosen, name, own_name=own_name)
+        enter_job(self, chosen, name, own_name=own_name, trains=trains)
+        self._lifetime.add(self._shared_groups)
         session.on_long_wait = weakly(self._take_part_elsewhere)
         session.on_values = self._flat.write
         self._forward: ForwardOverlap | None = None
@@ -255,7 +265,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._weights = None if local or self._eager else WeightWrites(session.plan, self._parameters, self._flat)
         self._share_views()
         self._frozen = FrozenParameters(model, self._parameters, optimizer.param_groups)
-        self._untracked_writes = None if self._weights else UntrackedWrites(self._parameters, names, always=not local)
+        self._untracked_writes = (
+            None
+            if self._weights
+            else UntrackedWrites(self._parameters, names, always=not local and not self._mode.forward)
+        )
         if not local:
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
@@ -282,8 +296,12 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             PsError: see its message; the model holds the parameters of the last step.
         """
         self._session.check_member()
+        self._shared_groups.check(self)
         with self._step_trace or NOTHING:
-            return self._step(closure)
+            if self._local is not None:
+                return self._step(closure)
+            with step_hooks(self.wrapped, closure) as closure:
+                return self._step(closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
@@ -564,12 +582,12 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the groups and the ``version``; state only with local steps, else the servers have it."""
-        return {**super().state_dict(), "version": self.version}
+        make = super().state_dict
+        return state_dict_with_hooks(self.wrapped, lambda: {**make(), "version": self.version})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this class or plain torch has saved. State is used with local steps only."""
-        self._shared_groups.load(state_dict, self.version)
-        self._share_groups()
+        load_with_hooks(self, state_dict, lambda found: self._shared_groups.load(found, self.version))
 
     def _share_groups(self) -> None:
         self.param_groups, self.state = self._shared_groups.param_groups, self._shared_groups.state

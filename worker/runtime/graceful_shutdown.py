@@ -77,6 +77,19 @@ def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:
     sys.exit(0)
 
 
+def _before_fork() -> None:
+    global _mask
+    if signal.getsignal(signal.SIGTERM) is on_sigterm:  # a child that gets SIGTERM too early would lose it
+        _mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork() -> None:
+    global _mask
+    if _mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+        _mask = None
+
+
 def _after_fork_in_child() -> None:
     global requested
     requested = threading.Event()  # another thread may have held the lock of the former one
@@ -84,9 +97,11 @@ def _after_fork_in_child() -> None:
     _waits.clear()
     if signal.getsignal(signal.SIGTERM) is on_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_mask: set[signal.Signals | int] | None = None  # signals that this thread blocks, but for a fork
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager

@@ -9,19 +9,37 @@ Rules of this file
   2. A model that would land on a taken job is refused before a server hears of it: in async mode nothing else would
      show that two models of one shape have become one. A second worker in one process, as of a test with threads, says
      that it is one by a name or a rank of its own.
+  3. An optimizer that takes the place of a former one, as in the cell of a notebook that is run again, closes it.
 """
 
 import gc
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from torch_ps.common.errors import ConfigError
+from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.wire.job_servers import JobServers
 
+log = logging.getLogger("torch_ps.worker")
+
 _lock = threading.RLock()
+
+
+class Member(Protocol):
+    """An optimizer."""
+
+    def close(self) -> None:
+        """Leave the job."""
+
+
+class Trains(Protocol):
+    """What an optimizer trains."""
+
+    def replaced_by(self, other: Any) -> bool:
+        """Whether an optimizer of ``other`` takes the place of the optimizer of this."""
 
 
 class _Taken(NamedTuple):
@@ -32,25 +50,28 @@ class _Taken(NamedTuple):
         worker: name of the worker.
         own_name: whether the caller has named or ranked the worker.
         process: number of the process that has joined.
+        trains: what the member trains.
     """
 
     job: JobServers
     worker: str
     own_name: bool
     process: int
+    trains: Trains
 
 
-_taken: "weakref.WeakKeyDictionary[object, _Taken]" = weakref.WeakKeyDictionary()
+_taken: "weakref.WeakKeyDictionary[Member, _Taken]" = weakref.WeakKeyDictionary()
 
 
-def choose_job(jobs: Sequence[JobServers], job: str, worker: str, *, own_name: bool) -> JobServers:
-    """The job that a new model of this process trains in.
+def choose_job(jobs: Sequence[JobServers], job: str, worker: str, *, own_name: bool, trains: Trains) -> JobServers:
+    """The job that a new model of this process trains in. Optimizers whose place the new one takes are closed.
 
     Args:
         jobs: jobs that there are servers for.
         job: name of the job that is wanted; "" takes the first that no other model of this process is in.
         worker: name of the worker.
         own_name: whether the caller has named or ranked this worker, so that it may be a second one of a job.
+        trains: what the new optimizer trains.
 
     Raises:
         ConfigError: there is no such job, or another model of this process is in it; says what to do.
@@ -62,6 +83,8 @@ def choose_job(jobs: Sequence[JobServers], job: str, worker: str, *, own_name: b
             f"there is no job {job!r} among the servers, which are those of {names or 'one job without a name'}; give "
             "--models NAME,NAME to ps-run or ps-serve"
         )
+    for each in wanted:
+        _close_former(each, worker, own_name=own_name, trains=trains)
     found = _free(wanted, worker, own_name=own_name)
     if found is None:
         gc.collect()  # an optimizer that was dropped without close() may wait for it
@@ -82,28 +105,51 @@ def _free(wanted: Sequence[JobServers], worker: str, *, own_name: bool) -> JobSe
 
 def _in(job: JobServers, worker: str, *, own_name: bool) -> str:
     """Name of the worker of this process that is in the way of ``worker`` in this job; "" if none is."""
+    return next((taken.worker for _, taken in _in_the_way(job, worker, own_name=own_name)), "")
+
+
+def _in_the_way(job: JobServers, worker: str, *, own_name: bool) -> list[tuple[Member, _Taken]]:
     servers = {server for shard in job.shards for server in shard}
     with _lock:
-        for taken in _taken.values():
-            theirs = {server for shard in taken.job.shards for server in shard}
-            if taken.process == os.getpid() and servers & theirs and (taken.worker == worker or not own_name):
-                return taken.worker
-    return ""
+        return [
+            (member, taken)
+            for member, taken in _taken.items()
+            if taken.process == os.getpid()
+            and servers & {server for shard in taken.job.shards for server in shard}
+            and (taken.worker == worker or not own_name)
+        ]
 
 
-def enter_job(member: object, job: JobServers, worker: str, *, own_name: bool) -> None:
+def _close_former(job: JobServers, worker: str, *, own_name: bool, trains: Trains) -> None:
+    """Close the optimizers of this job whose place the new one takes: a synchronous step would wait for them."""
+    for member, taken in _in_the_way(job, worker, own_name=own_name):
+        if not taken.trains.replaced_by(trains):
+            continue
+        log.warning(
+            "worker %s of %s is closed, as this process makes another optimizer in its place; the job goes on with the "
+            "servers' parameters: start the servers anew to begin with those of the model",
+            taken.worker,
+            taken.job.title,
+        )
+        try:
+            member.close()
+        except PsError as error:
+            log.warning("the last step of worker %s is not complete: %s", taken.worker, error)
+
+
+def enter_job(member: Member, job: JobServers, worker: str, *, own_name: bool, trains: Trains) -> None:
     """Note that ``member``, an optimizer of this process, takes part in ``job`` as ``worker``; see ``choose_job``."""
     with _lock:
-        _taken[member] = _Taken(job, worker, own_name, os.getpid())
+        _taken[member] = _Taken(job, worker, own_name, os.getpid(), trains)
 
 
-def leave_job(member: object) -> None:
+def leave_job(member: Member) -> None:
     """Note that ``member`` takes part in no job any more."""
     with _lock:
         _taken.pop(member, None)
 
 
-def companions_of(member: object) -> list[object]:
+def companions_of(member: Member) -> list[Member]:
     """The members of this process that are the same worker in other jobs, oldest first."""
     with _lock:
         mine = _taken.get(member)

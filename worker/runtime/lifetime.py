@@ -51,10 +51,13 @@ class Lifetime:
         member: optimizer or client; the life ends when it is dropped, too.
         name: name of the worker.
         first: part that closes last.
+
+    Attributes:
+        name: name of the worker.
     """
 
     def __init__(self, member: object, name: str, first: Part) -> None:
-        self._name, self._parts = name, [first]
+        self.name, self._parts = name, [first]
         self._finalizer = weakref.finalize(member, self._drop)
         self._finalizer.atexit = False  # for ``end`` is called then, before the modules that it needs are gone
         atexit.register(self.end)
@@ -96,7 +99,7 @@ class Lifetime:
         try:
             self.end()
         except PsError as error:
-            log.warning("worker %s was dropped, and the last step of its model is not complete: %s", self._name, error)
+            log.warning("worker %s was dropped, and the last step of its model is not complete: %s", self.name, error)
 
     def before_fork(self) -> None:
         """Prepare all parts for a fork, in the parent."""
@@ -110,6 +113,7 @@ class Lifetime:
 
 
 _live: "weakref.WeakSet[Lifetime]" = weakref.WeakSet()
+_forked_from = ""  # name of a member that was there when this process was forked
 
 
 def _before_fork() -> None:
@@ -118,8 +122,23 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _forked_from
     for lifetime in list(_live):
+        _forked_from = lifetime.name
         lifetime.after_fork_in_child()
+
+
+def check_process() -> None:
+    """Check that a member may be made in this process.
+
+    Raises:
+        PsError: the process was forked while a member was there, and gRPC had threads that are not here.
+    """
+    if _forked_from:
+        raise PsError(
+            f"this process was forked from that of worker {_forked_from!r}, so no connection works here: start it with "
+            "spawn, not with fork, or before the parent makes its optimizer"
+        )
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -1,5 +1,8 @@
 """What a client and a wrapped optimizer tell alike about their job: mode, members, bytes."""
 
+from typing import NoReturn
+
+from torch_ps.common.errors import PsError
 from torch_ps.worker.runtime.lifetime import Lifetime
 from torch_ps.worker.session.session import Session
 
@@ -18,6 +21,12 @@ class JobMember:
         self._session = session
         self.name = session.name
         self._lifetime = Lifetime(self, session.name, session)
+
+    def __getstate__(self) -> NoReturn:
+        raise PsError(
+            f"worker {self.name!r} takes part in a job, so it cannot be copied or pickled: save or copy the model and "
+            "state_dict(), and let a process that is to be a worker make an optimizer or client of its own"
+        )
 
     @property
     def mode(self) -> str:

@@ -43,7 +43,7 @@ from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
-from torch_ps.worker.runtime.lifetime import Part, immortalise
+from torch_ps.worker.runtime.lifetime import Part, check_process, immortalise
 from torch_ps.worker.session.ahead_match import number_if_same
 from torch_ps.worker.session.handshake import (
     check_arguments,
@@ -219,6 +219,7 @@ class Session(Part):
         access: Access = OPEN,
     ) -> None:
         check_arguments(timeout, plane)
+        check_process()
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
         self._shard_streams: ShardStreams | None = None
@@ -383,14 +384,13 @@ class Session(Part):
             step: step of the push that is to come.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
         """
-        with self.span("encode", step, bucket.index):
+        with self.span("send ahead", step, bucket.index):
             codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=1.0)
-        self._ahead_number += 1
-        header = pb.Ahead(bucket=bucket.index, number=self._ahead_number, codec=codec.name)
-        size = sum(map(len, parts))
-        self.pushed_bytes += size
-        self.ahead_bytes += size
-        with self.span("send", step, bucket.index):
+            self._ahead_number += 1
+            header = pb.Ahead(bucket=bucket.index, number=self._ahead_number, codec=codec.name)
+            size = sum(map(len, parts))
+            self.pushed_bytes += size
+            self.ahead_bytes += size
             self._streams.send_ahead(bucket.index, pack(pb.UpHeader(ahead=header), parts))
 
     def push(
@@ -740,12 +740,13 @@ class Session(Part):
     def _let_go(self, why: str) -> None:
         """Let go of the memory that is shared, and of the callbacks, which refer to the model."""
         self._ended = why
-        self._shard_streams, self.shared_memory = None, SharedMemory("network")
+        self._links, self._shards, self._shard_streams = [], [], None
+        self.shared_memory = SharedMemory("network")
         self.on_values, self.on_leave = lambda bucket, values: None, lambda: None
 
     def upload_trace(self) -> None:
         """Send the lead what was traced so far, if anything was. Never raises for a server that is gone."""
-        if len(self.trace.spans) > self.trace.given:
+        if len(self.trace.spans) > self.trace.given and not self._ended:
             upload_trace(self.trace, self._links[0], self._identity)
 
     def _close_links(self) -> None:

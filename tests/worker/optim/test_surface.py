@@ -213,3 +213,30 @@ def test_script_that_does_not_close_ends_promptly_without_a_word_and_leaves_the_
         )
         assert (found.returncode, found.stdout, found.stderr) == (code, "", "")
         assert list(servers.status().worker) == []
+
+
+FORKS = """
+import os, sys, torch, torch_ps
+model = torch.nn.Linear(4, 4)
+optimizer = torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters()), model, {servers!r}, name="w0")
+samples = iter(torch_ps.shard(torch.utils.data.TensorDataset(torch.ones(8, 4)), optimizer, batch_size=2))
+for number in range(3):
+    model(*next(samples)).sum().backward()
+    optimizer.step()
+    if number == 1 and not (child := os.fork()):
+        sys.exit(3)  # all that a Python program does at its end
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), optimizer.workers)
+"""
+
+
+def test_forked_child_ends_at_once_and_does_not_leave_in_the_name_of_its_parent() -> None:
+    with job(lease=300) as servers:
+        found = subprocess.run(
+            [sys.executable, "-c", FORKS.format(servers=str(servers))],
+            env=environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (found.returncode, found.stdout, found.stderr) == (0, "3 ('w0',)\n", "")

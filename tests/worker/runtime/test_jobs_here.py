@@ -14,8 +14,21 @@ from torch_ps.worker.runtime.jobs_here import choose_job, companions_of, enter_j
 TWO = parse_jobs("gen=a:1,a:2;critic=b:1")
 
 
+class Model:
+    """Stands for what an optimizer trains; it takes the place of what is equal to ``name``."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def replaced_by(self, other: "Model") -> bool:
+        return bool(self.name) and self.name == other.name
+
+
 class Member:
-    """Stands for an optimizer, of which only the identity counts."""
+    """Stands for an optimizer."""
+
+    def close(self) -> None:
+        leave_job(self)
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +40,12 @@ def _nobody_here() -> Iterator[None]:
     jobs_here._taken.update(before)
 
 
-def entered(jobs: tuple[JobServers, ...], worker: str, job: str = "", *, own_name: bool = False) -> tuple[Member, str]:
-    member = Member()
-    chosen = choose_job(jobs, job, worker, own_name=own_name)
-    enter_job(member, chosen, worker, own_name=own_name)
+def entered(
+    jobs: tuple[JobServers, ...], worker: str, job: str = "", model: str = "", *, own_name: bool = False
+) -> tuple[Member, str]:
+    member, trains = Member(), Model(model)
+    chosen = choose_job(jobs, job, worker, own_name=own_name, trains=trains)
+    enter_job(member, chosen, worker, own_name=own_name, trains=trains)
     return member, chosen.name
 
 
@@ -39,7 +54,7 @@ def test_the_kth_model_takes_the_kth_job_and_a_closed_one_gives_its_job_back() -
     _critic, second = entered(TWO, "w0")
     assert (first, second) == ("gen", "critic")
     with pytest.raises(ConfigError, match=r"ps-run --models 3 or ps-serve --models NAME,NAME"):
-        choose_job(TWO, "", "w0", own_name=False)
+        choose_job(TWO, "", "w0", own_name=False, trains=Model())
     leave_job(gen)
     assert entered(TWO, "w0")[1] == "gen"
 
@@ -50,7 +65,7 @@ def test_a_dropped_member_gives_its_job_back_although_it_is_in_a_circle() -> Non
     gc.disable()
     try:
         del member
-        assert choose_job(TWO[:1], "", "w0", own_name=False).name == "gen"
+        assert choose_job(TWO[:1], "", "w0", own_name=False, trains=Model()).name == "gen"
     finally:
         gc.enable()
 
@@ -61,28 +76,37 @@ def test_a_job_is_taken_by_its_name() -> None:
     kept.append(entered(TWO, "w0"))
     assert kept[1][1] == "gen"
     with pytest.raises(ConfigError, match=r"another model in job critic as worker w0.* close\(\) on that first"):
-        choose_job(TWO, "critic", "w0", own_name=False)
+        choose_job(TWO, "critic", "w0", own_name=False, trains=Model())
     with pytest.raises(ConfigError, match=r"no job 'actor' among the servers, which are those of gen, critic"):
-        choose_job(TWO, "actor", "w0", own_name=False)
+        choose_job(TWO, "actor", "w0", own_name=False, trains=Model())
     with pytest.raises(ConfigError, match=r"no job 'gen' among the servers, which are those of one job without a name"):
-        choose_job(parse_jobs("a:1"), "gen", "w0", own_name=False)
+        choose_job(parse_jobs("a:1"), "gen", "w0", own_name=False, trains=Model())
 
 
 def test_a_made_up_name_is_no_reason_to_share_a_job_and_a_name_of_its_own_is() -> None:
     one = parse_jobs("a:1")
     _kept = entered(one, "host-1-abc")
     with pytest.raises(ConfigError, match="another model in the job at a:1 as worker host-1-abc"):
-        choose_job(one, "", "host-1-def", own_name=False)
-    assert choose_job(one, "", "w1", own_name=True) == one[0]
+        choose_job(one, "", "host-1-def", own_name=False, trains=Model())
+    assert choose_job(one, "", "w1", own_name=True, trains=Model()) == one[0]
     with pytest.raises(ConfigError, match="ps-run --models 2"):
-        choose_job(one, "", "host-1-abc", own_name=True)
+        choose_job(one, "", "host-1-abc", own_name=True, trains=Model())
 
 
 def test_the_jobs_of_a_parent_process_are_not_those_of_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
     _kept = entered(TWO[:1], "w0")
     parent = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: parent + 1)
-    assert choose_job(TWO[:1], "", "w0", own_name=False).name == "gen"
+    assert choose_job(TWO[:1], "", "w0", own_name=False, trains=Model()).name == "gen"
+
+
+def test_the_former_optimizer_of_a_model_is_closed_and_its_job_taken(caplog: pytest.LogCaptureFixture) -> None:
+    _gen, _critic = entered(TWO, "w0", model="gen"), entered(TWO, "w0", model="critic")
+    _again = entered(TWO, "w0", model="critic")
+    assert _again[1] == "critic"
+    assert "worker w0 of job critic is closed, as this process makes another optimizer in its place" in caplog.text
+    with pytest.raises(ConfigError, match="another model in job gen as worker w0, job critic as worker w0"):
+        choose_job(TWO, "", "w0", own_name=False, trains=Model("third"))
 
 
 def test_companions_are_the_same_worker_in_other_jobs() -> None:
