@@ -13,7 +13,7 @@ from tests.loops.registry import Kind, listed, load
 from tests.loops.served import OVERLAPS, PLANES, compare
 from tests.support.pairwise import pairwise
 
-#: A user's script may be warned, as of a gradient with other strides, or a compiled model that waits for its parameters.
+#: A script may be warned, as of a gradient with other strides, or where a compiled model waits for its parameters.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KINDS = list(load().values())
 #: Each pair of a plane, an overlap and a number of workers.
