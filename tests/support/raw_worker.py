@@ -109,6 +109,19 @@ class RawWorker:
         """
         self.send(bucket, pack(pb.UpHeader(push=self.header(bucket, **fields)), _payload(gradient)))
 
+    def copy(self, bucket: int, **fields: Any) -> None:
+        """Send a copy of the next push over a call of its own, and wait until the server has taken it.
+
+        Raises:
+            PsError: the server refuses it.
+        """
+        peer = self._peers[self.buckets[bucket].shard]
+        push = pack(pb.UpHeader(push=self.header(bucket, **fields)))
+        try:
+            list(peer.call("Commit", [peer.hello(self.name, self.session) + push]))
+        except grpc.RpcError as failure:
+            raise error_of(failure, peer.server) from None
+
     def header(self, bucket: int, **fields: Any) -> pb.Push:
         """The header of the next push."""
         step, base = self._steps.get(bucket, (0, 0))
