@@ -57,8 +57,8 @@ from torch_ps.worker.runtime.access import access_fields, access_in, default_nam
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
 from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
+from torch_ps.worker.session.answers import StepOutcome
 from torch_ps.worker.session.job_member import JobMember
-from torch_ps.worker.session.progress import StepOutcome
 from torch_ps.worker.session.session import Session, Written
 
 log = logging.getLogger("torch_ps.worker")

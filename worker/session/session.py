@@ -44,6 +44,7 @@ from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
 from torch_ps.worker.runtime.lifetime import Part, check_process, immortalise
 from torch_ps.worker.session.ahead_match import number_if_same
+from torch_ps.worker.session.answers import Progress, StepOutcome
 from torch_ps.worker.session.handshake import (
     check_arguments,
     describe_all,
@@ -54,7 +55,6 @@ from torch_ps.worker.session.handshake import (
 from torch_ps.worker.session.heartbeat import start_heartbeat
 from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.session.norm_questions import MeanNorm, NormQuestions
-from torch_ps.worker.session.progress import Progress, StepOutcome
 from torch_ps.worker.session.restore_memory import check_incarnation, restore_shared_memory
 from torch_ps.worker.session.sample_counts import SampleCounts
 from torch_ps.worker.session.shard_streams import ShardStreams
