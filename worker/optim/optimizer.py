@@ -20,7 +20,7 @@ Rules of this file
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -237,6 +237,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             self._lifetime.add(self._clip)
+            self._model_order = list(model.parameters())
             self._mode = overlap_mode("off" if local else config.overlap)
             self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
             self._overlap = BackwardOverlap(
@@ -451,7 +452,12 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             super().zero_grad(set_to_none)
 
     def clip_grad_norm_(
-        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        *,
+        in_order_of: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Clip the gradients of all parameters by the norm of the mean over all workers, as FSDP's method of this name.
 
@@ -467,6 +473,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             max_norm: largest norm of the mean gradient, >= 0.
             norm_type: type of the norm, > 0; inf for the largest absolute value.
             error_if_nonfinite: whether a norm that is not finite is an error.
+            in_order_of: parameters in the order in which the norm of this worker's own gradient takes them, which
+                decides how it rounds; None: that of ``model.parameters()``. All gradients count, whatever it has.
 
         Returns:
             The norm of the mean gradient before clipping, shape (), fp32.
@@ -485,10 +493,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 "out, or clip on the servers (ps-serve --clip-norm)"
             )
         passes = self._micro_step + 1
+        order = self._model_order if in_order_of is None else in_order_of
         if passes < self._accumulate:
-            return self._clip.own_norm(norm_type, passes)
+            return self._clip.own_norm(norm_type, passes, order)
         return self._clip.clip(
-            max_norm, norm_type, weight=self._passed_weight, passes=passes, error_if_nonfinite=error_if_nonfinite
+            max_norm,
+            norm_type,
+            weight=self._passed_weight,
+            passes=passes,
+            error_if_nonfinite=error_if_nonfinite,
+            order=order,
         )
 
     # -------------------------------------------------------------- beside the steps
