@@ -392,11 +392,15 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return stepped
 
     def _mark_stepped(self) -> None:
-        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused."""
+        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused.
+
+        Values that are copied into a parameter count by themselves. Those that come into its memory do not, and with
+        overlap="forward" they come later.
+        """
         if self._local is None and (self._views is not None or self._forward is not None):
             last = self._outcome
-            alone = self._forward is None and len(last.contributors) <= 1 and not last.staleness
-            torch.autograd.graph.increment_version(self._stepped if alone else self._parameters)
+            others = self._forward is None and (len(last.contributors) > 1 or last.staleness)
+            torch.autograd.graph.increment_version(self._parameters if others else self._stepped)
         self._stepped = []
 
     def _complete(self) -> None:
