@@ -466,6 +466,10 @@ class Push(_message.Message):
     nonfinite: bool
     def __init__(self, step: _Optional[int] = ..., bucket: _Optional[int] = ..., base: _Optional[int] = ..., weight: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., hyper: _Optional[_Mapping[str, HyperValue]] = ..., missing: bool = ..., ahead: _Optional[int] = ..., absent: _Optional[_Iterable[int]] = ..., written: _Optional[_Iterable[int]] = ..., arena_bytes: _Optional[int] = ..., covers: _Optional[_Iterable[_Union[Covers, _Mapping]]] = ..., nonfinite: bool = ...) -> None: ...
 
+class CommitReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Pull(_message.Message):
     __slots__ = ("bucket",)
     BUCKET_FIELD_NUMBER: _ClassVar[int]

@@ -163,13 +163,14 @@ class Engine:
 
     # -------------------------------------------------------------- requests of peers
 
-    def push(self, stream: Stream, push: pb.Push, payload: memoryview) -> None:
+    def push(self, stream: Stream, push: pb.Push, payload: memoryview, *, copy: bool = False) -> None:
         """Accept one bucket of one worker's gradient.
 
         Args:
             stream: Stream of the worker.
             push: Header of the frame.
             payload: Encoded gradient, or weights that the loop has written where the gradient is elsewhere.
+            copy: Whether it came over another connection than the stream, where the push itself follows.
 
         Raises:
             ProtocolError: the frame is not for this shard, does not decode, or is refused; nothing has changed.
@@ -181,7 +182,8 @@ class Engine:
             _check_named(stream, push, payload[:0] if written else payload)
             self._count_pushed(stream, len(payload))
             take = functools.partial(self._commit, stream, push, hyper, absent, written)
-            stream.sent_ahead.claim(push.bucket, push.ahead, push.step, take)
+            claim = stream.sent_ahead.claim_by_copy if copy else stream.sent_ahead.claim
+            claim(push.bucket, push.ahead, push.step, take)
             return
         gradient = self._gradient(stream, bucket, push, payload[:0] if written else payload)
         size = len(gradient.payload) + (len(payload) if written else 0)

@@ -113,10 +113,12 @@ class NormMeter:
     def _answer(self, answers: Sequence[NormAnswer]) -> None:
         if not answers:
             return
-        open_step, last = self._core.open_step, max(answer.key[1] for answer in answers)
+        # Of joint answers: one that is given alone has the round of a worker that may be steps behind.
+        last = max((answer.key[1] for answer in answers if not _is_alone(answer)), default=0)
+        open_step = self._core.open_step
         self._norms = {key: task for key, task in self._norms.items() if key[0] >= open_step and key[1] >= last - 1}
         for answer in answers:
-            if [asked.worker for asked in answer.asked] == [answer.worker]:
+            if _is_alone(answer):
                 self._send(answer, [])
                 continue
             if answer.key not in self._norms:
@@ -155,3 +157,8 @@ class NormMeter:
                 without=answer.without,
             )
             stream.outbox.put_nowait(pack(pb.DownHeader(measured=measured)))
+
+
+def _is_alone(answer: NormAnswer) -> bool:
+    """Whether only the gradient of the worker that gets the answer is in the mean."""
+    return [asked.worker for asked in answer.asked] == [answer.worker]

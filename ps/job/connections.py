@@ -56,6 +56,10 @@ class Connections:
                 stream.outbox.put_nowait(frame)
         return stream
 
+    def find(self, worker: str, session: int) -> Stream | None:
+        """The open stream of a worker; None: it has none."""
+        return self._job.streams.get(worker, session) if worker else None
+
     def close(self, stream: Stream) -> None:
         """Forget a stream that has ended."""
         if self._job.streams.remove(stream) and self._job.engine is not None:

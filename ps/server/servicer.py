@@ -112,6 +112,9 @@ class Servicer:
                 "Seed": grpc.stream_unary_rpc_method_handler(
                     map_errors(self.seed, metrics), None, lambda reply: reply.SerializeToString()
                 ),
+                "Commit": grpc.stream_unary_rpc_method_handler(
+                    map_errors(self.commit, metrics), None, lambda reply: reply.SerializeToString()
+                ),
                 "Exchange": grpc.stream_stream_rpc_method_handler(exchange, None, None),
                 "WatchRoster": grpc.stream_stream_rpc_method_handler(
                     map_errors(self._read_request(self.watch_roster, pb.WatchRequest), metrics),
@@ -277,6 +280,24 @@ class Servicer:
         self._parts.seeds.end(worker)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
+
+    async def commit(self, frames: AsyncIterable[bytes], context: Context) -> pb.CommitReply:
+        async with aclosing(messages_of(frames)) as incoming:
+            message = await self._requests.read_first(
+                lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, "Commit"
+            )
+        self._check_serving()
+        copies = unpack_all(message, pb.UpHeader)
+        hello = next(copies)[0].hello
+        self._job.incarnation.check(hello.incarnation, f"worker {hello.worker!r}")
+        stream = self._parts.connections.find(hello.worker, hello.session)
+        if stream is None:  # not open yet, or broken: the pushes come with it
+            return pb.CommitReply()
+        for header, payload in copies:
+            if not (header.HasField("push") and header.push.HasField("ahead")):
+                raise ProtocolError("Commit takes Hello, then pushes of gradients that were sent ahead")
+            self._working(stream).push(stream, header.push, payload, copy=True)
+        return pb.CommitReply()
 
     async def exchange(self, carrier: Carrier) -> None:
         """Serve one Exchange until the peer ends it.

@@ -7,7 +7,9 @@ Rules of this file
   1. For each bucket a stream holds one gradient, or one push that waits for its gradient, and never both.
   2. Numbers grow. A newer gradient takes the place of an older one; an older one that comes late is dropped.
   3. A push that comes again after its gradient was taken goes to the core without one: the core has it, and answers.
-  4. All of it ends with the stream. On its next stream the worker sends again what is not answered.
+  4. A copy of a push may come before the push itself, over another connection. The first of the two counts; the other
+     changes nothing and is not answered.
+  5. All of it ends with the stream. On its next stream the worker sends again what is not answered.
 
 Cost: O(1) per message.
 """
@@ -40,12 +42,14 @@ class _Place:
         held: That gradient, while no push has named it.
         taker: Takes it as soon as it comes; None: no push waits.
         step: Step of the push that has taken it.
+        copied: Whether that was a copy, and the push itself has not come.
     """
 
     number: int
     held: Encoded | None = None
     taker: Taker | None = None
     step: int = -1
+    copied: bool = False
 
 
 class SentAhead:
@@ -88,6 +92,9 @@ class SentAhead:
             ProtocolError: A newer gradient has taken its place, or the push of another step has taken it.
         """
         place = self._places.get(bucket)
+        if place is not None and place.copied and (place.number, place.step) == (number, step):
+            place.copied = False
+            return
         if place is None or number > place.number:
             self._places[bucket] = _Place(number, taker=taker, step=step)
             return
@@ -106,6 +113,19 @@ class SentAhead:
             raise ProtocolError(
                 f"a push of bucket {bucket} at step {step} names gradient {number}, which step {place.step} has taken"
             )
+
+    def claim_by_copy(self, bucket: int, number: int, step: int, taker: Taker) -> None:
+        """As ``claim``, for a copy of a push: nothing happens if the push has come, or anything newer."""
+        place = self._places.get(bucket)
+        if place is None or number > place.number:
+            self._places[bucket] = _Place(number, taker=taker, step=step, copied=True)
+        elif number == place.number and place.held is not None:
+            gradient, place.held, place.step, place.copied = place.held, None, step, True
+            try:
+                taker(gradient)
+            except BaseException:  # the push itself comes to the same end, and its worker hears of it
+                place.held, place.copied = gradient, False
+                raise
 
     def look(self, bucket: int, number: int) -> Encoded:
         """A gradient that is held, and stays so.

@@ -66,6 +66,8 @@ def penalty(r: Any, batch: int) -> None:
 def curvature(r: Any, batch: int) -> None:
     """A Hessian-vector product, which leaves no gradient."""
     parameters = [p for p in r.model.parameters() if p.requires_grad]
+    if not parameters:
+        return
     slopes = torch.autograd.grad(r.loss(batch), parameters, create_graph=True, allow_unused=True)
     used = [(p, s) for p, s in zip(parameters, slopes, strict=True) if s is not None and s.requires_grad]
     if used:

@@ -54,7 +54,7 @@ class _NoSharedMemory:
 no_shared_memory = _NoSharedMemory()
 
 
-STALE = "needed for gradient computation has been"
+STALE = "needed for gradient computation"
 #: Ends a line after which there is no look, so that nothing is kept alive and nobody waits for a value.
 UNSEEN = "# unseen"
 
@@ -114,7 +114,7 @@ def compare(
                 if error is not None:
                     return _refused(run, error, moments, expected[rank])
                 wrapped.wait()
-                return _stale(expected[rank], moments) or first_difference(
+                return _stale(expected[rank], [*moments, end(run)]) or first_difference(
                     expected[rank], [*moments, end(run)], gradients=kind.same_gradients
                 )
 

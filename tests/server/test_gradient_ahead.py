@@ -89,6 +89,81 @@ def test_step_is_made_with_the_gradient_that_the_push_names(
     assert torch.equal(answer.values, stepped(before.values, gradient(1)))
 
 
+def copied_first(worker: RawWorker) -> None:
+    worker.ahead(0, 1, gradient(1))
+    worker.pull(0)  # so that the gradient has come
+    worker.copy(0, ahead=1)
+    worker.push(0, ahead=1)
+
+
+def copied_before_the_gradient(worker: RawWorker) -> None:
+    worker.copy(0, ahead=1)
+    worker.push(0, ahead=1)
+    worker.ahead(0, 1, gradient(1))
+
+
+def copied_late(worker: RawWorker) -> None:
+    worker.push(0, ahead=1)
+    worker.pull(0)
+    worker.copy(0, ahead=1)
+    worker.ahead(0, 1, gradient(1))
+
+
+@pytest.mark.parametrize("send", [copied_first, copied_before_the_gradient, copied_late])
+def test_push_and_its_copy_are_applied_and_answered_once(worker: RawWorker, send: Callable[[RawWorker], None]) -> None:
+    before = worker.pull(0)
+    send(worker)
+    answer = worker.answer()
+    assert answer.header.applied
+    assert torch.equal(answer.values, stepped(before.values, gradient(1)))
+    after = worker.pull(0)  # the next answer, so there is no second one to the push
+    assert not after.header.HasField("step")
+    assert after.header.version == before.header.version + 1
+
+
+def test_copy_alone_is_applied_before_the_push_comes(worker: RawWorker) -> None:
+    before = worker.pull(0)
+    worker.ahead(0, 1, gradient(1))
+    worker.pull(0)
+    worker.copy(0, ahead=1)
+    assert torch.equal(worker.answer().values, stepped(before.values, gradient(1)))
+    worker.push(0, ahead=1, step=before.header.next_step, base=before.header.version)  # which has come late
+    assert worker.pull(0).header.version == before.header.version + 1
+
+
+def test_refusal_of_a_copy_leaves_the_push_to_be_refused_where_its_worker_hears_it(worker: RawWorker) -> None:
+    before = worker.pull(0)
+    worker.ahead(0, 1, gradient(1))
+    worker.pull(0)
+    wrong = before.header.next_step + 5
+    with pytest.raises(PsError, match="is open"):
+        worker.copy(0, ahead=1, step=wrong)
+    worker.push(0, ahead=1, step=wrong)
+    with pytest.raises(PsError, match="is open"):
+        worker.answer()
+    worker.open()
+    assert worker.pull(0).header.version == before.header.version
+
+
+def test_copy_for_a_stream_that_is_not_there_does_nothing(servers: Servers, worker: RawWorker) -> None:
+    before = worker.pull(0)
+    push = pack(pb.UpHeader(push=worker.header(0, ahead=1)))
+    with raw(servers.addresses[0]) as peer:
+        for name, session in (("", 0), ("w7", 7), (worker.name, worker.session + 1)):
+            list(peer.call("Commit", [peer.hello(name, session) + push]))
+    assert worker.pull(0).header.version == before.header.version
+
+
+def test_commit_takes_nothing_but_pushes_of_gradients_sent_ahead(servers: Servers, worker: RawWorker) -> None:
+    before = worker.pull(0)
+    with raw(servers.addresses[0]) as peer:
+        hello = peer.hello(worker.name, worker.session)
+        for frame in (pack(pb.UpHeader(pull=pb.Pull())), push(bytes(4 * NUMEL)), hello):
+            assert "Commit takes Hello, then pushes" in str(peer.error("Commit", [hello + frame]))
+        assert "0 bytes" in str(peer.error("Commit", [b""]))
+    assert worker.pull(0).header.version == before.header.version
+
+
 def test_nothing_happens_before_a_push_names_a_gradient_that_has_come(worker: RawWorker) -> None:
     before = worker.pull(0)
     worker.ahead(0, 1, gradient(1))

@@ -109,6 +109,19 @@ class RawWorker:
         """
         self.send(bucket, pack(pb.UpHeader(push=self.header(bucket, **fields)), _payload(gradient)))
 
+    def copy(self, bucket: int, **fields: Any) -> None:
+        """Send a copy of the next push over a call of its own, and wait until the server has taken it.
+
+        Raises:
+            PsError: the server refuses it.
+        """
+        peer = self._peers[self.buckets[bucket].shard]
+        push = pack(pb.UpHeader(push=self.header(bucket, **fields)))
+        try:
+            list(peer.call("Commit", [peer.hello(self.name, self.session) + push]))
+        except grpc.RpcError as failure:
+            raise error_of(failure, peer.server) from None
+
     def header(self, bucket: int, **fields: Any) -> pb.Push:
         """The header of the next push."""
         step, base = self._steps.get(bucket, (0, 0))
@@ -123,8 +136,8 @@ class RawWorker:
         """Send a frame to the shard of a bucket."""
         self._frames[self.buckets[bucket].shard].put(frame)
 
-    def answer(self, shard: int = 0) -> Answer:
-        """The next answer of a shard.
+    def header_of_answer(self, shard: int = 0) -> tuple[pb.DownHeader, memoryview]:
+        """Header and payload of the next answer of a shard.
 
         Raises:
             PsError: it has ended the stream instead.
@@ -137,7 +150,15 @@ class RawWorker:
                 raise error_of(failure, self._peers[shard].server) from None
             found = unpack_all(message, pb.DownHeader)
             waiting += [each for each in found if not each[0].HasField("ballot")]
-        header, payload = waiting.pop(0)
+        return waiting.pop(0)
+
+    def answer(self, shard: int = 0) -> Answer:
+        """The next answer of a shard about a bucket.
+
+        Raises:
+            PsError: it has ended the stream instead.
+        """
+        header, payload = self.header_of_answer(shard)
         self._steps[header.bucket] = header.next_step, header.version
         if header.place == pb.PARAMETERS:
             payload = self._parameters.values(header.bucket)

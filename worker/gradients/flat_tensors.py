@@ -111,7 +111,7 @@ class FlatTensors:
                 torch._foreach_copy_([view for _, view, _ in pairs], [part for *_, part in pairs])
         else:
             for _, view, part in pairs:
-                # Buffers of integers, such as BatchNorm's counter, get the rounded mean.
+                # A tensor of integers, which a ``Client`` may have, gets the rounded values.
                 view.copy_(part if view.is_floating_point() else part.round())
         if self._shadows:
             self._written.update(piece.tensor for piece, _, _ in pairs if piece.tensor in self._shadows)

@@ -38,7 +38,7 @@ from torch_ps.worker.gradients.flat_tensors import FlatTensors
 from torch_ps.worker.optim.gpu_transfer import Pusher
 from torch_ps.worker.optim.pytree import tensors_in
 from torch_ps.worker.runtime.lifetime import Part, immortalise, weakly
-from torch_ps.worker.session.session import StepOutcome
+from torch_ps.worker.session.answers import StepOutcome
 
 log = logging.getLogger("torch_ps.worker")
 

@@ -37,7 +37,8 @@ from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap
 from torch_ps.worker.runtime.lifetime import Part
-from torch_ps.worker.session.session import Session, StepOutcome
+from torch_ps.worker.session.answers import StepOutcome
+from torch_ps.worker.session.session import Session
 
 #: Buckets that may leave the GPU at once: one is sent while the next is copied, and one to spare.
 UP_SLOTS = 3

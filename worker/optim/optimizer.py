@@ -41,7 +41,6 @@ from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
 from torch_ps.worker.optim.companions import take_part_elsewhere
-from torch_ps.worker.optim.former import TrainedModules
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
 from torch_ps.worker.optim.mean_clip import MeanClip
@@ -50,6 +49,7 @@ from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_hooks import load_with_hooks, state_dict_with_hooks, step_hooks
 from torch_ps.worker.optim.step_trace import StepTrace
+from torch_ps.worker.optim.trained_modules import TrainedModules
 from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
 from torch_ps.worker.optim.weight_writes import WeightWrites
 from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
@@ -57,8 +57,9 @@ from torch_ps.worker.runtime.access import access_fields, access_in, default_nam
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
 from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
+from torch_ps.worker.session.answers import StepOutcome
 from torch_ps.worker.session.job_member import JobMember
-from torch_ps.worker.session.session import Session, StepOutcome, Written
+from torch_ps.worker.session.session import Session, Written
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -392,11 +393,15 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return stepped
 
     def _mark_stepped(self) -> None:
-        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused."""
+        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused.
+
+        Values that are copied into a parameter count by themselves. Those that come into its memory do not, and with
+        overlap="forward" they come later.
+        """
         if self._local is None and (self._views is not None or self._forward is not None):
             last = self._outcome
-            alone = self._forward is None and len(last.contributors) <= 1 and not last.staleness
-            torch.autograd.graph.increment_version(self._stepped if alone else self._parameters)
+            others = self._forward is None and (len(last.contributors) > 1 or last.staleness)
+            torch.autograd.graph.increment_version(self._parameters if others else self._stepped)
         self._stepped = []
 
     def _complete(self) -> None:

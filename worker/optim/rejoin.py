@@ -22,7 +22,8 @@ from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, empty_fp32
 from torch_ps.worker.optim.gpu_transfer import Pusher
-from torch_ps.worker.session.session import Session, StepOutcome
+from torch_ps.worker.session.answers import StepOutcome
+from torch_ps.worker.session.session import Session
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 
 log = logging.getLogger("torch_ps.worker")

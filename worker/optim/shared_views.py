@@ -7,7 +7,7 @@ Rules of this file
   1. Tensors move between two pushes, while nothing is under way. They move out when a push fails or the worker leaves,
      for from then on others may change what was shared.
   2. Parameters: fp32, contiguous, on the CPU, alone in their storage, which no view or array of the script shares. What
-     the training loop writes into them lasts until the next push, as on the network plane, and reaches nobody else.
+     the training loop writes into them stays in its process until the next push tells the servers.
   3. A gradient moves in when it has outlived a push, as with ``zero_grad(set_to_none=False)``: then backward adds to it
      where the server reads it. A gradient that is new in each step is copied at the push.
   4. ``.grad`` is never changed, so gradients move out before they are scaled or zeroed for a push.
@@ -30,7 +30,7 @@ _CHECKED_PUSHES = 3
 
 
 class SharedViews(Part):
-    """The parameters and gradients of one model that live in shared memory. Only pushes change the parameters.
+    """The parameters and gradients of one model that live in shared memory.
 
     Args:
         plan: buckets of the job.

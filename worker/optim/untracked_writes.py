@@ -1,7 +1,8 @@
 """Detects in-place changes to parameters that cannot reach the servers and would be lost.
 
-    written to in place     with overlap="eager" and local steps the next step brings the servers' values, without the
-                            change (elsewhere ``weight_writes.py`` finds what was written, and it counts)
+    written to in place     with overlap="eager", and with local steps before the first step, the next step brings the
+                            servers' values, without the change (elsewhere ``weight_writes.py`` finds what was
+                            written, and it counts)
     unfrozen                a parameter that was frozen when the optimizer was made is not on the servers
 
 A write is an error before anything of the step leaves. Torch's count of writes leaves out ``p.data.clamp_()`` and the

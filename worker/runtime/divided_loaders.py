@@ -30,7 +30,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
 
-from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.runtime.jobs_here import members_here
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -115,7 +115,7 @@ def divide(loader: Any, seed: int = 0) -> Any:
 
 def _place() -> tuple[int, int]:
     """Rank and number of workers: those of the job, or before it those of the launcher."""
-    for optimizer in graceful_shutdown.attached():
+    for optimizer in members_here():
         workers = optimizer.workers
         return workers.index(optimizer.name), len(workers)
     rank, world = os.environ.get("PS_RANK", ""), os.environ.get("PS_WORLD", "")

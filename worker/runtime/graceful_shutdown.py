@@ -23,7 +23,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -58,11 +57,6 @@ def attach(optimizer: object) -> None:
 def detach(optimizer: object) -> None:
     """Forget an optimizer that has left the job."""
     _attached.discard(optimizer)
-
-
-def attached() -> list[Any]:
-    """The optimizers that take part in a job."""
-    return list(_attached)
 
 
 def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:

@@ -149,6 +149,12 @@ def leave_job(member: Member) -> None:
         _taken.pop(member, None)
 
 
+def members_here() -> list[Any]:
+    """The optimizers of this process that take part in a job, oldest first."""
+    with _lock:
+        return [member for member, taken in _taken.items() if taken.process == os.getpid()]
+
+
 def companions_of(member: Member) -> list[Member]:
     """The members of this process that are the same worker in other jobs, oldest first."""
     with _lock:

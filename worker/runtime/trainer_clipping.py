@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.runtime.jobs_here import members_here
 
 #: Modules of Lightning with a ``Precision``, and of Fabric with a ``Strategy``, through which clipping goes.
 PRECISIONS = "lightning.pytorch.plugins.precision.precision", "pytorch_lightning.plugins.precision.precision"
@@ -91,7 +91,7 @@ def _fabric(
 def _optimizer_of(parameters: Iterable[torch.Tensor]) -> Any:
     """The optimizer of this process that has all of these parameters which have gradients, and no others; else None."""
     given = list(parameters)
-    for optimizer in graceful_shutdown.attached():
+    for optimizer in members_here():
         own = {id(each) for group in optimizer.param_groups for each in group["params"]}
         rest = [each for each in given if id(each) not in own]
         if len(given) - len(rest) == len(own) and all(each.grad is None for each in rest):

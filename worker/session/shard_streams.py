@@ -1,7 +1,8 @@
 """The streams to all shards: keeps each frame until it is answered, and sends it again when a stream breaks.
 
     send(bucket, frame) --> kept --> stream of its shard --> server
-    send_ahead(bucket, frame) --> kept beside it; the push that names it overtakes what still waits to leave
+    send_ahead(bucket, frame) --> kept beside it; the push that names it overtakes what still waits to leave, and a copy
+                                  of it overtakes what waits in buffers, over another connection
     mark_answered(bucket) --> dropped <-- on_message <-- server
 
 Rules of this file
@@ -17,12 +18,15 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire.frames import MAX_FRAMES
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.stream import Stream
 
 log = logging.getLogger("torch_ps.worker")
 
+#: Gradients sent ahead that may wait in the buffers of a connection, in bytes. Fewer do not hold a push up for long.
+BUFFERED_BYTES = 1 << 18
 #: Errors that end the stream of a server that is gone, or does not serve any more; another one may be found.
 GONE = Unreachable, NotServing
 #: Errors that another try to open a stream would not change.
@@ -65,6 +69,9 @@ class ShardStreams:
         self._opening: set[int] = set()  # shards whose stream is being opened
         self._unanswered: dict[int, bytes] = {}
         self._ahead: dict[int, bytes] = {}  # gradients sent ahead of pushes that are not answered yet, or not made
+        self._undecided: list[set[int]] = [set() for _ in shards]  # buckets sent ahead, while no push has come
+        self._copies: list[list[bytes]] = [[] for _ in shards]  # pushes that name them, until the last one is decided
+        self._ahead_bytes = [0] * len(shards)  # sent ahead since the last push
         self._heard = [0.0] * len(shards)  # when the last message came, on time.monotonic()
         self._awaited: list[set[int]] = []  # for each wait for some buckets: those not answered yet
 
@@ -92,6 +99,7 @@ class ShardStreams:
                 self._opening.add(shard)
         if stream is not None:
             stream.send(frame, overtake=overtake)
+            self._decide(bucket, frame if overtake else None)
         elif missing:
             self._open(shard)
 
@@ -100,8 +108,11 @@ class ShardStreams:
         with self.changed:
             if self._error is not None:
                 return
+            shard = self._shard_of[bucket]
             self._ahead[bucket] = frame
-            stream = self._streams.get(self._shard_of[bucket])
+            self._undecided[shard].add(bucket)
+            self._ahead_bytes[shard] += len(frame)
+            stream = self._streams.get(shard)
         if stream is not None:
             stream.send(frame)
 
@@ -113,6 +124,21 @@ class ShardStreams:
         """Forget what was sent ahead for a bucket: no push names it, and the server replaces or drops it."""
         with self.changed:
             self._ahead.pop(bucket, None)
+        self._decide(bucket, None)
+
+    def _decide(self, bucket: int, push: bytes | None) -> None:
+        """Note the push of a bucket that was sent ahead, if it names that. The last one of a shard sends the copies."""
+        shard = self._shard_of[bucket]
+        with self.changed:
+            if push is not None:
+                self._copies[shard].append(push)
+            self._undecided[shard].discard(bucket)
+            if self._undecided[shard]:
+                return
+            copies, self._copies[shard] = self._copies[shard], []
+            size, self._ahead_bytes[shard] = self._ahead_bytes[shard], 0
+        if copies and size >= BUFFERED_BYTES:
+            self._shards[shard].link.commit(b"".join((self._hello, *copies[: MAX_FRAMES - 1])))
 
     def send_unkept(self, shard: int, frame: bytes) -> None:
         """Send a frame that nothing answers, if the stream is open."""
@@ -231,6 +257,10 @@ class ShardStreams:
     def _forget_unanswered(self) -> None:
         self._unanswered.clear()
         self._ahead.clear()
+        for shard in range(len(self._shards)):
+            self._undecided[shard].clear()
+            self._copies[shard].clear()
+            self._ahead_bytes[shard] = 0
         for awaited in self._awaited:
             awaited.clear()
 

@@ -6,8 +6,8 @@ Rules of this file
      a worker runs.
   3. A stopped server keeps its connections open. Where another server may take its place, a call that may take long is
      waited for only while the server answers heartbeats.
-  4. Heartbeats have a connection of their own. On a slow network a bucket fills the other one for longer than a lease,
-     with megabytes in buffers that nothing can overtake.
+  4. Heartbeats and copies of pushes have a connection of their own. On a slow network a bucket fills the other one for
+     longer than a lease, with megabytes in buffers that nothing can overtake.
 """
 
 import contextlib
@@ -46,6 +46,8 @@ Reply = TypeVar("Reply", bound=Message)
 PROBE_SECONDS = 3.0
 #: Seconds in which a server has to answer one heartbeat, at most.
 HEARTBEAT_SECONDS = 1.0
+#: Seconds after which copies of pushes help no more.
+COMMIT_SECONDS = 5.0
 
 _Channels = tuple[grpc.Channel, ...]
 
@@ -75,6 +77,7 @@ class Link:
         self._socket = pb.SocketOffer()
         self._interruptible: set[Any] = set()  # calls that ``interrupt`` ends
         self._interrupts = 0  # times that ``interrupt`` was called
+        self._committing: Any = None  # the last call Commit
         self.replaceable = False
         self._lease = 0.0
         self._connect()
@@ -290,6 +293,15 @@ class Link:
         """
         if wrong := tls_probe.explain_failure(self.address, self._access.tls, min(PROBE_SECONDS, seconds)):
             raise Refused(wrong)
+
+    def commit(self, message: bytes) -> None:
+        """Send copies of pushes over the connection of the heartbeats. Does not wait, and whatever fails is no matter.
+
+        Args:
+            message: frames of Hello and of the pushes, joined.
+        """
+        call: Any = self._heartbeat_channels[0].stream_unary(channel.method("Commit"), None, None)
+        self._committing = call.future(iter((message,)), timeout=COMMIT_SECONDS, metadata=self._access.metadata)
 
     def seed(self, frames: Iterable[bytes], seconds: float) -> None:
         """Send the shard its first parameters, as ``Identity.seeds`` frames them."""
