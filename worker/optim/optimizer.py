@@ -193,6 +193,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._micro_step, self._earlier_weight = 0, 0.0  # passes since the last push, and their weights but the last
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
         self._written: dict[int, Written] = {}  # by bucket, in a push
+        self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
         self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
         self._seen_bytes = 0, 0  # of the session: used, and sent ahead, until the last push
         local = config.local_steps > 1
@@ -345,12 +346,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def _push(self) -> None:
         """Send what the servers shall apply, and wait for it. No gradient counts before all are known to be finite."""
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
             left = self._overlap.sent if self._eager is not None else set()
             self._check_promise()
             self._gradients.put_back()
             if self._weights is not None:
                 self._written = self._weights.find()
+                kept = self._weights.keep() if self._failed else []
             self._source.check()
             if self._source.left_out and self._views is not None:
                 self._views.release_gradients()
@@ -364,6 +367,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             raise
         if self._forward is None:
             self._complete()
+            self._failed = False
+            with torch.no_grad():  # the push may have been answered for the one before it, which lacked the writes
+                for parameter, values in kept:
+                    parameter.copy_(values)
         else:
             self._mark_stepped()
             self._forward.begin(self._tensors)
@@ -408,6 +415,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         try:
             self._outcome = self._pusher.wait()
         except BaseException:
+            self._failed = True
+            self._session.abandon()
             if self._views is not None:
                 self._views.release()
             if self._untracked_writes is not None:
@@ -556,7 +565,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is not None:
             self._forward.abandon()
         self._outcome = self._recovery.rejoin(why, self._pusher)
-        self._micro_step, self._earlier_weight, self._changed = 0, 0.0, None
+        self._micro_step, self._earlier_weight, self._changed, self._failed = 0, 0.0, None, False
         self._overlap.reset()
         self._overlap.armed = self._accumulate == 1
         self._flat.settle()
