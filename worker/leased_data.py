@@ -249,8 +249,9 @@ class LeasedShard:
             TypeError: says what to count instead.
         """
         raise TypeError(
-            "how many batches this worker gets depends on the others, so torch_ps.shard has no len(); a schedule can "
-            f"go by optimizer.samples / {self._epochs * self._size}, the part that the whole job has trained on"
+            "how many batches this worker gets depends on the others, so torch_ps.shard has no len(); a schedule "
+            f"or a line of progress can go by optimizer.samples / {self._epochs * self._size}, the part that the whole "
+            "job has trained on"
         )
 
     def _wait_for_portion(self) -> bool:

@@ -49,6 +49,7 @@ class Endpoint:
             options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
             maximum_concurrent_rpcs=4 * config.max_workers + 256,
         )
+        self._servicer: Servicer | None = None
         wanted = address.parse(config.listen, free_port=True)
         try:
             if tls is None:
@@ -65,6 +66,7 @@ class Endpoint:
     async def open(self, servicer: Servicer) -> None:
         """Serve ``servicer`` and health checks from now on."""
         await servicer.listen()
+        self._servicer = servicer
         self._server.add_generic_rpc_handlers((servicer.handlers(),))
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
@@ -77,6 +79,8 @@ class Endpoint:
 
         These end a moment after the server; cut off by the end of the event loop they would print a traceback.
         """
+        if self._servicer is not None:
+            self._servicer.stop_listening()
         await self._server.stop(GRACE)
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(rest, timeout=GRACE)

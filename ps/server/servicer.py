@@ -79,7 +79,7 @@ class Servicer:
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
         self._unix = UnixListener(self._serve_exchange, 4 * self._max_workers)
-        self.listen = self._unix.listen
+        self.listen, self.stop_listening = self._unix.listen, self._unix.close
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Handlers of all methods, by their names in the contract."""

@@ -210,6 +210,12 @@ class UnixListener:
         except (OSError, AttributeError, NotImplementedError) as error:
             log.info("no Unix socket here; workers on this host use the network: %s", error)
 
+    def close(self) -> None:
+        """Accept nobody any more; open connections go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
     def offer(self, port: int) -> pb.SocketOffer | None:
         """What Describe offers to workers; None: there is no socket.
 

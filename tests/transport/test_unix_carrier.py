@@ -177,3 +177,14 @@ def test_killed_server_ends_the_stream_at_once() -> None:
         until(lambda: bool(ends), "the stream ends")
         stream.close()
     assert isinstance(ends[0], torch_ps.Unreachable)
+
+
+def test_server_that_has_stopped_has_no_socket() -> None:
+    def listening(name: str) -> bool:
+        with open("/proc/net/unix") as table:
+            return f"@{name}" in table.read()
+
+    with job() as servers:
+        name = offer_of(servers).name
+        assert listening(name)
+    assert not listening(name)

@@ -157,11 +157,16 @@ class Gradients:
         """Positions of the pieces of a bucket whose parameter has no gradient."""
         return [at for at, piece in enumerate(bucket.pieces) if self.parameters[piece.tensor].grad is None]
 
-    def so_far(self) -> list[torch.Tensor]:
-        """The gradients that there are, each with the sum of its earlier passes."""
-        found = []
-        for index, parameter in enumerate(self.parameters):
-            passes = [each for each in (self._earlier.get(index), parameter.grad) if each is not None]
+    def so_far(self, order: Iterable[torch.Tensor] = ()) -> list[torch.Tensor]:
+        """The gradients that there are, each with the sum of its earlier passes.
+
+        Args:
+            order: parameters whose gradients come first, in this order; the others follow in their own.
+        """
+        found, place = [], {id(parameter): index for index, parameter in enumerate(self.parameters)}
+        first = dict.fromkeys(place[id(each)] for each in order if id(each) in place)
+        for index in first | dict.fromkeys(place.values()):
+            passes = [each for each in (self._earlier.get(index), self.parameters[index].grad) if each is not None]
             if passes:
                 found.append(passes[0] if len(passes) == 1 else passes[0] + passes[1])
         return found

@@ -11,7 +11,7 @@ Source: ``torch.distributed.fsdp.FullyShardedDataParallel.clip_grad_norm_``, whi
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -62,7 +62,14 @@ class MeanClip(Part):
         self.close()
 
     def clip(
-        self, max_norm: float, norm_type: float, *, weight: float, passes: int, error_if_nonfinite: bool
+        self,
+        max_norm: float,
+        norm_type: float,
+        *,
+        weight: float,
+        passes: int,
+        error_if_nonfinite: bool,
+        order: Iterable[torch.Tensor] = (),
     ) -> torch.Tensor:
         """Clip ``.grad`` of all parameters in place, as ``ParameterServerOptimizer.clip_grad_norm_`` describes.
 
@@ -72,6 +79,7 @@ class MeanClip(Part):
             weight: weight of this worker's gradient in the mean.
             passes: backward passes of the push, >= 1; their mean is clipped.
             error_if_nonfinite: whether a norm that is not finite is an error.
+            order: parameters in the order in which this worker's own norm takes them, which decides how it rounds.
 
         Returns:
             The norm of the mean gradient before clipping, shape (), fp32.
@@ -79,7 +87,7 @@ class MeanClip(Part):
         self.close()  # the loop knows
         found = self._measure(norm_type, weight) if self._joint else None
         if found is None or found.norm is None:
-            norm = self.own_norm(norm_type, passes, error_if_nonfinite=error_if_nonfinite)
+            norm = self.own_norm(norm_type, passes, order, error_if_nonfinite=error_if_nonfinite)
         else:
             norm = torch.tensor(found.norm, dtype=torch.float32, device=self._device)
             if not math.isfinite(found.norm):
@@ -97,9 +105,11 @@ class MeanClip(Part):
             torch.nn.utils.clip_grads_with_norm_(self._gradients.parameters, max_norm, norm)
         return norm
 
-    def own_norm(self, norm_type: float, passes: int, *, error_if_nonfinite: bool = False) -> torch.Tensor:
+    def own_norm(
+        self, norm_type: float, passes: int, order: Iterable[torch.Tensor] = (), *, error_if_nonfinite: bool = False
+    ) -> torch.Tensor:
         """The norm of this worker's own gradient, the mean of ``passes`` so far."""
-        norm = torch.nn.utils.get_total_norm(self._gradients.so_far(), norm_type, error_if_nonfinite)
+        norm = torch.nn.utils.get_total_norm(self._gradients.so_far(order), norm_type, error_if_nonfinite)
         return norm / passes if passes > 1 else norm
 
     def _measure(self, norm_type: float, weight: float) -> MeanNorm | None:

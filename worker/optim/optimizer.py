@@ -22,7 +22,7 @@ Rules of this file
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -195,6 +195,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._micro_step, self._earlier_weight = 0, 0.0  # passes since the last push, and their weights but the last
         self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
         self._written: dict[int, Written] = {}  # by bucket, in a push
+        self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
         self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
         self._seen_bytes = 0, 0  # of the session: used, and sent ahead, until the last push
         local = config.local_steps > 1
@@ -240,6 +241,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self._gradients = Gradients(self._parameters, own, self._accumulate)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             self._lifetime.add(self._clip)
+            self._model_order = list(model.parameters())
             self._mode = overlap_mode("off" if local else config.overlap)
             self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
             self._overlap = BackwardOverlap(
@@ -349,12 +351,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
         Except with overlap="eager", no gradient counts before all are known to be finite.
         """
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
             left = self._overlap.sent if self._eager is not None else set()
             self._check_promise()
             self._gradients.put_back()
             if self._weights is not None:
                 self._written = self._weights.find()
+                kept = self._weights.keep() if self._failed else []
             self._source.check()
             if self._source.left_out and self._views is not None:
                 self._views.release_gradients()
@@ -368,6 +372,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             raise
         if self._forward is None:
             self._complete()
+            self._failed = False
+            with torch.no_grad():  # the push may have been answered for the one before it, which lacked the writes
+                for parameter, values in kept:
+                    parameter.copy_(values)
         else:
             self._mark_stepped()
             self._forward.begin(self._tensors)
@@ -397,17 +405,23 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return stepped
 
     def _mark_stepped(self) -> None:
-        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused."""
+        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused.
+
+        Values that are copied into a parameter count by themselves. Those that come into its memory do not, and with
+        overlap="forward" they come later.
+        """
         if self._local is None and (self._views is not None or self._forward is not None):
             last = self._outcome
-            alone = self._forward is None and len(last.contributors) <= 1 and not last.staleness
-            torch.autograd.graph.increment_version(self._stepped if alone else self._parameters)
+            others = self._forward is None and (len(last.contributors) > 1 or last.staleness)
+            torch.autograd.graph.increment_version(self._parameters if others else self._stepped)
         self._stepped = []
 
     def _complete(self) -> None:
         try:
             self._outcome = self._pusher.wait()
         except BaseException:
+            self._failed = True
+            self._session.abandon()
             if self._views is not None:
                 self._views.release()
             if self._untracked_writes is not None:
@@ -457,7 +471,12 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             super().zero_grad(set_to_none)
 
     def clip_grad_norm_(
-        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        *,
+        in_order_of: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Clip the gradients of all parameters by the norm of the mean over all workers, as FSDP's method of this name.
 
@@ -473,6 +492,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             max_norm: largest norm of the mean gradient, >= 0.
             norm_type: type of the norm, > 0; inf for the largest absolute value.
             error_if_nonfinite: whether a norm that is not finite is an error.
+            in_order_of: parameters in the order in which the norm of this worker's own gradient takes them, which
+                decides how it rounds; None: that of ``model.parameters()``. All gradients count, whatever it has.
 
         Returns:
             The norm of the mean gradient before clipping, shape (), fp32.
@@ -491,10 +512,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 "out, or clip on the servers (ps-serve --clip-norm)"
             )
         passes = self._micro_step + 1
+        order = self._model_order if in_order_of is None else in_order_of
         if passes < self._accumulate:
-            return self._clip.own_norm(norm_type, passes)
+            return self._clip.own_norm(norm_type, passes, order)
         return self._clip.clip(
-            max_norm, norm_type, weight=self._passed_weight, passes=passes, error_if_nonfinite=error_if_nonfinite
+            max_norm,
+            norm_type,
+            weight=self._passed_weight,
+            passes=passes,
+            error_if_nonfinite=error_if_nonfinite,
+            order=order,
         )
 
     # -------------------------------------------------------------- beside the steps
@@ -543,7 +570,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is not None:
             self._forward.abandon()
         self._outcome = self._recovery.rejoin(why, self._pusher)
-        self._micro_step, self._earlier_weight, self._changed = 0, 0.0, None
+        self._micro_step, self._earlier_weight, self._changed, self._failed = 0, 0.0, None, False
         self._overlap.reset()
         self._overlap.armed = self._accumulate == 1
         self._flat.settle()

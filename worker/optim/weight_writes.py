@@ -41,6 +41,11 @@ class WeightWrites:
                 found.setdefault(bucket.index, []).append((at, values[piece.start : piece.stop]))
         return {bucket: _written(sorted(pieces, key=lambda each: each[0])) for bucket, pieces in found.items()}
 
+    def keep(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Copies of the parameters that have been written to since the last step: each parameter and its values."""
+        written = [self._parameters[index] for index in self._flat.written()]
+        return [(parameter, parameter.detach().clone()) for parameter in written]
+
 
 def _written(pieces: Sequence[tuple[int, torch.Tensor]]) -> Written:
     values = torch.cat([part.to("cpu", torch.float32) for _, part in pieces])

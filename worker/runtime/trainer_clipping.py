@@ -59,15 +59,16 @@ def _accelerate(self: Any, method: Any, parameters: Any, max_norm: float, norm_t
     if optimizer is None:
         return method(self, parameters, max_norm, norm_type)
     self.unscale_gradients()
-    return optimizer.clip_grad_norm_(max_norm, norm_type)
+    return optimizer.clip_grad_norm_(max_norm, norm_type, in_order_of=parameters)
 
 
 def _lightning(self: Any, method: Any, optimizer: Any, clip_val: float) -> None:
-    mine = _optimizer_of(self.main_params(optimizer))
+    parameters = list(self.main_params(optimizer))
+    mine = _optimizer_of(parameters)
     if mine is None:
         method(self, optimizer, clip_val)
     else:
-        mine.clip_grad_norm_(clip_val)
+        mine.clip_grad_norm_(clip_val, in_order_of=parameters)
 
 
 def _fabric(
@@ -79,11 +80,12 @@ def _fabric(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = True,
 ) -> Any:
-    mine = _optimizer_of(self.precision.main_params(optimizer))
+    parameters = list(self.precision.main_params(optimizer))
+    mine = _optimizer_of(parameters)
     if mine is None:
         return method(self, module, optimizer, max_norm, norm_type, error_if_nonfinite)
     self.precision.unscale_gradients(optimizer)
-    return mine.clip_grad_norm_(max_norm, norm_type, error_if_nonfinite)
+    return mine.clip_grad_norm_(max_norm, norm_type, error_if_nonfinite, in_order_of=parameters)
 
 
 def _optimizer_of(parameters: Iterable[torch.Tensor]) -> Any:

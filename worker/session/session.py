@@ -152,6 +152,7 @@ class Session(Part):
         self._step = 0  # of the last push
         self._ended = ""  # why this session can do nothing any more
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
+        self._abandoned = False  # they are ignored
         self.on_values: OnValues = lambda bucket, values: None
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
@@ -260,7 +261,9 @@ class Session(Part):
 
     def _restore(self, shard: int, now: pb.JobDescription) -> None:
         """Prepare a shard that answers again, and says what it is now, for its stream to be opened."""
-        link, buckets = self._links[shard], self.plan.of_shard(shard)
+        links = self._links  # there are none any more once it is closed, perhaps while a server comes back
+        self.check_member()
+        link, buckets = links[shard], self.plan.of_shard(shard)
         check_incarnation(link, now, self.job)
         restore_shared_memory(self.shared_memory, self._streams, link, buckets, self.name, self.number)
 
@@ -406,7 +409,11 @@ class Session(Part):
         """
         if self._wait_failed:
             self._streams.reset(self._identity.hello(self._pull_codec.name))
-            self._wait_failed = False
+            self._wait_failed = self._abandoned = False
+
+    def abandon(self) -> None:
+        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``."""
+        self._abandoned = self._wait_failed
 
     @property
     def next_step(self) -> int:
@@ -492,7 +499,8 @@ class Session(Part):
             if header.HasField("measured"):
                 self._take_norms(shard, header.measured)
             elif not header.HasField("ballot"):
-                self._take_answer(shard, header, payload)
+                if not self._abandoned:
+                    self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
 

@@ -107,6 +107,28 @@ def test_worker_that_is_alone_clips_with_the_bits_of_torch(mode: str, options: d
     assert same(model, reference)
 
 
+def in_groups(model: nn.Module) -> torch.optim.Optimizer:
+    """Weights in one group, biases in another, as scripts make it that decay weights only."""
+    wide = [each for each in model.parameters() if each.ndim > 1]
+    rest = [each for each in model.parameters() if each.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}, {"params": wide}]
+    return torch.optim.AdamW(groups, lr=0.01)
+
+
+def test_norm_adds_up_in_the_order_of_the_model_not_of_the_groups() -> None:
+    reference, plain = made(), made()
+    torches = in_groups(reference)
+    with job() as servers, Optimizer(in_groups(plain), plain, str(servers), timeout=30.0) as optimizer:
+        for step in range(40):
+            for model, each in ((reference, torches), (plain, optimizer)):
+                each.zero_grad()
+                backward(model, step, 0, SIZE)
+            assert clip(optimizer, plain) == clip(torches, reference)
+            torches.step()
+            optimizer.step()
+            assert same(plain, reference)
+
+
 def test_inner_steps_of_local_steps_are_clipped_by_the_workers_own_norm() -> None:
     reference, expected = one_process(1)
     with job(mode="sync") as servers:

@@ -13,7 +13,7 @@ from torch import nn
 import torch_ps
 from tests.support.jobs import Servers, job, until
 from tests.support.proxy import Proxy
-from tests.support.threads import spawn
+from tests.support.threads import at_once, spawn
 from tests.support.training import Make, MakeOptimizer, backward, conv, mlp, same, seeded
 from torch_ps.common.plan import Bucket
 
@@ -268,3 +268,37 @@ def test_groups_keep_their_own_hyperparameters() -> None:
         )
 
     assert same(over_server(mlp, optimizer), alone(mlp, optimizer))
+
+
+@pytest.mark.parametrize("plane", ["memory", "network"])
+def test_step_that_failed_changes_the_model_no_more_and_what_is_written_after_it_counts(plane: str) -> None:
+    """The late answer comes between two steps, and the step after it is answered for the one that failed."""
+
+    def named(rank: int, timeout: float) -> torch_ps.ParameterServerOptimizer:
+        plain = torch.optim.SGD(models[rank].parameters(), lr=0.1)
+        return torch_ps.ParameterServerOptimizer(
+            plain, models[rank], str(servers), rank=rank, timeout=timeout, plane=plane
+        )
+
+    models = seeded(mlp), seeded(mlp)
+    with job(workers=2) as servers, named(0, 1.0) as first, named(1, 30.0) as second:
+        backward(models[0], 0)
+        with pytest.raises(torch_ps.WaitTimeout, match="step 0"):
+            first.step()
+        weight = models[0].get_parameter("0.weight")
+        with torch.no_grad():
+            weight.fill_(0.25)
+        before = [parameter.detach().clone() for parameter in models[0].parameters()]
+        backward(models[1], 1, 1)
+        second.step()
+        for now, then in zip(models[0].parameters(), before, strict=True):
+            assert torch.equal(now, then)
+        first.step()
+        assert first.version == 1
+        assert torch.equal(weight, torch.full_like(weight, 0.25))
+        assert torch.equal(models[0].get_parameter("2.weight"), models[1].get_parameter("2.weight"))
+        first.zero_grad()
+        second.zero_grad()
+        at_once(first.step, second.step)
+        assert same(*models)
+        assert torch.equal(weight, torch.full_like(weight, 0.25))
