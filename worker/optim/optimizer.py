@@ -8,7 +8,9 @@ Between two steps nothing happens to parameters, buffers or state, here or on th
 
     SharedParamGroups  groups and state of the wrapped optimizer    BackwardOverlap  which buckets leave in backward
     Recovery           joining, and coming back                     ForwardOverlap   waiting layer by layer
-    Gradients, LocalSteps   what a push takes its buckets from      SharedViews      tensors in shared memory
+    WeightWrites       what the loop has written to weights         SharedViews      tensors in shared memory
+    MeanClip           clip_grad_norm_ over all workers             Lifetime         the end, and forks
+    Gradients, LocalSteps, NoGradients   what a push takes its buckets from
 
 Rules of this file
   1. It is a ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups``: schedulers change them as with
@@ -346,7 +348,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
-        """Send what the servers shall apply, and wait for it. No gradient counts before all are known to be finite."""
+        """Send what the servers shall apply, and wait for it.
+
+        Except with overlap="eager", no gradient counts before all are known to be finite.
+        """
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
             left = self._overlap.sent if self._eager is not None else set()
