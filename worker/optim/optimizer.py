@@ -58,7 +58,7 @@ from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_c
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
-from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
+from torch_ps.worker.runtime.other_averaging import refuse_it_later, refuse_other_averaging
 from torch_ps.worker.session.answers import StepOutcome
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, Written
@@ -283,6 +283,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         graceful_shutdown.attach(self)
         standalone_env.divide_loaders()  # of trainers that were imported after alone()
         trainer_clipping.install()
+        refuse_it_later()
 
     # -------------------------------------------------------------- the training loop
 
