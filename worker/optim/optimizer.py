@@ -462,6 +462,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is not None and self._forward.open:
             try:
                 self._outcome = self._forward.finish()
+                self._failed = False
             except BaseException:
                 self._overlap.reset()
                 raise
