@@ -66,8 +66,8 @@ class EqualGradients:
         self._equal.clear()
         self._say(
             f"workers {one} and {other} have sent equal gradients in {STEPS} steps in a row: they seem to train on the "
-            "same samples, or noise, so one of them adds nothing; divide the data with torch_ps.shard, with a sampler by rank "
-            "(DistributedSampler(dataset, optimizer.world, optimizer.rank)), or draw by rank: "
+            "same samples, or noise, so one of them adds nothing; divide the data with torch_ps.shard, with a sampler by "
+            "rank (DistributedSampler(dataset, optimizer.world, optimizer.rank)), or draw by rank: "
             "torch.manual_seed(seed + optimizer.rank) once the optimizer is made"
         )
 
