@@ -55,6 +55,9 @@ RUN_BY = {
     ),
     ": tensorboard": "by hand: tests/worker/training/test_tensorboard.py reads the files; the board was looked at",
     "gpu: ps-serve": "page says: None of this was run on a GPU",
+    "integrations: ps-run -n 2 --checkpoint": (
+        "by hand: tests/integrations/test_resume_from_checkpoint.py starts the servers and the trainer by themselves"
+    ),
     "machines/docker: docker": "page says: There is no Docker where the tests run",
     "machines/docker: echo": TOKEN,
     "machines/docker: umask": TOKEN,

@@ -74,7 +74,7 @@ def kind(name: str, **about: Any) -> Callable[[Loop], Loop]:
     """Enter a loop among the kinds.
 
     Args:
-        name: what it does, in words.
+        name: description of what it does; names the test.
         about: attributes of ``Kind``.
     """
 

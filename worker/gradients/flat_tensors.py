@@ -39,7 +39,7 @@ class FlatTensors:
 
     Args:
         tensors: tensors in the order of ``Model.tensors()``.
-        buffers: what reads and writes the buckets of buffers, if these are not among ``tensors``.
+        buffers: reader and writer of the buckets of buffers; None if the buffers are among ``tensors``.
 
     Attributes:
         aliased: numbers of the tensors whose memory something else saw when this object was made.

@@ -8,7 +8,9 @@ Between two steps nothing happens to parameters, buffers or state, here or on th
 
     SharedParamGroups  groups and state of the wrapped optimizer    BackwardOverlap  which buckets leave in backward
     Recovery           joining, and coming back                     ForwardOverlap   waiting layer by layer
-    Gradients, LocalSteps   what a push takes its buckets from      SharedViews      tensors in shared memory
+    WeightWrites       what the loop has written to weights         SharedViews      tensors in shared memory
+    MeanClip           clip_grad_norm_ over all workers             Lifetime         the end, and forks
+    Gradients, LocalSteps, NoGradients   what a push takes its buckets from
 
 Rules of this file
   1. It is a ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups``: schedulers change them as with
@@ -56,7 +58,7 @@ from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_c
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
 from torch_ps.worker.runtime.lifetime import weakly
-from torch_ps.worker.runtime.other_averaging import refuse_other_averaging
+from torch_ps.worker.runtime.other_averaging import refuse_it_later, refuse_other_averaging
 from torch_ps.worker.session.answers import StepOutcome
 from torch_ps.worker.session.job_member import JobMember
 from torch_ps.worker.session.session import Session, Written
@@ -281,6 +283,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         graceful_shutdown.attach(self)
         standalone_env.divide_loaders()  # of trainers that were imported after alone()
         trainer_clipping.install()
+        refuse_it_later()
 
     # -------------------------------------------------------------- the training loop
 
@@ -345,7 +348,10 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return loss
 
     def _push(self) -> None:
-        """Send what the servers shall apply, and wait for it. No gradient counts before all are known to be finite."""
+        """Send what the servers shall apply, and wait for it.
+
+        Except with overlap="eager", no gradient counts before all are known to be finite.
+        """
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
             left = self._overlap.sent if self._eager is not None else set()
@@ -456,6 +462,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         if self._forward is not None and self._forward.open:
             try:
                 self._outcome = self._forward.finish()
+                self._failed = False
             except BaseException:
                 self._overlap.reset()
                 raise

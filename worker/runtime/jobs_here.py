@@ -71,7 +71,7 @@ def choose_job(jobs: Sequence[JobServers], job: str, worker: str, *, own_name: b
         job: name of the job that is wanted; "" takes the first that no other model of this process is in.
         worker: name of the worker.
         own_name: whether the caller has named or ranked this worker, so that it may be a second one of a job.
-        trains: what the new optimizer trains.
+        trains: modules that the new optimizer trains.
 
     Raises:
         ConfigError: there is no such job, or another model of this process is in it; says what to do.

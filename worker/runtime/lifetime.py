@@ -57,6 +57,8 @@ class Lifetime:
     """
 
     def __init__(self, member: object, name: str, first: Part) -> None:
+        global _last_member
+        _last_member = name
         self.name, self._parts = name, [first]
         self._finalizer = weakref.finalize(member, self._drop)
         self._finalizer.atexit = False  # for ``end`` is called then, before the modules that it needs are gone
@@ -113,7 +115,8 @@ class Lifetime:
 
 
 _live: "weakref.WeakSet[Lifetime]" = weakref.WeakSet()
-_forked_from = ""  # name of a member that was there when this process was forked
+_last_member = ""  # name of the member that this process has made last
+_forked_from = ""  # the same of the process that this one was forked from
 
 
 def _before_fork() -> None:
@@ -123,8 +126,8 @@ def _before_fork() -> None:
 
 def _after_fork_in_child() -> None:
     global _forked_from
+    _forked_from = _last_member
     for lifetime in list(_live):
-        _forked_from = lifetime.name
         lifetime.after_fork_in_child()
 
 
@@ -132,7 +135,8 @@ def check_process() -> None:
     """Check that a member may be made in this process.
 
     Raises:
-        PsError: the process was forked while a member was there, and gRPC had threads that are not here.
+        PsError: the process was forked from one that had made a member, also one that was closed: gRPC had threads that
+            are not here, and a call may hang without them whatever its deadline.
     """
     if _forked_from:
         raise PsError(

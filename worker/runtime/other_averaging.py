@@ -6,12 +6,15 @@ may use torch.distributed beside torch-ps for anything else: samplers, barriers,
 Source: torch/nn/parallel/distributed.py; accelerate/state.py, ``PartialState``.
 """
 
+import functools
 import sys
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.worker.runtime.jobs_here import members_here
 
 
 def refuse_other_averaging(model: nn.Module) -> None:
@@ -32,3 +35,25 @@ def refuse_other_averaging(model: nn.Module) -> None:
             "Accelerate has started torch.distributed and would average the gradients that the servers average: call "
             "torch_ps.alone() first, before a TrainingArguments or an Accelerator is made"
         )
+
+
+def refuse_it_later() -> None:
+    """Have DistributedDataParallel refuse what an optimizer of this process trains, as scripts wrap the model last."""
+    init: Any = DistributedDataParallel.__init__
+    if hasattr(init, "refuses_trained"):
+        return
+
+    @functools.wraps(init)
+    def refuses(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        given = {id(each) for each in module.parameters()}
+        for optimizer in members_here():
+            if any(id(each) in given for group in optimizer.param_groups for each in group["params"]):
+                raise ConfigError(
+                    "a torch_ps.ParameterServerOptimizer trains this model, and DistributedDataParallel would average "
+                    "the gradients that the servers average: leave DistributedDataParallel out, and train the module "
+                    "itself"
+                )
+        init(self, module, *args, **kwargs)
+
+    refuses.refuses_trained = True  # type: ignore[attr-defined]
+    DistributedDataParallel.__init__ = refuses  # type: ignore[method-assign]

@@ -73,8 +73,7 @@ def test_expert_that_one_of_two_workers_uses_gets_half_its_gradient_and_one_that
 
 
 @pytest.mark.parametrize("compress", ["topk:0.2", "sign"])
-def test_feedback_of_a_parameter_waits_for_its_next_gradient(compress: str) -> None:
-    """A step without a gradient sends nothing of what earlier pushes have left out."""
+def test_parameter_without_a_gradient_is_left_alone_where_feedback_keeps_a_residual_of_it(compress: str) -> None:
     model = seeded(Experts)
     with (
         job() as servers,
