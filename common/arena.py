@@ -20,6 +20,7 @@ synchronization on Linux/NUMA systems", 2005.
 """
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -101,12 +102,15 @@ class Arena:
     @classmethod
     def create(cls, layout: Layout) -> "Arena":
         """Make a region of this process, filled with zeros."""
+        fd = -1
         try:
             fd = os.memfd_create("torch-ps", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, layout.size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             region = mmap.mmap(fd, layout.size)
         except (OSError, AttributeError) as error:
+            if fd >= 0:
+                os.close(fd)
             raise NoSharedMemory(f"cannot allocate {layout.size} bytes of shared memory: {error}") from None
         token = secrets.token_bytes(_TOKEN)
         region[:_TOKEN] = token
@@ -234,8 +238,8 @@ def _runs(process: int) -> bool:
     """Whether a process still runs; a zombie does not."""
     try:
         handle = os.pidfd_open(process)
-    except OSError:
-        return False
+    except OSError as error:  # such as too many open files: nobody knows
+        return error.errno != errno.ESRCH
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)

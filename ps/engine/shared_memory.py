@@ -66,9 +66,12 @@ class Arenas:
         """
         if self.parameters is None:
             raise NoSharedMemory("the server has no shared memory")
-        self.workers[worker, session] = _Shared(
-            Arena.open(self._layout, gradients), Arena.open(self._layout, answers, writable=True)
-        )
+        try:
+            shared = _Shared(Arena.open(self._layout, gradients), Arena.open(self._layout, answers, writable=True))
+        except NoSharedMemory:
+            self.workers.pop((worker, session), None)  # the worker counts on none either
+            raise
+        self.workers[worker, session] = shared
         return self.parameters.offer
 
     def has(self, worker: str | None, session: int) -> bool:

@@ -20,6 +20,7 @@ from tests.support.pairwise import pairwise
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.raw import raw
+from tests.support.raw_worker import raw_workers
 from tests.support.threads import at_once
 from torch_ps.common.arena import host_id
 from torch_ps.common.errors import ConfigError
@@ -357,3 +358,18 @@ def test_model_is_its_own_again_when_a_push_fails() -> None:
         with pytest.raises(torch_ps.WaitTimeout):  # the other worker never comes
             optimizer.step()
         assert not shared & {parameter.data_ptr() for parameter in model.parameters()}
+
+
+def test_memory_that_is_withdrawn_carries_nothing_more() -> None:
+    with (
+        job() as servers,
+        raw_workers(servers, {"x": torch.zeros(3)}, hyper={"lr": 1.0}) as (worker,),
+        raw(str(servers)) as peer,
+    ):
+        worker.share()
+        assert worker.pull(0).header.place == pb.PARAMETERS
+        assert peer.share(pb.ShareRequest(worker="w0", session=worker.session)).reason == "it is on another host"
+        worker.push(0, torch.ones(3))
+        answer = worker.answer()
+    assert answer.header.place == pb.FRAME
+    assert answer.values.tolist() == [-1, -1, -1]

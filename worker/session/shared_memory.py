@@ -239,6 +239,10 @@ def _offer(link: Link, gradients: Arena, answers: Arena, worker: str, session: i
     if not reply.HasField("parameters"):
         raise NoSharedMemory(reply.reason)
     offer = offer_from_proto(reply.parameters)
-    parameters = _Region(Arena.open(gradients.layout, offer), Arena.open(gradients.layout, offer, private=True))
-    own = _Region(answers, Arena.open(answers.layout, answers.offer, private=True))
+    try:
+        parameters = _Region(Arena.open(gradients.layout, offer), Arena.open(gradients.layout, offer, private=True))
+        own = _Region(answers, Arena.open(answers.layout, answers.offer, private=True))
+    except NoSharedMemory:  # the shard, which could map its part, has to be told: an offer of nothing is refused
+        link.share(pb.ShareRequest(worker=worker, session=session, dialled_port=dialled), SHARE_SECONDS)
+        raise
     return _ShardMemory(gradients, own, parameters)
