@@ -65,9 +65,9 @@ class EqualGradients:
         self._told = True
         self._equal.clear()
         self._say(
-            f"workers {one} and {other} have sent equal gradients in {STEPS} steps in a row: they seem to train on the "
-            "same samples, or noise, so one of them adds nothing; divide the data with torch_ps.shard, with a sampler by "
-            "rank (DistributedSampler(dataset, optimizer.world, optimizer.rank)), or draw by rank: "
+            f"workers {one} and {other} have sent equal gradients in {STEPS} steps in a row: they seem to train on "
+            "the same samples, or noise, so one of them adds nothing; divide the data with torch_ps.shard, with a "
+            "sampler by rank (DistributedSampler(dataset, optimizer.world, optimizer.rank)), or draw by rank: "
             "torch.manual_seed(seed + optimizer.rank) once the optimizer is made"
         )
 
