@@ -252,6 +252,7 @@ class Session(Part):
             self._receive,
             self._restore,
         )
+        self._wait_failed = self._abandoned = False  # nothing that was under way comes on these streams
         self._shard_streams.open()  # known by then: a server may ask for a vote in its first message
         start_heartbeat(self._shard_streams, self._shards, self.name, self.number, self.job.lease_seconds)
 
