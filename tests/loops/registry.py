@@ -99,5 +99,5 @@ def listed() -> str:
     names: dict[str, list[str]] = {}
     for each in load().values():
         names.setdefault(each.subject, []).append(each.name)
-    entries = [f"* `{subject}.py`, {len(found)} kinds: {'; '.join(found)}" for subject, found in names.items()]
+    entries = [f"* `{subject}.py`, {len(found)} kinds: {'; '.join(found)}" for subject, found in sorted(names.items())]
     return "\n".join(textwrap.fill(entry, 120, subsequent_indent="  ", break_on_hyphens=False) for entry in entries)

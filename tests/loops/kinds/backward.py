@@ -389,17 +389,14 @@ def vector(r: Run) -> None:
         r.optimizer.zero_grad()
 
 
-#: Held while anomalies are detected: torch has one switch for all threads, and puts it back to what a thread has found.
-ONE_DETECTS = threading.Lock()
-
-
 @kind("anomaly detection")
 def anomaly(r: Run) -> None:
     for number in range(2):
-        with ONE_DETECTS, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that it is slow
             with torch.autograd.detect_anomaly():
                 r.loss(number).backward()
+            torch.autograd.set_detect_anomaly(False)  # one switch for the threads of all workers, who may leave it on
         r.optimizer.step()
         r.optimizer.zero_grad()
 
