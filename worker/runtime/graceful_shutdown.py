@@ -72,16 +72,14 @@ def leave_and_exit(worker: str, leave: Callable[[], None]) -> None:
 
 
 def _before_fork() -> None:
-    global _mask
     if signal.getsignal(signal.SIGTERM) is on_sigterm:  # a child that gets SIGTERM too early would lose it
-        _mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 def _after_fork() -> None:
-    global _mask
-    if _mask is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
-        _mask = None
+    mask = _forking.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _after_fork_in_child() -> None:
@@ -94,7 +92,7 @@ def _after_fork_in_child() -> None:
     _after_fork()
 
 
-_mask: set[signal.Signals | int] | None = None  # signals that this thread blocks, but for a fork
+_forking = threading.local()  # ``mask``: signals that a thread blocks, but for its fork; several may fork at once
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
