@@ -49,8 +49,8 @@ def test_sync_has_twice_the_rate_and_no_staleness(results: dict[str, Any]) -> No
     sync, asynchronous = results["runs"]
     assert (sync["lr"], asynchronous["lr"]) == (0.2, 0.1)
     assert sync["staleness"] == {"mean": 0.0, "max": 0, "histogram": {"0": 400}}
-    # Conservation: one gradient in flight per worker makes the mean staleness N - 1 up to the edges, which are as long as
-    # the machine holds up the worker whose last gradient comes after the end.
+    # Conservation: one gradient in flight per worker makes the mean staleness N - 1 up to the edges. They are as long
+    # as the machine holds up the worker whose last gradient comes after the end.
     assert asynchronous["staleness"]["mean"] == pytest.approx(1.0, abs=0.25)
 
 
