@@ -41,11 +41,11 @@ class Net(torch.nn.Module):
 class Module(lightning.LightningModule):
     def __init__(self, net, optimizer):
         super().__init__()
-        self.net, self.given = net, optimizer
+        self.net, self.given = net, lambda: optimizer  # an optimizer cannot be copied, and averaging copies the module
     def training_step(self, batch):
         return self.net(**batch)["loss"]
     def configure_optimizers(self):
-        return self.given
+        return self.given()
 
 def with_trainer(net, optimizer, *, batch_size=4, passes=1):
     arguments = TrainingArguments(
