@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,14 @@ def test_a_worker_that_joins_both_jobs_in_the_middle_takes_part_and_all_come_to_
         def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
             if (rank, place) == (2, 1):
                 wait_for_w2 = [["w2"], ["w2"]]
-                until(lambda: [list(w.waiting_for) for w in servers[0].status().worker][:2] == wait_for_w2, "they wait")
+                late = time.monotonic() + 3  # or they wait for samples, which no status says
+                until(
+                    lambda: (
+                        [list(w.waiting_for) for w in servers[0].status().worker][:2] == wait_for_w2
+                        or time.monotonic() > late
+                    ),
+                    "they wait",
+                )
             return torch_ps.ParameterServerOptimizer(optimizer, model, str(servers[place]), rank=rank, timeout=20)
 
         gan = Gan(wrap)
