@@ -113,8 +113,8 @@ def main() -> None:
     ratio = statistics.median(b / a for a, b in runs)
     plain_rate, through_rate = (statistics.median(rates) for rates in zip(*runs, strict=True))
     sys.stdout.write(
-        f"{arguments.task}, plane {arguments.plane}, overlap {arguments.overlap}: plain {plain_rate:.1f}, through the server {through_rate:.1f} "
-        f"samples/s, ratio {ratio:.3f}; same bits\n"
+        f"{arguments.task}, plane {arguments.plane}, overlap {arguments.overlap}: plain {plain_rate:.1f}, "
+        f"through the server {through_rate:.1f} samples/s, ratio {ratio:.3f}; same bits\n"
     )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"runs": runs, "ratio": ratio}, indent=1))

@@ -50,7 +50,7 @@ def test_write_of_the_same_value_counts_and_dropping_the_page_ends_it(private: t
 
 
 def test_spans_far_apart_are_each_looked_up(private: tuple[mmap.mmap, int]) -> None:
-    region, address = private
+    _, address = private
     ours = bytearray(2000 * PAGE)  # memory of no file counts as written to
     far = ctypes.addressof(ctypes.c_char.from_buffer(ours))
     assert untouched([(far, 2000 * PAGE), *spans(address, (0, 8))]) == [False, True]

@@ -2,9 +2,9 @@
 
     trial: ahead, at step, ahead, at step, ... --medians of the time per step--> the faster way for KEPT steps --> trial
 
-Sending during backward takes the send out of the step, and costs backward time where cores are few. On a link that is as
-fast both ways it gains little, since at ``step`` gradients go up while parameters come down, and it can cost the time
-that a push waits behind gradients in the buffers of the network. Neither end knows the link, so the time is measured.
+Sending during backward takes the send out of the step, and costs backward time where cores are few. On a link that is
+as fast both ways it gains little, since at ``step`` gradients go up while parameters come down, and it can cost the
+time that a push waits behind gradients in the buffers of the network. Neither end knows the link, so it is measured.
 The bits are the same either way.
 """
 

@@ -105,13 +105,13 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         outer_lr: learning rate of that SGD, 0.7 by default.
         outer_momentum: Nesterov momentum of that SGD, 0.9 by default; 0 is plain SGD.
         overlap: "on" sends gradients ahead during backward, and ``step`` sends again what has changed since. "off"
-            sends at ``step`` only. "auto" (the default) tries both and keeps the faster one. "eager" lets the servers apply
-            gradients and send parameters during backward, for loops that promise to change neither gradients, weights
-            nor hyperparameters between backward and ``step`` and to use no gradient that is not stepped; what can be
-            detected of a broken promise is an error. With local steps there is nothing to send before the last one.
-            "forward" is "auto", and "eager,forward" is "eager", where ``step`` returns when all is sent: reading a
-            parameter or buffer then waits for it, so the next forward waits layer by layer. The bits are the same;
-            errors of ``step`` come where the waiting is.
+            sends at ``step`` only. "auto" (the default) tries both and keeps the faster one. "eager" lets the
+            servers apply gradients and send parameters during backward, for loops that promise to change neither
+            gradients, weights nor hyperparameters between backward and ``step`` and to use no gradient that is not
+            stepped; what can be detected of a broken promise is an error. With local steps there is nothing to send
+            before the last one. "forward" is "auto", and "eager,forward" is "eager", where ``step`` returns when
+            all is sent: reading a parameter or buffer then waits for it, so the next forward waits layer by layer.
+            The bits are the same; errors of ``step`` come where the waiting is.
         buffers: "sync" (the default) averages running means and variances over the workers with every step and gives
             all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.

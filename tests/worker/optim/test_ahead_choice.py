@@ -50,7 +50,8 @@ def test_same_outcome_is_kept_longer_each_time_and_another_one_as_long_as_the_fi
 def test_gradients_that_change_after_backward_end_a_trial_at_once() -> None:
     choice = AheadChoice()
     choice.begin(0.0)
-    assert choice.ahead and choice.end(used=49, sent=100)
+    assert choice.ahead
+    assert choice.end(used=49, sent=100)
     ways, _ = run(choice, KEPT + 1, {True: 0.1, False: 1.0}, 1.0)
     assert ways == [False] * (KEPT - 1) + [True, False]
 
