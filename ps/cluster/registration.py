@@ -1,7 +1,7 @@
 """Registration of another shard with the lead, before it listens and reads a checkpoint: both ends.
 
-start --> Enter, a secret --> lead: is the place free? --> number of the incarnation, version that the lead has gone on from
-later calls, the secret --> lead: is this the process in that place?
+start --> Enter, a secret --> lead: is the place free? --> number of the incarnation, version that the lead went on from
+later --> a call, the secret --> lead: is this the process in that place?
 """
 
 import asyncio

@@ -5,7 +5,7 @@
 
 Rules of this file
   1. Secrets stay in the processes that drew them. Rosters, checkpoints and the records for a standby have digests, from
-     which nobody finds the secret. Only the standby of a shard gets that shard's own secret, as it may become the shard.
+     which nobody finds the secret. Only the standby of a shard gets the secret of that shard, as it may become it.
   2. A secret is checked once per stream and per unary call, never per push.
 """
 

@@ -288,7 +288,7 @@ def cuts() -> set[Row]:
 def places(start: Incarnation | None = None) -> set[Row]:
     def state(lead: Incarnation) -> str:
         words = ("empty for good", "taken for good") if lead._closed else ("free", "taken")
-        return words[1 in lead._processes]
+        return words[1 in lead.digests]
 
     calls: list[tuple[str, Callable[[Any], object]]] = [
         ("enter", lambda lead: lead.enter(1, 2, "a7")),
