@@ -95,6 +95,18 @@ class Shard:
         """Number of steps that every member has finished here. The lead counts first steps from its own."""
         return min((p.clock for p in self._policies), default=0)
 
+    def next_step(self, worker: str) -> int:
+        """Step of the next push of a member to the first bucket of this shard; for "", the version of that bucket.
+
+        Raises:
+            UnknownWorker: there is no member of this name.
+        """
+        if not self._policies:
+            return 0
+        if not worker:
+            return self._policies[0].ledger.version
+        return self._policies[0].next_step(self.roster.members[self.roster.rank_of(worker)])
+
     @property
     def samples(self) -> float:
         """Sum of the weights that the first bucket has absorbed."""

@@ -244,7 +244,7 @@ class Job:
         settings = self.settings
         whole = plan(model, settings.bucket_bytes, settings.num_shards)
         buckets = whole.of_shard(settings.index)
-        self.clipping.begin(whole, self.roster)
+        self.clipping.begin(whole, self.roster, self._next_step)
         monitor = self.advice.monitor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
@@ -288,6 +288,7 @@ class Job:
             self.speakers.learn(self.roster.members)
             self.data.begin_after(self.roster.epoch)
             engine.set_roster(self.roster)
+            self.clipping.set_roster(self.roster)
         self.resumed_version = state.version
         self.seeding.finish(model)
 
@@ -340,6 +341,9 @@ class Job:
         """Whether this session of a worker is in the roster in force."""
         member = self.roster.member(worker)
         return member is not None and member.session == session
+
+    def _next_step(self, worker: str) -> int:
+        return self.engine.core.next_step(worker) if self.engine is not None else 0
 
     def _open_step(self) -> int:
         return self.engine.core.clock if self.engine is not None else 0

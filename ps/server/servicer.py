@@ -33,6 +33,7 @@ from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.sample_requests import data_set
+from torch_ps.ps.job.seed_receiver import SeedStream
 from torch_ps.ps.job.status import roster_view
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.transport import limits
@@ -273,17 +274,19 @@ class Servicer:
             raise NotServing(closed)
 
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
-        worker = ""
+        seed: SeedStream | None = None
         self._check_serving()
         async for frame in frames:
             header, payload = unpack(frame, pb.SeedHeader)
-            if not worker:
-                worker = header.worker
-                self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
-                await self._parts.seeds.begin(worker, header.session, header.secret, self._model(header.model))
+            if seed is None:
+                self._job.incarnation.check(header.incarnation, f"worker {header.worker!r}")
+                model = self._model(header.model)
+                seed = await self._parts.seeds.begin(header.worker, header.session, header.secret, model)
             else:
-                self._parts.seeds.take(header.bucket, payload)
-        self._parts.seeds.end(worker)
+                seed.take(header.bucket, payload)
+        if seed is None:
+            raise CorruptFrame(f"a Seed to shard {self._job.settings.index} has no frame")
+        self._parts.seeds.end(seed)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 
