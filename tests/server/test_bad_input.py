@@ -181,7 +181,7 @@ NAN = pb.HyperValue(number=math.nan)
         ({"hyper": {"lr": NAN}}, bytes(4 * SIZE), torch_ps.ProtocolError, "'lr' is nan; a finite number is needed"),
         ({"hyper": {"lr": pb.HyperValue(number=1e39)}}, bytes(4 * SIZE), torch_ps.ProtocolError, "at most 1e20"),
         ({"hyper": {"lr": pb.HyperValue(text="x")}}, bytes(4 * SIZE), torch_ps.ProtocolError, "lr is 'x'; .* a number"),
-        ({"hyper": {"zeal": NAN}}, bytes(4 * SIZE), torch_ps.ProtocolError, "SGD has no hyperparameter 'zeal'"),
+        ({"hyper": {"zeal": NAN}}, bytes(4 * SIZE), torch_ps.ProtocolError, "SGD has no argument 'zeal'"),
         ({"codec": "none", "step": 10**9}, bytes(4 * SIZE), torch_ps.StepConflict, "step 1000000000 .* is open"),
     ],
 )
