@@ -47,24 +47,19 @@ def test_every_message_can_be_checked_empty() -> None:
 
 NAN = float("nan")
 BAD: list[tuple[Message, str]] = [
-    (pb.Push(weight=float("nan")), "Push.weight is nan"),
+    (pb.Push(weight=NAN), "Push.weight is nan"),
     (pb.Push(weight=1e308), r"Push.weight is 1e\+308; it has to be 0 or a number from 1.11022e-16 to 9.0072e\+15"),
     (pb.Push(weight=1e-300), "Push.weight is 1e-300"),
     (pb.Push(weight=-1.0), "Push.weight is -1"),
     (pb.Push(codec="x" * 101), r"Push.codec is 'x+\.\.\. \(103 characters\); it has to be printable text of 0 to 100"),
     (pb.Push(covers=[pb.Covers()] * 1025), "Push.covers has 1025 entries; it has to have at most 1024"),
     (pb.Push(hyper={"l\nr": pb.HyperValue(flag=True)}), r"Push.hyper has the key 'l\\nr'; it has to be printable"),
-    (pb.Push(hyper={"lr": pb.HyperValue(number=float("inf"))}), "HyperValue.number is inf"),
-    (
-        pb.Push(hyper={"lr": pb.HyperValue(numbers=pb.NumberList(value=[0.5, NAN]))}),
-        "NumberList.value has nan",
-    ),
+    (pb.SeedHeader(model=pb.Model(buffer=[pb.TensorSpec(shape=[1] * 65)])), "TensorSpec.shape has 65 entries"),
     (pb.UpHeader(measure=pb.Measure(power=0.0)), "Measure.power is 0.0; it has to be a number from 0.001 to inf"),
-    (pb.UpHeader(measure=pb.Measure(power=float("nan"))), "Measure.power is nan"),
+    (pb.UpHeader(measure=pb.Measure(power=NAN)), "Measure.power is nan"),
     (pb.UpHeader(hello=pb.Hello(worker="w\x1b[2J")), r"Hello.worker is 'w\\x1b\[2J'; it has to be printable text"),
     (pb.JoinRequest(), "JoinRequest.worker is ''; it has to be printable text of 1 to 100 characters"),
     (pb.JoinRequest(worker="w", model=pb.Model(optimizer="x" * 201)), "Model.optimizer is"),
-    (pb.SeedHeader(model=pb.Model(buffer=[pb.TensorSpec(shape=[-1])])), "TensorSpec.shape has -1"),
     (pb.NormRequest(square=float("inf")), "NormRequest.square is inf"),
     (
         pb.BallotRequest(paper=[pb.BallotPaper(accepted=pb.Term(number=2**64 - 1))]),
