@@ -49,7 +49,17 @@ ORDER = {
         {"plan", "trace"},
         {"schema"},
         {"devices", "optimizer_spec", "wire"},
-        {"allocator", "errors", "log", "parent_death", "pb", "tensor_words", "typed_numbers"},
+        {
+            "allocator",
+            "ending_signals",
+            "errors",
+            "log",
+            "parent_death",
+            "pb",
+            "standard_streams",
+            "tensor_words",
+            "typed_numbers",
+        },
     ),
 }
 #: Rooms that may speak gRPC.

@@ -33,7 +33,7 @@ from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
-from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.roster import Roster, member_to_data
 from torch_ps.ps.engine.bucket_jobs import Response, Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.parameter_store import Mean
@@ -332,10 +332,10 @@ class Replication(JobListener, SeatListener):
     def _handed(self, roster: Roster) -> dict[str, Any]:
         job = self._job
         if job.membership is not None:
-            return job.membership.hand_over()
-        members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
-        lead = list(self._lead or ())
-        return {"epoch": roster.epoch, "members": members, "open": roster.open, "cut": roster.cut, "lead": lead}
+            return job.membership.hand_over() | {"shards": sorted(job.incarnation.digests.items())}
+        told = {"epoch": roster.epoch, "members": [member_to_data(m) for m in roster.members], "open": roster.open}
+        lead = {"lead": list(self._lead), "secret": self._lead.secret.hex()} if self._lead is not None else {}
+        return told | {"cut": roster.cut} | lead
 
 
 async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:

@@ -21,7 +21,7 @@ class SeedReceiver:
         self._buckets: dict[int, Bucket] = {}
         self._missing: set[int] = set()
 
-    async def begin(self, worker: str, session: int, model: Model) -> None:
+    async def begin(self, worker: str, session: int, secret: bytes, model: Model) -> None:
         """Build the engine that the parameters of this shard go into.
 
         Raises:
@@ -29,7 +29,7 @@ class SeedReceiver:
             ProtocolError: Training has begun, or another worker seeds.
         """
         job = self._job
-        await job.until_member(worker, session)
+        await job.until_member(worker, session, secret)
         if job.engine is not None and job.engine.core.begun:
             raise ProtocolError(f"worker {worker!r} cannot seed shard {job.settings.index}: training has begun")
         if job.membership is not None and (job.seeding.initialised or (worker, session) != job.seeding.seeder):

@@ -16,14 +16,13 @@ import grpc
 
 from torch_ps.common import codecs, schema
 from torch_ps.common.allocator import give_back_freed_memory
-from torch_ps.common.arena import offer_from_proto, offer_to_proto
+from torch_ps.common.arena import offer_to_proto
 from torch_ps.common.errors import (
     CorruptFrame,
     NoSharedMemory,
     NotServing,
     Overloaded,
     ProtocolError,
-    UnknownWorker,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
@@ -167,7 +166,7 @@ class Servicer:
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
-        self._parts.registrar.register(request.shard, request.num_shards, request.process)
+        self._parts.registrar.register(request.shard, request.num_shards, request.secret)
         steps = steps_to_proto(job.trace.steps)
         return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
 
@@ -182,7 +181,7 @@ class Servicer:
         self._joining += 1
         try:
             rank = request.rank if request.HasField("rank") else None
-            session, seed = await self._job.join(request.worker, rank, model, seconds)
+            session, seed = await self._job.join(request.worker, rank, model, request.secret, seconds)
             self._job.incarnation.close()
         finally:
             self._joining -= 1
@@ -190,24 +189,26 @@ class Servicer:
 
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
-            offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
-            parameters = await self._parts.connections.share(
-                request.worker, request.session, *offers, dialled=request.dialled_port
-            )
+            parameters = await self._parts.connections.share(request)
         except NoSharedMemory as error:  # no mistake of the worker, which cannot know before it tries
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))
 
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        if request.worker and self._job.membership is not None:  # another shard only shows that it lives
+            self._job.speakers.check(request.worker, request.session, request.secret)
         self._parts.connections.renew(request.worker or None, request.session)
         return pb.RenewReply()
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
+        if self._job.lead.roster.member(request.worker) is not None:
+            self._job.speakers.check(request.worker, request.session, request.secret)
         self._job.leave(request.worker, request.session)
         return pb.LeaveReply()
 
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
+        self._job.speakers.check(request.worker, request.session, request.secret)
         if request.give_back:
             core.return_samples(request.worker, request.session, data_set(request.data), request.received)
             self._job.sample_requests.wake()
@@ -222,12 +223,14 @@ class Servicer:
 
     async def norm(self, request: pb.NormRequest, context: Context) -> pb.NormReply:
         self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
+        self._parts.registrar.check(request.shard, request.secret)
         group = (request.worker, request.session, request.step)
         square = await self._job.clipping.report(group, request.shard, request.square)
         return pb.NormReply(dropped=square is None, square=square)
 
     async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
         self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
+        self._parts.registrar.check(request.shard, request.secret)
         checkpointer = self._parts.checkpointer
         if checkpointer is None:
             raise ProtocolError(
@@ -238,6 +241,7 @@ class Servicer:
 
     async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
         driver = self._driver
+        self._job.speakers.check(request.worker, request.session, request.secret)
         return pb.BallotReply(
             ballot=driver.ballot(request),
             closed=self._parts.replication_status.closed,
@@ -248,8 +252,10 @@ class Servicer:
         job, who = self._job, f"worker {request.worker!r}" if request.worker else f"shard {request.shard}"
         job.incarnation.check(request.incarnation, who)
         if request.HasField("part"):
-            if request.worker and not job.is_member(request.worker, request.session):
-                raise UnknownWorker(f"{who} (session {request.session}) is not in the roster")
+            if request.worker:
+                job.speakers.check(request.worker, request.session, request.secret)
+            else:
+                self._parts.registrar.check(request.shard, request.secret)
             job.trace.take(request)
         return pb.TraceReply(clock=clock_name(), now=clock())
 
@@ -270,7 +276,7 @@ class Servicer:
             if not worker:
                 worker = header.worker
                 self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
-                await self._parts.seeds.begin(worker, header.session, self._model(header.model))
+                await self._parts.seeds.begin(worker, header.session, header.secret, self._model(header.model))
             else:
                 self._parts.seeds.take(header.bucket, payload)
         self._parts.seeds.end(worker)
@@ -289,6 +295,7 @@ class Servicer:
         stream = self._parts.connections.find(hello.worker, hello.session)
         if stream is None:  # not open yet, or broken: the pushes come with it
             return pb.CommitReply()
+        self._job.speakers.check(hello.worker, hello.session, hello.secret)
         for header, payload in copies:
             if not (header.HasField("push") and header.push.HasField("ahead")):
                 raise ProtocolError("Commit takes Hello, then pushes of gradients that were sent ahead")

@@ -8,6 +8,7 @@ import torch
 
 import torch_ps
 from tests.support.jobs import SECONDS, Servers, job, until
+from tests.support.raw import secret_of
 from tests.support.threads import spawn
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -42,13 +43,14 @@ def test_shard_serves_the_parameters_that_replace_others() -> None:
         described = lead.describe(SECONDS)
         buckets = plan(MODEL, described.bucket_bytes, 2).of_shard(1)
         for name, value in (("w0", 1.0), ("w1", 2.0)):
-            reply = lead.join(Identity(name, 0, described.incarnation).join(MODEL, None), SECONDS)
+            secret = secret_of(name)
+            reply = lead.join(Identity(name, 0, described.incarnation, secret).join(MODEL, None), SECONDS)
             assert reply.seed
-            worker = Identity(name, reply.session, described.incarnation)
+            worker = Identity(name, reply.session, described.incarnation, secret)
             values = {bucket: torch.full((bucket.numel,), value) for bucket in buckets}
             other.seed(worker.seeds(MODEL, buckets, values.__getitem__), SECONDS)
             assert pull(other, described.incarnation, buckets[0]) == {value}
-            lead.leave(pb.LeaveRequest(worker=name, session=reply.session), SECONDS)
+            lead.leave(pb.LeaveRequest(worker=name, session=reply.session, secret=secret), SECONDS)
         lead.close()
         other.close()
 
@@ -80,7 +82,7 @@ def test_worker_whose_job_lacks_a_quorum_is_told_who_came() -> None:
 def test_next_rank_seeds_where_rank_0_dies_before_it_has_sent_the_parameters() -> None:
     with job(workers=2, lease=1.0) as servers:
         lead = Link(address.parse(servers.addresses[0]))
-        assert lead.join(Identity("w0", 0, servers.incarnation).join(SMALL, 0), SECONDS).seed
+        assert lead.join(Identity("w0", 0, servers.incarnation, secret_of("w0")).join(SMALL, 0), SECONDS).seed
         others = [spawn(functools.partial(joined, servers, rank)) for rank in (1, 2)]
         assert [other.result(SECONDS) for other in others] == [2.0, 2.0]
         lead.close()
