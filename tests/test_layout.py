@@ -108,6 +108,10 @@ PURE = (
     "torch_ps.common.wire.terms",
     "torch_ps.ps.core",
 )
+#: Methods that make a message of bytes.
+PARSING = {"FromString", "ParseFromString", "MergeFromString"}
+#: Files of a server that read the bytes of peers: the boundary, and a standby what its primary sends.
+READERS = ("ps/transport/boundary.py", "ps/failover/standby.py")
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
@@ -207,6 +211,14 @@ def unsafe(source: str) -> set[str]:
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             found.add("allow_pickle")
     return found
+
+
+def parsed(source: str) -> set[str]:
+    """Ways to read the bytes of a peer."""
+    calls = {node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    found = {ast.unparse(f) for f in calls if isinstance(f, ast.Attribute) and f.attr in PARSING}
+    readers = {"torch_ps.common.wire.frames.unpack", "torch_ps.common.wire.frames.unpack_all"}
+    return found | (imports(source) & readers)
 
 
 def borrowed(source: str) -> set[str]:
@@ -314,6 +326,10 @@ def test_nothing_unpickles_or_evaluates() -> None:
     assert broken(unsafe, sources(*MAY_IMPORT, "torch_ps")) == ""
 
 
+def test_servers_read_the_bytes_of_peers_at_the_boundary_only() -> None:
+    assert broken(parsed, [path for path in sources("ps") if str(path.relative_to(ROOT)) not in READERS]) == ""
+
+
 def test_no_class_is_a_part_of_another_one() -> None:
     assert broken(borrowed, sources(*MAY_IMPORT)) == ""
 
@@ -399,6 +415,19 @@ def test_planted_grpc_is_seen(line: str) -> None:
 )
 def test_planted_unpickling_is_seen(line: str) -> None:
     assert unsafe(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("from torch_ps.common.wire.frames import unpack", "torch_ps.common.wire.frames.unpack"),
+        ("pb.Hello.FromString(data)", "pb.Hello.FromString"),
+        ("message.ParseFromString(data)", "message.ParseFromString"),
+    ],
+)
+def test_planted_reading_elsewhere_is_seen(line: str, seen: str) -> None:
+    assert parsed(line) == {seen}
+    assert parsed("call(method, None, pb.Hello.FromString)") == set()
 
 
 def test_planted_part_of_another_class_is_seen() -> None:

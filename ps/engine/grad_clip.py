@@ -34,6 +34,7 @@ import torch
 from torch_ps.common.errors import ProtocolError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Plan
+from torch_ps.common.wire.field_ranges import MAX_SQUARE
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
@@ -45,8 +46,6 @@ EPSILON = 1e-6
 REMEMBERED = 4096
 #: Steps around the next one of its worker in which the lead collects a group; shards are one step apart.
 WINDOW = 16
-#: Largest squared norm that a shard can measure: 2^40 gradients of fp32 give less than 1e90.
-MAX_SQUARE = 1e100
 
 #: Reports a shard's squared norm of a group to the lead; returns that of all shards, None: the group is dropped.
 RequestNorm = Callable[[UpdateKey, float], Awaitable[float | None]]

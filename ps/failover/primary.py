@@ -45,13 +45,12 @@ from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.listeners import JobListener
 from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
+from torch_ps.ps.transport.boundary import read_request
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Buckets whose state is copied and not yet sent to the standby.
 AT_A_TIME = 4
-#: Longest name of a server, in characters.
-MAX_SERVER = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ class Replication(JobListener, SeatListener):
         Raises:
             Refused: There is another one, or the last one is lost and that is not settled yet.
         """
-        hello = pb.ReplicaUp.FromString(await anext(messages, b""))
+        hello = read_request(await anext(messages, b""), pb.ReplicaUp)
         follower = self._attach(hello.hello.server)
         work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]
         tasks = [asyncio.create_task(each) for each in work]
@@ -146,8 +145,8 @@ class Replication(JobListener, SeatListener):
 
     def _attach(self, server: str) -> Follower:
         index = self._job.settings.index
-        if not 1 <= len(server) <= MAX_SERVER or not server.isprintable():
-            raise ProtocolError(f"a standby has a name of 1 to {MAX_SERVER} printable characters")
+        if not server:
+            raise ProtocolError("the first message of a standby has to say its name")
         if self.follower is not None:
             raise Refused(f"shard {index} has a standby at {self.follower.address} already")
         if self._seat.role is not Role.ALONE:
@@ -190,7 +189,7 @@ class Replication(JobListener, SeatListener):
 
     async def _read(self, follower: Follower, messages: AsyncIterator[bytes]) -> None:
         while message := await self._next(follower, messages):
-            follower.received = max(follower.received, follower.number(pb.ReplicaUp.FromString(message).received))
+            follower.received = max(follower.received, follower.number(read_request(message, pb.ReplicaUp).received))
             if follower.received > self._seat.recorded:
                 raise ProtocolError(f"the standby says to have record {follower.received}; there is none yet")
             self._driver.obey(self._seat.receipt(follower.server, follower.received))

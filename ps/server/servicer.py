@@ -13,7 +13,6 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from torch_ps.common import codecs, schema
 from torch_ps.common.allocator import give_back_freed_memory
@@ -29,7 +28,6 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
-from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.sample_requests import data_set
@@ -37,6 +35,7 @@ from torch_ps.ps.job.seed_receiver import SeedStream
 from torch_ps.ps.job.status import roster_view
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.transport import limits
+from torch_ps.ps.transport.boundary import read_frames, read_request, read_seed_frame
 from torch_ps.ps.transport.carrier import Carrier
 from torch_ps.ps.transport.error_mapping import map_errors, serve_exchange
 from torch_ps.ps.transport.first_messages import Admission, host_of
@@ -134,10 +133,7 @@ class Servicer:
                 message = await self._requests.read_first(
                     lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, name
                 )
-            try:
-                asked = request.FromString(message)
-            except DecodeError:
-                raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
+            asked = read_request(message, request)
             del message
             if name not in OPEN_TO_ALL:
                 self._check_serving()
@@ -277,7 +273,7 @@ class Servicer:
         seed: SeedStream | None = None
         self._check_serving()
         async for frame in frames:
-            header, payload = unpack(frame, pb.SeedHeader)
+            header, payload = read_seed_frame(frame)
             if seed is None:
                 self._job.incarnation.check(header.incarnation, f"worker {header.worker!r}")
                 model = self._model(header.model)
@@ -296,7 +292,7 @@ class Servicer:
                 lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, "Commit"
             )
         self._check_serving()
-        copies = unpack_all(message, pb.UpHeader)
+        copies = read_frames(message, "a copy of a push")
         hello = next(copies)[0].hello
         self._job.incarnation.check(hello.incarnation, f"worker {hello.worker!r}")
         stream = self._parts.connections.find(hello.worker, hello.session)
@@ -331,7 +327,7 @@ class Servicer:
     async def _open_stream(self, carrier: Carrier) -> tuple[Stream, Frames]:
         """Read the Hello; returns its stream and the frames that share its message."""
         message = await self._hellos.read_first(carrier.receive, carrier.peer, HELLO_DEADLINE, "Hello")
-        frames = unpack_all(message, pb.UpHeader)
+        frames = read_frames(message)
         header, _ = next(frames)
         if header.WhichOneof("kind") != "hello":
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
@@ -367,7 +363,7 @@ class Servicer:
         if now >= stream.renew_at:
             stream.renew_at = now + self._job.settings.lease / RENEWALS
             self._parts.connections.renew(stream.worker, stream.session)
-        self._handle(stream, unpack_all(message, pb.UpHeader))
+        self._handle(stream, read_frames(message, f"worker {stream.worker!r}" if stream.worker else "an observer"))
 
     def _handle(self, stream: Stream, frames: Frames) -> None:
         job = self._job

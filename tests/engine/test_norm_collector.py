@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from torch_ps.common.errors import ProtocolError
+from torch_ps.common.wire.field_ranges import MAX_SQUARE
 from torch_ps.ps.core.effects import UpdateKey
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.engine.grad_clip import MAX_SQUARE, WINDOW, NormCollector
+from torch_ps.ps.engine.grad_clip import WINDOW, NormCollector
 
 NEXT = 100
 

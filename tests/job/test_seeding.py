@@ -83,9 +83,7 @@ def test_parameters_come_from_the_seeder_alone_on_every_shard_and_count_once() -
             links[shard].seed(iter(frames(seeder, shard, 2.0)), SECONDS)  # its answer was lost
         other = join("w1")
         for shard in (1, 0):
-            with pytest.raises(
-                torch_ps.ProtocolError, match=f"'w1' was not told to send .* of shard {shard}"
-            ):
+            with pytest.raises(torch_ps.ProtocolError, match=f"'w1' was not told to send .* of shard {shard}"):
                 links[shard].seed(iter(frames(other, shard, 3.0)), SECONDS)
             assert pull(links[shard], incarnation, buckets[shard][0]) == {1.0}
         for link in links:

