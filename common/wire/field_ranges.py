@@ -124,6 +124,7 @@ Range = Any_ | Whole | Real | Text | Data | Many
 ANY = Any_()
 WEIGHT = Real(MIN_WEIGHT, MAX_WEIGHT)
 WORKER, SERVER, TENSOR, SENTENCE = Text(MAX_WORKER), Text(MAX_SERVER), Text(MAX_TENSOR), Text(MAX_SENTENCE)
+SECRET = Data(16)
 CODEC, TYPE, ID = Text(100), Text(40), Text(200)
 #: Positions of pieces in one bucket: a bucket of 4 MiB has not more values.
 PIECES = Many(1 << 20)
@@ -146,13 +147,20 @@ RANGES: dict[str, dict[str, Range]] = {
     "Model": {"optimizer": Text(200), "group": Many(10_000), "buffer": Many(100_000)},
     # ------------------------------------------------------------ membership
     "DescribeRequest": {"model": ANY},
-    "EnterRequest": {"shard": ANY, "num_shards": ANY, "process": ANY},
-    "JoinRequest": {"worker": Text(MAX_WORKER, 1), "rank": ANY, "model": ANY, "incarnation": ANY},
-    "SeedHeader": {"worker": WORKER, "session": ANY, "model": ANY, "incarnation": ANY, "bucket": ANY},
+    "EnterRequest": {"shard": ANY, "num_shards": ANY, "secret": SECRET},
+    "JoinRequest": {"worker": Text(MAX_WORKER, 1), "rank": ANY, "model": ANY, "incarnation": ANY, "secret": SECRET},
+    "SeedHeader": {"worker": WORKER, "session": ANY, "model": ANY, "incarnation": ANY, "bucket": ANY, "secret": SECRET},
     "ArenaOffer": {"host": ID, "pid": ANY, "fd": ANY, "token": Data(64), "size": ANY},
-    "ShareRequest": {"worker": WORKER, "session": ANY, "gradients": ANY, "answers": ANY, "dialled_port": ANY},
-    "RenewRequest": {"worker": WORKER, "session": ANY},
-    "LeaveRequest": {"worker": WORKER, "session": ANY},
+    "ShareRequest": {
+        "worker": WORKER,
+        "session": ANY,
+        "gradients": ANY,
+        "answers": ANY,
+        "dialled_port": ANY,
+        "secret": SECRET,
+    },
+    "RenewRequest": {"worker": WORKER, "session": ANY, "secret": SECRET},
+    "LeaveRequest": {"worker": WORKER, "session": ANY, "secret": SECRET},
     "DataSet": {"name": WORKER, "size": ANY, "seed": ANY, "shuffled": ANY},
     "DataRequest": {
         "worker": WORKER,
@@ -164,6 +172,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "give_back": ANY,
         "received": ANY,
         "together": ANY,
+        "secret": SECRET,
     },
     "WatchRequest": {"incarnation": ANY},
     # ------------------------------------------------------------ exchange
@@ -176,7 +185,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "ballot": ANY,
         "measure": ANY,
     },
-    "Hello": {"worker": WORKER, "session": ANY, "pull_codec": CODEC, "incarnation": ANY},
+    "Hello": {"worker": WORKER, "session": ANY, "pull_codec": CODEC, "incarnation": ANY, "secret": SECRET},
     "Ahead": {"bucket": ANY, "number": ANY, "codec": CODEC},
     "Covers": {"number": ANY, "samples": ANY},
     "Push": {
@@ -216,6 +225,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "step": ANY,
         "square": Real(0.0, MAX_SQUARE),
         "incarnation": ANY,
+        "secret": SECRET,
     },
     "KeptRequest": {
         "shard": ANY,
@@ -224,9 +234,10 @@ RANGES: dict[str, dict[str, Range]] = {
         "sha256": Text(64),
         "error": SENTENCE,
         "incarnation": ANY,
+        "secret": SECRET,
     },
     "StatusRequest": {},
-    "TraceRequest": {"worker": WORKER, "session": ANY, "shard": ANY, "part": ANY, "incarnation": ANY},
+    "TraceRequest": {"worker": WORKER, "session": ANY, "shard": ANY, "part": ANY, "incarnation": ANY, "secret": SECRET},
     "TracePart": {
         "host": ID,
         "pid": ANY,
@@ -251,7 +262,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "Configuration": {"term": ANY, "standby": SERVER},
     "BallotPaper": {"vote": ANY, "accepted": ANY},
     "Vote": {"term": ANY, "granted": ANY, "promised": ANY, "served": ANY},
-    "BallotRequest": {"worker": WORKER, "session": ANY, "take_over": ANY, "paper": Many(16)},
+    "BallotRequest": {"worker": WORKER, "session": ANY, "take_over": ANY, "paper": Many(16), "secret": SECRET},
 }
 
 _Check = Callable[[Any], str]
