@@ -9,10 +9,15 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.descriptor import Descriptor
+
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire.field_ranges import RANGES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -332,6 +337,35 @@ def test_servers_read_the_bytes_of_peers_at_the_boundary_only() -> None:
 
 def test_no_class_is_a_part_of_another_one() -> None:
     assert broken(borrowed, sources(*MAY_IMPORT)) == ""
+
+
+# ------------------------------------------------------------------ the contract
+
+#: Messages that are frames, cut by ``frames.py``, and the header of each.
+HEADERS: dict[str, Any] = {"UpFrame": pb.UpHeader, "SeedFrame": pb.SeedHeader}
+
+
+def inside(descriptor: Descriptor) -> Iterator[Descriptor]:
+    """A message and all that can be in it."""
+    if not descriptor.GetOptions().map_entry:
+        yield descriptor
+    for field in descriptor.fields:
+        if field.message_type is not None:
+            yield from inside(field.message_type)
+
+
+def arriving() -> dict[str, Descriptor]:
+    """Every message that a server takes, by the contract."""
+    methods = pb.DESCRIPTOR.services_by_name["ParameterServer"].methods
+    inputs = [HEADERS[m.input_type.name].DESCRIPTOR if m.input_type.name in HEADERS else m.input_type for m in methods]
+    return {each.name: each for descriptor in inputs for each in inside(descriptor)}
+
+
+def test_every_field_that_can_arrive_has_a_range() -> None:
+    """A new field has to be thought about: what happens at its largest value, at its longest text?"""
+    assert {name: set(ranges) for name, ranges in RANGES.items()} == {
+        name: {field.name for field in descriptor.fields} for name, descriptor in arriving().items()
+    }
 
 
 # ------------------------------------------------------------------ the rules are able to fail
