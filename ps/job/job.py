@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from torch_ps.common.codecs.pulled_copies import Copies
-from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
+from torch_ps.common.errors import ModelMismatch, NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.consistent_cut import Sections
@@ -64,6 +64,7 @@ class Job:
         membership, data: On the lead, the members and their leases, and which samples are whose; None elsewhere.
         copies: After a restart or a takeover, what workers with lossy pulls have, by name, until they are back.
         resumed_version: Version of the checkpoint that the job went on from; 0 for none.
+        resumed_from: Place of that checkpoint, for messages; "" for none.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Job:
             self.sections.add("roster", self.membership)
             self.sections.add("data", self.data)
         self.copies: dict[str, Copies] = {}
-        self.resumed_version = 0
+        self.resumed_version, self.resumed_from = 0, ""
         self.started = self._ticked = time.monotonic()
         self._executor, self._on_failure = executor, on_failure
         self._listeners = JobListeners()
@@ -143,7 +144,15 @@ class Job:
             WaitTimeout: The parameters were not there within ``seconds``.
         """
         lead, deadline = self.lead, time.monotonic() + seconds
-        model = await self.seeding.until_decided(worker, rank, model, deadline)
+        try:
+            model = await self.seeding.until_decided(worker, rank, model, deadline)
+        except ModelMismatch as error:
+            if not self.resumed_from:
+                raise
+            raise ModelMismatch(
+                f"{error}; the job has the model of version {self.resumed_version} of the checkpoint in "
+                f"{self.resumed_from}: train that model, or start the servers with another --checkpoint"
+            ) from None
         if self.streams.connected(worker):
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
         member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())

@@ -40,4 +40,6 @@ def serve_models(config: ServerConfig) -> int:
             children.wait()
     if children.failed:
         log.error("the servers of a model have ended, so all end; their own lines above say why")
-    return 1 if children.failed else 0
+    elif children.ended_badly:
+        log.error("the servers of a model have not ended well; their own lines above say why")
+    return 1 if children.failed or children.ended_badly else 0

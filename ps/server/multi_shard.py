@@ -36,7 +36,9 @@ def serve_all(config: ServerConfig) -> int:
             children.wait()
     if children.failed:
         log.error("a shard has ended, so the job ends; its own lines above say why")
-    return 1 if children.failed else 0
+    elif children.ended_badly:
+        log.error("a shard has not ended well; its own lines above say why")
+    return 1 if children.failed or children.ended_badly else 0
 
 
 def shard_config(config: ServerConfig, index: int, servers: list[str], ready_file: str) -> ServerConfig:
