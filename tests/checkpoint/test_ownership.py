@@ -245,5 +245,5 @@ def test_model_with_a_layer_more_is_told_of_the_checkpoint(tmp_path: Path) -> No
         servers.start(resume=True)
         with torch_ps.Client(str(servers), name="w1") as client, pytest.raises(ModelMismatch) as refused:
             client.init({"x": torch.zeros(8), "more.weight": torch.zeros(2)}, SPEC)
-        assert "only worker 'w1' has tensor more.weight" in str(refused.value)
+        assert "only worker 'w1' has tensor 'more.weight'" in str(refused.value)
         assert f"the model of version 1 of the checkpoint in {folder}" in str(refused.value)
