@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_ps.common import codecs, schema
+from torch_ps.common import codecs, schema, version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
@@ -31,12 +31,21 @@ class Identity:
 
     def join(self, model: Model, rank: int | None) -> pb.JoinRequest:
         """The request to join with ``model``; without a rank, the order of names decides."""
-        return pb.JoinRequest(worker=self.worker, rank=rank, model=schema.to_proto(model), incarnation=self.incarnation)
+        told = schema.to_proto(model)
+        return pb.JoinRequest(
+            worker=self.worker, rank=rank, model=told, incarnation=self.incarnation, version=version.current()
+        )
 
     def hello(self, pull_codec: str) -> bytes:
         """The first frame of a stream, which names the codec of pulls."""
         worker = self.worker if self.session else ""
-        hello = pb.Hello(worker=worker, session=self.session, pull_codec=pull_codec, incarnation=self.incarnation)
+        hello = pb.Hello(
+            worker=worker,
+            session=self.session,
+            pull_codec=pull_codec,
+            incarnation=self.incarnation,
+            version=version.current(),
+        )
         return pack(pb.UpHeader(hello=hello))
 
     def seeds(
