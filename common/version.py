@@ -60,7 +60,7 @@ def check(peer: str, theirs: pb.Version, here: str) -> None:
 
 @contextlib.contextmanager
 def naming_the_unversioned(peer: str, theirs: pb.Version, here: str) -> Iterator[None]:
-    """Refuse a peer of another wire number; to the refusals of one that tells no version, add that it tells none.
+    """Refuse a peer of another wire number; say in the refusals of one that tells no version that it tells none.
 
     Raises:
         Refused: as ``check`` says.
@@ -73,4 +73,4 @@ def naming_the_unversioned(peer: str, theirs: pb.Version, here: str) -> Iterator
     try:
         yield
     except PsError as error:
-        raise type(error)(f"{error}; {mismatch(peer, theirs, here)}") from None
+        raise type(error)(f"{mismatch(peer, theirs, here)} (refused: {error})") from None

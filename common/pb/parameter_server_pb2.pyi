@@ -270,12 +270,14 @@ class ShareReply(_message.Message):
     def __init__(self, parameters: _Optional[_Union[ArenaOffer, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
-    __slots__ = ("worker", "session")
+    __slots__ = ("worker", "session", "incarnation")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class RenewReply(_message.Message):
     __slots__ = ()

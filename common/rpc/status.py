@@ -39,8 +39,8 @@ _PLAIN: tuple[tuple[str, str], ...] = (
     (r"[Nn]o route to host|unreachable", "there is no route to it"),
     (r"ping timeout|watchdog|[Kk]eepalive", "it does not answer pings"),
     (r"CERTIFICATE_VERIFY_FAILED|[Hh]andshake|SSL_|TLS", "the TLS handshake fails"),
-    (r"HTTP|http|SETTINGS", "it is no gRPC server"),
     (r"[Dd]eadline|[Tt]imed? ?out|[Tt]imeout", "it is silent"),
+    (r"HTTP|http|SETTINGS", "it is no gRPC server"),
 )
 #: Longest text of gRPC's that is passed on.
 _MOST_TEXT = 200

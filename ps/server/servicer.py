@@ -211,6 +211,8 @@ class Servicer:
         return pb.ShareReply(parameters=offer_to_proto(parameters))
 
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        if request.incarnation:
+            self._job.incarnation.check(request.incarnation, f"worker {request.worker!r}")
         self._parts.connections.renew(request.worker or None, request.session)
         return pb.RenewReply()
 

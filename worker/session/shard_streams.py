@@ -345,7 +345,7 @@ class ShardStreams:
             servers.link.interrupt()  # calls that still wait for the former server
             return None
         return Unreachable(
-            f"shard {shard} has not been served again for {time.monotonic() - begin:.1f} s (lease {self._lease:g} s): "
-            f"{not_yet or servers.tried}; start its server again with --resume (and this worker, which goes on from "
-            "the checkpoint), and give ps-serve a longer --lease if it needs longer than that to come back"
+            f"lost shard {shard} ({error}) and found no server of it for {time.monotonic() - begin:.1f} s (lease "
+            f"{self._lease:g} s): {not_yet or servers.tried}; start the servers again with --resume, then this worker, "
+            "and give ps-serve a longer --lease if a server needs longer than that to come back"
         )

@@ -27,6 +27,7 @@ from torch_ps.common.errors import (
     NotServing,
     PsError,
     Refused,
+    Restarted,
     ServerStopped,
     Unreachable,
     WaitTimeout,
@@ -122,7 +123,7 @@ class Link:
             try:
                 return UnixStream(connect(self._socket), self.address, on_message, on_end)
             except NoSharedMemory as error:
-                log.info("the stream to %s goes over gRPC: %s", self.address, error)
+                log.debug("the stream to %s goes over gRPC: %s", self.address, error)
         return GrpcStream(self._start_exchange, self.address, on_message, on_end)
 
     def _start_exchange(self, frames: Iterator[bytes]) -> Any:
@@ -230,32 +231,28 @@ class Link:
             Unreachable: the server was silent for more than ``seconds``, or another one answers in its place.
         """
         begin, patience, said = time.monotonic(), min(HEARTBEAT_SECONDS, seconds / 3), ""
-        for each in channels or self._heartbeat_channels:
-            try:
-                self._unary("Renew", request, pb.RenewReply, patience, over=each)
-            except (Unreachable, WaitTimeout, NotServing) as error:
-                said = said or str(error)
-            except PsError:  # a server that refuses lives; what the refusal means shows elsewhere
-                return begin
-            else:
-                return begin
+        request.incarnation = self._incarnation
+        with contextlib.ExitStack() as stack:
+            tried = channels or self._heartbeat_channels
+            if begin - heard > seconds / 3:  # where nothing has answered, a new connection looks the name up
+                tried = (*tried, stack.enter_context(contextlib.closing(self._access.connect(self.address))))
+            for each in tried:
+                try:
+                    self._unary("Renew", request, pb.RenewReply, patience, over=each)
+                except (Unreachable, WaitTimeout, NotServing) as error:
+                    said = said or self.reason(error)
+                except Restarted:
+                    self._suspect = True
+                    raise Unreachable(f"another server answers at {self.address} now") from None
+                except PsError:  # a server that refuses lives; what the refusal means shows elsewhere
+                    return begin
+                else:
+                    return begin
         silent = time.monotonic() - heard
-        if silent > seconds / 3 and self._has_moved(patience):
-            said = "another server answers there now"
-        elif silent <= seconds:
-            return heard
-        self._suspect = True
-        raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {said}")
-
-    def _has_moved(self, seconds: float) -> bool:
-        """Whether a new connection, for which the name is looked up, leads to another server than the former ones."""
-        with contextlib.closing(self._access.connect(self.address)) as fresh:
-            try:
-                request = pb.DescribeRequest(version=version.current())
-                job = self._unary("Describe", request, pb.JobDescription, seconds, over=fresh)
-            except PsError:
-                return False
-        return bool(job.closed) or job.incarnation != self._incarnation
+        if silent > seconds:
+            self._suspect = True
+            raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {said}")
+        return heard
 
     def data(self, request: pb.DataRequest, seconds: float) -> pb.DataReply:
         """Ask the lead for samples.
