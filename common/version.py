@@ -13,17 +13,18 @@ Rules of this file
 import contextlib
 from collections.abc import Iterator
 
-import torch_ps
 from torch_ps.common.errors import PsError, Refused
 from torch_ps.common.pb import parameter_server_pb2 as pb
 
+#: Version of the package.
+PACKAGE = "0.2.0"
 #: Number of the wire contract.
 WIRE = 1
 
 
 def current() -> pb.Version:
     """The version of this process, to be sent."""
-    return pb.Version(package=torch_ps.__version__, wire=WIRE)
+    return pb.Version(package=PACKAGE, wire=WIRE)
 
 
 def mismatch(peer: str, theirs: pb.Version, here: str) -> str:
@@ -39,11 +40,11 @@ def mismatch(peer: str, theirs: pb.Version, here: str) -> str:
     """
     if theirs.wire == WIRE:
         return ""
-    ours = f"{here} runs torch-ps {torch_ps.__version__} (wire {WIRE})"
+    ours = f"{here} runs torch-ps {PACKAGE} (wire {WIRE})"
     if not theirs.wire:
         return f"{peer} tells no version, as torch-ps of before wire 1 does, and {ours}: upgrade {peer} first"
     older = peer if theirs.wire < WIRE else here
-    newer = torch_ps.__version__ if theirs.wire < WIRE else theirs.package
+    newer = PACKAGE if theirs.wire < WIRE else theirs.package
     them = f"{peer} runs torch-ps {theirs.package[:40]} (wire {theirs.wire})"
     return f"{them}, and {ours}: upgrade {older} to {newer[:40]} first"
 

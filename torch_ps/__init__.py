@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     )
     from torch_ps.common.optimizer_spec import OptimizerSpec
     from torch_ps.common.security.tls import Tls
+    from torch_ps.common.version import PACKAGE as __version__
     from torch_ps.worker.client import Client, PushResult, Snapshot
     from torch_ps.worker.data import shard
     from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
     from torch_ps.worker.runtime.device import device
     from torch_ps.worker.runtime.standalone_env import alone
     from torch_ps.worker.tasks import Task
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Client",
@@ -95,6 +94,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("torch_ps.common.version").PACKAGE
     if name not in __all__:
         raise AttributeError(f"module 'torch_ps' has no attribute {name!r}")
     return getattr(importlib.import_module(f"torch_ps.{_MODULES.get(name, 'common.errors')}"), name)

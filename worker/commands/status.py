@@ -18,18 +18,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from torch_ps.common.errors import ConfigError, PsError, ServerStopped, Unreachable
-from torch_ps.common.options import security_options as protection
-from torch_ps.common.options.command_line import Check, Command, at_least, check_all, more_than, option, options_of
+from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.status_config import StatusConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import access_of
-from torch_ps.common.wire import job_servers
 from torch_ps.worker.commands.job_view import JobView, MissingView, Poll
 from torch_ps.worker.commands.status_table import render
 from torch_ps.worker.runtime.access import jobs_of
@@ -41,37 +39,6 @@ from torch_ps.worker.transport.wait_reasons import format_seconds
 WIDE = 200
 #: Seconds for which one call listens for the end of a job, and between two of them.
 LISTEN_SECONDS, LISTEN_PAUSE_SECONDS = 3600.0, 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusConfig:
-    servers: str = option(
-        "",
-        "addresses of all shards of the job, shard 0 first; of several models NAME=HOST:PORT,...;NAME=...",
-        metavar="HOST:PORT,...",
-        check=Check("", lambda text: not text or bool(job_servers.parse_jobs(text))),
-        common=True,
-    )
-    job: str = option("", "of several models, the one to show; all if empty", metavar="NAME", common=True)
-    watch: bool = option(False, "poll until the job ends or Ctrl-C, and show rates", common=True)
-    json: bool = option(False, "print one JSON object per poll and job instead of tables", common=True)
-    interval: float = option(1.0, "with --watch: time between two polls", unit="seconds", check=more_than(0))
-    watch_seconds: float = option(
-        0.0, "with --watch: stop after this time; 0 means never", unit="seconds", check=at_least(0)
-    )
-    tls_ca: str = protection.tls_ca()
-    tls_cert: str = protection.tls_cert()
-    tls_key: str = protection.tls_key()
-    token_file: str = protection.token_file()
-    insecure: bool = protection.insecure()
-    timeout: float = option(
-        5.0, "longest wait for the answer of one server", unit="seconds", check=Check("> 0", lambda s: s > 0)
-    )
-
-    def __post_init__(self) -> None:
-        check_all(self)
-        if self.watch_seconds and not self.watch:
-            raise ConfigError(f"watch_seconds={self.watch_seconds:g} has no effect without watch; give --watch too")
 
 
 @click.command(cls=Command)
@@ -125,6 +92,7 @@ class Poller:
         self._last: Poll | None = None
         self._threads = ThreadPoolExecutor(len(shards))  # so that those that are silent are waited for together
         self._answered = time.monotonic()
+        self._listening = threading.Event()
         self.end = ""
 
     def poll(self) -> JobView:
@@ -163,14 +131,15 @@ class Poller:
         return reply
 
     def listen(self) -> None:
-        """Wait for the end of the job, on a thread of its own; ``end`` then says what the lead has said."""
+        """Listen for the end of the job, on a thread of its own; ``end`` then says what the lead has said."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        self._listening.wait(self._seconds)
 
     def _listen(self) -> None:
         while not self.end:
             try:
                 for _ in self._shards[0].link.rosters(LISTEN_SECONDS):
-                    pass
+                    self._listening.set()
             except ServerStopped as stopped:
                 self.end = str(stopped)
             except PsError:

@@ -96,5 +96,5 @@ def test_a_watch_of_a_job_that_is_lost_ends_with_1_and_one_that_was_stopped_with
     with job() as stopped:
         live = started(stopped, tmp_path / "stopped", "--watch", "--json", "--interval", "0.05")
         until(lambda: stopped.status().shard == 0 and bool(looks(live)), "a look")
-    assert live.wait(SECONDS) == 0
+    assert live.wait(SECONDS) == 0, live.output
     assert "the job has ended: shard 0 was stopped" in live.output
