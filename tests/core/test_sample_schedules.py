@@ -133,9 +133,9 @@ class World:
         worker["begun"] += len(batch)
         step = next(w.clock for w in self.core.status().workers if w.worker == name)
         base = max(0, self.core.open_step - (0 if self.mode.holds_others_up else self.dice.randint(0, 2)))
-        made = covering(push(name, step, base=base, session=who.session, epoch=self.epoch), worker["begun"], worker["number"])
-        if not worker["begun"]:
-            made = push(name, step, base=base, session=who.session, epoch=self.epoch)
+        made = push(name, step, base=base, session=who.session, epoch=self.epoch)
+        if worker["begun"]:
+            made = covering(made, worker["begun"], worker["number"])
         worker["waiting"] = made
         self.open[name, who.session, step] = batch
         self.obey(self.core.push(made))
