@@ -60,6 +60,7 @@ ORDER = {
             "errors",
             "log",
             "parent_death",
+            "private_pages",
             "pb",
             "standard_streams",
             "tensor_words",
