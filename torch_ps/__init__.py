@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     )
     from torch_ps.common.optimizer_spec import OptimizerSpec
     from torch_ps.common.security.tls import Tls
-    from torch_ps.common.version import PACKAGE as __version__
     from torch_ps.worker.client import Client, PushResult, Snapshot
     from torch_ps.worker.data import shard
     from torch_ps.worker.optim.optimizer import ParameterServerOptimizer
     from torch_ps.worker.runtime.device import device
     from torch_ps.worker.runtime.standalone_env import alone
     from torch_ps.worker.tasks import Task
+
+    __version__: str
 
 __all__ = [
     "Client",

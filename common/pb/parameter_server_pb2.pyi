@@ -318,7 +318,7 @@ class DataSet(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffled: bool = ...) -> None: ...
 
 class DataRequest(_message.Message):
-    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together", "secret")
+    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together", "number", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -328,6 +328,7 @@ class DataRequest(_message.Message):
     GIVE_BACK_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
@@ -338,8 +339,9 @@ class DataRequest(_message.Message):
     give_back: bool
     received: int
     together: bool
+    number: int
     secret: bytes
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ..., secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ..., number: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class PositionRange(_message.Message):
     __slots__ = ("start", "stop")

@@ -182,6 +182,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "give_back": ANY,
         "received": ANY,
         "together": ANY,
+        "number": ANY,
         "secret": SECRET,
     },
     "WatchRequest": {"incarnation": ANY},

@@ -169,7 +169,7 @@ class Replication(JobListener, SeatListener):
         frames = [
             pack(pb.ReplicaHeader(model=to_proto(engine.model))),
             records.of_roster(self._handed(job.roster)),
-            *self.data(),
+            *self.data(whole=True),
             *(records.of_norm(group, square) for group, square in norms.items()),
         ]
         self.send(frames, lambda: None)
@@ -281,10 +281,10 @@ class Replication(JobListener, SeatListener):
         whole = stream.codec.coarse and stream.copies.get(bucket.index) is None
         return [records.of_answer(bucket.index, stream.worker, stream.codec.name, whole=whole)]
 
-    def data(self) -> list[bytes]:
-        """Lead: a frame about which samples are whose."""
+    def data(self, *, whole: bool = False) -> list[bytes]:
+        """Lead: a frame about which samples are whose, or about what has changed in that."""
         engine = self._job.engine
-        data = engine.core.data() if engine is not None else None
+        data = engine.core.data(whole=whole) if engine is not None else None
         return [] if data is None else [records.of_data(data)]
 
     def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
