@@ -37,7 +37,8 @@ class ServerChildren:
 
     Attributes:
         failed: whether a child has ended by itself, or did not listen in time.
-        ended_badly: after the context, whether a child had an error at its end, such as a last checkpoint that failed.
+        ended_badly: whether a child had an error at its end, such as a last checkpoint that failed; set by the end of
+            the context.
     """
 
     def __init__(self, *, checkpoints: bool, seconds: float = 0.0) -> None:

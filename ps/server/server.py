@@ -25,6 +25,7 @@ from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.allocator import keep_freed_memory
 from torch_ps.common.devices import choose as choose_device
 from torch_ps.common.errors import CheckpointError, ConfigError, PsError
+from torch_ps.common.memory_limit import memory
 from torch_ps.common.options.parsers import parse_etcd, parse_shard
 from torch_ps.common.options.server_config import DEFAULT_CHECKPOINT_SECONDS, MOST_APPLY_THREADS, ServerConfig
 from torch_ps.common.options.trace_options import parse_steps
@@ -68,7 +69,6 @@ from torch_ps.ps.server.endpoint import Endpoint
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.server.shutdown import Shutdown, last_word, text_of
-from torch_ps.ps.transport import limits
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -315,7 +315,7 @@ async def _run(
     health = LoopHealth()
     refresh = register_metrics(parts.job.metrics, place.settings, parts.status)
     http = _serve_http(place.config, parts.job.metrics, health, refresh)  # first: nothing has to be undone if it fails
-    most = int(place.config.max_model * 2**30) or limits.machine_memory()
+    most = int(place.config.max_model * 2**30) or memory().limit
     options = dump_options(place.config)
     await endpoint.open(Servicer(parts, port=endpoint.address.port, max_model=most, options=options))
     tasks = _start_tasks(parts, health, shutdown)
