@@ -69,8 +69,7 @@ def test_health_page_says_why_a_shard_does_not_work() -> None:
     assert caught.value.code == 503
     assert b"the event loop has not run for 60 s" in caught.value.read()
     caught.value.close()
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 def test_silent_visitors_of_the_server_do_not_keep_others_out(servers: Servers) -> None:
