@@ -21,6 +21,7 @@ from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport.auth import TokenInterceptor
 from torch_ps.ps.transport.stranger_watch import NoteAccepted, StrangerWatch
+from torch_ps.ps.transport.strangers import MAX_STRANGERS
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -51,7 +52,7 @@ class Endpoint:
                 *([TokenInterceptor(token, metrics, self._watch)] if token is not None else []),
                 NoteAccepted(self._watch),
             ],
-            options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
+            options=channel.server_options(3 * config.max_workers + 2 * MAX_STRANGERS, anybody=anybody),
             maximum_concurrent_rpcs=4 * config.max_workers + 256,
         )
         self._servicer: Servicer | None = None

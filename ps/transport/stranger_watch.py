@@ -32,7 +32,8 @@ import grpc
 
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
-from torch_ps.ps.transport.strangers import MAX_REFUSED, Stranger, excessive
+from torch_ps.ps.transport import banned_hosts
+from torch_ps.ps.transport.strangers import BAN_SECONDS, MAX_REFUSED, Bans, Stranger, excessive
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -56,6 +57,8 @@ class StrangerWatch:
         self._metrics, self._throttle = metrics, LogThrottle()
         self._strangers: dict[int, tuple[Peer, Stranger]] = {}  # by inode of the socket, in the order they came
         self._others: set[int] = set()  # inodes of sockets that are no strangers'
+        self._listening: set[int] = set()  # inodes among them
+        self._bans, self._banned = Bans(), frozenset[str]()
         self._accepted: set[Peer] = set()  # since the last look
         self._refused = Counter[Peer]()  # since the last look
         self._hurry = asyncio.Event()
@@ -108,6 +111,8 @@ class StrangerWatch:
         for stranger, reason in excessive([stranger for _, stranger in self._strangers.values()], now):
             inode = inodes[id(stranger)]
             self._close(inode, descriptors[inode], reason, now)
+        if (banned := self._bans.banned(now)) != self._banned:
+            self._ban(banned, [descriptors[inode] for inode in self._listening & descriptors.keys()])
 
     def _measure(self, inode: int, descriptor: int, port: int, now: float) -> None:
         with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
@@ -115,6 +120,8 @@ class StrangerWatch:
                 peer = _peer(connection, port)
                 if peer is None:
                     self._others.add(inode)
+                    if _listens(connection, port):
+                        self._listening.add(inode)
                     return
                 self._strangers[inode] = peer, Stranger(peer[0], now)
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
@@ -128,12 +135,28 @@ class StrangerWatch:
             # Otherwise the kernel would keep what gRPC has sent for a peer that does not read.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.shutdown(socket.SHUT_RDWR)
-        peer, _ = self._strangers.pop(inode)
+        peer, stranger = self._strangers.pop(inode)
         self._others.add(inode)
+        if stranger.abusive:
+            self._bans.note(stranger.host, now)
         self._metrics.strangers.inc()
         if (held_back := self._throttle.admit(now)) is not None:
             more = f" ({held_back} more were closed since the last line)" if held_back else ""
             log.warning("closed a connection of %s without an accepted call: %s%s", peer[0], reason, more)
+
+    def _ban(self, banned: frozenset[str], listening: list[int]) -> None:
+        """Let nobody connect from ``banned``."""
+        try:
+            for descriptor in listening:
+                with _borrowed(descriptor) as connection:
+                    banned_hosts.attach(connection, banned)
+        except OSError as error:
+            log.warning("hosts that flood this server cannot be kept from connecting: %s", error)
+        for host in banned - self._banned:
+            log.warning(
+                "%s may not connect for %g s: its connections go on to send without an accepted call", host, BAN_SECONDS
+            )
+        self._banned = banned
 
 
 class NoteAccepted(grpc.aio.ServerInterceptor):
@@ -180,13 +203,19 @@ def _peer(connection: socket.socket, port: int) -> Peer | None:
         return None
     try:
         host, number = connection.getpeername()[:2]
-    except OSError:  # it listens
+    except OSError:  # it listens, or has been closed already
         return None
     return _plain(host), number
 
 
+def _listens(connection: socket.socket, port: int) -> bool:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getsockname()[1] != port:
+        return False
+    return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def _parse(peer: str) -> Peer | None:
-    """Address of gRPC's "ipv4:10.0.0.7:41234" or "ipv6:%5B::1%5D:41234"; None: the peer has gone, and gRPC forgot it."""
+    """Address of gRPC's "ipv4:10.0.0.7:41234" or "ipv6:%5B::1%5D:41234"; None: gRPC does not know it any more."""
     host, _, number = unquote(peer).partition(":")[2].rpartition(":")
     return (_plain(host.strip("[]")), int(number)) if number.isdecimal() else None
 

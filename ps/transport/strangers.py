@@ -6,6 +6,9 @@
 gRPC handles HTTP/2 before anybody can look at a token, and buffers what it has to answer. So what bounds a peer without
 the token is what its connection may send before a call of it is accepted. ``stranger_watch.py`` measures and closes.
 
+A host that goes on like this with new connections is banned for a while: each of them brings calls that were refused
+only if somebody had the time to look at them.
+
 Rules of this file
   1. No clock and no I/O: callers pass ``now`` in seconds, and what they have measured.
   2. Among many it is the oldest of the host with the most that has to go: a newcomer with the token needs only a
@@ -22,7 +25,10 @@ MAX_REFUSED = 8
 #: Seconds from the acceptance of a connection to that of a call.
 MAX_SECONDS = 20.0
 #: Number of strangers, and of those from one host.
-MAX_STRANGERS, MAX_STRANGERS_OF_HOST = 128, 64
+MAX_STRANGERS, MAX_STRANGERS_OF_HOST = 256, 128
+#: A host is banned for so many seconds when so many of its connections have sent too much, or calls that were refused,
+#: within ``MAX_SECONDS``. At most ``MAX_BANNED`` are banned at a time, the latest.
+BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 30.0, 8, 512
 
 
 @dataclass(slots=True)
@@ -40,6 +46,11 @@ class Stranger:
     since: float
     bytes: int = 0
     refused: int = 0
+
+    @property
+    def abusive(self) -> bool:
+        """Whether it has sent more than a peer with the token ever does."""
+        return self.bytes > MAX_BYTES or self.refused > MAX_REFUSED
 
 
 def excessive(strangers: list[Stranger], now: float) -> list[tuple[Stranger, str]]:
@@ -64,11 +75,35 @@ def excessive(strangers: list[Stranger], now: float) -> list[tuple[Stranger, str
     return closed
 
 
+class Bans:
+    """Hosts that may not connect for a while, as their strangers had to be closed again and again."""
+
+    def __init__(self) -> None:
+        self._abuses: dict[str, list[float]] = {}  # by host: times within MAX_SECONDS
+        self._until: dict[str, float] = {}
+
+    def note(self, host: str, now: float) -> None:
+        """Count a connection of ``host`` that was closed because of what it had sent."""
+        times = [each for each in self._abuses.pop(host, []) if now - each <= MAX_SECONDS] + [now]
+        if len(times) < MAX_ABUSES:
+            self._abuses[host] = times
+        else:
+            self._until.pop(host, None)
+            self._until[host] = now + BAN_SECONDS
+
+    def banned(self, now: float) -> frozenset[str]:
+        """Hosts that are banned now."""
+        self._abuses = {host: times for host, times in self._abuses.items() if now - times[-1] <= MAX_SECONDS}
+        self._until = dict([each for each in self._until.items() if each[1] > now][-MAX_BANNED:])
+        return frozenset(self._until)
+
+
 def _reason(stranger: Stranger, now: float) -> str:
-    if stranger.bytes > MAX_BYTES:
-        return f"it has sent {stranger.bytes} bytes; {MAX_BYTES} are the limit"
-    if stranger.refused > MAX_REFUSED:
-        return f"{stranger.refused} calls of it were refused; {MAX_REFUSED} are the limit"
+    if stranger.abusive:
+        return (
+            f"it has sent {stranger.bytes} bytes, and {stranger.refused} calls that were refused; {MAX_BYTES} and "
+            f"{MAX_REFUSED} are the limits"
+        )
     if now - stranger.since > MAX_SECONDS:
         return f"it is {now - stranger.since:.0f} s old; {MAX_SECONDS:g} s are the limit"
     return ""

@@ -27,6 +27,8 @@ from torch_ps.common.wire import address
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
+#: Address that the floods come from, another one than that of the honest.
+STRANGER = "127.0.0.2"
 #: Seconds between the end of a connection and the next one.
 BETWEEN = 0.001
 
@@ -176,7 +178,7 @@ async def _connections(flood: Flood, where: address.Address, context: ssl.SSLCon
     """One connection after the other."""
     while True:
         with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection(*where, ssl=context)
+            reader, writer = await asyncio.open_connection(*where, ssl=context, local_addr=(STRANGER, 0))
             try:
                 await _send(flood, reader, writer)
             finally:

@@ -207,10 +207,11 @@ def line(name: str, tls: bool, cost: Cost) -> str:
 @click.option("--each", default=16.0, help="Seconds of one flood.")
 def main(seconds: float, seed: int, only: str, each: float) -> None:
     """Flood servers as strangers would; fails when one costs more than it may."""
-    dice, end, failed = random.Random(seed), time.monotonic() + seconds, 0
+    dice, end, failed = random.Random(seed), 0.0, 0
     names = [only] if only else list(FLOODS)
     click.echo(HEAD)
     with target(tls=False) as plain, target(tls=True) as secured:
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             for name in dice.sample(names, len(names)):
                 for job in (plain, secured) if FLOODS[name].port == "grpc" else (plain,):
