@@ -1,49 +1,46 @@
-"""Watches the sockets of a port for strangers, and closes those that ``strangers.py`` says.
+"""Watches the connections of a gRPC port for strangers, and closes those that ``strangers.py`` says.
 
-    /proc/self/fd --each PERIOD--> sockets of the port --TCP_INFO--> Stranger --excessive--> shutdown
-    call accepted --peer--> the socket of that peer is no stranger's any more
+    sockets of the port --each PERIOD--> bytes received --> excessive --> shut down; host banned
+    call accepted --peer--> its connection is no stranger's any more
 
 gRPC offers no way to see or close a connection, but its sockets are file descriptors of this process, and the kernel
-counts what has arrived on each, with TLS or without.
+counts what arrives on each, with TLS or without.
 
 Rules of this file
-  1. A socket is shut down through a duplicate of its descriptor that is checked again, since gRPC may have closed and
-     reused the number in between; gRPC then frees the connection as if the peer had gone.
-  2. Where the kernel does not tell (anything but Linux) nothing is watched, and the log says so.
-
-Source: tcp(7), TCP_INFO; linux/tcp.h for the layout of tcp_info; proc(5).
+  1. It decides nothing. gRPC frees a connection that is shut down as if the peer had gone.
+  2. A look at a port without strangers and without new connections costs one system call.
 """
 
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import stat
-import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
-from torch_ps.ps.transport import banned_hosts
-from torch_ps.ps.transport.strangers import BAN_SECONDS, MAX_REFUSED, Bans, Stranger, excessive
+from torch_ps.ps.transport import banned_hosts, port_sockets
+from torch_ps.ps.transport.port_sockets import Peer
+from torch_ps.ps.transport.strangers import BAN_SECONDS, Bans, Stranger, excessive
 
 log = logging.getLogger("torch_ps.ps")
 
-DESCRIPTORS = Path("/proc/self/fd")
-#: Seconds between two looks: at most, and at least where calls are refused.
-PERIOD, SHORTEST = 0.25, 0.02
-#: Offset of tcpi_bytes_received in tcp_info, and the size up to its end.
-_RECEIVED, _SIZE = 128, 136
+#: Seconds between two looks. A peer on a fast link sends megabytes in that time.
+PERIOD = 0.02
+#: Seconds after which all sockets are looked at, even if their number is what it was.
+LONGEST = 0.25
 
-Peer = tuple[str, int]
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    descriptor: int
+    peer: Peer
+    stranger: Stranger
 
 
 class StrangerWatch:
@@ -55,107 +52,101 @@ class StrangerWatch:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics, self._throttle = metrics, LogThrottle()
-        self._strangers: dict[int, tuple[Peer, Stranger]] = {}  # by inode of the socket, in the order they came
+        self._strangers: dict[int, _Connection] = {}  # by inode, in the order they came
         self._others: set[int] = set()  # inodes of sockets that are no strangers'
-        self._listening: set[int] = set()  # inodes among them
+        self._listening: dict[int, int] = {}  # inode and descriptor of sockets among them
+        self._num_open, self._next_search = -1, float("-inf")
         self._bans, self._banned = Bans(), frozenset[str]()
         self._accepted: set[Peer] = set()  # since the last look
         self._refused = Counter[Peer]()  # since the last look
-        self._hurry = asyncio.Event()
 
     def accepted(self, peer: str) -> None:
         """Note that a call of ``peer``, as gRPC names it, was accepted."""
-        if (known := _parse(peer)) is not None:
+        if (known := port_sockets.parse_peer(peer)) is not None:
             self._accepted.add(known)
 
     def refused(self, peer: str) -> None:
         """Note that a call of ``peer`` was refused for want of a token."""
-        if (known := _parse(peer)) is not None:
+        if (known := port_sockets.parse_peer(peer)) is not None:
             self._refused[known] += 1
-            if self._refused[known] > MAX_REFUSED:
-                self._hurry.set()
 
     async def run(self, port: int) -> None:
         """Look at the connections of ``port`` again and again, until cancelled."""
-        if not hasattr(socket, "TCP_INFO") or not DESCRIPTORS.is_dir():  # noqa: ASYNC240 - not a disk
-            log.warning("this system does not tell what connections send; peers without the token are not bounded")
+        if not port_sockets.available():
+            log.warning("this system does not tell what connections send: a peer without the token can fill the memory")
             return
         while True:
-            await asyncio.sleep(SHORTEST)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), PERIOD - SHORTEST)
-            self._hurry.clear()
+            await asyncio.sleep(PERIOD)
             self._look(port, time.monotonic())
 
     def _look(self, port: int, now: float) -> None:
+        num_open = port_sockets.num_open()
+        if num_open != self._num_open or self._accepted or now >= self._next_search:
+            self._search(port, now)
+            self._num_open, self._next_search = num_open, now + LONGEST
+        for inode, connection in list(self._strangers.items()):
+            stranger = connection.stranger
+            stranger.refused += self._refused[connection.peer]
+            try:
+                with port_sockets.borrowed(connection.descriptor) as borrowed:
+                    stranger.bytes = max(stranger.bytes, port_sockets.bytes_received(borrowed))
+            except OSError:  # it has been closed
+                del self._strangers[inode]
+        self._refused.clear()
+        self._close(now)
+        if (banned := self._bans.banned(now)) != self._banned:
+            self._ban(banned)
+
+    def _search(self, port: int, now: float) -> None:
+        """Bring the sets of connections up to date."""
         accepted, self._accepted = self._accepted, set()
-        refused, self._refused = self._refused, Counter()
-        descriptors: dict[int, int] = {}  # inode -> descriptor
-        for name in os.listdir(DESCRIPTORS):
-            with contextlib.suppress(OSError):  # closed in between
-                found = os.fstat(int(name))
-                if stat.S_ISSOCK(found.st_mode):
-                    descriptors[found.st_ino] = int(name)
-        self._others &= descriptors.keys()
-        for inode in self._strangers.keys() - descriptors.keys():
-            del self._strangers[inode]
-        for inode, descriptor in descriptors.items():
-            if inode not in self._others:
-                self._measure(inode, descriptor, port, now)
-        for inode, (peer, stranger) in list(self._strangers.items()):
-            stranger.refused += refused[peer]
-            if peer in accepted:
+        found = port_sockets.find_all()
+        self._others &= found.keys()
+        self._strangers = {inode: each for inode, each in self._strangers.items() if inode in found}
+        self._listening = {inode: found[inode] for inode in self._listening if inode in found}
+        for inode, descriptor in found.items():
+            if inode not in self._others and inode not in self._strangers:
+                self._classify(inode, descriptor, port, now)
+        for inode, connection in list(self._strangers.items()):
+            if connection.peer in accepted:
                 del self._strangers[inode]
                 self._others.add(inode)
-        inodes = {id(stranger): inode for inode, (_, stranger) in self._strangers.items()}
-        for stranger, reason in excessive([stranger for _, stranger in self._strangers.values()], now):
+
+    def _classify(self, inode: int, descriptor: int, port: int, now: float) -> None:
+        with contextlib.suppress(OSError), port_sockets.borrowed(descriptor) as connection:
+            if not port_sockets.is_of(connection, port):
+                self._others.add(inode)
+            elif port_sockets.listens(connection):
+                self._others.add(inode)
+                self._listening[inode] = descriptor
+            else:
+                peer = port_sockets.peer_of(connection)
+                self._strangers[inode] = _Connection(descriptor, peer, Stranger(peer[0], now))
+
+    def _close(self, now: float) -> None:
+        inodes = {id(connection.stranger): inode for inode, connection in self._strangers.items()}
+        for stranger, reason in excessive([each.stranger for each in self._strangers.values()], now):
             inode = inodes[id(stranger)]
-            self._close(inode, descriptors[inode], reason, now)
-        if (banned := self._bans.banned(now)) != self._banned:
-            self._ban(banned, [descriptors[inode] for inode in self._listening & descriptors.keys()])
+            with contextlib.suppress(OSError):
+                port_sockets.shut(self._strangers.pop(inode).descriptor, inode)
+            self._others.add(inode)
+            if stranger.abusive:
+                self._bans.note(stranger.host, now)
+            self._metrics.strangers.inc()
+            if (held_back := self._throttle.admit(now)) is not None:
+                more = f" ({held_back} more were closed since the last line)" if held_back else ""
+                log.warning("closed a connection of %s without an accepted call: %s%s", stranger.host, reason, more)
 
-    def _measure(self, inode: int, descriptor: int, port: int, now: float) -> None:
-        with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
-            if inode not in self._strangers:
-                peer = _peer(connection, port)
-                if peer is None:
-                    self._others.add(inode)
-                    if _listens(connection, port):
-                        self._listening.add(inode)
-                    return
-                self._strangers[inode] = peer, Stranger(peer[0], now)
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
-            if len(info) == _SIZE:
-                self._strangers[inode][1].bytes = struct.unpack_from("=Q", info, _RECEIVED)[0]
-
-    def _close(self, inode: int, descriptor: int, reason: str, now: float) -> None:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-            if os.fstat(connection.fileno()).st_ino != inode:
-                return
-            # Otherwise the kernel would keep what gRPC has sent for a peer that does not read.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.shutdown(socket.SHUT_RDWR)
-        peer, stranger = self._strangers.pop(inode)
-        self._others.add(inode)
-        if stranger.abusive:
-            self._bans.note(stranger.host, now)
-        self._metrics.strangers.inc()
-        if (held_back := self._throttle.admit(now)) is not None:
-            more = f" ({held_back} more were closed since the last line)" if held_back else ""
-            log.warning("closed a connection of %s without an accepted call: %s%s", peer[0], reason, more)
-
-    def _ban(self, banned: frozenset[str], listening: list[int]) -> None:
-        """Let nobody connect from ``banned``."""
+    def _ban(self, banned: frozenset[str]) -> None:
+        """Let nobody connect from ``banned``, and everybody else."""
         try:
-            for descriptor in listening:
-                with _borrowed(descriptor) as connection:
-                    banned_hosts.attach(connection, banned)
+            for descriptor in self._listening.values():
+                with port_sockets.borrowed(descriptor) as listening:
+                    banned_hosts.attach(listening, banned)
         except OSError as error:
             log.warning("hosts that flood this server cannot be kept from connecting: %s", error)
         for host in banned - self._banned:
-            log.warning(
-                "%s may not connect for %g s: its connections go on to send without an accepted call", host, BAN_SECONDS
-            )
+            log.warning("%s may not connect for %g s: it sends much, and no call to accept", host, BAN_SECONDS)
         self._banned = banned
 
 
@@ -183,43 +174,3 @@ class NoteAccepted(grpc.aio.ServerInterceptor):
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(noted, handler.request_deserializer, handler.response_serializer)
-
-
-@contextlib.contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """A socket of a descriptor that somebody else closes."""
-    connection = socket.socket(fileno=descriptor)
-    try:
-        yield connection
-    finally:
-        connection.detach()
-
-
-def _peer(connection: socket.socket, port: int) -> Peer | None:
-    """Other end of a connection that came to ``port``; None for any other socket."""
-    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
-        return None
-    if connection.getsockname()[1] != port:
-        return None
-    try:
-        host, number = connection.getpeername()[:2]
-    except OSError:  # it listens, or has been closed already
-        return None
-    return _plain(host), number
-
-
-def _listens(connection: socket.socket, port: int) -> bool:
-    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getsockname()[1] != port:
-        return False
-    return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _parse(peer: str) -> Peer | None:
-    """Address of gRPC's "ipv4:10.0.0.7:41234" or "ipv6:%5B::1%5D:41234"; None: gRPC does not know it any more."""
-    host, _, number = unquote(peer).partition(":")[2].rpartition(":")
-    return (_plain(host.strip("[]")), int(number)) if number.isdecimal() else None
-
-
-def _plain(host: str) -> str:
-    """The address without the zone of IPv6, and without the prefix that IPv4 has on a port of both."""
-    return host.partition("%")[0].removeprefix("::ffff:")

@@ -27,8 +27,8 @@ from torch_ps.common.wire import address
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
-#: Address that the floods come from, another one than that of the honest.
-STRANGER = "127.0.0.2"
+#: Addresses that the floods come from, each from its own, as a server bans them; none is that of the honest.
+_strangers = (f"127.1.{number >> 8}.{number & 255}" for number in count(1))
 #: Seconds between the end of a connection and the next one.
 BETWEEN = 0.001
 
@@ -152,7 +152,7 @@ def attacking(name: str, server: str, *, tls: bool) -> Iterator[None]:
     """Flood ``server`` from a process of its own until the end of the ``with``."""
     with tempfile.TemporaryDirectory(prefix="torch-ps-flood-") as folder:
         log = Path(folder, "log")
-        child = Child("tests.hostile.floods:attack", (name, server, tls), log)
+        child = Child("tests.hostile.floods:attack", (name, server, tls, next(_strangers)), log)
         try:
             yield
             assert child.wait(0.0) is None, f"the flood has ended by itself:\n{child.output}"
@@ -161,24 +161,24 @@ def attacking(name: str, server: str, *, tls: bool) -> Iterator[None]:
             child.kill()
 
 
-def attack(name: str, server: str, tls: bool) -> None:
-    """Flood ``server`` until this process is killed."""
-    asyncio.run(_attack(FLOODS[name], address.parse(server), tls))
+def attack(name: str, server: str, tls: bool, source: str) -> None:
+    """Flood ``server`` from the address ``source`` until this process is killed."""
+    asyncio.run(_attack(FLOODS[name], address.parse(server), tls, source))
 
 
-async def _attack(flood: Flood, where: address.Address, tls: bool) -> None:
+async def _attack(flood: Flood, where: address.Address, tls: bool, source: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if tls and flood.handshake else None
     if context is not None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.set_alpn_protocols(["h2"])
-    await asyncio.gather(*(_connections(flood, where, context) for _ in range(flood.connections)))
+    await asyncio.gather(*(_connections(flood, where, context, source) for _ in range(flood.connections)))
 
 
-async def _connections(flood: Flood, where: address.Address, context: ssl.SSLContext | None) -> None:
+async def _connections(flood: Flood, where: address.Address, context: ssl.SSLContext | None, source: str) -> None:
     """One connection after the other."""
     while True:
         with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection(*where, ssl=context, local_addr=(STRANGER, 0))
+            reader, writer = await asyncio.open_connection(*where, ssl=context, local_addr=(source, 0))
             try:
                 await _send(flood, reader, writer)
             finally:
