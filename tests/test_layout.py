@@ -72,6 +72,7 @@ WHOLE_SYSTEM = {
     "deploy",
     "docs",
     "fuzz",
+    "hostile",
     "integrations",
     "loops",
     "sim",

@@ -8,6 +8,7 @@ Rules of this file
 """
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -300,6 +301,9 @@ async def _run(
     await endpoint.open(Servicer(parts, port=endpoint.address.port, max_model=most, options=options))
     tasks = _start_tasks(parts, endpoint, health, shutdown)
     shutdown.listen_to_signals()
+    # What is there by now stays: no collection has to look through torch again, a fifth of a second in which all wait.
+    gc.collect()
+    gc.freeze()
     _log_start(place, endpoint, http)
     on_ready(Ready(endpoint.address, http.address if http else None))
     await shutdown.wait()
