@@ -15,7 +15,7 @@ Rules of this file
 A *lock* is a counter that is odd while its bucket is being changed. A reader copies, and copies again if the counter
 differs afterwards: the copy may be a mixture of two versions.
 
-Source: memfd_create(2), fcntl(2) for seals, proc_pid_pagemap(5); the lock is a seqlock, Lameter, "Effective
+Source: memfd_create(2), fcntl(2) for seals; the lock is a seqlock, Lameter, "Effective
 synchronization on Linux/NUMA systems", 2005.
 """
 
@@ -39,14 +39,13 @@ import torch
 from torch_ps.common.errors import NoSharedMemory, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
+from torch_ps.common.private_pages import written_pages
 
 _TOKEN = 16
 _HEAD = 64
 _ENTRY = 16  # lock and version of one bucket, uint64 each
 #: Buckets begin on cache lines, their values on a page of their own.
 LINE, _PAGE = 64, 4096
-#: Bytes of one page's entry in /proc/self/pagemap, and the numbers of its flag bits.
-_PAGEMAP_ENTRY, _FILE_BIT, _SWAPPED_BIT, _PRESENT_BIT = 8, 61, 62, 63
 #: Seconds that a reader waits for a bucket that is being changed, and seconds between two polls.
 _LOCKED_SECONDS, _LOOK_SECONDS = 5.0, 5e-5
 
@@ -184,17 +183,11 @@ class Arena:
         begin, end = self.layout.span(bucket)
         first, last = begin // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)
         address = np.frombuffer(self._region, np.uint8).ctypes.data // mmap.PAGESIZE
-        try:
-            with open("/proc/self/pagemap", "rb", buffering=0) as pages:
-                found = os.pread(pages.fileno(), _PAGEMAP_ENTRY * (last - first), _PAGEMAP_ENTRY * (address + first))
-        except OSError:
-            found = b""
-        if len(found) < _PAGEMAP_ENTRY * (last - first):  # the system does not tell, so drop every page
+        written = written_pages(address + first, address + last)
+        if written is None:  # the system does not tell, so drop every page
             self._region.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
             return
-        flags = np.frombuffer(found, np.uint64)
-        there = (flags >> np.uint64(_PRESENT_BIT) | flags >> np.uint64(_SWAPPED_BIT)) & np.uint64(1)
-        for page in np.flatnonzero(there & ~(flags >> np.uint64(_FILE_BIT))).tolist():
+        for page in np.flatnonzero(written).tolist():
             self._region.madvise(mmap.MADV_DONTNEED, (first + page) * mmap.PAGESIZE, mmap.PAGESIZE)
 
     # -------------------------------------------------------------- the lock of a bucket

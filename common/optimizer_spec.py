@@ -6,6 +6,8 @@ optimizers whose update is elementwise; these are listed here, and any other (Ad
 Hyperparameters may change from step to step; they are sent with each push. Values that a constructor of torch refuses
 are refused in torch's words where an optimizer is made. A change in ``param_groups`` torch does not check, and so a
 negative lr counts then, as in torch; what would fail in the middle of a step is refused here before anything changes.
+A table (``_check_values``) gives types and bounds. No table says of every value whether a step of torch takes it, so
+values outside of what is ordinary are tried: torch's own optimizer makes some steps with them on one element.
 
 The user chooses torch's implementation as in one process: with ``fused=True`` the fused kernel, which for Adam is about
 three times faster on a CPU and rounds differently, with ``foreach=True`` the one for many tensors, which rounds
@@ -16,7 +18,7 @@ with servers gets the same bits as the optimizer alone.
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +51,12 @@ STRUCTURAL = ("amsgrad", "centered", "fused")
 _OF_ALL_GROUPS = ("initial_accumulator_value",)
 #: Bound of a hyperparameter: products and quotients within it stay in fp32; an overflow would fail in a step.
 LARGEST = 1e20
+#: Ranges in which numbers that schedulers change at every step need no trial: no step of any class fails on them.
+ORDINARY = {"lr": (-1e6, 1e6), "weight_decay": (-1e6, 1e6), "momentum": (-1e6, 1e6), "betas": (0.0, 0.99999)}
+#: Most trials for one model: about a quarter of a second.
+MAX_TRIALS = 256
+#: Steps of a trial, enough for every branch that the number of steps decides (RAdam's fifth step is the last one).
+_TRIAL_STEPS = 8
 #: Most hyperparameters of a group and numbers in one of them; most characters of a name or a text.
 MAX_HYPER, MAX_TEXT = 64, 200
 
@@ -72,7 +80,7 @@ class OptimizerSpec:
     def __init__(self, name: str, **hyper: HyperValue) -> None:
         self.name = name
         self.hyper: Hyper = {k: _plain(name, k, v) for k, v in hyper.items() if k not in _RUNTIME}
-        build(name, [torch.zeros(1, device="cpu")], self.hyper, new=True)
+        check(name, self.hyper, new=True)
 
     def __repr__(self) -> str:
         arguments = "".join(f", {k}={v!r}" for k, v in self.hyper.items())
@@ -137,9 +145,7 @@ def build(
     Raises:
         ConfigError: the class has no such argument, or torch refuses a value; says which.
     """
-    unknown = sorted(set(hyper) - arguments_of(name))
-    if unknown:
-        raise ConfigError(f"torch.optim.{name} has no argument {unknown[0]!r}")
+    _check_names(name, hyper)
     _check_values(name, hyper)
     arguments = {key: _live(value) for key, value in hyper.items()}
     # Without foreach=False torch may pick an implementation that rounds differently.
@@ -156,25 +162,69 @@ def build(
     return optimizer
 
 
+def check(name: str, hyper: Mapping[str, HyperValue], *, new: bool = False) -> None:
+    """Check that an optimizer can be built with ``hyper`` and make its steps.
+
+    Args:
+        name: class of the optimizer.
+        hyper: its hyperparameters.
+        new: as in ``build``.
+
+    Raises:
+        ConfigError: the class is not elementwise, has no such argument, or fails with these values; says which and why.
+
+    Cost: about a millisecond.
+    """
+    build(name, [torch.zeros(1, device="cpu")], hyper, new=new)
+    _try_steps(name, hyper, hyper)
+
+
+def check_groups(name: str, groups: Iterable[Mapping[str, HyperValue]]) -> None:
+    """Check the hyperparameters of every group of one optimizer, as ``check`` does.
+
+    Raises:
+        ConfigError: as ``check``; or more than ``MAX_TRIALS`` sets would have to be tried.
+    """
+    tried = set[str]()
+    for hyper in groups:
+        _check_names(name, hyper)
+        _check_values(name, hyper)
+        apart = {key: value for key, value in hyper.items() if not _is_ordinary(key, value)}
+        unusual = repr(sorted(apart.items()))  # not the values: True equals 1, and 1.0
+        if unusual not in tried:
+            if len(tried) == MAX_TRIALS:
+                raise ConfigError(
+                    f"torch.optim.{name}: more than {MAX_TRIALS} parameter groups differ in more than "
+                    f"{', '.join(ORDINARY)}"
+                )
+            check(name, hyper)
+            tried.add(unusual)
+
+
 def check_change(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, HyperValue]) -> None:
-    """Check that an optimizer built with ``job`` can take its next step with ``hyper``.
+    """Check that an optimizer built with ``job``, which is checked, can make its next steps with ``hyper``.
 
     Raises:
         ConfigError: a value cannot change so; says which and why.
 
-    Cost: tens of microseconds; call it only when a value has changed.
+    Cost: microseconds where only ``ORDINARY`` numbers differ, else about a millisecond; call it only when a value has
+    changed.
     """
+    _check_names(name, hyper)
+    _check_values(name, hyper)
     for key in STRUCTURAL:
         if bool(hyper.get(key)) != bool(job.get(key)):
             raise ConfigError(
                 f"torch.optim.{name}: {key} is {bool(job.get(key))} in this job and cannot change while it runs"
             )
-    build(name, [torch.zeros(1, device="cpu")], hyper)
     if name == "RMSprop" and _positive(hyper.get("momentum")) != _positive(job.get("momentum")):
         raise ConfigError(
             f"torch.optim.RMSprop: momentum cannot change from {job.get('momentum', 0)} to {hyper.get('momentum', 0)} "
             "while the job runs: its buffers exist from the start or never; a small momentum from the start may change"
         )
+    if not all(_is_ordinary(key, value) for key, value in hyper.items() if key not in job or job[key] != value):
+        build(name, [torch.zeros(1, device="cpu")], hyper)
+        _try_steps(name, job, hyper)
 
 
 def changed_values(mine: Hyper, job: Hyper) -> Hyper:
@@ -197,11 +247,65 @@ def hyper_from_proto(message: Mapping[str, pb.HyperValue]) -> Hyper:
     return {key: _value_from_proto(key, value) for key, value in message.items()}
 
 
+def changes_from_proto(name: str, message: Mapping[str, pb.HyperValue]) -> Hyper:
+    """Read the hyperparameters of a push, each of the type that its optimizer takes.
+
+    Raises:
+        ProtocolError: as ``hyper_from_proto``, or the class has no such argument, or a value has another type.
+    """
+    found = hyper_from_proto(message)
+    try:
+        _check_names(name, found)
+        _check_values(name, found)
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from None
+    return found
+
+
 @functools.cache
 def _defaults(name: str) -> Mapping[str, object]:
     """Every argument of the class, except the parameters, with its default."""
     found = inspect.signature(getattr(torch.optim, name).__init__).parameters
     return {key: parameter.default for key, parameter in found.items() if key not in ("self", "params")}
+
+
+def _check_names(name: str, hyper: Mapping[str, HyperValue]) -> None:
+    if unknown := set(hyper) - arguments_of(name):
+        raise ConfigError(f"torch.optim.{name} has no argument {min(unknown)!r}")
+
+
+def _try_steps(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, HyperValue]) -> None:
+    """Make steps of one element with ``hyper``: the first ones, and later ones of an optimizer built with ``job``.
+
+    Raises:
+        ConfigError: torch fails in one of them.
+    """
+    for begin in ([hyper] * _TRIAL_STEPS, [job, *[hyper] * _TRIAL_STEPS, job, hyper]):
+        parameter = torch.ones(1, device="cpu")
+        optimizer = build(name, [parameter], begin[0])
+        group = optimizer.param_groups[0]
+        for number, values in enumerate(begin):
+            group.update(live(dict(values)))
+            if number % 2:  # as where the rate shrinks with staleness
+                group["lr"] = group["lr"] * 0.5
+            parameter.grad = torch.ones_like(parameter)
+            try:
+                optimizer.step()
+            except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
+                raise ConfigError(f"torch.optim.{name} cannot make a step with {_shown(hyper)}: {error}") from None
+
+
+def _shown(hyper: Mapping[str, HyperValue]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in hyper.items())
+
+
+def _is_ordinary(key: str, value: HyperValue) -> bool:
+    """Whether no step fails on a checked value, whatever the others are."""
+    if key not in ORDINARY:
+        return False
+    low, high = ORDINARY[key]
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(each, int | float) and low <= each <= high for each in numbers)
 
 
 def _check_values(name: str, hyper: Mapping[str, HyperValue]) -> None:
@@ -235,6 +339,8 @@ def number_of(value: HyperValue, default: float = math.nan) -> float:
 
 
 def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or (isinstance(value, TypedNumber) and value.type == "torch.bool"):
+        return False  # numbers to Python, and no factors to torch
     return isinstance(value, int | float | TypedNumber) and abs(value) <= LARGEST  # not so for NaN
 
 
@@ -261,10 +367,15 @@ def _plain(name: str, key: str, value: object) -> HyperValue:
         found = plain_or_typed(value)
     except ValueError as error:
         raise ConfigError(f"torch.optim.{name}: {key}={value!r} cannot be sent: {error}") from None
+    if isinstance(found, int) and found.bit_length() > 63:
+        raise ConfigError(f"torch.optim.{name}: {key}={value!r} does not fit into 64 bits")
     if found is None or isinstance(found, (bool, int, float, str, TypedNumber)):
         return found
     if isinstance(found, tuple) and all(isinstance(each, int | float | TypedNumber) for each in found):
-        return tuple(each if isinstance(each, TypedNumber) else float(each) for each in found)
+        try:
+            return tuple(each if isinstance(each, TypedNumber) else float(each) for each in found)
+        except OverflowError as error:
+            raise ConfigError(f"torch.optim.{name}: {key}={value!r} cannot be sent: {error}") from None
     raise ConfigError(f"torch.optim.{name}: {key}={value!r} cannot be sent; numbers, flags and pairs of numbers can")
 
 

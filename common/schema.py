@@ -15,8 +15,9 @@ from typing import Self
 
 import torch
 
+from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.errors import ConfigError, ModelMismatch, ProtocolError
-from torch_ps.common.optimizer_spec import Hyper, check_change, hyper_from_proto, hyper_to_proto
+from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto, hyper_to_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.tensor_words import num_words
 
@@ -130,7 +131,8 @@ def check(model: Model) -> None:
     """Refuse a model that cannot be served.
 
     Raises:
-        ConfigError: the model has no parameter, a name twice, a dtype without fp32 master copy, or exceeds a limit.
+        ConfigError: the model has no parameter, a name twice, a dtype without fp32 master copy, or exceeds a limit, or
+            its optimizer cannot make a step with the hyperparameters of a group.
     """
     seen: set[str] = set()
     total = 0
@@ -153,6 +155,7 @@ def check(model: Model) -> None:
         raise ConfigError(
             f"the model has {len(seen)} tensors with {total} elements; the limits are {MAX_TENSORS} and 2**40"
         )
+    optim.check_groups(model.optimizer, (group.hyper for group in model.groups))
 
 
 def check_same(job: Model, worker: Model, name: str) -> None:
@@ -179,7 +182,7 @@ def check_same(job: Model, worker: Model, name: str) -> None:
     for own, other in zip(job.groups, worker.groups, strict=True):
         if own.hyper != other.hyper:
             try:
-                check_change(job.optimizer, own.hyper, {**own.hyper, **other.hyper})
+                optim.check_change(job.optimizer, own.hyper, {**own.hyper, **other.hyper})
             except ConfigError as error:
                 raise ModelMismatch(f"worker {name!r} brings other hyperparameters: {error}") from None
 

@@ -33,7 +33,7 @@ class TypedNumber:
         value: finite value, as a Python number.
 
     Raises:
-        ValueError: the type is unknown, or the value is not finite.
+        ValueError: the type is unknown, or does not have this value.
     """
 
     type: str
@@ -44,6 +44,12 @@ class TypedNumber:
             raise ValueError(f"{self.type[:40]!r} is no type of a hyperparameter")
         if not math.isfinite(self.value):
             raise ValueError(f"a hyperparameter is {self.value}; a finite number is needed")
+        try:
+            held = self.live().item()
+        except (RuntimeError, OverflowError):  # beyond the range of the type
+            held = math.nan
+        if held != self.value:
+            raise ValueError(f"a hyperparameter is {self.value}, which no {self.type} is")
 
     def live(self) -> Any:
         """The number as torch's optimizers take it: a tensor on the CPU, or a scalar of numpy."""

@@ -23,9 +23,12 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.common.options.fields import arguments_of
+from torch_ps.common.options.slow_workers import parse_slow
 from torch_ps.compare import defaults, report
 from torch_ps.compare import results as format_
 from torch_ps.compare import shared_batch_size as batch_size
@@ -33,7 +36,6 @@ from torch_ps.compare.events import Journal
 from torch_ps.compare.execute import Executed, execute, leave_nothing
 from torch_ps.compare.headline import bytes_sentence, headline
 from torch_ps.compare.measure import RunInfo, common_target, measure, with_target
-from torch_ps.compare.options import CompareConfig, settings_of
 from torch_ps.compare.results import Results, RunResult
 from torch_ps.compare.run_process import PS_RUN, PlannedRun, command_line
 from torch_ps.compare.run_progress import reporter
@@ -49,7 +51,8 @@ def main(compare: CompareConfig) -> None:
 
     Prints a table; writes report.html, which opens in any browser, and results.json.
     """
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in set(ending_signals()) - {signal.SIGINT}:
+        signal.signal(number, _as_interrupt)
     console = Console()
     code = rewrite_report(compare, console) if compare.report else compare_runs(compare, console)
     if code:
@@ -99,7 +102,7 @@ def summarise(executed: Executed, config: CompareConfig, rule: str) -> Results:
         task=config.task,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         settings={
-            **settings_of(config),
+            **_settings_of(config),
             "lr": config.lr,
             "scale_lr": config.scale_lr,
             "lr_rule": rule,
@@ -204,6 +207,24 @@ def _info(plan: PlannedRun, config: CompareConfig) -> RunInfo:
         lr=plan.lr,
         command=command_line(plan, config),
     )
+
+
+def _settings_of(config: CompareConfig) -> dict[str, Any]:
+    """The part of ``settings`` in results.json that the user chose."""
+    return {
+        "task": config.task,
+        "data": config.data,
+        "workers": config.workers,
+        "samples": config.samples,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "seeds": config.seeds,
+        "slow": [f"w{rank}:{factor:g}x" for rank, factor in sorted(parse_slow(config.slow).items())],
+        "shards": config.shards,
+        "device": config.device,
+        "threads": config.threads,
+        "evaluations": config.evaluations,
+    }
 
 
 def _circumstances(journal: Journal | None) -> dict[str, Any]:

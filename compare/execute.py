@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare.events import End, Evaluation, Event, Journal, Start, Step, Tail, read_journals
-from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.results import Failure
 from torch_ps.compare.run_process import (
     PS_RUN,

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 
 from torch_ps.common.errors import PsError
-from torch_ps.compare.options import CompareConfig
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare.runs import Run
 
 #: The program behind the console script ``ps-run``, run by this interpreter.

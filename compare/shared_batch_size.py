@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare.events import Start, Tail
-from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.run_process import PS_RUN, USAGE_ERROR, Child, PlannedRun, arguments, describe_exit, refusal
 
 #: Seconds between two reads of the workers' events.

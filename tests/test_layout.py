@@ -9,10 +9,15 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.descriptor import Descriptor
+
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire.field_ranges import RANGES
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -49,7 +54,18 @@ ORDER = {
         {"plan", "trace"},
         {"schema"},
         {"devices", "optimizer_spec", "wire"},
-        {"allocator", "errors", "log", "parent_death", "pb", "tensor_words", "typed_numbers"},
+        {
+            "allocator",
+            "ending_signals",
+            "errors",
+            "log",
+            "parent_death",
+            "private_pages",
+            "pb",
+            "standard_streams",
+            "tensor_words",
+            "typed_numbers",
+        },
     ),
 }
 #: Rooms that may speak gRPC.
@@ -99,6 +115,10 @@ PURE = (
     "torch_ps.common.wire.terms",
     "torch_ps.ps.core",
 )
+#: Methods that make a message of bytes.
+PARSING = {"FromString", "ParseFromString", "MergeFromString"}
+#: Files of a server that read the bytes of peers: the boundary, and a standby what its primary sends.
+READERS = ("ps/transport/boundary.py", "ps/failover/standby.py")
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
@@ -198,6 +218,14 @@ def unsafe(source: str) -> set[str]:
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             found.add("allow_pickle")
     return found
+
+
+def parsed(source: str) -> set[str]:
+    """Ways to read the bytes of a peer."""
+    calls = {node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    found = {ast.unparse(f) for f in calls if isinstance(f, ast.Attribute) and f.attr in PARSING}
+    readers = {"torch_ps.common.wire.frames.unpack", "torch_ps.common.wire.frames.unpack_all"}
+    return found | (imports(source) & readers)
 
 
 def borrowed(source: str) -> set[str]:
@@ -305,8 +333,41 @@ def test_nothing_unpickles_or_evaluates() -> None:
     assert broken(unsafe, sources(*MAY_IMPORT, "torch_ps")) == ""
 
 
+def test_servers_read_the_bytes_of_peers_at_the_boundary_only() -> None:
+    assert broken(parsed, [path for path in sources("ps") if str(path.relative_to(ROOT)) not in READERS]) == ""
+
+
 def test_no_class_is_a_part_of_another_one() -> None:
     assert broken(borrowed, sources(*MAY_IMPORT)) == ""
+
+
+# ------------------------------------------------------------------ the contract
+
+#: Messages that are frames, cut by ``frames.py``, and the header of each.
+HEADERS: dict[str, Any] = {"UpFrame": pb.UpHeader, "SeedFrame": pb.SeedHeader}
+
+
+def inside(descriptor: Descriptor) -> Iterator[Descriptor]:
+    """A message and all that can be in it."""
+    if not descriptor.GetOptions().map_entry:
+        yield descriptor
+    for field in descriptor.fields:
+        if field.message_type is not None:
+            yield from inside(field.message_type)
+
+
+def arriving() -> dict[str, Descriptor]:
+    """Every message that a server takes, by the contract."""
+    methods = pb.DESCRIPTOR.services_by_name["ParameterServer"].methods
+    inputs = [HEADERS[m.input_type.name].DESCRIPTOR if m.input_type.name in HEADERS else m.input_type for m in methods]
+    return {each.name: each for descriptor in inputs for each in inside(descriptor)}
+
+
+def test_every_field_that_can_arrive_has_a_range() -> None:
+    """A new field has to be thought about: what happens at its largest value, at its longest text?"""
+    assert {name: set(ranges) for name, ranges in RANGES.items()} == {
+        name: {field.name for field in descriptor.fields} for name, descriptor in arriving().items()
+    }
 
 
 # ------------------------------------------------------------------ the rules are able to fail
@@ -390,6 +451,19 @@ def test_planted_grpc_is_seen(line: str) -> None:
 )
 def test_planted_unpickling_is_seen(line: str) -> None:
     assert unsafe(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("from torch_ps.common.wire.frames import unpack", "torch_ps.common.wire.frames.unpack"),
+        ("pb.Hello.FromString(data)", "pb.Hello.FromString"),
+        ("message.ParseFromString(data)", "message.ParseFromString"),
+    ],
+)
+def test_planted_reading_elsewhere_is_seen(line: str, seen: str) -> None:
+    assert parsed(line) == {seen}
+    assert parsed("call(method, None, pb.Hello.FromString)") == set()
 
 
 def test_planted_part_of_another_class_is_seen() -> None:

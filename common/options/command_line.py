@@ -12,13 +12,15 @@ Rules of this file
   3. Several config classes on one command share the fields that they declare identically.
 
 In a TOML file an option stands at the top level or in the table of its config class (``[server]``, ``[worker]``);
-the table wins. Tables of other commands are ignored, so one file can describe a whole job.
+the table wins. One file and one environment can describe a whole job: what is for other commands is let through, what
+no command knows is refused (``every_option.py``).
 
 Source: https://click.palletsprojects.com/ parses argv and lays out the help.
 """
 
-import difflib
+import errno
 import functools
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +28,9 @@ from typing import Any, TypeVar
 
 import click
 
+from torch_ps.common import standard_streams
 from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options.every_option import check_keys, check_table, check_variables
 from torch_ps.common.options.fields import (
     Check,
     Field,
@@ -56,8 +60,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Tables that a TOML file may have; each command reads its own and ignores the others.
-TABLES = ("server", "worker", "run", "compare", "status")
+log = logging.getLogger("torch_ps")
 
 _FILE = "torch_ps.config_file"
 
@@ -124,7 +127,8 @@ class Command(click.Command):
     """A click command whose help fits a screen and whose errors are one sentence.
 
     ``--help`` lists the options declared as common, ``--help-all`` every one. ``ConfigError`` ends in exit code 2,
-    any other ``PsError`` in 1; both print the sentence and no traceback.
+    any other ``PsError`` in 1, and so does an error of the system, such as a full disk; all print the sentence and no
+    traceback (that of the system's error is logged at level debug). A reader that goes, as ``head`` does, is no error.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -144,13 +148,21 @@ class Command(click.Command):
                 )
             )
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standard_streams.open_closed()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with standard_streams.quiet_without_reader():
+                return super().invoke(ctx)
         except ConfigError as error:
             raise click.UsageError(str(error), ctx) from None
         except PsError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            log.debug("an error of the system ends %s", ctx.info_name, exc_info=error)
+            raise click.ClickException(words_of(error)) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         everything = bool(ctx.meta.get("torch_ps.help_all"))
@@ -168,6 +180,18 @@ class Command(click.Command):
                 f"--some-option is also ${prefixes.pop()}_SOME_OPTION and some_option in the TOML file of --config; "
                 "a flag beats a variable, a variable the file."
             )
+
+
+def words_of(error: OSError) -> str:
+    """One line about an error of the system: what it is about, what it is and, for some, what to do."""
+    about = f"{error.filename}: " if error.filename is not None else ""
+    advice = {
+        errno.EMFILE: "; this process may open no more files: raise the limit with ulimit -n",
+        errno.ENFILE: "; this machine may open no more files: end other processes, or raise fs.file-max",
+        errno.ENOSPC: "; make room there",
+        errno.EROFS: "; give a place that can be written",
+    }
+    return f"{about}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
 def shown_first(param: click.Parameter) -> bool:
@@ -243,14 +267,14 @@ def _convert(field: Field, given: Any, source: str) -> Any:
 
 
 def _read_file(context: click.Context) -> dict[str, Any]:
-    """The TOML file of this call, {} if there is none; its keys for this command have been checked."""
+    """The TOML file of this call, {} if there is none; its names and those of the variables have been checked."""
     if _FILE not in context.meta:
         path = context.params.get("config")
         try:
             context.meta[_FILE] = {} if path is None else _parse_file(path)
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path} is not a readable TOML file: {error}") from None
-        _check_keys(context.meta[_FILE], context)
+        _check_names(context.meta[_FILE], context)
     file: dict[str, Any] = context.meta[_FILE]
     return file
 
@@ -260,31 +284,23 @@ def _parse_file(path: str) -> dict[str, Any]:
         return tomllib.load(stream)
 
 
-def _check_keys(file: Mapping[str, Any], context: click.Context) -> None:
+def _check_names(file: Mapping[str, Any], context: click.Context) -> None:
+    """Refuse variables, and tables and keys of the file, that no command knows."""
     fields = [each for each in context.command.params if isinstance(each, FieldOption)]
+    check_variables(os.environ, (name for each in fields for name in each.field.variables(each.prefix)))
     own: dict[str, list[str]] = {}
     for each in fields:
         for table in each.tables:
             own.setdefault(table, []).append(each.field.name)
-    names = [each.field.name for each in fields]
-    path, program = context.params["config"], context.info_name
+    path, program = context.params["config"], str(context.info_name)
+    check_keys(
+        "", [key for key in file if not isinstance(file[key], dict)], [f.field.name for f in fields], program, path
+    )
     for key, value in file.items():
-        if not isinstance(value, dict):
-            if key not in names:
-                raise ConfigError(f"{key} in {path} is not an option of {program}{_near(key, names)}")
-        elif key not in TABLES:
-            raise ConfigError(f"[{key}] in {path} must be one of {', '.join(f'[{each}]' for each in TABLES)}")
-        elif key in own:
-            for name in value:
-                if name not in own[key]:
-                    raise ConfigError(
-                        f"{name} of [{key}] in {path} is not an option of {program}{_near(name, own[key])}"
-                    )
-
-
-def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+        if key in own and isinstance(value, dict):
+            check_keys(key, value, own[key], program, path)
+        elif isinstance(value, dict):
+            check_table(key, value, path)
 
 
 def _help_all(context: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -128,14 +128,14 @@ class JobDescription(_message.Message):
     def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ..., averages: bool = ...) -> None: ...
 
 class EnterRequest(_message.Message):
-    __slots__ = ("shard", "num_shards", "process")
+    __slots__ = ("shard", "num_shards", "secret")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
-    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
-    process: int
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., process: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class EnterReply(_message.Message):
     __slots__ = ("incarnation", "resumed_version", "trace")
@@ -168,16 +168,18 @@ class StreamEnd(_message.Message):
     def __init__(self, error: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("worker", "rank", "model", "incarnation")
+    __slots__ = ("worker", "rank", "model", "incarnation", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     model: Model
     incarnation: int
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("session", "seed", "epoch")
@@ -198,18 +200,20 @@ class SeedFrame(_message.Message):
     def __init__(self, header: _Optional[_Union[SeedHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class SeedHeader(_message.Message):
-    __slots__ = ("worker", "session", "model", "incarnation", "bucket")
+    __slots__ = ("worker", "session", "model", "incarnation", "secret", "bucket")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     model: Model
     incarnation: int
+    secret: bytes
     bucket: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ..., bucket: _Optional[int] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ..., bucket: _Optional[int] = ...) -> None: ...
 
 class SeedReply(_message.Message):
     __slots__ = ()
@@ -230,18 +234,20 @@ class ArenaOffer(_message.Message):
     def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ShareRequest(_message.Message):
-    __slots__ = ("worker", "session", "gradients", "answers", "dialled_port")
+    __slots__ = ("worker", "session", "gradients", "answers", "dialled_port", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     DIALLED_PORT_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     gradients: ArenaOffer
     answers: ArenaOffer
     dialled_port: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ..., answers: _Optional[_Union[ArenaOffer, _Mapping]] = ..., dialled_port: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., gradients: _Optional[_Union[ArenaOffer, _Mapping]] = ..., answers: _Optional[_Union[ArenaOffer, _Mapping]] = ..., dialled_port: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class ShareReply(_message.Message):
     __slots__ = ("parameters", "reason")
@@ -252,24 +258,28 @@ class ShareReply(_message.Message):
     def __init__(self, parameters: _Optional[_Union[ArenaOffer, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
-    __slots__ = ("worker", "session")
+    __slots__ = ("worker", "session", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class RenewReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("worker", "session")
+    __slots__ = ("worker", "session", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class LeaveReply(_message.Message):
     __slots__ = ()
@@ -288,7 +298,7 @@ class DataSet(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffled: bool = ...) -> None: ...
 
 class DataRequest(_message.Message):
-    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together")
+    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +308,7 @@ class DataRequest(_message.Message):
     GIVE_BACK_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     data: DataSet
@@ -307,7 +318,8 @@ class DataRequest(_message.Message):
     give_back: bool
     received: int
     together: bool
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class PositionRange(_message.Message):
     __slots__ = ("start", "stop")
@@ -368,16 +380,20 @@ class RosterView(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., lead: _Optional[_Iterable[str]] = ..., cut: _Optional[int] = ...) -> None: ...
 
 class RosterMember(_message.Message):
-    __slots__ = ("worker", "session", "rank", "first_step")
+    __slots__ = ("worker", "session", "rank", "first_step", "digest", "seeds")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     rank: int
     first_step: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., first_step: _Optional[int] = ...) -> None: ...
+    digest: str
+    seeds: bool
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., first_step: _Optional[int] = ..., digest: _Optional[str] = ..., seeds: bool = ...) -> None: ...
 
 class UpFrame(_message.Message):
     __slots__ = ("header", "payload")
@@ -406,16 +422,18 @@ class UpHeader(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ..., measure: _Optional[_Union[Measure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("worker", "session", "pull_codec", "incarnation")
+    __slots__ = ("worker", "session", "pull_codec", "incarnation", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PULL_CODEC_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     pull_codec: str
     incarnation: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class Ahead(_message.Message):
     __slots__ = ("bucket", "number", "codec")
@@ -557,20 +575,22 @@ class DownHeader(_message.Message):
     def __init__(self, bucket: _Optional[int] = ..., version: _Optional[int] = ..., next_step: _Optional[int] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., step: _Optional[int] = ..., staleness: _Optional[int] = ..., applied: bool = ..., samples: _Optional[float] = ..., codec: _Optional[str] = ..., epoch: _Optional[int] = ..., place: _Optional[_Union[Place, str]] = ..., delta: bool = ..., contributor: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NormRequest(_message.Message):
-    __slots__ = ("shard", "worker", "session", "step", "square", "incarnation")
+    __slots__ = ("shard", "worker", "session", "step", "square", "incarnation", "secret")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SQUARE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     shard: int
     worker: str
     session: int
     step: int
     square: float
     incarnation: int
-    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., session: _Optional[int] = ..., step: _Optional[int] = ..., square: _Optional[float] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class NormReply(_message.Message):
     __slots__ = ("dropped", "square")
@@ -581,20 +601,22 @@ class NormReply(_message.Message):
     def __init__(self, dropped: bool = ..., square: _Optional[float] = ...) -> None: ...
 
 class KeptRequest(_message.Message):
-    __slots__ = ("shard", "version", "size", "sha256", "error", "incarnation")
+    __slots__ = ("shard", "version", "size", "sha256", "error", "incarnation", "secret")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     shard: int
     version: int
     size: int
     sha256: str
     error: str
     incarnation: int
-    def __init__(self, shard: _Optional[int] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., error: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, shard: _Optional[int] = ..., version: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., error: _Optional[str] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class KeptReply(_message.Message):
     __slots__ = ()
@@ -730,18 +752,20 @@ class TraceSteps(_message.Message):
     def __init__(self, first: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class TraceRequest(_message.Message):
-    __slots__ = ("worker", "session", "shard", "part", "incarnation")
+    __slots__ = ("worker", "session", "shard", "part", "incarnation", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     shard: int
     part: TracePart
     incarnation: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., shard: _Optional[int] = ..., part: _Optional[_Union[TracePart, _Mapping]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., shard: _Optional[int] = ..., part: _Optional[_Union[TracePart, _Mapping]] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class TraceReply(_message.Message):
     __slots__ = ("clock", "now")
@@ -999,16 +1023,18 @@ class Vote(_message.Message):
     def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., granted: bool = ..., promised: _Optional[_Union[Term, _Mapping]] = ..., served: _Optional[_Union[Configuration, _Mapping]] = ...) -> None: ...
 
 class BallotRequest(_message.Message):
-    __slots__ = ("worker", "session", "take_over", "paper")
+    __slots__ = ("worker", "session", "take_over", "paper", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
     PAPER_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     take_over: bool
     paper: _containers.RepeatedCompositeFieldContainer[BallotPaper]
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., take_over: bool = ..., paper: _Optional[_Iterable[_Union[BallotPaper, _Mapping]]] = ...) -> None: ...
+    secret: bytes
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., take_over: bool = ..., paper: _Optional[_Iterable[_Union[BallotPaper, _Mapping]]] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class BallotReply(_message.Message):
     __slots__ = ("ballot", "configuration", "closed")

@@ -10,7 +10,6 @@ Memory: one shard of the checkpoint and the largest tensor.
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -18,7 +17,7 @@ import torch
 
 from torch_ps.common.errors import CheckpointError, ConfigError
 from torch_ps.common.options.command_line import Command, options_of
-from torch_ps.common.options.fields import at_least, check_all, option
+from torch_ps.common.options.export_config import ExportConfig
 from torch_ps.common.plan import Piece
 from torch_ps.common.schema import TensorSpec
 from torch_ps.common.tensor_words import from_words
@@ -27,14 +26,6 @@ from torch_ps.ps.checkpoint.manifest import Manifest
 from torch_ps.ps.checkpoint.repository import Checkpoints, plan_of
 from torch_ps.ps.checkpoint.tensor_file import bytes_of, header
 from torch_ps.ps.engine.shard_state import ShardState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig:
-    version: int = option(0, "the checkpoint's version; 0 is the newest", check=at_least(0), common=True)
-
-    def __post_init__(self) -> None:
-        check_all(self)
 
 
 @click.command(cls=Command)

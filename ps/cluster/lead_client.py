@@ -97,6 +97,7 @@ class LeadClient:
             step=step,
             square=square,
             incarnation=self._incarnation,
+            secret=self._lead.secret,
         )
         begin = time.monotonic()
         while True:
@@ -147,6 +148,7 @@ class LeadClient:
             sha256=kept.sha256,
             error=kept.error,
             incarnation=self._incarnation,
+            secret=self._lead.secret,
         )
         try:
             async with self._access.connect_aio(self._lead.address) as connection:
@@ -165,7 +167,7 @@ class LeadClient:
         Returns:
             False if the lead does not answer.
         """
-        request = pb.TraceRequest(shard=self._shard, incarnation=self._incarnation)
+        request = pb.TraceRequest(shard=self._shard, incarnation=self._incarnation, secret=self._lead.secret)
         try:
             async with self._access.connect_aio(self._lead.address) as connection:
                 call = connection.unary_unary(
@@ -252,5 +254,8 @@ async def _until_silent(lead: Peer, seconds: float) -> None:
 
 
 def _roster_of(view: pb.RosterView) -> Roster:
-    members = (Member(m.worker, m.session, m.rank if m.HasField("rank") else None, m.first_step) for m in view.member)
+    members = [
+        Member(m.worker, m.session, m.rank if m.HasField("rank") else None, m.first_step, m.digest, m.seeds)
+        for m in view.member
+    ]
     return Roster(view.epoch, tuple(members), view.open, view.cut)

@@ -1,11 +1,11 @@
 """Registration of another shard with the lead, before it listens and reads a checkpoint: both ends.
 
-start --> Enter --> lead: is the place free? --> number of the incarnation, version that the lead has gone on from
+start --> Enter, a secret --> lead: is the place free? --> number of the incarnation, version that the lead went on from
+later --> a call, the secret --> lead: is this the process in that place?
 """
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 
@@ -19,6 +19,7 @@ from torch_ps.common.rpc.status import error_of
 from torch_ps.common.security import tls_probe
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.core.incarnation import Incarnation
+from torch_ps.ps.job.speakers import digest_of, shows
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -40,17 +41,17 @@ class Registrar:
     def __init__(self, incarnation: Incarnation, on_restart: Callable[[Restarted], None] | None) -> None:
         self._incarnation, self._on_restart = incarnation, on_restart
 
-    def register(self, shard: int, num_shards: int, process: int) -> None:
-        """Give ``process`` the place of a shard; to ask again changes nothing.
+    def register(self, shard: int, num_shards: int, secret: bytes) -> None:
+        """Give the process with this secret the place of a shard; to ask again changes nothing.
 
         Raises:
-            ProtocolError: This server is not the lead.
+            ProtocolError: This server is not the lead, or the secret is not one.
             ConfigError: There is no such shard.
             Restarted: The shard was started alone, and this start of the servers ends for that: it has to ask again.
             Refused: The shard was started alone, and the servers go on.
         """
         try:
-            self._incarnation.enter(shard, num_shards, process)
+            self._incarnation.enter(shard, num_shards, digest_of(secret, f"shard {shard}"))
         except Refused:
             if self._on_restart is None:
                 raise
@@ -58,9 +59,21 @@ class Registrar:
             self._on_restart(error)
             raise error from None
 
+    def check(self, shard: int, secret: bytes) -> None:
+        """Refuse a call in the name of a shard that is not that shard's.
 
-async def register(lead: Address, shard: int, num_shards: int, access: Access) -> pb.EnterReply:
+        Raises:
+            Refused: No process with this secret has the place.
+        """
+        if not shows(secret, self._incarnation.digests.get(shard, "")):
+            raise Refused(f"this is not shard {shard} of the job: the lead has given its place to another process")
+
+
+async def register(lead: Address, shard: int, num_shards: int, secret: bytes, access: Access) -> pb.EnterReply:
     """Take the place of ``shard`` at the lead; wait until the lead answers.
+
+    Args:
+        secret: Secret of this process, which it shows with every later call to the lead.
 
     Raises:
         Refused: Another process had the place and its state is lost; the message says what to do.
@@ -68,7 +81,7 @@ async def register(lead: Address, shard: int, num_shards: int, access: Access) -
         Unreachable: TLS fails; the message says why.
         WaitTimeout: The lead has not come up within ``LEAD_SECONDS``.
     """
-    request = pb.EnterRequest(shard=shard, num_shards=num_shards, process=secrets.randbits(63))
+    request = pb.EnterRequest(shard=shard, num_shards=num_shards, secret=secret)
     begin, told = time.monotonic(), False
     while True:
         left = begin + LEAD_SECONDS - time.monotonic()

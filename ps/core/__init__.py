@@ -55,7 +55,8 @@ Who ticks
 What may be repeated
     Everything that a broken connection may repeat: ``push`` (counted once, answered each time), ``pull``, ``renew``,
     ``leave``, ``disconnected``, ``request_samples``, ``CutPlanner.reported``, ``Incarnation.enter``, and a roster that
-    is not newer than the known one. A second ``join`` ends the session that the name had and begins another.
+    is not newer than the known one. A second ``join`` with the same digest is a repeat, too; with another one it ends
+    the session that the name had and begins another.
 
 What a refused call leaves
     A call that raises an error of ``torch_ps.common.errors`` has changed nothing, and there is no payload to hold.

@@ -33,7 +33,8 @@ class Incarnation:
     def __init__(self, number: int, shard: int, num_shards: int, *, continued: bool = False) -> None:
         self.number = number
         self._shard, self._num_shards = shard, num_shards
-        self._processes: dict[int, int] = {}
+        #: Digest of the secret of the process in the place of each other shard, on the lead.
+        self.digests: dict[int, str] = {}
         self._closed = continued
 
     def check(self, number: int, who: str) -> None:
@@ -53,11 +54,11 @@ class Incarnation:
         """Close the places: a worker takes part."""
         self._closed = True
 
-    def enter(self, shard: int, num_shards: int, process: int) -> None:
+    def enter(self, shard: int, num_shards: int, digest: str) -> None:
         """Give a process the place of a shard, on the lead. A repeat changes nothing.
 
         Args:
-            process: number that names the process.
+            digest: digest of the secret of the process, which names it.
 
         Raises:
             ProtocolError: this is not the lead.
@@ -71,9 +72,9 @@ class Incarnation:
                 f"shard {shard} of {num_shards} cannot take part: the lead's job has {self._num_shards} shard"
                 f"{'' if self._num_shards == 1 else 's'}; give all servers the same number"
             )
-        if self._closed and self._processes.get(shard) != process:
+        if self._closed and self.digests.get(shard) != digest:
             raise Refused(
                 f"shard {shard} cannot start alone: the job has begun with another process in its place, and what that "
                 f"one has trained is not here; {TOGETHER}"
             )
-        self._processes[shard] = process
+        self.digests[shard] = digest

@@ -143,7 +143,7 @@ class MeanNorms:
         """The answers that can be given now; the questions that they answer are forgotten."""
         roster = shard.roster
         for question, _ in list(self._waiting.values()):
-            if _needs(question) <= roster.epoch and not _is_member(question, shard):
+            if question.session <= roster.epoch and not _is_member(question, shard):
                 del self._waiting[question.worker]
         open_step = min(shard.versions, default=0)
         self._decided = {key: decided for key, decided in self._decided.items() if key[0] >= open_step}

@@ -6,7 +6,8 @@ Rules of this file
      grow, and a shard that knows epoch e knows of every session <= e whether it is a member.
   3. Before the first quorum no step closes, and everybody starts at the open step. After it a newcomer starts one step
      later, so that all shards average the same set: some may have closed a part of the open step already.
-  4. Joining again under the same name is a leave of the old session and a join of a new one, in one epoch.
+  4. Joining again under the same name is a leave of the old session and a join of a new one, in one epoch. Joining
+     again with the digest of the old session is a repeat, whose answer was lost: the session stays.
   5. A restored job is before its quorum. Each of its members is expected until it is heard of, joins anew, or its lease
      runs out. After that the job starts with a quorum or, if a former member has come back, with the members present.
   6. Epochs of a restored job begin above all that may have been given out after the checkpoint, also by an earlier
@@ -31,7 +32,7 @@ from typing import Any
 
 from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ProtocolError, UnknownWorker
 from torch_ps.ps.core.effects import Announce, Effect, Effects, Evict
-from torch_ps.ps.core.roster import MAX_NAME, Member, Roster, parse_member, parse_roster, rank_order
+from torch_ps.ps.core.roster import MAX_NAME, Member, Roster, member_to_data, parse_member, parse_roster, rank_order
 
 #: More epochs than a job gives out between a checkpoint and its restart.
 EPOCHS_PER_LIFE = 1 << 20
@@ -75,7 +76,15 @@ class Membership:
         self.num_joins = 0
 
     def join(
-        self, name: str, rank: int | None, now: float, open_step: int, *, replace: bool = True
+        self,
+        name: str,
+        rank: int | None,
+        now: float,
+        open_step: int,
+        *,
+        replace: bool = True,
+        digest: str = "",
+        seeds: bool = False,
     ) -> tuple[Member, Effects]:
         """Admit a worker, or the next life of one.
 
@@ -85,6 +94,8 @@ class Membership:
             open_step: clock of the lead's shard.
             replace: whether a live session of this name gives way. The shell passes False while a stream of that
                 session is alive, as it is another process then.
+            digest: digest of the secret of the new session; "": nobody can show it, and no join is a repeat.
+            seeds: whether this worker has to send the first parameters.
 
         Raises:
             NameTaken: another live member has this rank or, without ``replace``, this name.
@@ -96,6 +107,9 @@ class Membership:
         if rank is not None and rank < 0:
             raise ProtocolError(f"rank of worker {name!r} must be >= 0; got {rank}")
         old = self.roster.member(name)
+        if old is not None and digest and old.digest == digest:
+            self.renew(name, old.session, now)
+            return old, ()
         if old is not None and not replace:
             raise NameTaken(f"worker {name!r} is in the job already and alive; choose another name")
         others = [m for m in self.roster.members if m is not old]
@@ -116,7 +130,7 @@ class Membership:
         self.num_sessions += 1
         self.num_joins += 1
         epoch = self.roster.epoch + 1
-        member = Member(name, epoch, rank, open_step + 1 if self.roster.open else open_step)
+        member = Member(name, epoch, rank, open_step + 1 if self.roster.open else open_step, digest, seeds)
         effects: list[Effect] = []
         if old is not None:
             effects.append(Evict(name, old.session, f"{name} joined again; this is its session {old.session}"))
@@ -177,9 +191,8 @@ class Membership:
         return (self._announce(list(self.roster.members), f"version {version} will be kept"),)
 
     def export(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain data: the epoch, sessions and ranks."""
-        members = [[m.name, m.session, m.rank, m.first_step] for m in self.roster.members]
-        return {"epoch": self.roster.epoch, "members": members}
+        """What a checkpoint keeps, as plain data: the epoch, sessions with their digests, and ranks."""
+        return {"epoch": self.roster.epoch, "members": [member_to_data(m) for m in self.roster.members]}
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Expect the members that ``export`` gave; see rules 5 and 6. Their leases begin at the first ``tick``.

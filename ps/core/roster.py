@@ -29,12 +29,16 @@ class Member:
         session: roster epoch in which it joined; a worker that joins again has a larger one.
         rank: rank that the worker asked for, >= 0; None leaves it to the order of names.
         first_step: first synchronous step that waits for this worker.
+        digest: digest of the secret that shows who speaks for the session; "" where nobody does.
+        seeds: whether it has to send the first parameters.
     """
 
     name: str
     session: int
     rank: int | None
     first_step: int
+    digest: str = ""
+    seeds: bool = False
 
     @property
     def key(self) -> SessionKey:
@@ -101,16 +105,26 @@ def rank_order(members: Iterable[Member]) -> tuple[Member, ...]:
     return tuple(sorted(members, key=key))
 
 
-def parse_member(name: Any, session: Any, rank: Any, first_step: Any) -> Member:
-    """Read a member from plain data.
+def member_to_data(member: Member) -> list[Any]:
+    """A member as plain data, which ``parse_member`` reads."""
+    return [member.name, member.session, member.rank, member.first_step, member.digest]
+
+
+def parse_member(name: Any, session: Any, rank: Any, first_step: Any, digest: Any = "") -> Member:
+    """Read a member from plain data; without a digest, as in older checkpoints, it has to join again.
 
     Raises:
         ValueError: a value is out of its range, or of another type.
     """
     numbers = (session, first_step) if rank is None else (session, first_step, rank)
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not all(_is_count(each) for each in numbers):
-        raise ValueError(f"{[name, session, rank, first_step]!r} is no member of a roster")
-    return Member(name, session, rank, first_step)
+    if (
+        not isinstance(name, str)
+        or not 1 <= len(name) <= MAX_NAME
+        or not all(_is_count(each) for each in numbers)
+        or not isinstance(digest, str)
+    ):
+        raise ValueError(f"{[name, session, rank, first_step, digest]!r} is no member of a roster")
+    return Member(name, session, rank, first_step, digest)
 
 
 def _is_count(value: object) -> bool:

@@ -4,7 +4,8 @@ Rules of this file
   1. What all modes share is here: who may push, which roster a push speaks of, what is parked until that roster comes.
      When a push is applied and answered is decided by the policy of its bucket.
   2. Check everything, then change something: a refused call leaves no trace.
-  3. Parked calls are bounded: one push and one pull per session and bucket.
+  3. Parked calls are bounded: one push and one pull per session and bucket. While a push is parked no other push of
+     its session and bucket is taken, whatever roster that one speaks of; a repeat changes nothing.
   4. The call that decides a push of the lead's first bucket settles the samples that the push covers.
 """
 
@@ -94,6 +95,18 @@ class Shard:
     def clock(self) -> int:
         """Number of steps that every member has finished here. The lead counts first steps from its own."""
         return min((p.clock for p in self._policies), default=0)
+
+    def next_step(self, worker: str) -> int:
+        """Step of the next push of a member to the first bucket of this shard; for "", the version of that bucket.
+
+        Raises:
+            UnknownWorker: there is no member of this name.
+        """
+        if not self._policies:
+            return 0
+        if not worker:
+            return self._policies[0].ledger.version
+        return self._policies[0].next_step(self.roster.members[self.roster.rank_of(worker)])
 
     @property
     def samples(self) -> float:
@@ -192,20 +205,21 @@ class Shard:
         data = self._data if push.bucket == 0 else None
         if data is not None and push.covers:
             data.check(push.worker, push.session, push.covers)
-        if _needs(push) <= self.roster.epoch:
+        key = (push.worker, push.session, push.bucket, True)
+        parked = self._parked.get(key)
+        first = push if parked is None or parked.push is None else parked.push
+        if first.step != push.step:
+            raise StepConflict(
+                f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket} while its step "
+                f"{first.step} waits for roster epoch {_needs(first)}"
+            )
+        if parked is None and _needs(push) <= self.roster.epoch:
             if data is not None and push.covers:
                 data.claim(push.worker, push.session, push.step, push.covers)
             self._note_pushed(push)
             return self._settled(policy.push(push, self._members[push.worker], now))
-        key = (push.worker, push.session, push.bucket, True)
-        parked = self._parked.get(key)
-        if parked is not None and parked.push is not None and parked.push.step != push.step:
-            raise StepConflict(
-                f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket} while its step "
-                f"{parked.push.step} waits for roster epoch {_needs(parked.push)}"
-            )
         self._parked.setdefault(key, _Parked(push, now))
-        return (Wait(push.worker, push.session, push.bucket, push.step, (), self._behind(_needs(push))),)
+        return (Wait(push.worker, push.session, push.bucket, push.step, (), self._behind(_needs(first))),)
 
     def pull(self, worker: str | None, session: int, bucket: int, now: float = 0.0) -> Effects:
         """Ask for parameters. An observer, ``worker`` None, is answered at once and gets its ``session`` back.

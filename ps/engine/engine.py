@@ -13,7 +13,7 @@ Rules of this file
 import functools
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import torch
 from torch_ps.common import codecs
 from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
-from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
+from torch_ps.common.optimizer_spec import Hyper, changes_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
@@ -56,6 +56,9 @@ from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
 
 log = logging.getLogger("torch_ps.ps")
+
+#: Sets of hyperparameters of one group that are not checked again: workers on schedules of their own push by turns.
+APPROVED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,7 @@ class Engine:
         self._local = {bucket.index: number for number, bucket in enumerate(buckets)}
         self._index = [bucket.index for bucket in buckets]
         self._held: dict[tuple[str, int, int, int], _Held] = {}  # worker, session, bucket, step
-        self._arguments = optim.arguments_of(model.optimizer)
-        self._approved = [group.hyper for group in model.groups]  # by group: values that were checked last
+        self._approved = [deque((group.hyper,), APPROVED) for group in model.groups]  # by group: values checked last
         self._metrics = metrics
         self.compensator = compensator
         self._equal_gradients = equal_gradients
@@ -403,15 +405,13 @@ class Engine:
             return {}
         hyper = job = self.model.groups[bucket.group].hyper
         if push.hyper:
-            if unknown := set(push.hyper) - self._arguments:
-                raise ProtocolError(f"torch.optim.{self.model.optimizer} has no hyperparameter {min(unknown)!r}")
-            hyper = job | hyper_from_proto(push.hyper)
-        if hyper != self._approved[bucket.group]:
+            hyper = job | changes_from_proto(self.model.optimizer, push.hyper)
+        if hyper not in (approved := self._approved[bucket.group]):
             try:
                 optim.check_change(self.model.optimizer, job, hyper)
             except ConfigError as error:
                 raise ProtocolError(str(error)) from None
-            self._approved[bucket.group] = hyper
+            approved.append(hyper)
         return hyper
 
 

@@ -9,7 +9,8 @@ Rules of this file
   3. Gradients are held from the last Measure to the answer. In shared memory they stay where they are: their worker
      waits for the answer, or ends its stream first.
 
-Memory: one gradient for each worker that asks, as far as it came in frames, until it is answered.
+Memory: two gradients at most for each worker that asks, as far as they came in frames, until it is answered: that of
+the question that the core has, and that of one which is not complete and will take its place.
 """
 
 import asyncio
@@ -67,7 +68,8 @@ class NormMeter:
         self._measured = [bucket.index for bucket in buckets if bucket.rule == "optimizer"]
         self._norm, self._executor, self._core, self._streams = store.beside(store.norm), executor, core, streams
         self._on_failure = on_failure
-        self._asked: dict[SessionKey, _Asked] = {}
+        self._coming: dict[SessionKey, _Asked] = {}  # not all of whose buckets have come
+        self._asked: dict[SessionKey, _Asked] = {}  # the core has them
         self._norms: dict[RoundKey, asyncio.Task[Norms]] = {}
 
     def take(self, stream: Stream, bucket: Bucket, measure: pb.Measure, gradient: Encoded) -> None:
@@ -82,18 +84,16 @@ class NormMeter:
         question = NormQuestion(
             worker, session, measure.step, measure.round, measure.power, measure.weight, measure.epoch
         )
-        asked = self._asked.get((worker, session))
-        if asked is None or asked.question != question:
-            asked = self._asked[worker, session] = _Asked(question)
-        asked.gradients[bucket.index] = Gradient(
+        coming = self._coming.get((worker, session))
+        if coming is None or coming.question != question:
+            coming = self._coming[worker, session] = _Asked(question)
+        coming.gradients[bucket.index] = Gradient(
             worker, measure.step, measure.weight, gradient.codec, gradient.payload, measure.missing
         )
-        if len(asked.gradients) == len(self._measured):
-            try:
-                answers = self._core.ask_norm(question, time.monotonic())
-            except BaseException:
-                del self._asked[worker, session]
-                raise
+        if len(coming.gradients) == len(self._measured):
+            del self._coming[worker, session]
+            answers = self._core.ask_norm(question, time.monotonic())
+            self._asked[worker, session] = coming
             self._answer(answers)
 
     def answer_due(self) -> None:
@@ -103,11 +103,13 @@ class NormMeter:
     def set_roster(self, roster: Roster) -> None:
         """Answer what a new roster has made due, and forget who has left."""
         members = {member.key for member in roster.members}
+        self._coming = {k: coming for k, coming in self._coming.items() if k in members or k[1] > roster.epoch}
         self._asked = {k: asked for k, asked in self._asked.items() if k in members or k[1] > roster.epoch}
         self.answer_due()
 
     def disconnected(self, worker: str, session: int) -> None:
         """Forget the question of a stream that has ended. The core forgets it, too."""
+        self._coming.pop((worker, session), None)
         self._asked.pop((worker, session), None)
 
     def _answer(self, answers: Sequence[NormAnswer]) -> None:

@@ -10,7 +10,8 @@ Rules of this file
   3. Payloads were checked before; no call fails because of a peer.
 
 The mean of a step is ``(g0 + g1 + ...) / n`` in rank order when all weights are equal, else
-``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once. Who has no gradient for a
+``(w0 g0 + w1 g1 + ...) / (w0 + w1 + ...)``; every product and sum is rounded to fp32 once. Where
+finite gradients have a sum beyond fp32, each is scaled by its part of the weights first. Who has no gradient for a
 parameter counts in it with 0, as with DDP; a parameter that nobody has one for is left alone. Of buffers, the mean is
 of those who have them, or there is none: a copied one is that of the lowest rank.
 """
@@ -218,7 +219,7 @@ class Store:
         if mean is not None and not math.isfinite(mean.values.sum().item()):
             left_out = [found for g in gradients if g.weight > 0 and (found := self._nonfinite(slot, g))]
             bad = {found.worker for found in left_out}
-            mean = self._mean(slot, [g for g in gradients if g.worker not in bad])
+            mean = self._finite_mean(slot, [g for g in gradients if g.worker not in bad])
         return mean, left_out
 
     def norm(self, bucket: int, gradients: Sequence[Gradient], power: float) -> float:
@@ -251,6 +252,19 @@ class Store:
         divisor = len(gradients) if equal else math.fsum(g.weight for g in gradients)
         return Mean(torch.div(values, divisor, out=total) if divisor != 1 else values, absent)
 
+    def _finite_mean(self, slot: _Slot, gradients: Sequence[Gradient]) -> Mean | None:
+        """Weighted mean of finite gradients, whose sum may be beyond fp32: their mean is not."""
+        mean = self._mean(slot, gradients)
+        if mean is None or mean.values.isfinite().all():
+            return mean
+        total, term = self._buffers(slot.bucket.numel)
+        gradients = [g for g in gradients if g.weight > 0]
+        weights, values = math.fsum(g.weight for g in gradients), torch.zeros_like(total)
+        for gradient in gradients:
+            values.add_(torch.mul(self._gradient(slot, gradient, term), gradient.weight / weights, out=term))
+        largest = torch.finfo(values.dtype).max
+        return Mean(total.copy_(values.clamp_(-largest, largest)), mean.absent)
+
     def _of_buffers(self, slot: _Slot, pushed: Sequence[Gradient]) -> tuple[Mean | None, list[NonFinite]]:
         """What the buffers of a bucket become, from pushes with a weight, and the pushes that are left out.
 
@@ -268,7 +282,7 @@ class Store:
         left_out = [found for each in pushed if (found := self._nonfinite(slot, each))]
         bad = {found.worker for found in left_out}
         rest = [each for each in pushed if each.worker not in bad]
-        return self._mean(slot, rest or pushed), left_out if rest else []
+        return (self._finite_mean(slot, rest), left_out) if rest else (mean, [])
 
     def _piece_by_piece(self, slot: _Slot, pushed: Sequence[Gradient]) -> torch.Tensor:
         """What buffers become where some workers do not have all of them; what nobody has stays as it is."""

@@ -33,7 +33,7 @@ from torch_ps.common.wire.ballots import address_of
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.failover.seat import ConfigChange, Role, Seat
-from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.roster import Roster, member_to_data
 from torch_ps.ps.engine.bucket_jobs import Response, Turn
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.parameter_store import Mean
@@ -45,13 +45,12 @@ from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.listeners import JobListener
 from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
+from torch_ps.ps.transport.boundary import read_request
 
 log = logging.getLogger("torch_ps.ps")
 
 #: Buckets whose state is copied and not yet sent to the standby.
 AT_A_TIME = 4
-#: Longest name of a server, in characters.
-MAX_SERVER = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ class Replication(JobListener, SeatListener):
         Raises:
             Refused: There is another one, or the last one is lost and that is not settled yet.
         """
-        hello = pb.ReplicaUp.FromString(await anext(messages, b""))
+        hello = read_request(await anext(messages, b""), pb.ReplicaUp)
         follower = self._attach(hello.hello.server)
         work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]
         tasks = [asyncio.create_task(each) for each in work]
@@ -146,8 +145,8 @@ class Replication(JobListener, SeatListener):
 
     def _attach(self, server: str) -> Follower:
         index = self._job.settings.index
-        if not 1 <= len(server) <= MAX_SERVER or not server.isprintable():
-            raise ProtocolError(f"a standby has a name of 1 to {MAX_SERVER} printable characters")
+        if not server:
+            raise ProtocolError("the first message of a standby has to say its name")
         if self.follower is not None:
             raise Refused(f"shard {index} has a standby at {self.follower.address} already")
         if self._seat.role is not Role.ALONE:
@@ -190,7 +189,7 @@ class Replication(JobListener, SeatListener):
 
     async def _read(self, follower: Follower, messages: AsyncIterator[bytes]) -> None:
         while message := await self._next(follower, messages):
-            follower.received = max(follower.received, follower.number(pb.ReplicaUp.FromString(message).received))
+            follower.received = max(follower.received, follower.number(read_request(message, pb.ReplicaUp).received))
             if follower.received > self._seat.recorded:
                 raise ProtocolError(f"the standby says to have record {follower.received}; there is none yet")
             self._driver.obey(self._seat.receipt(follower.server, follower.received))
@@ -333,10 +332,10 @@ class Replication(JobListener, SeatListener):
     def _handed(self, roster: Roster) -> dict[str, Any]:
         job = self._job
         if job.membership is not None:
-            return job.membership.hand_over()
-        members = [[m.name, m.session, m.rank, m.first_step] for m in roster.members]
-        lead = list(self._lead or ())
-        return {"epoch": roster.epoch, "members": members, "open": roster.open, "cut": roster.cut, "lead": lead}
+            return job.membership.hand_over() | {"shards": sorted(job.incarnation.digests.items())}
+        told = {"epoch": roster.epoch, "members": [member_to_data(m) for m in roster.members], "open": roster.open}
+        lead = {"lead": list(self._lead), "secret": self._lead.secret.hex()} if self._lead is not None else {}
+        return told | {"cut": roster.cut} | lead
 
 
 async def _write(follower: Follower, send: Callable[[bytes], Awaitable[None]]) -> None:

@@ -206,12 +206,17 @@ class Replica:
     def _roster(self, header: pb.ReplicaRoster) -> None:
         told = records.data_of(header.membership, "roster")
         members = {str(member[0]) for member in told["members"]}
+        roster = parse_roster(told)
         self._membership = told
+        self._job.speakers.learn(roster.members)
         self._sessions = {str(member[0]): int(member[1]) for member in told["members"]}
         if self._engine is not None and self._engine.compensator is not None:
-            self._engine.compensator.keep(parse_roster(told))
+            self._engine.compensator.keep(roster)
         if self._lead is not None:
+            self._lead.secret = bytes.fromhex(told["secret"])  # this server is that shard once it takes over
             self._lead.learn(str(each) for each in told["lead"])
+        else:
+            self._job.incarnation.digests = {int(shard): str(digest) for shard, digest in told["shards"]}
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
 
     def _norm(self, header: pb.ReplicaNorm) -> None:

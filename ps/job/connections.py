@@ -11,7 +11,7 @@ import itertools
 import time
 
 from torch_ps.common import codecs
-from torch_ps.common.arena import Offer
+from torch_ps.common.arena import Offer, offer_from_proto
 from torch_ps.common.errors import NoSharedMemory, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.ps.job.job import Job
@@ -43,7 +43,7 @@ class Connections:
             self._job.working()
             stream = Stream(None, next(self._observers), codec)
         else:
-            await self._job.until_member(hello.worker, hello.session)
+            await self._job.until_member(hello.worker, hello.session, hello.secret)
             stream = Stream(hello.worker, hello.session, codec)
             if codec.coarse and hello.worker in self._job.copies:
                 stream.copies = self._job.copies.pop(hello.worker)
@@ -80,18 +80,17 @@ class Connections:
             if not self._job.is_member(worker, session):
                 raise
 
-    async def share(self, worker: str, session: int, gradients: Offer, answers: Offer, *, dialled: int) -> Offer:
+    async def share(self, request: pb.ShareRequest) -> Offer:
         """Map the memory of a worker on this host. Returns the offer of this shard's parameters.
 
-        Args:
-            dialled: Port at which the worker has found this shard; 0 skips the check for a proxy.
-
         Raises:
-            UnknownWorker: The worker is not in the roster.
+            UnknownWorker: The worker is not in the roster, or the secret is not its own.
             NotInitialised: The parameters are not there yet.
             NoSharedMemory: The memory cannot be mapped; the message says why.
         """
-        await self._job.until_member(worker, session)
-        if dialled not in (0, self._port):
-            raise NoSharedMemory(f"something stands between port {dialled} and this server, so all goes through it")
-        return self._job.working().arenas.admit(worker, session, gradients, answers)
+        await self._job.until_member(request.worker, request.session, request.secret)
+        if request.dialled_port not in (0, self._port):
+            port = request.dialled_port
+            raise NoSharedMemory(f"something stands between port {port} and this server, so all goes through it")
+        offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
+        return self._job.working().arenas.admit(request.worker, request.session, *offers)

@@ -39,6 +39,7 @@ from torch_ps.ps.job.roster_feed import RosterFeed
 from torch_ps.ps.job.sample_requests import SampleRequests
 from torch_ps.ps.job.seeding import Seeding
 from torch_ps.ps.job.settings import JobSettings
+from torch_ps.ps.job.speakers import Speakers, digest_of
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.observability.trace_collector import ShardTrace
 from torch_ps.ps.transport.streams import Streams
@@ -62,6 +63,7 @@ class Job:
     Attributes:
         engine: The engine, from the moment the model is known.
         membership, data: On the lead, the members and their leases, and which samples are whose; None elsewhere.
+        speakers: Secrets by which it knows who speaks for which session.
         copies: After a restart or a takeover, what workers with lossy pulls have, by name, until they are back.
         resumed_version: Version of the checkpoint that the job went on from; 0 for none.
     """
@@ -80,6 +82,7 @@ class Job:
         self.settings, self.incarnation, self.metrics = settings, incarnation, metrics
         self.trace = trace or ShardTrace()
         self.streams = Streams(metrics)
+        self.speakers = Speakers()
         self.rosters = RosterFeed(metrics, 2 * settings.max_workers + settings.num_shards)
         self.sample_requests = SampleRequests()
         self.advice = Advice(settings.mode, metrics)
@@ -134,19 +137,30 @@ class Job:
 
     # -------------------------------------------------------------- membership
 
-    async def join(self, worker: str, rank: int | None, model: Model, seconds: float) -> tuple[int, bool]:
+    async def join(
+        self, worker: str, rank: int | None, model: Model, secret: bytes, seconds: float
+    ) -> tuple[int, bool]:
         """Make ``worker`` a member. Returns its session, and whether it has to seed the parameters.
 
+        Args:
+            secret: Secret of the new session; with that of a member this is a repeat, and that session goes on.
+
         Raises:
+            ProtocolError: The name, the rank or the secret is not one.
             ModelMismatch: The job trains another model.
             NameTaken: A connected worker has this name, or another one this rank.
             WaitTimeout: The parameters were not there within ``seconds``.
         """
         lead, deadline = self.lead, time.monotonic() + seconds
-        model = await self.seeding.until_decided(worker, rank, model, deadline)
-        if self.streams.connected(worker):
+        digest = digest_of(secret, f"worker {worker!r}")
+        seeds = self.seeding.seeds(worker, lead.roster, digest)  # a repeat of the seeder, for whom the others wait
+        if not seeds:
+            model = await self.seeding.until_decided(worker, rank, model, deadline)
+            seeds = not self.seeding.initialised
+        old = lead.roster.member(worker)
+        if self.streams.connected(worker) and (old is None or old.digest != digest):
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")
-        member, effects = lead.join(worker, rank, time.monotonic(), self._open_step())
+        member, effects = lead.join(worker, rank, time.monotonic(), self._open_step(), digest=digest, seeds=seeds)
         if not self.seeding.initialised:
             self.seeding.choose(member.key, model)
         self._announce(effects)
@@ -213,6 +227,7 @@ class Job:
 
     def _put_in_force(self, roster: Roster) -> None:
         self.rosters.roster = roster  # the engine's answers name its epoch
+        self.speakers.learn(roster.members)
         if self.engine is not None:
             self.engine.set_roster(roster)
             cut = self.engine.core.cut
@@ -229,7 +244,7 @@ class Job:
         settings = self.settings
         whole = plan(model, settings.bucket_bytes, settings.num_shards)
         buckets = whole.of_shard(settings.index)
-        self.clipping.begin(whole, self.roster)
+        self.clipping.begin(whole, self.roster, self._next_step)
         monitor = self.advice.monitor(model, buckets, lambda: len(self.roster.members)) if self.membership else None
         self.engine = Engine(
             model,
@@ -270,8 +285,10 @@ class Job:
         self.copies = restore(engine, state)
         if self.membership is not None and self.data is not None:
             self.rosters.roster = self.membership.roster
+            self.speakers.learn(self.roster.members)
             self.data.begin_after(self.roster.epoch)
             engine.set_roster(self.roster)
+            self.clipping.set_roster(self.roster)
         self.resumed_version = state.version
         self.seeding.finish(model)
 
@@ -325,16 +342,19 @@ class Job:
         member = self.roster.member(worker)
         return member is not None and member.session == session
 
+    def _next_step(self, worker: str) -> int:
+        return self.engine.core.next_step(worker) if self.engine is not None else 0
+
     def _open_step(self) -> int:
         return self.engine.core.clock if self.engine is not None else 0
 
     # -------------------------------------------------------------- waiting
 
-    async def until_member(self, worker: str, session: int) -> None:
-        """Wait until this shard has heard from the lead whether the session is of a member.
+    async def until_member(self, worker: str, session: int, secret: bytes) -> None:
+        """Wait until this shard has heard from the lead whether the session is of a member; check that it speaks.
 
         Raises:
-            UnknownWorker: It is not.
+            UnknownWorker: It is not, or shows another secret.
             WaitTimeout: The lead has announced nothing within ``ROSTER_DEADLINE``.
         """
         if self.membership is None and session > self.roster.epoch:
@@ -343,7 +363,8 @@ class Job:
                 time.monotonic() + ROSTER_DEADLINE,
                 "the lead has not announced this worker",
             )
-        if not self.is_member(worker, session):
+        self.speakers.check(worker, session, secret)
+        if not self.is_member(worker, session):  # an elector that has left
             raise UnknownWorker(f"worker {worker!r} (session {session}) is not in the roster; join again")
 
     async def until_samples_recorded(self) -> None:

@@ -1,10 +1,15 @@
-"""Where the lead is: the addresses of its server and of that server's standby, the likeliest first."""
+"""Where the lead is, and what another shard shows it.
 
+The addresses are those of the lead's server and of that server's standby, the likeliest first.
+"""
+
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
+from torch_ps.ps.job.speakers import SECRET_BYTES
 
 
 class LeadAddress:
@@ -12,10 +17,14 @@ class LeadAddress:
 
     Args:
         servers: At least one address.
+
+    Attributes:
+        secret: Secret that shows the lead which shard calls; a standby has that of its primary, once it follows.
     """
 
     def __init__(self, servers: Sequence[Address]) -> None:
         self._servers = list(servers)
+        self.secret = secrets.token_bytes(SECRET_BYTES)
 
     @property
     def address(self) -> Address:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch_ps.common import schema
 from torch_ps.common.schema import Model
-from torch_ps.ps.core.roster import SessionKey
+from torch_ps.ps.core.roster import Roster, SessionKey
 from torch_ps.ps.core.seeder_choice import SeederChoice
 from torch_ps.ps.job.conditions import Conditions
 
@@ -78,6 +78,11 @@ class Seeding:
         finally:
             self._choice.remove(worker, rank)
         return self._model is not None
+
+    def seeds(self, worker: str, roster: Roster, digest: str) -> bool:
+        """Lead: whether this is the seeder, which joins again with the same secret as it was not answered."""
+        member = roster.member(worker)
+        return not self.initialised and member is not None and member.key == self.seeder and member.digest == digest
 
     async def until_initialised(self) -> None:
         """Wait for the parameters, for as long as the caller lives."""

@@ -101,7 +101,14 @@ def roster_view(roster: Roster) -> pb.RosterView:
         epoch=roster.epoch,
         open=roster.open,
         member=[
-            pb.RosterMember(worker=m.name, session=m.session, rank=m.rank, first_step=m.first_step)
+            pb.RosterMember(
+                worker=m.name,
+                session=m.session,
+                rank=m.rank,
+                first_step=m.first_step,
+                digest=m.digest,
+                seeds=m.seeds,
+            )
             for m in roster.members
         ],
         cut=roster.cut,

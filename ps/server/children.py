@@ -1,7 +1,7 @@
 """The child processes of one ps-serve: servers that it starts, waits for and ends together.
 
 with ServerChildren() as children:  start() --> wait_for() --> ... --> wait()
-                                    SIGTERM, SIGINT or the end of one child --> all are ended
+                                    SIGTERM, SIGINT, SIGHUP or the end of one child --> all are ended
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.options.command_line import arguments_of
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
@@ -47,7 +48,7 @@ class ServerChildren:
         self._children: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ps-serve-")
         self._files = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

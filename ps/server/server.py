@@ -185,7 +185,7 @@ async def _take_place(
         number = secrets.randbits(62) + 1
         traced = parse_steps(config.trace_steps if config.trace else "")
     else:
-        entered = await register(lead.address, index, num_shards, access)
+        entered = await register(lead.address, index, num_shards, lead.secret, access)
         number, resumed, traced = entered.incarnation, entered.resumed_version, steps_of(entered.trace)
         if resumed and not config.checkpoint:
             raise ConfigError(
@@ -220,6 +220,7 @@ def _compose(place: _Place, executor: Executor, metrics: Metrics, here: Address,
         trace=ShardTrace(place.traced, config.trace, settings.num_shards - 1, lead.send_trace if lead else None),
     )
     driver = SeatDriver(LeasedSeat if config.etcd else elected, name_of(here), config.standby_of, job.streams)
+    job.speakers.electorate = lambda: driver.seat.electorate
     replication = Replication(job, driver, place.lead)
     standby = None
     if config.standby_of:

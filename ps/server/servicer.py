@@ -13,30 +13,29 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from torch_ps.common import codecs, schema
 from torch_ps.common.allocator import give_back_freed_memory
-from torch_ps.common.arena import offer_from_proto, offer_to_proto
+from torch_ps.common.arena import offer_to_proto
 from torch_ps.common.errors import (
     CorruptFrame,
     NoSharedMemory,
     NotServing,
     Overloaded,
     ProtocolError,
-    UnknownWorker,
 )
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
-from torch_ps.common.wire.frames import unpack, unpack_all
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.sample_requests import data_set
+from torch_ps.ps.job.seed_receiver import SeedStream
 from torch_ps.ps.job.status import roster_view
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.transport import limits
+from torch_ps.ps.transport.boundary import read_frames, read_request, read_seed_frame
 from torch_ps.ps.transport.carrier import Carrier
 from torch_ps.ps.transport.error_mapping import map_errors, serve_exchange
 from torch_ps.ps.transport.first_messages import Admission, host_of
@@ -134,10 +133,7 @@ class Servicer:
                 message = await self._requests.read_first(
                     lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, name
                 )
-            try:
-                asked = request.FromString(message)
-            except DecodeError:
-                raise CorruptFrame(f"{len(message)} bytes are not a {name}") from None
+            asked = read_request(message, request)
             del message
             if name not in OPEN_TO_ALL:
                 self._check_serving()
@@ -171,7 +167,7 @@ class Servicer:
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
-        self._parts.registrar.register(request.shard, request.num_shards, request.process)
+        self._parts.registrar.register(request.shard, request.num_shards, request.secret)
         steps = steps_to_proto(job.trace.steps)
         return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
 
@@ -186,7 +182,7 @@ class Servicer:
         self._joining += 1
         try:
             rank = request.rank if request.HasField("rank") else None
-            session, seed = await self._job.join(request.worker, rank, model, seconds)
+            session, seed = await self._job.join(request.worker, rank, model, request.secret, seconds)
             self._job.incarnation.close()
         finally:
             self._joining -= 1
@@ -194,24 +190,26 @@ class Servicer:
 
     async def share(self, request: pb.ShareRequest, context: Context) -> pb.ShareReply:
         try:
-            offers = offer_from_proto(request.gradients), offer_from_proto(request.answers)
-            parameters = await self._parts.connections.share(
-                request.worker, request.session, *offers, dialled=request.dialled_port
-            )
+            parameters = await self._parts.connections.share(request)
         except NoSharedMemory as error:  # no mistake of the worker, which cannot know before it tries
             return pb.ShareReply(reason=str(error))
         return pb.ShareReply(parameters=offer_to_proto(parameters))
 
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        if request.worker and self._job.membership is not None:  # another shard only shows that it lives
+            self._job.speakers.check(request.worker, request.session, request.secret)
         self._parts.connections.renew(request.worker or None, request.session)
         return pb.RenewReply()
 
     async def leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
+        if self._job.lead.roster.member(request.worker) is not None:
+            self._job.speakers.check(request.worker, request.session, request.secret)
         self._job.leave(request.worker, request.session)
         return pb.LeaveReply()
 
     async def data(self, request: pb.DataRequest, context: Context) -> pb.DataReply:
         core = self._job.working().core
+        self._job.speakers.check(request.worker, request.session, request.secret)
         if request.give_back:
             core.return_samples(request.worker, request.session, data_set(request.data), request.received)
             self._job.sample_requests.wake()
@@ -226,12 +224,14 @@ class Servicer:
 
     async def norm(self, request: pb.NormRequest, context: Context) -> pb.NormReply:
         self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
+        self._parts.registrar.check(request.shard, request.secret)
         group = (request.worker, request.session, request.step)
         square = await self._job.clipping.report(group, request.shard, request.square)
         return pb.NormReply(dropped=square is None, square=square)
 
     async def kept(self, request: pb.KeptRequest, context: Context) -> pb.KeptReply:
         self._job.incarnation.check(request.incarnation, f"shard {request.shard}")
+        self._parts.registrar.check(request.shard, request.secret)
         checkpointer = self._parts.checkpointer
         if checkpointer is None:
             raise ProtocolError(
@@ -242,6 +242,7 @@ class Servicer:
 
     async def ballot(self, request: pb.BallotRequest, context: Context) -> pb.BallotReply:
         driver = self._driver
+        self._job.speakers.check(request.worker, request.session, request.secret)
         return pb.BallotReply(
             ballot=driver.ballot(request),
             closed=self._parts.replication_status.closed,
@@ -252,8 +253,10 @@ class Servicer:
         job, who = self._job, f"worker {request.worker!r}" if request.worker else f"shard {request.shard}"
         job.incarnation.check(request.incarnation, who)
         if request.HasField("part"):
-            if request.worker and not job.is_member(request.worker, request.session):
-                raise UnknownWorker(f"{who} (session {request.session}) is not in the roster")
+            if request.worker:
+                job.speakers.check(request.worker, request.session, request.secret)
+            else:
+                self._parts.registrar.check(request.shard, request.secret)
             job.trace.take(request)
         return pb.TraceReply(clock=clock_name(), now=clock())
 
@@ -267,17 +270,19 @@ class Servicer:
             raise NotServing(closed)
 
     async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
-        worker = ""
+        seed: SeedStream | None = None
         self._check_serving()
         async for frame in frames:
-            header, payload = unpack(frame, pb.SeedHeader)
-            if not worker:
-                worker = header.worker
-                self._job.incarnation.check(header.incarnation, f"worker {worker!r}")
-                await self._parts.seeds.begin(worker, header.session, self._model(header.model))
+            header, payload = read_seed_frame(frame)
+            if seed is None:
+                self._job.incarnation.check(header.incarnation, f"worker {header.worker!r}")
+                model = self._model(header.model)
+                seed = await self._parts.seeds.begin(header.worker, header.session, header.secret, model)
             else:
-                self._parts.seeds.take(header.bucket, payload)
-        self._parts.seeds.end(worker)
+                seed.take(header.bucket, payload)
+        if seed is None:
+            raise CorruptFrame(f"a Seed to shard {self._job.settings.index} has no frame")
+        self._parts.seeds.end(seed)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()
 
@@ -287,12 +292,13 @@ class Servicer:
                 lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, "Commit"
             )
         self._check_serving()
-        copies = unpack_all(message, pb.UpHeader)
+        copies = read_frames(message, "a copy of a push")
         hello = next(copies)[0].hello
         self._job.incarnation.check(hello.incarnation, f"worker {hello.worker!r}")
         stream = self._parts.connections.find(hello.worker, hello.session)
         if stream is None:  # not open yet, or broken: the pushes come with it
             return pb.CommitReply()
+        self._job.speakers.check(hello.worker, hello.session, hello.secret)
         for header, payload in copies:
             if not (header.HasField("push") and header.push.HasField("ahead")):
                 raise ProtocolError("Commit takes Hello, then pushes of gradients that were sent ahead")
@@ -321,7 +327,7 @@ class Servicer:
     async def _open_stream(self, carrier: Carrier) -> tuple[Stream, Frames]:
         """Read the Hello; returns its stream and the frames that share its message."""
         message = await self._hellos.read_first(carrier.receive, carrier.peer, HELLO_DEADLINE, "Hello")
-        frames = unpack_all(message, pb.UpHeader)
+        frames = read_frames(message)
         header, _ = next(frames)
         if header.WhichOneof("kind") != "hello":
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
@@ -357,7 +363,7 @@ class Servicer:
         if now >= stream.renew_at:
             stream.renew_at = now + self._job.settings.lease / RENEWALS
             self._parts.connections.renew(stream.worker, stream.session)
-        self._handle(stream, unpack_all(message, pb.UpHeader))
+        self._handle(stream, read_frames(message, f"worker {stream.worker!r}" if stream.worker else "an observer"))
 
     def _handle(self, stream: Stream, frames: Frames) -> None:
         job = self._job

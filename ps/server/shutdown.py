@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-import signal
 
+from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import NotServing, PsError, Restarted, ServerStopped
 
 log = logging.getLogger("torch_ps.ps")
@@ -34,9 +34,9 @@ class Shutdown:
         self._event.set()
 
     def listen_to_signals(self) -> None:
-        """End the process at SIGTERM or SIGINT."""
+        """End the process at SIGTERM, SIGINT or, without nohup, SIGHUP."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._event.set)
 
     def watch(self, task: asyncio.Task[None]) -> None:

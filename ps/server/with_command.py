@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.command_line import arguments_of
 from torch_ps.common.options.server_config import ServerConfig, names_of_models
@@ -54,7 +55,7 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
     def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ending_signals():
         signal.signal(number, note)
     lifeline = Lifeline()
     with tempfile.TemporaryDirectory(prefix="ps-serve-") as folder:

@@ -1,10 +1,13 @@
 """Optimizers by name and plain values, and why exactly these: each treats every element alone."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.errors import ConfigError, ProtocolError
@@ -55,6 +58,93 @@ def test_bad_argument_is_refused_with_the_reason(hyper: dict[str, object], messa
         OptimizerSpec("SGD", **hyper)  # type: ignore[arg-type]
 
 
+NUMBERS = {
+    "SGD": ("lr", "momentum", "dampening", "weight_decay"),
+    "Adam": ("lr", "eps", "weight_decay"),
+    "AdamW": ("lr", "eps", "weight_decay"),
+    "Adagrad": ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
+    "RMSprop": ("lr", "alpha", "eps", "weight_decay", "momentum"),
+    "Adamax": ("lr", "eps", "weight_decay"),
+    "NAdam": ("lr", "eps", "weight_decay", "momentum_decay"),
+    "RAdam": ("lr", "eps", "weight_decay"),
+    "Adadelta": ("lr", "rho", "eps", "weight_decay"),
+    "Rprop": ("lr",),
+    "ASGD": ("lr", "lambd", "alpha", "t0", "weight_decay"),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_flag_in_the_place_of_a_number_is_refused(name: str) -> None:
+    """To Python True is a number; torch fails with it in the middle of a step."""
+    for key in NUMBERS[name]:
+        for value in (True, False, TypedNumber("torch.bool", 1)):
+            with pytest.raises(ConfigError, match=rf"torch\.optim\.{name}: {key} is .*; it has to be a number"):
+                optim.check_change(name, {}, {key: value})
+            with pytest.raises(ConfigError, match=rf"torch\.optim\.{name}: {key} is .*; it has to be a number"):
+                optim.check(name, {key: value})
+    with pytest.raises(ProtocolError, match="lr is True; it has to be a number"):
+        optim.changes_from_proto(name, {"lr": pb.HyperValue(flag=True)})
+
+
+#: Values that no schedule brings, of any type that travels.
+STRANGE = st.one_of(
+    st.booleans(),
+    st.none(),
+    st.text(max_size=3),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([1 - 2.0**-53, 1 - 2.0**-30, 5e-324, 1e20, -1e20, 0.0]),
+    st.sampled_from(
+        [
+            TypedNumber("torch.int8", -1),
+            TypedNumber("torch.uint8", 255),
+            TypedNumber("torch.float16", 0.5),
+            TypedNumber("numpy.float16", 0.5),
+        ]
+    ),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_step_fails_with_values_that_are_not_refused(data: st.DataObject) -> None:
+    """Whatever workers push by turns, the one optimizer of a bucket makes every step."""
+    name = data.draw(st.sampled_from(ELEMENTWISE))
+    names = sorted(optim.arguments_of(name))
+    job: optim.Hyper = {"foreach": False}
+    optimizer = optim.build(name, [parameter := torch.ones(3)], job)
+    for _ in range(6):
+        changes = data.draw(st.dictionaries(st.sampled_from(names), STRANGE, max_size=2))
+        hyper = {**job, "lr": data.draw(st.sampled_from([0.5, -1e6, 0.0, 1e6])), **changes}
+        with contextlib.suppress(ConfigError):
+            optim.check_change(name, job, hyper)
+            parameter.grad = torch.randn(3)
+            optimizer.param_groups[0].update(optim.live(hyper))
+            optimizer.step()
+
+
+def test_integers_beyond_64_bits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lr=2000000000000000000000 does not fit into 64 bits"):
+        OptimizerSpec("SGD", lr=2 * 10**21)
+    with pytest.raises(ConfigError, match=r"betas=.* cannot be sent"):
+        OptimizerSpec("Adam", betas=(10**400, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("torch.int8", 300), ("torch.uint8", -1), ("torch.float16", 1e20), ("torch.int64", 0.5)]
+)
+def test_typed_number_that_its_type_does_not_have_is_refused(kind: str, value: float) -> None:
+    with pytest.raises(ProtocolError, match=f"which no {kind} is"):
+        optim.hyper_from_proto({"lr": pb.HyperValue(number=value, type=kind)})
+
+
+def test_many_groups_that_differ_in_unusual_values_are_refused() -> None:
+    optim.check_groups("SGD", ({"lr": 0.5 / (1 + number)} for number in range(1000)))
+    with pytest.raises(ConfigError, match="more than 256 parameter groups differ in more than lr"):
+        optim.check_groups("SGD", ({"dampening": 0.5 / (1 + number)} for number in range(1000)))
+
+
 def test_spec_keeps_what_changes_the_result_and_drops_how_torch_runs_it() -> None:
     spec = OptimizerSpec("Adam", lr=torch.tensor(0.5), betas=[0.5, 0.75], capturable=False, fused=True)  # type: ignore[arg-type]
     assert spec.hyper == {"lr": TypedNumber("torch.float32", 0.5), "betas": (0.5, 0.75), "fused": True}
@@ -85,12 +175,12 @@ def test_numbers_of_torch_and_numpy_travel_with_their_type_where_it_rounds(
 
 def test_betas_may_be_a_list_numbers_of_torch_or_one_tensor() -> None:
     both = (TypedNumber("torch.float32", 0.5), TypedNumber("torch.float32", 0.75))
-    for given, sent in (
+    for brought, sent in (
         ([0.5, 0.75], (0.5, 0.75)),
         (torch.tensor([0.5, 0.75]), both),
         ((torch.tensor(0.5), 0.75), (both[0], 0.75)),
     ):
-        hyper = optim.hyper_of("NAdam", {"betas": given}, frozenset(["betas"]))
+        hyper = optim.hyper_of("NAdam", {"betas": brought}, frozenset(["betas"]))
         assert hyper["betas"] == sent
         assert optim.hyper_from_proto(optim.hyper_to_proto(hyper)) == hyper
 

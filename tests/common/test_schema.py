@@ -12,10 +12,9 @@ W, B, E = TensorSpec("w", (3, 4)), TensorSpec("b", (4,)), TensorSpec("e", ())
 HYPER: dict[str, HyperValue] = {
     "lr": 0.1,
     "betas": (0.9, 0.99),
-    "nesterov": True,
-    "count": 3,
-    "name": "x",
-    "nothing": None,
+    "maximize": True,
+    "weight_decay": 3,
+    "foreach": None,
 }
 
 
@@ -47,6 +46,9 @@ def test_spec_describes_a_tensor() -> None:
         (model(TensorSpec("", (1,))), "a tensor name has 0 characters"),
         (model(TensorSpec("x" * 1001, (1,))), "a tensor name has 1001 characters; 1 to 1000"),
         (model(TensorSpec("w", (1,), "complex64")), r"'w' \[1\] complex64 has a dtype that cannot be served"),
+        (Model("SGD", (Group((W,), {"weight_decay": True}),)), "SGD: weight_decay is True; it has to be a number"),
+        (Model("SGD", (Group((W,), {"lr": 0.5}), Group((B,), {"lr": True}))), "SGD: lr is True; it has to be"),
+        (Model("x", (Group((W,), {}),)), "torch.optim.x cannot run on slices"),
         (model(TensorSpec("w", (2, -1))), r"'w' \[2, -1\] float32 has a negative size"),
         (model(TensorSpec("w", (1 << 41,))), "the limits are 100000 and 2"),
     ],

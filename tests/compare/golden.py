@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.compare.synthetic import Job, write
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare import results
 from torch_ps.compare.cli import summarise
 from torch_ps.compare.events import read_journals
 from torch_ps.compare.execute import Executed
-from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.results import Results
 from torch_ps.compare.run_process import PlannedRun
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs

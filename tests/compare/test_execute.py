@@ -14,8 +14,8 @@ from rich.console import Console
 
 from tests.compare import golden, synthetic
 from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare import cli, defaults
-from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.run_process import PlannedRun, arguments, child_environment
 from torch_ps.compare.runs import parse_runs
 
@@ -126,7 +126,8 @@ def test_a_program_that_is_not_there_is_a_failed_run(tmp_path: Path) -> None:
 def test_ctrl_c_reports_what_has_finished_and_leaves_no_process(tmp_path: Path, signalled: signal.Signals) -> None:
     code = (
         "import sys, signal; from rich.console import Console; from torch_ps.compare import cli;"
-        "from torch_ps.compare.options import CompareConfig; signal.signal(signal.SIGTERM, cli._as_interrupt);"
+        "from torch_ps.common.options.compare_config import CompareConfig;"
+        "signal.signal(signal.SIGTERM, cli._as_interrupt);"
         f"config = CompareConfig(task='hang', lr=0.1, samples=256, runs='sync,async', out={str(tmp_path / 'out')!r});"
         f"sys.exit(cli.compare_runs(config, Console(width=100), {PROGRAM!r}))"
     )

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.compare_config import DEFAULT_RUNS, CompareConfig
 from torch_ps.common.options.slow_workers import parse_slow
-from torch_ps.compare.options import DEFAULT_RUNS, CompareConfig
 from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import learning_rate, lr_rule, parse_runs, run_options
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from tests.compare import synthetic
 from tests.compare.golden import golden
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare import cli, results
-from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.results import RunResult
 from torch_ps.compare.seeds import merge_seeds
 

@@ -19,7 +19,7 @@ from tests.support.jobs import Servers, job, until
 from tests.support.pairwise import pairwise
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
-from tests.support.raw import raw
+from tests.support.raw import raw, secret_of
 from tests.support.raw_worker import raw_workers
 from tests.support.threads import at_once
 from torch_ps.common.arena import host_id
@@ -213,7 +213,8 @@ def test_offer_that_cannot_be_mapped_is_answered_with_the_reason(offer: pb.Arena
     with job() as servers, clients(servers, ("network",), 8, 1.0) as (worker,):
         link = Link(address.parse(servers.addresses[0]))
         session = servers.status().worker[0].session
-        reply = link.share(pb.ShareRequest(worker="w0", session=session, gradients=offer), 30)
+        secret = worker._session.identity.secret
+        reply = link.share(pb.ShareRequest(worker="w0", session=session, secret=secret, gradients=offer), 30)
         link.close()
         assert not reply.HasField("parameters")
         assert reason in reply.reason
@@ -368,7 +369,8 @@ def test_memory_that_is_withdrawn_carries_nothing_more() -> None:
     ):
         worker.share()
         assert worker.pull(0).header.place == pb.PARAMETERS
-        assert peer.share(pb.ShareRequest(worker="w0", session=worker.session)).reason == "it is on another host"
+        request = pb.ShareRequest(worker="w0", session=worker.session, secret=secret_of("w0"))
+        assert peer.share(request).reason == "it is on another host"
         worker.push(0, torch.ones(3))
         answer = worker.answer()
     assert answer.header.place == pb.FRAME

@@ -26,44 +26,44 @@ def test_call_that_names_none_is_refused_like_one_of_another(number: int) -> Non
 
 def test_shard_whose_answer_was_lost_may_ask_again() -> None:
     job = lead()
-    job.enter(1, 3, 100)
+    job.enter(1, 3, "a0")
     job.close()
-    job.enter(1, 3, 100)
+    job.enter(1, 3, "a0")
 
 
 def test_until_a_worker_takes_part_another_process_may_take_a_place() -> None:
     job = lead()
-    job.enter(1, 3, 100)
-    job.enter(1, 3, 101)
+    job.enter(1, 3, "a0")
+    job.enter(1, 3, "a1")
     job.close()
-    job.enter(1, 3, 101)
+    job.enter(1, 3, "a1")
     with pytest.raises(Refused, match="shard 1 cannot start alone"):
-        job.enter(1, 3, 100)
+        job.enter(1, 3, "a0")
 
 
 @pytest.mark.parametrize("shard", [1, 2])
 def test_once_a_worker_takes_part_no_other_process_takes_a_place(shard: int) -> None:
     job = lead()
-    job.enter(1, 3, 100)
+    job.enter(1, 3, "a0")
     job.close()
     for _ in range(2):  # and trying does not help
         with pytest.raises(Refused, match=f"shard {shard} cannot start alone: .* together with --resume"):
-            job.enter(shard, 3, 101)
+            job.enter(shard, 3, "a1")
 
 
 def test_who_goes_on_from_the_state_of_another_has_no_place_to_give() -> None:
     job = Incarnation(X, 0, 3, continued=True)
     job.check(X, "shard 1")
     with pytest.raises(Refused):
-        job.enter(1, 3, 100)
+        job.enter(1, 3, "a0")
 
 
 @pytest.mark.parametrize(("shard", "num_shards"), [(0, 3), (3, 3), (1, 2), (1, 4)])
 def test_shard_that_the_job_does_not_have_is_refused(shard: int, num_shards: int) -> None:
     with pytest.raises(ConfigError, match="the lead's job has 3 shards"):
-        lead().enter(shard, num_shards, 100)
+        lead().enter(shard, num_shards, "a0")
 
 
 def test_shard_that_is_asked_for_a_place_sends_to_the_lead() -> None:
     with pytest.raises(ProtocolError, match="shard 1 is not the lead; ask shard 0"):
-        Incarnation(X, 1, 3).enter(2, 3, 100)
+        Incarnation(X, 1, 3).enter(2, 3, "a0")

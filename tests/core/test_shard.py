@@ -62,6 +62,16 @@ def test_push_that_knows_a_newer_roster_waits_for_it(mode: str) -> None:
     assert told(s.set_roster(roster(2, member("a")))) == ["apply 1: a", "release a step 0"]
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_parked_push_that_comes_again_is_counted_once_whatever_roster_it_speaks_of(mode: str) -> None:
+    """Taken a second time it was applied, and the parked one was discarded: there was no payload to discard."""
+    s = shard("a", mode=mode)
+    s.push(push("a", epoch=2))
+    (wait,) = s.push(push("a", epoch=1))
+    assert isinstance(wait, Wait)
+    assert told(s.set_roster(roster(2, member("a")))) == ["apply 1: a", "release a step 0"]
+
+
 def test_parked_push_does_not_close_a_step_that_needs_somebody_the_shard_has_not_heard_of() -> None:
     s = shard("a")
     s.push(push("a", epoch=2))

@@ -288,11 +288,11 @@ def cuts() -> set[Row]:
 def places(start: Incarnation | None = None) -> set[Row]:
     def state(lead: Incarnation) -> str:
         words = ("empty for good", "taken for good") if lead._closed else ("free", "taken")
-        return words[1 in lead._processes]
+        return words[1 in lead.digests]
 
     calls: list[tuple[str, Callable[[Any], object]]] = [
-        ("enter", lambda lead: lead.enter(1, 2, 7)),
-        ("enter", lambda lead: lead.enter(1, 2, 8)),
+        ("enter", lambda lead: lead.enter(1, 2, "a7")),
+        ("enter", lambda lead: lead.enter(1, 2, "a8")),
         ("close", Incarnation.close),
     ]
     return changes(start or Incarnation(5, 0, 2), calls, state, 4)
@@ -393,8 +393,8 @@ def test_planted_change_of_a_machine_is_seen() -> None:
     class Reopens(Incarnation):
         """A place that is closed opens again."""
 
-        def enter(self, shard: int, num_shards: int, process: int) -> None:
-            super().enter(shard, num_shards, process)
+        def enter(self, shard: int, num_shards: int, digest: str) -> None:
+            super().enter(shard, num_shards, digest)
             self._closed = False
 
     assert places(Reopens(5, 0, 2)) - state_tables.PLACE.rows == {("taken for good", "enter", "taken")}

@@ -7,7 +7,7 @@ import torch
 
 import torch_ps
 from tests.support.jobs import SECONDS, until
-from tests.support.raw import described, raw
+from tests.support.raw import described, raw, secret_of
 from tests.support.replicated import Replicated, Server, replicated
 from tests.support.threads import spawn
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -23,8 +23,8 @@ ZEROS, ONES = {"x": torch.zeros(8)}, {"x": torch.ones(8)}
 class Elector:
     """A worker that asks, votes and accepts when it is told to, and does nothing else."""
 
-    def __init__(self, servers: Replicated, name: str, session: int) -> None:
-        self._name, self._session, self._acceptor = name, session, Acceptor()
+    def __init__(self, servers: Replicated, name: str, session: int, secret: bytes) -> None:
+        self._name, self._session, self._secret, self._acceptor = name, session, secret, Acceptor()
         standby = servers.status(servers.standbys[0]).standby
         self._acceptor.learn(ballots.configuration_from_proto(standby.configuration))
 
@@ -32,6 +32,7 @@ class Elector:
         """What the server asks next."""
         link = Link(address.parse(server.address))
         request = pb.BallotRequest(worker=self._name, session=self._session, paper=papers, take_over=take_over)
+        request.secret = self._secret
         try:
             return list(link.ballot(request, SECONDS).ballot)
         finally:
@@ -62,7 +63,9 @@ def test_standby_that_was_given_the_votes_waits_to_take_over_and_follows_its_pri
         primary, standby = servers.primaries[0], servers.standbys[0]
         with torch_ps.Client(str(servers), name="w0") as client:
             session = begun(servers, client)
-        elector = Elector(servers, "w0", session)  # who has left and is the last elector, for another has not come yet
+            secret = client._session.identity.secret
+        # who has left and is the last elector, for another has not come yet
+        elector = Elector(servers, "w0", session, secret)
         primary.process.send(signal.SIGSTOP)
         (ask,) = elector.say(standby, take_over=True)
         (declare,) = elector.say(standby, elector.vote(ask))
@@ -91,7 +94,7 @@ def test_worker_that_voted_in_vain_has_its_primary_take_a_higher_term_and_goes_o
         begun(servers, client)
         session = other.join(pb.JoinRequest(worker="w1", model=described(ZEROS))).session
         client.push(ONES)  # the standby knows of both electors when this is answered
-        elector = Elector(servers, "w1", session)
+        elector = Elector(servers, "w1", session, secret_of("w1"))
         acceptor: Any = client._session._shards[0].acceptor
         primary.process.send(signal.SIGSTOP)
 

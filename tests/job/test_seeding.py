@@ -8,6 +8,7 @@ import torch
 
 import torch_ps
 from tests.support.jobs import SECONDS, Servers, job, until
+from tests.support.raw import secret_of
 from tests.support.threads import spawn
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -42,15 +43,51 @@ def test_shard_serves_the_parameters_that_replace_others() -> None:
         described = lead.describe(SECONDS)
         buckets = plan(MODEL, described.bucket_bytes, 2).of_shard(1)
         for name, value in (("w0", 1.0), ("w1", 2.0)):
-            reply = lead.join(Identity(name, 0, described.incarnation).join(MODEL, None), SECONDS)
+            secret = secret_of(name)
+            reply = lead.join(Identity(name, 0, described.incarnation, secret).join(MODEL, None), SECONDS)
             assert reply.seed
-            worker = Identity(name, reply.session, described.incarnation)
+            worker = Identity(name, reply.session, described.incarnation, secret)
             values = {bucket: torch.full((bucket.numel,), value) for bucket in buckets}
             other.seed(worker.seeds(MODEL, buckets, values.__getitem__), SECONDS)
             assert pull(other, described.incarnation, buckets[0]) == {value}
-            lead.leave(pb.LeaveRequest(worker=name, session=reply.session), SECONDS)
+            lead.leave(pb.LeaveRequest(worker=name, session=reply.session, secret=secret), SECONDS)
         lead.close()
         other.close()
+
+
+def test_parameters_come_from_the_seeder_alone_on_every_shard_and_count_once() -> None:
+    with job(shards=2, bucket_size=1 / 256) as servers:
+        links = [Link(address.parse(each)) for each in servers.addresses]
+        incarnation = links[0].describe(SECONDS).incarnation
+        buckets = [plan(MODEL, int((1 << 20) / 256), 2).of_shard(index) for index in range(2)]
+
+        def join(name: str) -> Identity:
+            who = Identity(name, 0, incarnation, secret_of(name))
+            session = links[0].join(who.join(MODEL, None), SECONDS).session
+            return Identity(name, session, incarnation, secret_of(name))
+
+        def frames(who: Identity, shard: int, value: float) -> list[bytes]:
+            values = functools.partial(torch.full, fill_value=value)
+            return list(who.seeds(MODEL, buckets[shard], lambda bucket: values((bucket.numel,))))
+
+        seeder = join("w0")
+        stranger = Identity("w0", seeder.session, incarnation, secret_of("mallory"))
+        for shard in (1, 0):
+            with pytest.raises(torch_ps.UnknownWorker, match="joined with another secret"):
+                links[shard].seed(iter(frames(stranger, shard, 9.0)), SECONDS)
+            with pytest.raises(torch_ps.CorruptFrame, match="left out 1 buckets"):
+                links[shard].seed(iter(frames(seeder, shard, 8.0)[:-1]), SECONDS)
+            with pytest.raises(torch_ps.CorruptFrame, match="came twice"):
+                links[shard].seed(iter([*(all_ := frames(seeder, shard, 8.0)), *all_[1:]]), SECONDS)
+            links[shard].seed(iter(frames(seeder, shard, 1.0)), SECONDS)
+            links[shard].seed(iter(frames(seeder, shard, 2.0)), SECONDS)  # its answer was lost
+        other = join("w1")
+        for shard in (1, 0):
+            with pytest.raises(torch_ps.ProtocolError, match=f"'w1' was not told to send .* of shard {shard}"):
+                links[shard].seed(iter(frames(other, shard, 3.0)), SECONDS)
+            assert pull(links[shard], incarnation, buckets[shard][0]) == {1.0}
+        for link in links:
+            link.close()
 
 
 def joined(servers: Servers, rank: int) -> float:
@@ -80,7 +117,7 @@ def test_worker_whose_job_lacks_a_quorum_is_told_who_came() -> None:
 def test_next_rank_seeds_where_rank_0_dies_before_it_has_sent_the_parameters() -> None:
     with job(workers=2, lease=1.0) as servers:
         lead = Link(address.parse(servers.addresses[0]))
-        assert lead.join(Identity("w0", 0, servers.incarnation).join(SMALL, 0), SECONDS).seed
+        assert lead.join(Identity("w0", 0, servers.incarnation, secret_of("w0")).join(SMALL, 0), SECONDS).seed
         others = [spawn(functools.partial(joined, servers, rank)) for rank in (1, 2)]
         assert [other.result(SECONDS) for other in others] == [2.0, 2.0]
         lead.close()

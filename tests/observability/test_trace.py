@@ -286,6 +286,7 @@ def test_a_part_that_cannot_be_right_is_refused(
     servers, client = traced
     session = client._session.number
     request = pb.TraceRequest(worker=worker, session=session, part=sent, incarnation=servers.incarnation)
+    request.secret = client._session.identity.secret
     with servers._link(shard) as link, pytest.raises(error):
         link.trace(request, SECONDS)
 

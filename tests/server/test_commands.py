@@ -11,7 +11,8 @@ import torch
 
 import torch_ps
 from tests.support import commands
-from tests.support.jobs import start_server
+from tests.support.jobs import PROGRAM, Addresses, ready, start_server
+from tests.support.nohup import ignores_hangup, nohup
 from tests.support.pair import SPEC, Pair, model, pair
 from tests.support.processes import Child, children_of, watched
 from torch_ps.common.options.server_config import ServerConfig
@@ -60,6 +61,22 @@ def test_command_serves_until_it_is_interrupted() -> None:
             client.init(model(), SPEC)
             assert client.push({"x": torch.ones(8)}).version == 1
         assert process.end(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_terminal_that_closes_ends_a_server_in_order_but_not_under_nohup(shards: int, tmp_path: Path) -> None:
+    for program in (PROGRAM, f"{nohup.__module__}:{nohup.__name__}"):
+        config = ServerConfig(listen="127.0.0.1:0", shards=shards, ready_file=str(tmp_path / program))
+        child = start_server(config, tmp_path / f"{program}.log", program)
+        told = ready(child, tmp_path / program)
+        child.send(signal.SIGHUP)
+        if program == PROGRAM:
+            assert child.wait(SECONDS) == 0
+            assert "shard 0 stops" in child.output
+        else:
+            assert len([address for address in told["servers"] if Addresses([address]).status().version == 0]) == shards
+            assert ignores_hangup(child.pid)
+            assert child.end() == 0
 
 
 @pytest.mark.tier("all")

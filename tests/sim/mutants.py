@@ -288,10 +288,8 @@ class AdmitsOldSessions(Shard):
 class NewcomersStartAtOnce(Membership):
     """First step = the open step, though another shard may have closed a part of it."""
 
-    def join(
-        self, name: str, rank: int | None, now: float, open_step: int, *, replace: bool = True
-    ) -> tuple[Member, Effects]:
-        return super().join(name, rank, now, open_step - 1 if self.roster.open else open_step, replace=replace)
+    def join(self, name: str, rank: int | None, now: float, open_step: int, **others: Any) -> tuple[Member, Effects]:
+        return super().join(name, rank, now, open_step - 1 if self.roster.open else open_step, **others)
 
 
 class NeverEvicts(Membership):

@@ -1,6 +1,7 @@
 """A peer that may send anything: frames and requests that no client of ours would send, over plain gRPC."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,6 +28,11 @@ def described(params: dict[str, torch.Tensor], optimizer: str = "SGD", hyper: Hy
     )
 
 
+def secret_of(worker: str) -> bytes:
+    """The secret of every session of a worker that these tests speak for."""
+    return hashlib.sha256(f"secret of {worker}".encode()).digest()[:16]
+
+
 class Raw:
     """One connection to one server."""
 
@@ -44,6 +50,7 @@ class Raw:
             PsError: what the server answers instead.
         """
         request.incarnation = self.incarnation
+        request.secret = request.secret or secret_of(request.worker)
         call = self._channel.unary_unary(channel.method("Join"), pb.JoinRequest.SerializeToString, _join_reply)
         try:
             return call(request, timeout=SECONDS)
@@ -56,7 +63,7 @@ class Raw:
 
     def leave(self, worker: str, session: int) -> None:
         call = self._channel.unary_unary(channel.method("Leave"), pb.LeaveRequest.SerializeToString, bytes)
-        call(pb.LeaveRequest(worker=worker, session=session), timeout=SECONDS)
+        call(pb.LeaveRequest(worker=worker, session=session, secret=secret_of(worker)), timeout=SECONDS)
 
     def exchange(self, *frames: bytes) -> PsError:
         """Open an Exchange, send frames; the error that it ends with."""
@@ -75,6 +82,7 @@ class Raw:
     def hello(self, worker: str = "", session: int = 0, pull_codec: str = "none") -> bytes:
         """First frame of an Exchange."""
         hello = pb.Hello(worker=worker, session=session, pull_codec=pull_codec, incarnation=self.incarnation)
+        hello.secret = secret_of(worker)
         return pack(pb.UpHeader(hello=hello))
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ import grpc
 import torch
 
 from tests.support.jobs import Addresses
-from tests.support.raw import Raw, described, raw
+from tests.support.raw import Raw, described, raw, secret_of
 from tests.support.threads import at_once
 from torch_ps.common import codecs, schema
 from torch_ps.common.arena import Arena, Layout, offer_from_proto, offer_to_proto
@@ -80,6 +80,7 @@ class RawWorker:
         request = pb.ShareRequest(
             worker=self.name,
             session=self.session,
+            secret=secret_of(self.name),
             gradients=offer_to_proto(self._gradients.offer),
             answers=offer_to_proto(self._written_to.offer),
         )
@@ -173,7 +174,9 @@ class RawWorker:
 
     def _seeds(self, shard: int) -> Iterator[bytes]:
         incarnation = self._peers[shard].incarnation
-        yield pack(pb.SeedHeader(worker=self.name, session=self.session, model=self._model, incarnation=incarnation))
+        header = pb.SeedHeader(worker=self.name, session=self.session, model=self._model, incarnation=incarnation)
+        header.secret = secret_of(self.name)
+        yield pack(header)
         flat = [each.flatten().float() for each in self._params.values()]
         for bucket in self.buckets:
             if bucket.shard == shard:

@@ -12,6 +12,7 @@ import torch
 
 import torch_ps
 from tests.support.jobs import SECONDS, Servers, job, until
+from tests.support.raw import secret_of
 from torch_ps.common.errors import NoSharedMemory, PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import address
@@ -37,8 +38,9 @@ def offer_of(servers: Servers) -> pb.SocketOffer:
 
 def hello(servers: Servers, worker: str = "", session: int = 0) -> bytes:
     """First frame of a stream; without a worker, of an observer."""
-    incarnation = described(servers).incarnation
-    return pack(pb.UpHeader(hello=pb.Hello(worker=worker, session=session, incarnation=incarnation)))
+    hello = pb.Hello(worker=worker, session=session, incarnation=described(servers).incarnation)
+    hello.secret = secret_of(worker)
+    return pack(pb.UpHeader(hello=hello))
 
 
 @contextlib.contextmanager

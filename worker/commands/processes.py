@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -68,11 +68,14 @@ class Child:
 
 
 class _Forwarder:
-    """Copies one output stream of a child to one of this process."""
+    """Copies one output stream of a child to one of this process, for as long as somebody reads that."""
 
-    def __init__(self, child: Child, stream: BinaryIO, target: BinaryIO) -> None:
+    def __init__(
+        self, child: Child, stream: BinaryIO, target: BinaryIO, on_reader_gone: Callable[[], object] | None
+    ) -> None:
         os.set_blocking(stream.fileno(), False)
         self.child, self.stream, self.target = child, stream, target
+        self._on_reader_gone, self._reader_gone = on_reader_gone, False
         self._rest = b""
 
     def forward(self) -> bool:
@@ -92,12 +95,20 @@ class _Forwarder:
             rest, self._rest = self._rest, b""
             self._write([rest])
 
-    def _write(self, lines: Iterable[bytes]) -> None:
+    def _write(self, lines: Sequence[bytes]) -> None:
         name = self.child.name.encode()
         for line in lines:
             self.child.last_lines.append(line.decode(errors="replace"))
-            self.target.write(b"%s | %s\n" % (name, line))
-        self.target.flush()
+        if self._reader_gone:
+            return
+        try:
+            self.target.write(b"".join(b"%s | %s\n" % (name, line) for line in lines))
+            self.target.flush()
+        except BrokenPipeError:
+            if self._on_reader_gone is None:
+                raise
+            self._reader_gone = True
+            self._on_reader_gone()
 
 
 class Processes:
@@ -106,10 +117,18 @@ class Processes:
     Args:
         out: target of their stdout; None means this process's own.
         err: target of their stderr; None means this process's own.
+        on_reader_gone: called when nobody reads a target any more, whose lines are dropped from then on; None raises
+            BrokenPipeError.
     """
 
-    def __init__(self, out: BinaryIO | None = None, err: BinaryIO | None = None) -> None:
+    def __init__(
+        self,
+        out: BinaryIO | None = None,
+        err: BinaryIO | None = None,
+        on_reader_gone: Callable[[], object] | None = None,
+    ) -> None:
         self._out, self._err = out or sys.stdout.buffer, err or sys.stderr.buffer
+        self._on_reader_gone = on_reader_gone
         self._lifeline = Lifeline()
         self._selector = selectors.DefaultSelector()
         self._running: list[Child] = []
@@ -135,7 +154,7 @@ class Processes:
         )
         child = Child(name, process)
         for stream, target in ((process.stdout, self._out), (process.stderr, self._err)):
-            forwarder = _Forwarder(child, stream, target)  # type: ignore[arg-type]  # not None: PIPE was asked for
+            forwarder = _Forwarder(child, stream, target, self._on_reader_gone)  # type: ignore[arg-type]  # PIPE: not None
             self._selector.register(stream, selectors.EVENT_READ, forwarder)  # type: ignore[arg-type]
         self._running.append(child)
         return child

@@ -20,19 +20,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from torch_ps.common import log as logs
+from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
-from torch_ps.common.options.fields import Check, at_least, check_all, environment_of, option, per_process
+from torch_ps.common.options.fields import environment_of, per_process
 from torch_ps.common.options.models import names_of_models, options_of_model
+from torch_ps.common.options.run_config import RESTARTS, WITHOUT_GPU, RunConfig
 from torch_ps.common.options.server_config import ServerConfig
-from torch_ps.common.options.slow_workers import parse_slow, slow_of
+from torch_ps.common.options.slow_workers import slow_of
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.commands import worker as ps_worker
 from torch_ps.worker.commands.processes import GRACE, Child, Processes
@@ -40,10 +41,6 @@ from torch_ps.worker.runtime.torchrun_env import free_master, process_group
 
 log = logging.getLogger("torch_ps.run")
 
-#: Number of workers that ``-n auto`` means on a host without a GPU.
-WITHOUT_GPU = 2
-#: How often Ray restarts one process.
-RESTARTS = 3
 #: Seconds within which the servers have to accept workers.
 START_SECONDS = 90.0
 #: Seconds between SIGTERM and SIGKILL for servers that write a last checkpoint.
@@ -52,52 +49,6 @@ CHECKPOINT_SECONDS = 90.0
 POLL_EVERY = 0.1
 
 _NAMES_ERROR = re.compile(r"(?<!\w)\w*[Ee]rror: ")
-
-
-def _is_count(text: str) -> bool:
-    return text == "auto" or (text.isdecimal() and int(text) >= 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """Options of ps-run that neither ps-serve nor ps-worker has."""
-
-    workers: str = option(
-        "auto",
-        f"number of workers; auto is one per GPU, or {WITHOUT_GPU} where there is none",
-        metavar="N|auto",
-        short="-n",
-        check=Check("a whole number >= 1, or auto", _is_count),
-        common=True,
-    )
-    slow: tuple[str, ...] = option(
-        (),
-        "slow a worker down: each of its steps takes FACTOR times as long, such as w1:3x",
-        metavar="WORKER:FACTOR",
-        common=True,
-    )
-    events: str = option("", "write what each worker does to a file of JSON lines in this folder", metavar="DIR")
-    on: str = option(
-        "here",
-        "where the processes run: on this host, or on an existing Ray cluster",
-        choices=("here", "ray"),
-        common=True,
-    )
-    ray_address: str = option(
-        "",
-        "with --on ray: address of the cluster; empty means $RAY_ADDRESS, or a cluster on this host",
-        metavar="HOST:PORT",
-    )
-    restarts: int | None = option(
-        None, f"with --on ray: how often one process is restarted; {RESTARTS} if not given", check=at_least(0)
-    )
-
-    def __post_init__(self) -> None:
-        check_all(self)
-        parse_slow(self.slow)
-        for name, idle in (("ray_address", ""), ("restarts", None)):
-            if self.on != "ray" and (value := getattr(self, name)) != idle:
-                raise ConfigError(f"{name}={value} has no effect without on=ray; give --on ray too")
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -273,13 +224,13 @@ def run_on_ray(run: RunConfig, server: ServerConfig, worker: WorkerConfig, scrip
 
 
 def _record_signals() -> list[int]:
-    """Catch SIGINT, SIGTERM and SIGHUP from now on. Returns the list that their numbers are appended to."""
+    """Catch the signals that end a command from now on. Returns the list that their numbers are appended to."""
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ending_signals():
         signal.signal(number, note)
     return signals
 
@@ -287,7 +238,10 @@ def _record_signals() -> list[int]:
 def run_job(job: JobSpec) -> int:
     """Run ``job`` to its end. Returns the exit code: 0, that of the first child that failed, or 128 + signal."""
     signals = _record_signals()
-    with tempfile.TemporaryDirectory(prefix="ps-run-") as folder, Processes() as children:
+    with (
+        tempfile.TemporaryDirectory(prefix="ps-run-") as folder,
+        Processes(on_reader_gone=lambda: signals.append(signal.SIGPIPE)) as children,
+    ):
         try:
             server = children.start(
                 "ps", job.server_command(), job.server_environment(Path(folder, "ready"), os.environ)
@@ -302,8 +256,6 @@ def run_job(job: JobSpec) -> int:
         except JobFailed as error:
             log.error("%s", error)
             return error.exit_code
-        except BrokenPipeError:  # the reader of our output has closed it
-            return 128 + signal.SIGPIPE
         finally:
             # Workers first: if a server ended before them, they would report an error.
             children.stop([child for child in children.running if child is not server])
@@ -342,7 +294,7 @@ def _wait_for_workers(children: Processes, server: Child, workers: list[Child], 
             if child.exit_code:
                 raise JobFailed(f"the job ends because {_explain_end(child)}", child.exit_code)
             left.discard(child)
-    if signals:
+    if signals and signals[0] != signal.SIGPIPE:
         log.info("%s: stopping servers and workers", signal.Signals(signals[0]).name)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options import security_options as protection
+from torch_ps.common.options.every_option import check_variables
 from torch_ps.common.options.fields import declared, from_environment
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.common.rpc.credentials import Access, access_of
@@ -29,10 +30,11 @@ def jobs_of(servers: str | None) -> tuple[JobServers, ...]:
     """The servers of each job, from ``servers`` or, if that is None, from ``$PS_SERVERS``.
 
     Raises:
-        ConfigError: neither is given, or an address is malformed.
+        ConfigError: neither is given, an address is malformed, or a variable looks like an option and is none.
     """
     global servers_named
     servers_named = True
+    check_variables(os.environ)
     text = servers if servers is not None else os.environ.get("PS_SERVERS", "")
     if not text:
         raise ConfigError('no servers: pass servers="host:port" or set PS_SERVERS (ps-worker and ps-run set it)')

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from torch_ps.common.errors import Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack
+from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.session.shard_streams import ShardStreams
 from torch_ps.worker.transport.shard_servers import ShardServers
 
@@ -24,19 +25,18 @@ from torch_ps.worker.transport.shard_servers import ShardServers
 ALONE_SECONDS = 20.0
 
 
-def start_heartbeat(
-    streams: ShardStreams, shards: Sequence[ShardServers], worker: str, session: int, lease: float
-) -> None:
+def start_heartbeat(streams: ShardStreams, shards: Sequence[ShardServers], who: Identity, lease: float) -> None:
     """Start the thread that exchanges heartbeats with all shards until ``streams`` is closed.
 
     Args:
         streams: streams to all shards.
         shards: servers of every shard, shard 0 first.
-        worker: name of the worker.
-        session: number of its session; 0 for an observer, which has no lease.
+        who: identity of the worker; that of an observer has session 0 and no lease.
         lease: length of a lease in seconds.
     """
-    request = pb.RenewRequest(worker=worker if session else "", session=session)
+    request = pb.RenewRequest()
+    if who.session:
+        request.worker, request.session, request.secret = who.worker, who.session, who.secret
     threading.Thread(target=_run, args=(streams, shards, request, lease), name="heartbeat", daemon=True).start()
 
 

@@ -4,7 +4,7 @@ Join --> session --> Seed, if the lead asks for it --> Hello, the first frame of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,20 +23,29 @@ class Identity:
         worker: name.
         session: number of the session; 0 for an observer, or before joining.
         incarnation: joint start of the servers.
+        secret: 16 random bytes that show the servers who speaks for the session; printed nowhere.
     """
 
     worker: str
     session: int
     incarnation: int
+    secret: bytes = field(default=b"", repr=False)
 
     def join(self, model: Model, rank: int | None) -> pb.JoinRequest:
         """The request to join with ``model``; without a rank, the order of names decides."""
-        return pb.JoinRequest(worker=self.worker, rank=rank, model=schema.to_proto(model), incarnation=self.incarnation)
+        return pb.JoinRequest(
+            worker=self.worker,
+            rank=rank,
+            model=schema.to_proto(model),
+            incarnation=self.incarnation,
+            secret=self.secret,
+        )
 
     def hello(self, pull_codec: str) -> bytes:
         """The first frame of a stream, which names the codec of pulls."""
-        worker = self.worker if self.session else ""
-        hello = pb.Hello(worker=worker, session=self.session, pull_codec=pull_codec, incarnation=self.incarnation)
+        hello = pb.Hello(pull_codec=pull_codec, incarnation=self.incarnation)
+        if self.session:
+            hello.worker, hello.session, hello.secret = self.worker, self.session, self.secret
         return pack(pb.UpHeader(hello=hello))
 
     def seeds(
@@ -50,7 +59,7 @@ class Identity:
             values: function that returns the fp32 values of one bucket, shape (numel,).
         """
         header = pb.SeedHeader(worker=self.worker, session=self.session, model=schema.to_proto(model))
-        header.incarnation = self.incarnation
+        header.incarnation, header.secret = self.incarnation, self.secret
         yield pack(header)
         plain = codecs.codec("none")
         for bucket in buckets:

@@ -13,6 +13,7 @@ from torch_ps.common.errors import NoSharedMemory, Restarted
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.wire.frames import pack, unpack
+from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.session.shard_streams import ShardStreams
 from torch_ps.worker.session.shared_memory import SharedMemory
 from torch_ps.worker.transport.link import Link
@@ -31,7 +32,7 @@ def check_incarnation(link: Link, now: pb.JobDescription, before: pb.JobDescript
 
 
 def restore_shared_memory(
-    memory: SharedMemory, streams: ShardStreams, link: Link, buckets: Sequence[Bucket], worker: str, session: int
+    memory: SharedMemory, streams: ShardStreams, link: Link, buckets: Sequence[Bucket], who: Identity
 ) -> None:
     """Share memory again with a shard whose stream is about to be opened.
 
@@ -42,8 +43,7 @@ def restore_shared_memory(
         streams: streams with the frames that were not answered.
         link: connection to the shard.
         buckets: buckets of the shard.
-        worker: name of the worker.
-        session: number of its session.
+        who: identity of the worker.
 
     Raises:
         UnknownWorker: the server does not know this worker.
@@ -53,7 +53,7 @@ def restore_shared_memory(
     if not memory.has(shard):
         return
     try:
-        memory.share_again(link, shard, worker, session)
+        memory.share_again(link, shard, who)
     except NoSharedMemory as error:
         log.info("the network carries all payloads to and from %s from now on: %s", link.address, error)
         for bucket in buckets:

@@ -15,6 +15,7 @@ Rules of this file
 
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ CONNECT_SECONDS = 20.0
 LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
+#: Bytes of the secret of a session.
+SECRET_BYTES = 16
 
 #: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread.
 OnValues = Callable[[Bucket, torch.Tensor], None]
@@ -142,7 +145,7 @@ class Session(Part):
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
         self._shard_streams: ShardStreams | None = None
-        self.number, self.first = 0, False
+        self.number, self.first, self._secret = 0, False, b""
         self._progress = Progress(0, epoch=0)
         self.sample_counts = SampleCounts()
         self._norms = NormQuestions()
@@ -201,16 +204,17 @@ class Session(Part):
             NameTaken: another worker has this name or rank.
             WaitTimeout: the first worker has not sent the parameters.
         """
+        self._secret = secrets.token_bytes(SECRET_BYTES)  # of one session, so the same where its Join is repeated
         retry_join(lambda: self._join(model, rank, values), self._shards, self.job.lease_seconds)
 
     def _join(self, model: Model, rank: int | None, values: Callable[[Bucket], torch.Tensor]) -> None:
         if self._shard_streams is not None:
             self._shard_streams.close()  # the earlier session's streams would hold the name
         self.job = self._describe()
-        reply = join_with_retry(self._links[0], self._identity.join(model, rank), self.timeout)
+        reply = join_with_retry(self._links[0], self.identity.join(model, rank), self.timeout)
         self.number, self.first = reply.session, reply.seed
         for shard in self._shards:
-            shard.identity = self.name, self.number
+            shard.identity = self.name, self.number, self._secret
         self.sample_counts.clear()
         self._start(model, reply.epoch)
         self.job_model = model
@@ -218,9 +222,9 @@ class Session(Part):
             self.job_model = schema.from_proto(self._links[0].model(self.timeout))
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
-                frames = self._identity.seeds(model, self.plan.of_shard(index), values)
+                frames = self.identity.seeds(model, self.plan.of_shard(index), values)
                 self._links[index].seed(frames, self.timeout)
-        self.shared_memory.share(self._links, self.plan, self.name, self.number)
+        self.shared_memory.share(self._links, self.plan, self.identity)
 
     def roster(self, *, seconds: float | None = None) -> pb.RosterView:
         """The roster of the lead, once the first quorum is complete.
@@ -246,7 +250,7 @@ class Session(Part):
         self._decompressor = Decompressor(self._pull_codec, buckets)
         self._shard_streams = ShardStreams(
             self._shards,
-            self._identity.hello(self._pull_codec.name),
+            self.identity.hello(self._pull_codec.name),
             [bucket.shard for bucket in buckets],
             self.job.lease_seconds,
             self._receive,
@@ -254,11 +258,12 @@ class Session(Part):
         )
         self._wait_failed = self._abandoned = False  # nothing that was under way comes on these streams
         self._shard_streams.open()  # known by then: a server may ask for a vote in its first message
-        start_heartbeat(self._shard_streams, self._shards, self.name, self.number, self.job.lease_seconds)
+        start_heartbeat(self._shard_streams, self._shards, self.identity, self.job.lease_seconds)
 
     @property
-    def _identity(self) -> Identity:
-        return Identity(self.name, self.number, self.job.incarnation)
+    def identity(self) -> Identity:
+        """Who this session is to the servers, with the secret that shows it."""
+        return Identity(self.name, self.number, self.job.incarnation, self._secret)
 
     def _restore(self, shard: int, now: pb.JobDescription) -> None:
         """Prepare a shard that answers again, and says what it is now, for its stream to be opened."""
@@ -266,7 +271,7 @@ class Session(Part):
         self.check_member()
         link, buckets = links[shard], self.plan.of_shard(shard)
         check_incarnation(link, now, self.job)
-        restore_shared_memory(self.shared_memory, self._streams, link, buckets, self.name, self.number)
+        restore_shared_memory(self.shared_memory, self._streams, link, buckets, self.identity)
 
     # -------------------------------------------------------------- buckets
 
@@ -409,7 +414,7 @@ class Session(Part):
         answer too early.
         """
         if self._wait_failed:
-            self._streams.reset(self._identity.hello(self._pull_codec.name))
+            self._streams.reset(self.identity.hello(self._pull_codec.name))
             self._wait_failed = self._abandoned = False
 
     def abandon(self) -> None:
@@ -622,14 +627,14 @@ class Session(Part):
         """Ask the lead for samples, again while the connection is broken.
 
         Args:
-            request: request, whose worker and session are filled in here.
+            request: request, whose worker, session and secret are filled in here.
             seconds: longest time to wait; None for the session's ``timeout``.
 
         Raises:
             WaitTimeout: says who has the samples that are left.
         """
         self.check_member()
-        request.worker, request.session = self.name, self.number
+        request.worker, request.session, request.secret = self.name, self.number, self._secret
         lead, lease, longest = self._shards[0], self.job.lease_seconds, self.timeout if seconds is None else seconds
         try:
             return call_with_retry(lambda: lead.link.data(request, longest), lead.patience(lease))
@@ -648,7 +653,8 @@ class Session(Part):
         if self.number:
             self.upload_trace()
             try:
-                self._links[0].leave(pb.LeaveRequest(worker=self.name, session=self.number), LEAVE_SECONDS)
+                request = pb.LeaveRequest(worker=self.name, session=self.number, secret=self._secret)
+                self._links[0].leave(request, LEAVE_SECONDS)
             except PsError as error:
                 log.info("worker %s could not tell the lead that it leaves: %s", self.name, error)
             self.number = 0
@@ -675,7 +681,7 @@ class Session(Part):
     def upload_trace(self) -> None:
         """Send the lead what was traced so far, if anything was. Never raises for a server that is gone."""
         if len(self.trace.spans) > self.trace.given and not self._ended:
-            upload_trace(self.trace, self._links[0], self._identity)
+            upload_trace(self.trace, self._links[0], self.identity)
 
     def _close_links(self) -> None:
         for link in self._links:

@@ -28,6 +28,7 @@ from torch_ps.common.errors import CorruptFrame, NoSharedMemory, Refused
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Piece, Plan
 from torch_ps.common.wire.frames import Buffer
+from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.transport.link import Link
 
 log = logging.getLogger("torch_ps.worker")
@@ -53,7 +54,7 @@ class SharedMemory:
         self._busy: dict[int, int] = {}  # bucket -> step of the push that its place holds
         self._read: dict[int, _Region] = {}  # bucket -> where its parameters were read last
 
-    def share(self, links: Sequence[Link], plan: Plan, worker: str, session: int) -> None:
+    def share(self, links: Sequence[Link], plan: Plan, who: Identity) -> None:
         """Offer memory to every shard.
 
         Raises:
@@ -65,11 +66,11 @@ class SharedMemory:
         for shard, link in enumerate(links):
             try:
                 dialled = 0 if self._wanted == "memory" else link.address.port
-                self.shards[shard] = _create(link, plan.of_shard(shard), worker, session, dialled)
+                self.shards[shard] = _create(link, plan.of_shard(shard), who, dialled)
             except NoSharedMemory as error:
                 if self._wanted == "memory":
                     raise Refused(
-                        f"worker {worker!r} shares no memory with {link.address}: {error}; use plane auto"
+                        f"worker {who.worker!r} shares no memory with {link.address}: {error}; use plane auto"
                     ) from None
                 log.info("the network carries all payloads to and from %s: %s", link.address, error)
 
@@ -82,7 +83,7 @@ class SharedMemory:
         """Whether a push that this memory carries is not answered yet."""
         return bool(self._busy)
 
-    def share_again(self, link: Link, shard: int, worker: str, session: int) -> None:
+    def share_again(self, link: Link, shard: int, who: Identity) -> None:
         """Offer the same regions to a shard that may have been restarted; what they hold stays.
 
         Raises:
@@ -91,7 +92,7 @@ class SharedMemory:
         """
         memory = self.shards[shard]
         dialled = 0 if self._wanted == "memory" else link.address.port
-        self.shards[shard] = _offer(link, memory.gradients, memory.answers.kept, worker, session, dialled)
+        self.shards[shard] = _offer(link, memory.gradients, memory.answers.kept, who, dialled)
 
     def forget(self, shard: int) -> None:
         """Let the network carry everything to and from this shard from now on."""
@@ -222,15 +223,16 @@ def _one_piece(arena: Arena, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Te
     return arena.tensor(spans[0][0], spans[-1][1]) if follow and spans[0][0] % LINE == 0 else None
 
 
-def _create(link: Link, buckets: Sequence[Bucket], worker: str, session: int, dialled: int) -> _ShardMemory:
+def _create(link: Link, buckets: Sequence[Bucket], who: Identity, dialled: int) -> _ShardMemory:
     layout = Layout(buckets)
-    return _offer(link, Arena.create(layout), Arena.create(layout), worker, session, dialled)
+    return _offer(link, Arena.create(layout), Arena.create(layout), who, dialled)
 
 
-def _offer(link: Link, gradients: Arena, answers: Arena, worker: str, session: int, dialled: int) -> _ShardMemory:
+def _offer(link: Link, gradients: Arena, answers: Arena, who: Identity, dialled: int) -> _ShardMemory:
     request = pb.ShareRequest(
-        worker=worker,
-        session=session,
+        worker=who.worker,
+        session=who.session,
+        secret=who.secret,
         gradients=offer_to_proto(gradients.offer),
         answers=offer_to_proto(answers.offer),
         dialled_port=dialled,
@@ -243,6 +245,8 @@ def _offer(link: Link, gradients: Arena, answers: Arena, worker: str, session: i
         parameters = _Region(Arena.open(gradients.layout, offer), Arena.open(gradients.layout, offer, private=True))
         own = _Region(answers, Arena.open(answers.layout, answers.offer, private=True))
     except NoSharedMemory:  # the shard, which could map its part, has to be told: an offer of nothing is refused
-        link.share(pb.ShareRequest(worker=worker, session=session, dialled_port=dialled), SHARE_SECONDS)
+        request.ClearField("gradients")
+        request.ClearField("answers")
+        link.share(request, SHARE_SECONDS)
         raise
     return _ShardMemory(gradients, own, parameters)

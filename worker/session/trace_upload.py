@@ -20,7 +20,7 @@ UPLOAD_SECONDS = 10.0
 
 def upload_trace(trace: Trace, lead: Link, who: Identity) -> None:
     """Send all spans so far. Never raises: a trace that a server does not take is lost, and the log says so."""
-    request = pb.TraceRequest(worker=who.worker, session=who.session, incarnation=who.incarnation)
+    request = pb.TraceRequest(worker=who.worker, session=who.session, secret=who.secret, incarnation=who.incarnation)
     try:
         offset, error = _measure_clock(lead, request)
         request.part.CopyFrom(trace.part(offset, error))

@@ -45,14 +45,14 @@ class ShardServers:
         servers: addresses of the shard's servers, at least one, the likeliest to serve first.
 
     Attributes:
-        identity: name and session of the worker in the job; session 0 before it has joined.
+        identity: name, session and secret of the worker in the job; session 0 before it has joined.
     """
 
     def __init__(self, link: Link, servers: Sequence[Address]) -> None:
         self.link, self.servers = link, list(servers)
         link.replaceable = len(servers) > 1
         self.acceptor = Acceptor()
-        self.identity = "", 0
+        self.identity = "", 0, b""
         self._lock = threading.Lock()  # of the acceptor: ballots come on streams and in replies
         self._moving = threading.Lock()  # held by the thread that moves ``link``
 
@@ -137,10 +137,10 @@ class ShardServers:
         """
         with self._lock:
             papers = [pb.BallotPaper(vote=ballots.vote_to_proto(self.acceptor.refusal(term)))]
-        worker, session = self.identity
+        worker, session, secret = self.identity
         with contextlib.suppress(PsError):
             for _ in range(2):  # the second time answers what the server asks in turn: it may have lost its standby
-                request = pb.BallotRequest(worker=worker, session=session, paper=papers)
+                request = pb.BallotRequest(worker=worker, session=session, secret=secret, paper=papers)
                 reply = self.link.ballot(request, DESCRIBE_SECONDS) if papers else pb.BallotReply()
                 papers = [paper for each in reply.ballot if (paper := self._answer(each)) is not None]
 
@@ -158,8 +158,8 @@ class ShardServers:
         """Ask a standby to take over until it does, or until the next round is due; returns whether it serves."""
         self.link.to(standby)
         deadline = time.monotonic() + CAMPAIGN_SECONDS
-        worker, session = self.identity
-        request = pb.BallotRequest(worker=worker, session=session, take_over=True)
+        worker, session, secret = self.identity
+        request = pb.BallotRequest(worker=worker, session=session, secret=secret, take_over=True)
         while time.monotonic() < deadline:
             try:
                 reply = self.link.ballot(request, DESCRIBE_SECONDS)

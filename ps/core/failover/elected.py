@@ -37,7 +37,7 @@ class ElectedSeat(Seat):
         self._accepts: frozenset[Elector] = frozenset()
 
     def asked(self, elector: Elector, now: float) -> Decisions:
-        if not self._follows:
+        if not self._follows or elector not in self.electorate:
             return ()
         self._asks = {**self._asks, elector: now}
         return self._stand() if self.role is Role.STANDBY else ()

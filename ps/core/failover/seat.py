@@ -46,6 +46,9 @@ class Role(Enum):
     DEPOSED = "deposed"
 
 
+#: Largest distance between two terms that a server hears of one after the other: each attempt to serve adds 1.
+MAX_JUMP = 1 << 32
+
 #: Name and session of a worker that may vote.
 Elector = tuple[str, int]
 
@@ -331,7 +334,9 @@ class Seat(ABC):
         """Whether a standby can be relied on."""
 
     def _hear(self, term: Term) -> None:
-        self._heard = max(self._heard, term)
+        """Note the highest term. One that is out of all proportion is no term of this job, and would use numbers up."""
+        if term.number <= self._heard.number + MAX_JUMP:
+            self._heard = max(self._heard, term)
 
     def _next_term(self) -> Term:
         self._heard = Term(self._heard.number + 1, self.me)

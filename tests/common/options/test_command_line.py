@@ -1,7 +1,9 @@
 """Where an option's value comes from, what a refused one says, and what a child process is given."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from torch_ps.common.errors import ConfigError, Unreachable
 from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.every_option import OF_COMMAND, check_variables
 from torch_ps.common.options.fields import (
     arguments_of,
     at_least,
@@ -287,7 +290,12 @@ def test_refused_further_variable_is_named() -> None:
         ("insecure = 1", "insecure must be true or false; got 1 (from {file})"),
         ("leese = 3", "leese in {file} is not an option of ps-serve; did you mean lease?"),
         ("[server]\nport = 3", "port of [server] in {file} is not an option of ps-serve"),
-        ("[sever]\nlease = 3", "[sever] in {file} must be one of [server], [worker], [run], [compare], [status]"),
+        (
+            "[sever]\nlease = 3",
+            "[sever] in {file} must be one of [server], [worker], [run], [compare], [status], [export]; did you mean "
+            "[server]?",
+        ),
+        ("[compare]\nsedes = 3", "sedes of [compare] in {file} is not an option of ps-compare; did you mean seeds?"),
     ],
 )
 def test_refused_file_is_one_sentence_that_names_it(toml: Any, text: str, sentence: str) -> None:
@@ -295,8 +303,46 @@ def test_refused_file_is_one_sentence_that_names_it(toml: Any, text: str, senten
     assert refusal(serve, "--config", file) == "Error: " + sentence.format(file=file)
 
 
-def test_tables_of_other_commands_are_left_alone(toml: Any) -> None:
-    assert server("--config", toml("[worker]\nanything = 1\n[server]\nlease = 2")).lease == 2
+def test_tables_of_other_commands_are_for_them(toml: Any) -> None:
+    assert server("--config", toml("[worker]\ncompress = 'anything'\n[server]\nlease = 2")).lease == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("PS_MOED", "$PS_MOED is no option of torch-ps; did you mean $PS_MODE?"),
+        ("PS_CHECKPIONT", "$PS_CHECKPIONT is no option of torch-ps; did you mean $PS_CHECKPOINT?"),
+        ("PS_PORT", "$PS_PORT is no option of torch-ps; did you mean $PS_REPORT?"),
+        ("PS_XYZZY_42", "$PS_XYZZY_42 is no option of torch-ps; unset it, or rename it if it is not for torch-ps"),
+    ],
+)
+def test_variable_that_no_command_knows_is_refused_with_the_nearest_name(variable: str, sentence: str) -> None:
+    assert refusal(serve, **{variable: "1"}) == f"Error: {sentence}"
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        check_variables({variable: "1"})
+
+
+@pytest.mark.parametrize("program", OF_COMMAND)
+def test_every_command_refuses_a_mistyped_variable_and_key(program: str, toml: Any) -> None:
+    (installed,) = entry_points(group="console_scripts", name=program)
+    command, operands = installed.load(), ("from", "to.safetensors") if program == "ps-export" else ()
+    said = refusal(command, *operands, PS_LEESE="3")
+    assert said == "Error: $PS_LEESE is no option of torch-ps; did you mean $PS_LEASE?"
+    file = toml("[server]\nleese = 3")
+    said = refusal(command, "--config", file, *operands)
+    assert said.startswith(f"Error: leese of [server] in {file} is not an option of ")
+
+
+def test_variables_of_other_commands_and_of_other_programs_are_let_through() -> None:
+    kubernetes = {
+        "PS_SERVICE_HOST": "10.0.0.1",
+        "PS_SERVICE_PORT_GRPC": "1",
+        "PS_PORT": "tcp://10.0.0.1:1",
+        "PS_PORT_1_TCP_ADDR": "10.0.0.1",
+        "PS_0_SERVICE_HOST": "10.0.0.2",
+        "PS_0_PORT_1_TCP": "tcp://10.0.0.2:1",
+    }
+    assert server(PS_FORMAT="pid", PS_SERVERS="a:1", PS_MOED="", **kubernetes) == ServerConfig()
 
 
 def test_file_that_is_missing_or_not_toml_is_refused(toml: Any, tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.run_config import RunConfig
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.slow_workers import parse_slow
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.commands import run as ps_run
 from torch_ps.worker.commands import worker as cli
-from torch_ps.worker.commands.run import JobSpec, RunConfig
+from torch_ps.worker.commands.run import JobSpec
 
 
 def job(

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.nohup import ignores_hangup
 
 ROOT = Path(__file__).parents[3]
 PS_RUN = [sys.executable, "-m", "torch_ps.worker.commands.run"]
@@ -26,11 +29,12 @@ def ps_run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def waiting_job(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A job of two workers that wait, with the ids of all processes below ps-run."""
+def waiting_job(tmp_path: Path, *before: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A job of two workers that wait, with the ids of all processes below ps-run; ``before`` comes before ps-run."""
     (tmp_path / "wait.py").write_text(WAITING)
     with subprocess.Popen(
-        [*PS_RUN, "-n", "2", str(tmp_path / "wait.py")],
+        [*before, *PS_RUN, "-n", "2", str(tmp_path / "wait.py")],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -213,6 +217,29 @@ def test_a_signal_ends_the_whole_job(tmp_path: Path, number: signal.Signals, cod
         process.send_signal(number)
         assert process.wait(30) == code
         assert all(gone(pid) for pid in children)
+
+
+def test_job_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    with waiting_job(tmp_path, "nohup") as (process, children):
+        for pid in (process.pid, *children):
+            assert ignores_hangup(pid)
+            os.kill(pid, signal.SIGHUP)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_job_whose_output_nobody_reads_ends_in_order(tmp_path: Path) -> None:
+    (tmp_path / "talk.py").write_text("while True:\n    print('hello', flush=True)\n")
+    talk, folder = shlex.quote(str(tmp_path / "talk.py")), shlex.quote(str(tmp_path / "ck"))
+    line = f"{shlex.join(PS_RUN)} -n 1 --checkpoint {folder} {talk} | head -n 2"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 141, done.stderr
+    assert done.stdout == "w0 | hello\n" * 2
+    assert "ps | " in done.stderr
+    assert "shard 0 stops" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_no_process_is_left_when_ps_run_is_killed(tmp_path: Path) -> None:

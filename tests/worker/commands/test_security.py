@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support import commands
 from tests.support.certificates import Authority, options
 from tests.worker.commands.test_run import PS_RUN, ROOT, ps_run
-from torch_ps.compare.options import CompareConfig
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import Run
 

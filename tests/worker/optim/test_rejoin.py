@@ -27,11 +27,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def drop(servers: Servers, worker: str) -> None:
+def drop(servers: Servers, worker: torch_ps.ParameterServerOptimizer) -> None:
     """What happens to a worker whose lease has run out."""
-    session = {w.worker: w.session for w in servers.status().worker}[worker]
+    who = worker.session.identity
     link = Link(address.parse(servers.addresses[0]))
-    link.leave(pb.LeaveRequest(worker=worker, session=session), 20)
+    link.leave(pb.LeaveRequest(worker=who.worker, session=who.session, secret=who.secret), 20)
     link.close()
 
 
@@ -58,7 +58,7 @@ def test_dropped_worker_goes_on_with_the_parameters_of_the_job(
 
         try:
             at_once(lambda: push(0, 0), lambda: push(1, 0))
-            drop(servers, "w1")
+            drop(servers, optimizers[1])
             push(0, 10)
             version = optimizers[0].version
             with caplog.at_level(logging.WARNING, "torch_ps.worker"):
@@ -89,7 +89,7 @@ def test_samples_of_a_dropped_worker_are_trained_on_once(mode: str, options: dic
             for number, indices in enumerate(trainer.epochs(batch_size=3)):
                 batches.append(indices)
                 if number == 4 and trainer is workers[1]:
-                    drop(servers, "w1")
+                    drop(servers, trainer.optimizer)
             return batches
 
         try:

@@ -10,8 +10,8 @@ import pytest
 from tests.deploy.launched import ends_well
 from tests.docs.commands import shown
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.options.compare_config import CompareConfig
 from torch_ps.common.options.worker_config import WorkerConfig
-from torch_ps.compare.options import CompareConfig
 from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import parse_runs
 from torch_ps.worker.commands import worker as cli

@@ -1,14 +1,14 @@
-"""Options of ps-compare: those that all runs share, and ``--runs`` for those that differ between runs."""
+"""Options of ps-compare, ``CompareConfig``: those that all runs share, and ``--runs`` for those that differ."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch_ps.common.options import security_options as protection
 from torch_ps.common.options import trace_options
 from torch_ps.common.options.fields import Check, at_least, check_all, declared, option, within
-from torch_ps.common.options.slow_workers import parse_slow, slow_of
+from torch_ps.common.options.slow_workers import slow_of
 from torch_ps.common.options.worker_config import WorkerConfig
 
 DEFAULT_RUNS = "sync,sync:compress=fp16,async,async:compress=fp16"
@@ -88,21 +88,3 @@ class CompareConfig:
     @property
     def scaled(self) -> bool:
         return self.scale_lr == "on"
-
-
-def settings_of(config: CompareConfig) -> dict[str, Any]:
-    """The part of ``settings`` in results.json that the user chose."""
-    return {
-        "task": config.task,
-        "data": config.data,
-        "workers": config.workers,
-        "samples": config.samples,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "seeds": config.seeds,
-        "slow": [f"w{rank}:{factor:g}x" for rank, factor in sorted(parse_slow(config.slow).items())],
-        "shards": config.shards,
-        "device": config.device,
-        "threads": config.threads,
-        "evaluations": config.evaluations,
-    }
