@@ -92,9 +92,7 @@ class HttpServer:
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._accepting)
-        for visit in self._visits:
-            visit.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._visits, return_exceptions=True))
+        self._loop.run_until_complete(self._end_visits())
         self._loop.close()
         self._listening.close()
 
@@ -113,6 +111,11 @@ class HttpServer:
                 self._visits[visit] = host
                 visit.add_done_callback(self._visits.pop)
                 self._make_room(host)
+
+    async def _end_visits(self) -> None:
+        for visit in self._visits:
+            visit.cancel()
+        await asyncio.gather(*self._visits, return_exceptions=True)
 
     def _make_room(self, host: str) -> None:
         """End the oldest visit of a host, after a visit of ``host`` has begun, if there are too many."""
