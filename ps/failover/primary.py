@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any
 
+from torch_ps.common import version
 from torch_ps.common.errors import ProtocolError, PsError, Refused, WaitTimeout
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -124,6 +125,7 @@ class Replication(JobListener, SeatListener):
             Refused: There is another one, or the last one is lost and that is not settled yet.
         """
         hello = read_request(await anext(messages, b""), pb.ReplicaUp)
+        version.check(f"the standby {hello.hello.server!r}", hello.hello.version, "its primary")
         follower = self._attach(hello.hello.server)
         work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]
         tasks = [asyncio.create_task(each) for each in work]
