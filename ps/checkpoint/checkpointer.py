@@ -71,6 +71,7 @@ class Checkpointer(JobListener):
             now = time.monotonic()
             self._planner = CutPlanner(every=every, seconds=seconds, num_shards=job.settings.num_shards, now=now)
         self._part: Kept | None = None  # this shard's last
+        self._taken: Kept | None = None  # the last part whose report the lead has taken
         self._settled = asyncio.Event()  # the last checkpoint is good, or never will be
         self.facts = CheckpointFacts(checkpoints.storage.url, job.resumed_version)
 
@@ -103,7 +104,7 @@ class Checkpointer(JobListener):
             self._spawn(self._report_missed(self._report_kept, Kept(self._job.settings.index, version, 0, "", error)))
 
     async def _report_missed(self, report: ReportKept, kept: Kept) -> None:
-        await report(kept, LAST_REPORT_SECONDS)  # a lead that is gone too plans again by itself
+        await report(kept, LAST_REPORT_SECONDS, True)  # a lead that is gone too plans again by itself
 
     def _on_state(self, state: ShardState) -> None:
         """On the executor: all buckets have been copied."""
@@ -127,8 +128,11 @@ class Checkpointer(JobListener):
         if self._report_kept is None:
             self.take_report(kept)
         else:
-            self._note(kept.version, kept.error)
-            if not await self._report_kept(kept, seconds):
+            if kept is not self._taken:
+                self._note(kept.version, kept.error)
+            if await self._report_kept(kept, seconds, kept is not self._taken):
+                self._taken = kept
+            elif kept is not self._taken:  # else the lead has ended, and wanted nothing more
                 log.warning("the lead has not taken the report about this shard's part of version %d", kept.version)
 
     def take_report(self, kept: Kept) -> None:

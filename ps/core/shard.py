@@ -132,14 +132,18 @@ class Shard:
         progress.replicated = True
         return progress.as_dict()
 
-    def data(self) -> dict[str, Any] | None:
-        """The assigner of samples as plain data, for a standby of the lead; None on other shards."""
-        return self._data.hand_over() if self._data is not None else None
+    def data(self, *, whole: bool) -> dict[str, Any] | None:
+        """The assigner of samples, or what has changed in it, as plain data for a standby; None on other shards."""
+        if self._data is None:
+            return None
+        return self._data.hand_over() if whole else self._data.changes()
 
     def replicate_none(self) -> None:
         """Stop ``replicate``: there is no standby any more."""
         for policy in self._policies:
             policy.ledger.replicated = False
+        if self._data is not None:
+            self._data.track_none()
 
     def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the records of a cut, one per bucket in order; before the first roster.
@@ -348,7 +352,7 @@ class Shard:
                     if effect.record is not None:
                         self.cut.note("data", data.export())
                     if effect.progress is not None:
-                        effect.progress["data"] = data.hand_over()
+                        effect.progress["data"] = data.changes()
                 case Discard(bucket=0):
                     data.settle(effect.worker, effect.session, effect.step, applied=False)
         return effects

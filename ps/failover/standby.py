@@ -23,7 +23,7 @@ import logging
 import secrets
 import socket
 
-from torch_ps.common import codecs
+from torch_ps.common import codecs, version
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -69,6 +69,7 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         except PsError as error:
             reason = await asyncio.to_thread(tls_probe.explain_failure, where, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error) from None
+    version.check(f"the primary at {where}", told.version, "this standby")
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
     return take_over_options(config, json.loads(told.options)), told

@@ -170,7 +170,7 @@ class Job:
             f"the standby has not said that it knows worker {worker!r}",
         )
         self.advice.check_settings(model, len(self.roster.members))
-        log.info("worker %s joins (session %d); roster: %s", worker, member.session, _names(self.roster))
+        log.info("worker %s joins (session %d); roster: %s", worker, member.session, _size(self.roster))
         return member.session, not self.seeding.initialised
 
     def leave(self, worker: str, session: int) -> None:
@@ -178,7 +178,7 @@ class Job:
         effects = self.lead.leave(worker, session, time.monotonic(), self._open_step())
         if effects:
             self._announce(effects)
-            log.info("worker %s leaves; roster: %s", worker, _names(self.lead.roster))
+            log.info("worker %s leaves; roster: %s", worker, _size(self.lead.roster))
 
     def tick(self) -> None:
         """Lead, every ``tick_seconds``: drop the workers whose lease has run out while this process ran."""
@@ -317,11 +317,16 @@ class Job:
             self._announce(effects)
         self._conditions.notify()
 
-    def stop(self, error: PsError) -> None:
-        """End every open stream, so that none has to be cancelled when the server ends."""
+    def stop(self, error: PsError, *, well: bool) -> None:
+        """End every open stream, so that none has to be cancelled when the server ends.
+
+        Args:
+            error: What the peers get.
+            well: Whether the server was told to stop, and no other one goes on in its place.
+        """
         self.streams.close(error)
         self._listeners.on_stop(error)
-        self.rosters.stop()
+        self.rosters.stop(error, well=well)
 
     # -------------------------------------------------------------- what there is
 
@@ -375,5 +380,7 @@ class Job:
             await recorded.wait()
 
 
-def _names(roster: Roster) -> str:
-    return ", ".join(member.name for member in roster.members) or "empty"
+def _size(roster: Roster) -> str:
+    """How many members there are. Their names, in each line about each of N workers, would be N squared names."""
+    count = len(roster.members)
+    return f"{count} worker{'' if count == 1 else 's'}" if count else "empty"

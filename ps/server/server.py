@@ -353,7 +353,7 @@ async def _stop(parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: lis
     for task in tasks:
         task.cancel()
     other = bool(parts.replication_status.closed or parts.driver.seat.configuration.standby)
-    parts.job.stop(last_word(index, shutdown.failure, standby=other))
+    parts.job.stop(last_word(index, shutdown.failure, standby=other), well=shutdown.failure is None and not other)
     await endpoint.close()
     if parts.lease is not None:
         await parts.lease.give_up()
