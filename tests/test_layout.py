@@ -89,6 +89,7 @@ WHOLE_SYSTEM = {
     "deploy",
     "docs",
     "fuzz",
+    "hostile",
     "integrations",
     "loops",
     "sim",
