@@ -80,11 +80,6 @@ def terms_have_no_bound(patch: Patch) -> None:
     patch.setattr(seat, "MAX_JUMP", 1 << 64)
 
 
-def weights_may_vanish(patch: Patch) -> None:
-    """Gradients are divided by a sum of weights that is 0 in fp32."""
-    patch.setitem(field_ranges.RANGES, "Push", field_ranges.RANGES["Push"] | {"weight": Real(0.0, 2.0**53)})
-
-
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     each.__name__: each
     for each in (
@@ -94,7 +89,6 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
         weights_have_no_bound,
         question_loses_its_gradients,
         terms_have_no_bound,
-        weights_may_vanish,
     )
 }
 
