@@ -13,6 +13,7 @@ from tests.support.jobs import job, until
 from tests.support.pair import SIZE, SPEC, Pair, model, pair
 from tests.support.raw import Raw, described, raw, secret_of
 from tests.support.raw_worker import raw_workers
+from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack, unpack, unpack_all
 
@@ -149,7 +150,7 @@ def test_neither_a_standby_nor_a_checkpoint_has_a_secret(tmp_path: Path) -> None
     ):
         client.init(model(), SPEC)
         ends: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        hello = pb.ReplicaHello(server="127.0.0.1:1/00000000")
+        hello = pb.ReplicaHello(server="127.0.0.1:1/00000000", version=version.current())
         ends.put(pb.ReplicaUp(hello=hello).SerializeToString())
         frames = peer.call("Replicate", iter(ends.get, None))
         said: list[bytes] = []
