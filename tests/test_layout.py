@@ -88,6 +88,7 @@ WHOLE_SYSTEM = {
     "deploy",
     "docs",
     "fuzz",
+    "hostile",
     "integrations",
     "loops",
     "sim",

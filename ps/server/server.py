@@ -8,6 +8,7 @@ Rules of this file
 """
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -299,19 +300,23 @@ async def _run(
     most = int(place.config.max_model * 2**30) or limits.machine_memory()
     options = dump_options(place.config)
     await endpoint.open(Servicer(parts, port=endpoint.address.port, max_model=most, options=options))
-    tasks = _start_tasks(parts, health, shutdown)
+    tasks = _start_tasks(parts, endpoint, health, shutdown)
     shutdown.listen_to_signals()
+    # What is there by now stays: no collection has to look through torch again, a fifth of a second in which all wait.
+    gc.collect()
+    gc.freeze()
     _log_start(place, endpoint, http)
     on_ready(Ready(endpoint.address, http.address if http else None))
     await shutdown.wait()
     await _stop(parts, endpoint, shutdown, tasks)
 
 
-def _start_tasks(parts: Parts, health: LoopHealth, shutdown: Shutdown) -> list[asyncio.Task[None]]:
+def _start_tasks(parts: Parts, endpoint: Endpoint, health: LoopHealth, shutdown: Shutdown) -> list[asyncio.Task[None]]:
     """Start what a shard does beside answering calls; one that fails ends the server."""
     work: list[Coroutine[Any, Any, None]] = [
         _work(parts),
         health.beat(),
+        endpoint.watch_strangers(),
         parts.driver.tick(),
         parts.fence.watch(),
         parts.job.trace.keep(),
