@@ -111,8 +111,19 @@ def test_call_in_the_name_of_a_shard_is_refused(
     asked.incarnation, asked.secret = lead.incarnation, SECRET
     found = lead.error(method, [asked.SerializeToString()])
     assert type(found) is torch_ps.Refused
-    assert f"this is not shard {request_.shard} of the job" in str(found)
+    assert f"this is not shard {request_.shard} of the job: no process with its secret has entered" in str(found)
     running.train(1)
+
+
+def test_process_that_enters_in_the_place_of_a_shard_costs_that_shard_nothing() -> None:
+    with job(shards=2, clip_norm=1e6, bucket_size=1 / 256) as servers, raw(servers.addresses[0]) as peer:
+        enter = pb.EnterRequest(shard=1, num_shards=2, secret=SECRET, version=version.current())
+        list(peer.call("Enter", [enter.SerializeToString()]))
+        with torch_ps.Client(str(servers), name="w0") as client:
+            client.init({"x": torch.zeros(4096)}, SPEC)
+            assert client.push({"x": torch.ones(4096)}).params["x"].tolist() == [-1.0] * 4096
+        enter.secret = secret_of("another")
+        assert type(peer.error("Enter", [enter.SerializeToString()])) is torch_ps.Refused
 
 
 def test_name_of_a_connected_worker_is_not_given_away(running: Pair, lead: Raw) -> None:
