@@ -37,7 +37,7 @@ class Incarnation:
     def __init__(self, number: int, shard: int, num_shards: int, *, continued: bool = False) -> None:
         self.number = number
         self._shard, self._num_shards = shard, num_shards
-        #: On the lead, digests of the secrets of the processes that have entered as each other shard, the last one last.
+        #: On the lead, digests of the secrets of the processes that have entered as other shards, in order.
         self.digests: dict[int, list[str]] = {}
         self._closed = continued
 
