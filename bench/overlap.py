@@ -9,8 +9,8 @@ each process. Rate 0 is loopback; other rates put each process on a node with a 
 
 "compute" is forward and backward alone. "exposed" is the seconds of a step beyond those of "compute" in the same
 repetition: what is sent, the server's step and what comes back, as far as it is not hidden. "M/B" is the least that the
-bytes of one direction take on the link. Where gradients are sent ahead and decided at ``step``, parameters come back
-after backward: "auto" can hide one direction and no more, so its step is compared with compute + M/B. Every worker
+bytes of one direction take on the link. Except with "eager", parameters come back after backward: no more than one
+direction can be hidden, behind backward or behind the other, so a step is compared with compute + M/B. Every worker
 trains on the same batches, so after its run the model has to have the bits of training without a server; that is
 checked.
 """
@@ -32,12 +32,13 @@ from bench import pushpull, rounds
 from bench.network import Network, NoNetwork, check, enter, network
 from bench.pushpull import Case
 from bench.rounds import Job, Work
+from torch_ps.worker.optim.ahead_choice import PAIRS
 
 PORT = 50051
 BUCKET_MIB = 0.25
 BATCH, BATCHES = 8, 4
 ORDERS = ("off", "auto", "forward", "eager", "eager,forward")
-WARM, ROUNDS = 3, 30
+WARM, ROUNDS = 3 + 2 * PAIRS, 30  # by then "auto" and "forward" have tried both ways and chosen one
 
 
 @dataclass(frozen=True)

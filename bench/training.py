@@ -2,6 +2,7 @@
 
     python bench/training.py                       # the demo's GPT, worker and server pinned to one core each
     python bench/training.py --task digits --plane network
+    python bench/training.py --overlap eager       # as the ready-made tasks train
 
 The worker computes on core 0 and the server on core 1, so a core's worth of computing is what both runs have. They take
 turns, ``--repeat`` times; the ratio is the median of the ratios within a repetition. Both must end with the same bits.
@@ -28,7 +29,7 @@ WORKER, SERVER = "0", "1"
 DEADLINE = 300.0
 
 
-def train(task_name: str, servers: str, plane: str, warm: int, steps: int) -> dict[str, float | str]:
+def train(task_name: str, servers: str, plane: str, overlap: str, warm: int, steps: int) -> dict[str, float | str]:
     """Train in this process; without ``servers`` as plain PyTorch does."""
     import torch
 
@@ -40,7 +41,9 @@ def train(task_name: str, servers: str, plane: str, warm: int, steps: int) -> di
     task = load(task_name)
     model = task.model()
     optimizer = task.optimizer(model, task.default_lr)
-    served = torch_ps.ParameterServerOptimizer(optimizer, model, servers, name="w0", plane=plane) if servers else None
+    served = None
+    if servers:
+        served = torch_ps.ParameterServerOptimizer(optimizer, model, servers, name="w0", plane=plane, overlap=overlap)
     batches: Iterator[object] = task.batches(0, 1, task.default_batch_size, 0)
     begin = 0.0
     for step in range(warm + steps):
@@ -74,12 +77,13 @@ def run(arguments: "list[str]") -> dict[str, float | str]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        task, servers, plane, *counts = sys.argv[2:]
-        json.dump(train(task, servers, plane, *map(int, counts)), sys.stdout)
+        task, servers, plane, overlap, *counts = sys.argv[2:]
+        json.dump(train(task, servers, plane, overlap, *map(int, counts)), sys.stdout)
         return
     parser = pushpull.options(__doc__, repeat=5)
     parser.add_argument("--task", default="gpt")
     parser.add_argument("--plane", default="auto")
+    parser.add_argument("--overlap", default="auto")
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     if (os.cpu_count() or 1) < 2:
@@ -87,7 +91,7 @@ def main() -> None:
     warm, steps, repeat = (1, 2, 1) if arguments.quick else (5, arguments.steps, arguments.repeat)
     runs = []
     for _ in range(repeat):
-        plain = run([arguments.task, "", arguments.plane, str(warm), str(steps)])
+        plain = run([arguments.task, "", arguments.plane, "", str(warm), str(steps)])
         with tempfile.TemporaryDirectory(prefix="ps-bench-") as folder:
             command = pinned(
                 SERVER,
@@ -101,7 +105,7 @@ def main() -> None:
                 "warning",
             )
             with pushpull.serving([command], folder) as (_, servers):
-                through = run([arguments.task, servers, arguments.plane, str(warm), str(steps)])
+                through = run([arguments.task, servers, arguments.plane, arguments.overlap, str(warm), str(steps)])
         if plain["digest"] != through["digest"]:
             raise SystemExit("the server's parameters are not those of plain training")
         runs.append((float(plain["samples_per_second"]), float(through["samples_per_second"])))
@@ -109,8 +113,8 @@ def main() -> None:
     ratio = statistics.median(b / a for a, b in runs)
     plain_rate, through_rate = (statistics.median(rates) for rates in zip(*runs, strict=True))
     sys.stdout.write(
-        f"{arguments.task}, plane {arguments.plane}: plain {plain_rate:.1f}, through the server {through_rate:.1f} "
-        f"samples/s, ratio {ratio:.3f}; same bits\n"
+        f"{arguments.task}, plane {arguments.plane}, overlap {arguments.overlap}: plain {plain_rate:.1f}, "
+        f"through the server {through_rate:.1f} samples/s, ratio {ratio:.3f}; same bits\n"
     )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"runs": runs, "ratio": ratio}, indent=1))

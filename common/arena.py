@@ -1,6 +1,6 @@
 """Shared-memory regions in which a worker and a server on one host read each other's buckets.
 
-    creator: memfd, sealed at its size --Offer(host, pid, fd, token, size)--> peer: /proc/PID/fd/FD, checked, mapped
+    creator: memfd, mapped, sealed --Offer(host, pid, fd, token, size)--> peer: /proc/PID/fd/FD, checked, mapped
 
     [ token | per bucket: lock, version | values of bucket 0 | values of bucket 1 | ... ]
 
@@ -9,13 +9,15 @@ Rules of this file
      the last of them ends, however it ends.
   2. An offer is untrusted: owner, kind, seals and size are checked before the region is mapped, the token before it is
      used. The seals keep a region from shrinking under its readers.
-  3. One side writes a region and the other reads it. A reader whose tensors user code may write to maps the region
-     ``private``: such writes stay in its process, until ``revert``.
+  3. One side writes a region and the other reads it. A region that its creator writes is sealed against all others:
+     they can neither map it to write, nor write to it, nor punch holes into it, though they run as the same user.
+  4. A reader whose tensors user code may write to maps the region ``private``: such writes stay in its process, until
+     ``revert``.
 
 A *lock* is a counter that is odd while its bucket is being changed. A reader copies, and copies again if the counter
 differs afterwards: the copy may be a mixture of two versions.
 
-Source: memfd_create(2), fcntl(2) for seals, proc_pid_pagemap(5); the lock is a seqlock, Lameter, "Effective
+Source: memfd_create(2), fcntl(2) for seals; the lock is a seqlock, Lameter, "Effective
 synchronization on Linux/NUMA systems", 2005.
 """
 
@@ -39,14 +41,15 @@ import torch
 from torch_ps.common.errors import NoSharedMemory, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
+from torch_ps.common.private_pages import written_pages
 
 _TOKEN = 16
 _HEAD = 64
 _ENTRY = 16  # lock and version of one bucket, uint64 each
+#: Seal that leaves the mapping which exists the only one that can write; Linux 5.1, not named by Python before 3.13.
+_SEAL_FUTURE_WRITE = 0x0010
 #: Buckets begin on cache lines, their values on a page of their own.
 LINE, _PAGE = 64, 4096
-#: Bytes of one page's entry in /proc/self/pagemap, and the numbers of its flag bits.
-_PAGEMAP_ENTRY, _FILE_BIT, _SWAPPED_BIT, _PRESENT_BIT = 8, 61, 62, 63
 #: Seconds that a reader waits for a bucket that is being changed, and seconds between two polls.
 _LOCKED_SECONDS, _LOOK_SECONDS = 5.0, 5e-5
 
@@ -100,18 +103,26 @@ class Arena:
         self._table = np.frombuffer(region, np.uint64, 2 * len(layout.places), _HEAD).reshape(-1, 2)
 
     @classmethod
-    def create(cls, layout: Layout) -> "Arena":
-        """Make a region of this process, filled with zeros."""
+    def create(cls, layout: Layout, *, peer_writes: bool = False) -> "Arena":
+        """Make a region of this process, filled with zeros.
+
+        Args:
+            layout: layout of the buckets.
+            peer_writes: whether the peer writes it; if not, nobody can but this process.
+        """
         fd = -1
         try:
             fd = os.memfd_create("torch-ps", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, layout.size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             region = mmap.mmap(fd, layout.size)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals if peer_writes else seals | _SEAL_FUTURE_WRITE)
         except (OSError, AttributeError) as error:
             if fd >= 0:
                 os.close(fd)
-            raise NoSharedMemory(f"cannot allocate {layout.size} bytes of shared memory: {error}") from None
+            raise NoSharedMemory(
+                f"cannot make {layout.size} bytes of shared memory that others cannot change: {error}"
+            ) from None
         token = secrets.token_bytes(_TOKEN)
         region[:_TOKEN] = token
         arena = cls(layout, region, Offer(host_id(), os.getpid(), fd, token, layout.size))
@@ -184,17 +195,11 @@ class Arena:
         begin, end = self.layout.span(bucket)
         first, last = begin // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)
         address = np.frombuffer(self._region, np.uint8).ctypes.data // mmap.PAGESIZE
-        try:
-            with open("/proc/self/pagemap", "rb", buffering=0) as pages:
-                found = os.pread(pages.fileno(), _PAGEMAP_ENTRY * (last - first), _PAGEMAP_ENTRY * (address + first))
-        except OSError:
-            found = b""
-        if len(found) < _PAGEMAP_ENTRY * (last - first):  # the system does not tell, so drop every page
+        written = written_pages(address + first, address + last)
+        if written is None:  # the system does not tell, so drop every page
             self._region.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
             return
-        flags = np.frombuffer(found, np.uint64)
-        there = (flags >> np.uint64(_PRESENT_BIT) | flags >> np.uint64(_SWAPPED_BIT)) & np.uint64(1)
-        for page in np.flatnonzero(there & ~(flags >> np.uint64(_FILE_BIT))).tolist():
+        for page in np.flatnonzero(written).tolist():
             self._region.madvise(mmap.MADV_DONTNEED, (first + page) * mmap.PAGESIZE, mmap.PAGESIZE)
 
     # -------------------------------------------------------------- the lock of a bucket

@@ -26,6 +26,8 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 
 #: Most spans of one process; a message with so many takes a few of the 5 MiB that a message may have.
 MOST = 50_000
+#: Most names in a part.
+MOST_WORDS = 4096
 #: Round trips per estimate of another host's clock.
 TRIPS = 12
 #: Most characters of a name in a trace.
@@ -144,12 +146,13 @@ def spans_of(part: pb.TracePart) -> Iterable[Span]:
     """The spans of a part that came over the wire.
 
     Raises:
-        CorruptFrame: the part has too many spans, or a span has the number of a name that does not exist.
+        CorruptFrame: the part has too many spans or names, or a span has the number of a name that does not exist.
     """
     words = list(part.word)
-    if len(part.span) > MOST or len(words) > MOST or any(len(word) > LONGEST_NAME for word in words):
+    if len(part.span) > MOST or len(words) > MOST_WORDS or any(len(word) > LONGEST_NAME for word in words):
         raise CorruptFrame(
-            f"a part of a trace has {len(part.span)} spans with {len(words)} names; at most {MOST} are allowed"
+            f"a part of a trace has {len(part.span)} spans with {len(words)} names; at most {MOST} with {MOST_WORDS} "
+            f"names of {LONGEST_NAME} characters are allowed"
         )
     for each in part.span:
         if max(each.name, each.thread, each.worker) >= len(words):

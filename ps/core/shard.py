@@ -97,6 +97,18 @@ class Shard:
         """Number of steps that every member has finished here. The lead counts first steps from its own."""
         return min((p.clock for p in self._policies), default=0)
 
+    def next_step(self, worker: str) -> int:
+        """Step of the next push of a member to the first bucket of this shard; for "", the version of that bucket.
+
+        Raises:
+            UnknownWorker: there is no member of this name.
+        """
+        if not self._policies:
+            return 0
+        if not worker:
+            return self._policies[0].ledger.version
+        return self._policies[0].next_step(self.roster.members[self.roster.rank_of(worker)])
+
     @property
     def samples(self) -> float:
         """Sum of the weights that the first bucket has absorbed."""
@@ -121,14 +133,18 @@ class Shard:
         progress.replicated = True
         return progress.as_dict()
 
-    def data(self) -> dict[str, Any] | None:
-        """The assigner of samples as plain data, for a standby of the lead; None on other shards."""
-        return self._data.hand_over() if self._data is not None else None
+    def data(self, *, whole: bool) -> dict[str, Any] | None:
+        """The assigner of samples, or what has changed in it, as plain data for a standby; None on other shards."""
+        if self._data is None:
+            return None
+        return self._data.hand_over() if whole else self._data.changes()
 
     def replicate_none(self) -> None:
         """Stop ``replicate``: there is no standby any more."""
         for policy in self._policies:
             policy.ledger.replicated = False
+        if self._data is not None:
+            self._data.track_none()
 
     def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the records of a cut, one per bucket in order; before the first roster.
@@ -337,7 +353,7 @@ class Shard:
                     if effect.record is not None:
                         self.cut.note("data", data.export())
                     if effect.progress is not None:
-                        effect.progress["data"] = data.hand_over()
+                        effect.progress["data"] = data.changes()
                 case Discard(bucket=0):
                     data.settle(effect.worker, effect.session, effect.step, applied=False)
         return effects

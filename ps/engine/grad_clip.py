@@ -9,10 +9,12 @@ orders on different lanes, and lanes that waited for each other's norms in their
 
 Rules of this file
   1. The lead decides each group once, and every shard follows. A repeated report gets the same reply.
-  2. A group of a worker that left the roster before all its buckets arrived can never be complete. It is dropped: its
+  2. The lead collects what can be: groups of members and of all, at a step near the one that comes next. So what it
+     holds is bounded by the workers, whatever a shard reports.
+  3. A group of a worker that left the roster before all its buckets arrived can never be complete. It is dropped: its
      buckets keep their values and only their versions advance. No response shows that, as the worker is gone. Every
      other group becomes complete: a synchronous step closes on all buckets, if necessary without those who left.
-  3. Squares are summed in float64 and the coefficient is rounded to fp32 once, so its bits do not depend on the number
+  4. Squares are summed in float64 and the coefficient is rounded to fp32 once, so its bits do not depend on the number
      of shards (except for a tie in the last of 53 bits, about one in ten million steps).
 
 Memory: one copy of the model for each update whose norm is pending: its means.
@@ -29,11 +31,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from torch_ps.common.errors import Overloaded, ProtocolError
+from torch_ps.common.errors import ProtocolError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import Plan
+from torch_ps.common.wire.field_ranges import MAX_SQUARE
 from torch_ps.ps.core.effects import Apply, UpdateKey
-from torch_ps.ps.core.roster import MAX_NAME, Roster
+from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
 from torch_ps.ps.engine.written_weights import Written
 
@@ -41,11 +44,14 @@ from torch_ps.ps.engine.written_weights import Written
 EPSILON = 1e-6
 #: Number of decided norms that the lead keeps for repeated reports.
 REMEMBERED = 4096
-#: Largest number of incomplete groups; a job has few, one for each step that workers are apart.
-MAX_OPEN = 4096
+#: Steps around the next one of its worker in which the lead collects a group; shards are one step apart.
+WINDOW = 16
 
 #: Reports a shard's squared norm of a group to the lead; returns that of all shards, None: the group is dropped.
 RequestNorm = Callable[[UpdateKey, float], Awaitable[float | None]]
+
+#: Gives the step that a member, or for "" the job, comes to next.
+NextStep = Callable[[str], int]
 
 #: Called with a group, its squared norm (None: dropped) and a function that replies to the shards.
 BeforeAnswer = Callable[[UpdateKey, float | None, Callable[[], None]], None]
@@ -172,13 +178,14 @@ class NormCollector:
     Args:
         shards: Shards that hold buckets which an optimizer updates.
         before_answer: Called with each decision and a function that replies to the shards.
+        next_step: Gives the step near which groups are collected.
 
     Attributes:
         answers: Squared norms by group, the last ``REMEMBERED``; None: the group was dropped.
     """
 
-    def __init__(self, shards: Sequence[int], before_answer: BeforeAnswer) -> None:
-        self._before_answer = before_answer
+    def __init__(self, shards: Sequence[int], before_answer: BeforeAnswer, next_step: NextStep) -> None:
+        self._before_answer, self._next_step = before_answer, next_step
         self._shards = frozenset(shards)
         self._roster = Roster()
         self._reported: dict[UpdateKey, dict[int, float]] = {}
@@ -190,26 +197,24 @@ class NormCollector:
         """Take a shard's squared norm and wait for that of all shards; None: the group is dropped.
 
         Raises:
-            ProtocolError: the shard holds no such bucket, or ``square`` is not a squared norm.
-            Overloaded: ``MAX_OPEN`` groups are incomplete.
+            ProtocolError: the shard holds no such bucket, ``square`` is not a squared norm, or the step is far off.
         """
-        if shard not in self._shards or not (math.isfinite(square) and square >= 0):
+        if shard not in self._shards or not 0.0 <= square <= MAX_SQUARE:
             raise ProtocolError(f"shard {shard} cannot report a squared norm of {square}")
-        if len(group[0]) > MAX_NAME:
-            raise ProtocolError(f"the norm of a worker whose name has {len(group[0])} characters; no worker has")
         if group in self.answers:
             return self.answers[group]
         if group in self._deciding:
             return await asyncio.shield(self._waiting[group])
-        if group not in self._reported and len(self._reported) >= MAX_OPEN:
-            raise Overloaded(f"{MAX_OPEN} updates wait for their norm already")
+        if group not in self._reported:
+            if not _gone(group, self._roster):
+                self._check(group)
+            elif len(self._shards) > 1:
+                return None
         reported = self._reported.setdefault(group, {})
         reported[shard] = square
         waiting = self._waiting.setdefault(group, asyncio.get_running_loop().create_future())
         if len(reported) == len(self._shards):
             self._decide(group, math.fsum(reported.values()))
-        elif _gone(group, self._roster):
-            self._decide(group, None)
         return await asyncio.shield(waiting)
 
     def set_roster(self, roster: Roster) -> None:
@@ -217,6 +222,14 @@ class NormCollector:
         self._roster = roster
         for group in [group for group in self._reported if _gone(group, roster)]:
             self._decide(group, None)
+
+    def _check(self, group: UpdateKey) -> None:
+        worker, session, step = group
+        if not worker and session:
+            raise ProtocolError(f"a step of all workers has no session; got {session}")
+        if abs(step - (near := self._next_step(worker))) > WINDOW:
+            whose = f"worker {worker!r}" if worker else "all workers"
+            raise ProtocolError(f"the norm of step {step} of {whose} is asked for, and step {near} is next")
 
     def _decide(self, group: UpdateKey, square: float | None) -> None:
         del self._reported[group]
@@ -247,11 +260,11 @@ class Clipping:
         self._before_answer = before_answer
         self.norms: NormCollector | None = None  # on the lead of a job that clips
 
-    def begin(self, plan: Plan, roster: Roster) -> None:
-        """Start to collect norms for the buckets of a model."""
+    def begin(self, plan: Plan, roster: Roster, next_step: NextStep) -> None:
+        """Start to collect norms for the buckets of a model, near the steps that ``next_step`` gives."""
         if self._index == 0 and self.norm:
             shards = [bucket.shard for bucket in plan.buckets if bucket.rule == "optimizer"]
-            self.norms = NormCollector(shards, self._before_answer)
+            self.norms = NormCollector(shards, self._before_answer, next_step)
             self.norms.set_roster(roster)
 
     def set_roster(self, roster: Roster) -> None:
@@ -264,7 +277,6 @@ class Clipping:
 
         Raises:
             ProtocolError: this job does not clip, or the report is impossible.
-            Overloaded: too many groups are incomplete.
         """
         if self.norms is None:
             raise ProtocolError(

@@ -27,6 +27,7 @@ from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.optimizer_spec import Hyper, hyper_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
+from torch_ps.ps.core.dataset_register import merge_changes
 from torch_ps.ps.core.effects import UpdateKey
 from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
@@ -92,7 +93,7 @@ class Replica:
                 case "roster":
                     self._roster(header.roster)
                 case "data":
-                    self._data = records.data_of(header.data.data, "data")
+                    self._data = merge_changes(self._data, records.data_of(header.data.data, "data"))
                 case "norm":
                     self._norm(header.norm)
                 case "complete":
@@ -216,7 +217,7 @@ class Replica:
             self._lead.secret = bytes.fromhex(told["secret"])  # this server is that shard once it takes over
             self._lead.learn(str(each) for each in told["lead"])
         else:
-            self._job.incarnation.digests = {int(shard): str(digest) for shard, digest in told["shards"]}
+            self._job.incarnation.digests = {int(shard): list(map(str, digests)) for shard, digests in told["shards"]}
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
 
     def _norm(self, header: pb.ReplicaNorm) -> None:
@@ -274,8 +275,9 @@ class Replica:
         return min((int(each["version"]) for each in self._progress.values()), default=0)
 
     def _advance(self, bucket: int, progress: dict[str, Any]) -> None:
+        if "data" in progress:
+            self._data = merge_changes(self._data, progress.pop("data"))
         self._progress[bucket] = progress
-        self._data = progress.pop("data", self._data)
 
     def _of(self, index: int) -> Bucket:
         if index not in self._buckets:

@@ -1,15 +1,61 @@
-"""Receives the first parameters of one shard from a worker: bucket by bucket, until none is missing."""
+"""Receives the first parameters of one shard from the worker that the lead has told to send them.
+
+    Seed --begin--> SeedStream --take, bucket by bucket--> end: the parameters are there
+                               --the stream breaks-------> dropped; the worker may begin again
+
+Rules of this file
+  1. Only the member that the roster marks as the seeder is heard, on every shard. What it has sent whole counts once: a
+     repeat, after an answer that was lost, changes nothing.
+  2. Another worker's parameters take the place of those of a seeder that has left before the job could begin.
+"""
 
 import logging
 
 from torch_ps.common import codecs
 from torch_ps.common.errors import CorruptFrame, ProtocolError
-from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
+from torch_ps.ps.core.roster import SessionKey
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.job.job import Job
 
 log = logging.getLogger("torch_ps.ps")
+
+
+class SeedStream:
+    """One call of Seed, on the event loop.
+
+    Args:
+        engine: Engine that the parameters go into; None for a repeat, of which nothing is kept.
+    """
+
+    def __init__(self, job: Job, key: SessionKey, engine: Engine | None) -> None:
+        self.key, self.engine = key, engine
+        self._job, self._plain = job, codecs.codec("none")
+        self._buckets = {bucket.index: bucket for bucket in engine.buckets} if engine is not None else {}
+        self._missing = set(self._buckets)
+
+    @property
+    def missing(self) -> int:
+        """Number of buckets that have not come."""
+        return len(self._missing)
+
+    def take(self, bucket: int, payload: memoryview) -> None:
+        """Take the fp32 parameters of one bucket.
+
+        Raises:
+            CorruptFrame: The bucket is not of this shard, came before, or the payload has not its size.
+            ProtocolError: The worker has begun to send its parameters on another stream.
+        """
+        if self.engine is None:
+            return
+        if self.engine is not self._job.engine:
+            raise ProtocolError(f"worker {self.key[0]!r} sends the parameters on another stream now")
+        if bucket not in self._missing:
+            what = "came twice" if bucket in self._buckets else f"is not one of shard {self._job.settings.index}"
+            raise CorruptFrame(f"bucket {bucket} of the parameters of worker {self.key[0]!r} {what}")
+        self._plain.check(payload, self._buckets[bucket].numel)
+        self.engine.store.load(bucket, self._plain, payload)
+        self._missing.discard(bucket)
 
 
 class SeedReceiver:
@@ -17,59 +63,43 @@ class SeedReceiver:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._engine: Engine | None = None  # while a worker sends its parameters
-        self._buckets: dict[int, Bucket] = {}
-        self._missing: set[int] = set()
+        self._sent: SessionKey = ("", 0)  # who has sent all parameters of this shard
 
-    async def begin(self, worker: str, session: int, secret: bytes, model: Model) -> None:
+    async def begin(self, worker: str, session: int, secret: bytes, model: Model) -> SeedStream:
         """Build the engine that the parameters of this shard go into.
 
         Raises:
-            UnknownWorker: The worker is not in the roster.
-            ProtocolError: Training has begun, or another worker seeds.
+            UnknownWorker: The worker is not in the roster, or the secret is not its own.
+            ProtocolError: The lead has not told this worker to send them.
         """
-        job = self._job
+        job, key = self._job, (worker, session)
         await job.until_member(worker, session, secret)
+        if key == self._sent:
+            return SeedStream(job, key, None)
         if job.engine is not None and job.engine.core.begun:
             raise ProtocolError(f"worker {worker!r} cannot seed shard {job.settings.index}: training has begun")
-        if job.membership is not None and (job.seeding.initialised or (worker, session) != job.seeding.seeder):
-            raise ProtocolError(f"worker {worker!r} was not asked to seed the parameters")
+        member = job.roster.member(worker)
+        if member is None or not member.seeds or (job.membership is not None and job.seeding.initialised):
+            raise ProtocolError(f"worker {worker!r} was not told to send the parameters of shard {job.settings.index}")
         job.seeding.begin()
-        self._engine = job.begin(model)
-        self._engine.set_roster(job.roster)
-        self._buckets = {bucket.index: bucket for bucket in self._engine.buckets}
-        self._missing = set(self._buckets)
+        engine = job.begin(model)
+        engine.set_roster(job.roster)
+        return SeedStream(job, key, engine)
 
-    def take(self, bucket: int, payload: memoryview) -> None:
-        """Take the fp32 parameters of one bucket.
-
-        Raises:
-            CorruptFrame: The bucket is not of this shard, or the payload has not its size.
-        """
-        if self._engine is None:
-            raise CorruptFrame(
-                f"bucket {bucket} comes to shard {self._job.settings.index} before the model that it is of"
-            )
-        if bucket not in self._buckets:
-            raise CorruptFrame(f"bucket {bucket} is not one of shard {self._job.settings.index}")
-        plain = codecs.codec("none")
-        plain.check(payload, self._buckets[bucket].numel)
-        self._engine.store.load(bucket, plain, payload)
-        self._missing.discard(bucket)
-
-    def end(self, worker: str) -> None:
+    def end(self, stream: SeedStream) -> None:
         """Finish, after the last bucket.
 
         Raises:
             CorruptFrame: Buckets are missing.
+            ProtocolError: The worker has begun to send its parameters on another stream.
         """
-        engine = self._engine
+        engine, (worker, _), index = stream.engine, stream.key, self._job.settings.index
         if engine is None:
-            raise CorruptFrame(f"worker {worker!r} has sent nothing to shard {self._job.settings.index}")
-        if self._missing:
-            raise CorruptFrame(
-                f"worker {worker!r} left out {len(self._missing)} buckets of shard {self._job.settings.index}"
-            )
+            return
+        if engine is not self._job.engine:
+            raise ProtocolError(f"worker {worker!r} sends the parameters on another stream now")
+        if stream.missing:
+            raise CorruptFrame(f"worker {worker!r} left out {stream.missing} buckets of shard {index}")
         log.info(
             "received the parameters from worker %s: %d in %d buckets on this shard; optimizer %s",
             worker,
@@ -77,5 +107,5 @@ class SeedReceiver:
             len(engine.buckets),
             engine.model.optimizer,
         )
-        self._engine = None
+        self._sent = stream.key
         self._job.finish_seeding()

@@ -5,7 +5,7 @@
 Rules of this file
   1. Nothing waits for a trace: a process sends its part when its traced steps are over, and the file is always whole,
      with the parts that have come so far.
-  2. The number of spans of all parts together is bounded.
+  2. The numbers of spans of one part, of spans of all parts together, and of parts are bounded.
 """
 
 import asyncio
@@ -27,6 +27,9 @@ LOOK_SECONDS = 0.25
 LAST_SECONDS = 1.0
 #: Largest number of spans of all processes together.
 MOST_TOGETHER = 1_000_000
+
+#: Largest number of processes; workers that have left stay in the file.
+MOST_PROCESSES = 4096
 
 #: Sends all spans of this shard to the lead; returns False if it could not be reached.
 Send = Callable[[Trace], Awaitable[bool]]
@@ -56,7 +59,7 @@ class ShardTrace(Trace):
         Raises:
             ProtocolError: Nothing is traced.
             CorruptFrame: The part cannot be read, or a span is of a step that is not traced.
-            Overloaded: There are too many spans already.
+            Overloaded: There are too many spans, or parts, already.
         """
         if not self._path:
             raise ProtocolError("this shard collects no trace; ps-serve --trace FILE does")
@@ -65,6 +68,8 @@ class ShardTrace(Trace):
         others = sum(len(each.spans) for name, each in self._processes.items() if name != key)
         if others + len(part.span) > MOST_TOGETHER:
             raise Overloaded(f"{others} spans are here already and {MOST_TOGETHER} are the most; trace fewer steps")
+        if key not in self._processes and len(self._processes) >= MOST_PROCESSES:
+            raise Overloaded(f"{MOST_PROCESSES} processes have sent their parts of the trace, and no more may")
         spans = tuple(spans_of(part))
         if strange := {span.step for span in spans}.difference(self.steps):
             raise CorruptFrame(f"{key} has sent a span of step {min(strange)}, which is not traced")

@@ -20,6 +20,8 @@ from torch_ps.common.wire.address import Address
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport.auth import TokenInterceptor
+from torch_ps.ps.transport.stranger_watch import NoteAccepted, StrangerWatch
+from torch_ps.ps.transport.strangers import MAX_STRANGERS
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -43,10 +45,14 @@ class Endpoint:
 
     def __init__(self, config: ServerConfig, tls: Tls | None, token: TokenFile | None, metrics: Metrics) -> None:
         self._tls, self._token = tls, token
+        self._watch = StrangerWatch(metrics)
         anybody = token is None and not (tls is not None and tls.ca) and not config.insecure
         self._server = grpc.aio.server(
-            interceptors=[TokenInterceptor(token, metrics)] if token is not None else [],
-            options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
+            interceptors=[
+                *([TokenInterceptor(token, metrics, self._watch)] if token is not None else []),
+                NoteAccepted(self._watch),
+            ],
+            options=channel.server_options(3 * config.max_workers + 2 * MAX_STRANGERS, anybody=anybody),
             maximum_concurrent_rpcs=4 * config.max_workers + 256,
         )
         self._servicer: Servicer | None = None
@@ -73,6 +79,10 @@ class Endpoint:
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+
+    async def watch_strangers(self) -> None:
+        """Close connections that do no more than cost something, until cancelled."""
+        await self._watch.run(self.address.port)
 
     async def close(self) -> None:
         """End all calls within ``GRACE``, and wait as long for gRPC's own tasks.

@@ -55,6 +55,41 @@ def test_shard_serves_the_parameters_that_replace_others() -> None:
         other.close()
 
 
+def test_parameters_come_from_the_seeder_alone_on_every_shard_and_count_once() -> None:
+    with job(shards=2, bucket_size=1 / 256) as servers:
+        links = [Link(address.parse(each)) for each in servers.addresses]
+        incarnation = links[0].describe(SECONDS).incarnation
+        buckets = [plan(MODEL, int((1 << 20) / 256), 2).of_shard(index) for index in range(2)]
+
+        def join(name: str) -> Identity:
+            who = Identity(name, 0, incarnation, secret_of(name))
+            session = links[0].join(who.join(MODEL, None), SECONDS).session
+            return Identity(name, session, incarnation, secret_of(name))
+
+        def frames(who: Identity, shard: int, value: float) -> list[bytes]:
+            values = functools.partial(torch.full, fill_value=value)
+            return list(who.seeds(MODEL, buckets[shard], lambda bucket: values((bucket.numel,))))
+
+        seeder = join("w0")
+        stranger = Identity("w0", seeder.session, incarnation, secret_of("mallory"))
+        for shard in (1, 0):
+            with pytest.raises(torch_ps.UnknownWorker, match="joined with another secret"):
+                links[shard].seed(iter(frames(stranger, shard, 9.0)), SECONDS)
+            with pytest.raises(torch_ps.CorruptFrame, match="left out 1 buckets"):
+                links[shard].seed(iter(frames(seeder, shard, 8.0)[:-1]), SECONDS)
+            with pytest.raises(torch_ps.CorruptFrame, match="came twice"):
+                links[shard].seed(iter([*(all_ := frames(seeder, shard, 8.0)), *all_[1:]]), SECONDS)
+            links[shard].seed(iter(frames(seeder, shard, 1.0)), SECONDS)
+            links[shard].seed(iter(frames(seeder, shard, 2.0)), SECONDS)  # its answer was lost
+        other = join("w1")
+        for shard in (1, 0):
+            with pytest.raises(torch_ps.ProtocolError, match=f"'w1' was not told to send .* of shard {shard}"):
+                links[shard].seed(iter(frames(other, shard, 3.0)), SECONDS)
+            assert pull(links[shard], incarnation, buckets[shard][0]) == {1.0}
+        for link in links:
+            link.close()
+
+
 def joined(servers: Servers, rank: int) -> float:
     """The parameters with which a worker begins whose own are all ``rank + 1``."""
     with torch_ps.Client(str(servers), rank=rank, timeout=SECONDS) as client:

@@ -29,7 +29,7 @@ from tests.loops.served import PLANES, compare
 from tests.support.training import conv, mlp
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "experts": Experts, "conv": conv, "tied": Tied}
-OVERLAPS = ("auto", "auto", "forward", "off", "eager")
+OVERLAPS = ("auto", "on", "forward", "off", "eager")
 #: Share of the loops that may be refused.
 MOST_REFUSED = 1 / 20
 #: Lines of a loop, about.

@@ -22,7 +22,7 @@ from tests.support.jobs import job
 from tests.support.threads import at_once
 
 PLANES = ("memory", "network", "unix")
-OVERLAPS = ("auto", "forward", "eager")
+OVERLAPS = ("auto", "on", "forward", "eager")
 #: MiB of a bucket: a model of some hundred parameters has several.
 BUCKET_SIZE = 2**-10
 #: Seconds that a worker waits for the other one.

@@ -278,11 +278,10 @@ def test_frame_that_breaks_the_contract_is_refused(
 
 
 def test_seed_that_nobody_asked_for_is_refused(running: Pair, peer: Raw) -> None:
-    session = running.servers.status().worker[0].session
-    header = pb.SeedHeader(worker="w0", session=session, model=described(model()), incarnation=peer.incarnation)
-    header.secret = running.workers[0]._session.identity.secret
-    frame = pack(header)
-    found = peer.error("Seed", [frame])
+    who = running.workers[1]._session.identity
+    header = pb.SeedHeader(worker=who.worker, session=who.session, secret=who.secret, model=described(model()))
+    header.incarnation = peer.incarnation
+    found = peer.error("Seed", [pack(header)])
     assert isinstance(found, torch_ps.ProtocolError)
     assert "cannot seed shard 0: training has begun" in str(found)
 

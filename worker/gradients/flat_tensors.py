@@ -18,6 +18,7 @@ import torch
 from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.plan import Bucket, Piece
+from torch_ps.common.private_pages import untouched
 from torch_ps.worker.gradients.buffers import Buffers
 
 #: Elements up to which the gradients of a bucket are joined in one call and then copied. That takes a fifth of the time
@@ -142,14 +143,21 @@ class FlatTensors:
     def written(self) -> list[int]:
         """The tracked tensors that do not hold what came last, by contents: some writes leave no other trace.
 
-        Cost: 5 ms per 64 MB on one core; one synchronisation with a GPU.
+        Cost: 5 ms per 64 MB on one core, 0.2 ms for lent tensors; one synchronisation with a GPU.
         """
-        pairs = [(index, self._flat_of(index), came) for index, came in self._came.items()]
+        untouched = self._untouched()
+        pairs = [(index, self._flat_of(index), came) for index, came in self._came.items() if index not in untouched]
         if any(now.is_cuda for _, now, _ in pairs):
             bits = [_bits(now, came) for _, now, came in pairs]
             differ = torch.stack([(one != other).any() for one, other in bits]).tolist()
             return [index for (index, _, _), each in zip(pairs, differ, strict=True) if each]
         return [index for index, now, came in pairs if not torch.equal(*_bits(now, came))]
+
+    def _untouched(self) -> set[int]:
+        """The lent tensors whose memory shows what came, as the kernel knows of no write to it."""
+        lent = [index for index in self._lent if index in self._came and self._owners[index].is_contiguous()]
+        spans = [(self._homes[index][0], self._came[index].nbytes) for index in lent]
+        return {index for index, each in zip(lent, untouched(spans), strict=True) if each}
 
     def idle(self, indices: Iterable[int]) -> None:
         """Leave some tensors alone, their version included, where the values that come are those that they have.
@@ -181,7 +189,7 @@ class FlatTensors:
 
         Args:
             index: number of the tensor.
-            place: memory of shape (numel,) and the tensor's dtype.
+            place: memory of shape (numel,) and the tensor's dtype, mapped private to this process.
             kept: the same values, which stay as they are whatever is written to ``place``.
         """
         owner = self._owners[index]

@@ -12,6 +12,7 @@ Source: DistributedDataParallel's reducer, Li et al., VLDB 2020, arXiv:2006.1570
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import torch
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
+from torch_ps.worker.optim.ahead_choice import AheadChoice
 from torch_ps.worker.runtime.lifetime import Part
 
 log = logging.getLogger("torch_ps.worker")
@@ -31,13 +33,13 @@ class OverlapMode:
     Attributes:
         during_backward: whether gradients leave during backward.
         eager: whether they are applied when they arrive, not at ``step``.
-        learns: whether sending ahead pauses while gradients change between backward and ``step``.
+        chooses: whether gradients leave during backward only where that is faster (``ahead_choice.py``).
         forward: whether ``step`` returns before parameters are in.
     """
 
     during_backward: bool
     eager: bool
-    learns: bool
+    chooses: bool
     forward: bool
 
 
@@ -48,10 +50,6 @@ def overlap_mode(text: str) -> OverlapMode:
     return OverlapMode("off" not in words, eager, not eager and "on" not in words, "forward" in words)
 
 
-#: Most steps in a row that send nothing ahead, after steps whose gradients had changed since they were sent.
-MOST_RESTS = 63
-
-
 class BackwardOverlap(Part):
     """The hooks on the parameters of one model. Each bucket is sent at most once between two calls of ``reset``.
 
@@ -60,6 +58,7 @@ class BackwardOverlap(Part):
         buckets: buckets with gradients.
         send: function that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
             whether it has left.
+        choice: says for each step whether anything is sent; None: all of it always is.
 
     Attributes:
         armed: whether the next backward is the last one before a push.
@@ -69,9 +68,13 @@ class BackwardOverlap(Part):
     """
 
     def __init__(
-        self, parameters: Sequence[torch.Tensor], buckets: Sequence[Bucket], send: Callable[[Bucket], bool]
+        self,
+        parameters: Sequence[torch.Tensor],
+        buckets: Sequence[Bucket],
+        send: Callable[[Bucket], bool],
+        choice: AheadChoice | None = None,
     ) -> None:
-        self._send = send
+        self._send, self._choice = send, choice
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._of: list[list[int]] = [[] for _ in parameters]
         for bucket in buckets:
@@ -81,7 +84,6 @@ class BackwardOverlap(Part):
         self.armed = True
         self.on_ready: Callable[[], None] = lambda: None
         self.note: Callable[[int, torch.Tensor], None] = lambda index, parameter: None
-        self._rests, self._resting = 0, 0  # length of the present pause, and what is left of it
         self.reset()
         self._handles = [
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -97,27 +99,22 @@ class BackwardOverlap(Part):
         self.sent: set[int] = set()
 
     def learn(self, used: int, sent: int) -> None:
-        """Pause after a step that could not use most of what was sent ahead, for twice as long each time.
-
-        Args:
-            used: bytes of gradients that were sent ahead and applied.
-            sent: bytes of gradients that were sent ahead.
-        """
-        if not sent:
-            self._resting = max(self._resting - 1, 0)
-        elif 2 * used >= sent:
-            self._rests = 0
-        else:
-            if not self._rests:
-                log.info("gradients change between backward and step, so most of them are sent at step")
-            self._rests = self._resting = min(2 * self._rests + 1, MOST_RESTS)
+        """Note what a step could use of what was sent ahead, in bytes; see ``AheadChoice.end``."""
+        if self._choice is not None and self._choice.end(used, sent):
+            log.info("gradients change between backward and step, so most of them are sent at step")
 
     def ready(self, index: int, parameter: torch.Tensor) -> None:
         """Note that a parameter has its gradient; the last one of a bucket sends it."""
         if not self.armed or parameter.grad is None:
             return
         self.note(index, parameter)
-        if index in self._seen or self._resting:
+        if self._choice is not None:
+            if not self._seen:
+                self._choice.begin(time.monotonic())
+            if not self._choice.ahead:
+                self._seen.add(index)
+                return
+        if index in self._seen:
             return
         self._seen.add(index)
         self.on_ready()

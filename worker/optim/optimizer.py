@@ -41,6 +41,7 @@ from torch_ps.worker.gradients.gradients import Gradients, NoGradients
 from torch_ps.worker.gradients.local_steps import LocalSteps, outer_optimizer, reuse_first_loss
 from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
+from torch_ps.worker.optim.ahead_choice import AheadChoice
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
 from torch_ps.worker.optim.companions import take_part_elsewhere
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
@@ -103,14 +104,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             Memory: one more fp32 copy of the parameters, and the state of ``optimizer``, on each worker.
         outer_lr: learning rate of that SGD, 0.7 by default.
         outer_momentum: Nesterov momentum of that SGD, 0.9 by default; 0 is plain SGD.
-        overlap: "auto" (the default) and "on" send gradients ahead during backward; ``step`` sends again what has
-            changed since, and "auto" pauses while most do. "off" sends at ``step`` only. "eager" lets the servers apply
-            gradients and send parameters during backward, for loops that promise to change neither gradients, weights
-            nor hyperparameters between backward and ``step`` and to use no gradient that is not stepped; what can be
-            detected of a broken promise is an error. With local steps there is nothing to send before the last one.
-            "forward" is "auto", and "eager,forward" is "eager", where ``step`` returns when all is sent: reading a
-            parameter or buffer then waits for it, so the next forward waits layer by layer. The bits are the same;
-            errors of ``step`` come where the waiting is.
+        overlap: "on" sends gradients ahead during backward, and ``step`` sends again what has changed since. "off"
+            sends at ``step`` only. "auto" (the default) tries both and keeps the faster one. "eager" lets the
+            servers apply gradients and send parameters during backward, for loops that promise to change neither
+            gradients, weights nor hyperparameters between backward and ``step`` and to use no gradient that is not
+            stepped; what can be detected of a broken promise is an error. With local steps there is nothing to send
+            before the last one. "forward" is "auto", and "eager,forward" is "eager", where ``step`` returns when
+            all is sent: reading a parameter or buffer then waits for it, so the next forward waits layer by layer.
+            The bits are the same; errors of ``step`` come where the waiting is.
         buffers: "sync" (the default) averages running means and variances over the workers with every step and gives
             all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
@@ -248,6 +249,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 self._parameters,
                 trained if self._mode.during_backward else [],
                 weakly(self._send_eagerly if self._mode.eager else self._send_ahead),
+                AheadChoice() if self._mode.chooses else None,
             )
             self._lifetime.add(self._overlap)
             if self._eager is not None:
@@ -365,7 +367,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 self._views.release_gradients()
             self._source.report(self.name, f"step {self._session.next_step}")
             self._stepped = self._find_stepped()
-            for bucket in reversed(self._session.plan.buckets):  # in the order of backward
+            for bucket in self._order:
                 if bucket.index not in left:
                     self._send(bucket)
         except BaseException:
@@ -448,8 +450,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     def _learn(self) -> None:
         """Let the overlap know how much of what was sent ahead since the last push could be used."""
         used, sent = self._session.used_bytes, self._session.ahead_bytes
-        if self._mode.learns:
-            self._overlap.learn(used - self._seen_bytes[0], sent - self._seen_bytes[1])
+        self._overlap.learn(used - self._seen_bytes[0], sent - self._seen_bytes[1])
         self._seen_bytes = used, sent
 
     def wait(self) -> None:
@@ -760,6 +761,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
                 written=self._written.get(bucket.index),
                 nonfinite=trained and bool(self._source.left_out),
             )
+
+    @property
+    def _order(self) -> list[Bucket]:
+        """All buckets, in the order in which ``step`` sends them.
+
+        With overlap="forward" the first layer is waited for first. Else all are, and the servers work on large ones
+        while small ones are still sent.
+        """
+        buckets = list(self._session.plan.buckets)
+        return buckets if self._forward is not None else sorted(reversed(buckets), key=lambda each: -each.numel)
 
     @property
     def _tensors(self) -> list[torch.Tensor]:

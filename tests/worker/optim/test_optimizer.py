@@ -77,7 +77,7 @@ def test_overlap_and_zero_grad_do_not_change_a_bit(overlap: str, set_to_none: bo
     assert same(over_server(conv, OPTIMIZERS["SGD"], run, overlap=overlap), expected)
 
 
-@pytest.mark.parametrize(("overlap", "first"), [("auto", 1), ("eager", 0)])
+@pytest.mark.parametrize(("overlap", "first"), [("on", 1), ("eager", 0)])
 def test_gradients_leave_during_backward(overlap: str, first: int) -> None:
     model = seeded(mlp)
     with served(model, OPTIMIZERS["SGD"](model), overlap=overlap, plane="network") as optimizer:
@@ -91,7 +91,7 @@ def test_gradients_leave_during_backward(overlap: str, first: int) -> None:
             optimizer.zero_grad()
 
 
-def test_sending_ahead_pauses_while_gradients_change_after_backward_and_is_tried_again() -> None:
+def test_gradients_that_change_after_backward_are_sent_at_step_from_the_second_step_on() -> None:
     model = seeded(mlp)
     with served(model, OPTIMIZERS["SGD"](model), plane="network") as optimizer:
         ahead = []
@@ -103,7 +103,21 @@ def test_sending_ahead_pauses_while_gradients_change_after_backward_and_is_tried
                 parameter.grad.mul_(0.5)  # type: ignore[union-attr]
             optimizer.step()
             optimizer.zero_grad()
-    assert ahead == [True, False, True, False, False, False, True, False]
+    assert ahead == [True] + 7 * [False]
+
+
+def test_both_ways_of_sending_are_tried_in_turn_and_nothing_is_sent_twice() -> None:
+    model = seeded(mlp)
+    with served(model, OPTIMIZERS["SGD"](model), plane="network") as optimizer:
+        total, ahead = 4 * sum(parameter.numel() for parameter in model.parameters()), []
+        for step in range(4):
+            before = optimizer.pushed_bytes
+            backward(model, step)
+            ahead.append(optimizer.pushed_bytes - before)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert optimizer.pushed_bytes - before == total
+    assert ahead == [total, 0, total, 0]
 
 
 def clipping(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
