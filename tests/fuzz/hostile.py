@@ -601,7 +601,7 @@ class Hostile(RuleBasedStateMachine):
             assert record["version"] == len(mine)
             assert record["num_pushes"] == len(weights)
             assert math.isclose(record["samples"], math.fsum(weights), rel_tol=1e-9)
-        json.dumps([engine.core.records(), engine.core.data()], allow_nan=False)
+        json.dumps([engine.core.records(), engine.core.data(whole=True)], allow_nan=False)
         if not self.wild:
             for bucket in self.buckets:
                 if bucket.rule == "optimizer":
