@@ -55,7 +55,7 @@ proto: $(VENV)/dev
 bench: $(VENV)/dev
 	python bench/versus.py $(ARGS)
 
-# make chaos  random faults in real jobs, and what they cost; SECONDS=3600 SEED=7
+# make chaos  random faults in real jobs, and what they cost; SECONDS=3600 SEED=7 ARGS="--shards 3 --data-sets 40"
 chaos: $(VENV)/dev
 	python -m tests.chaos.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
