@@ -5,6 +5,7 @@
 Prints a line per flood and fails at the end if one of them has cost more than it may.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -23,13 +24,14 @@ import click
 import torch
 
 import torch_ps
-from tests.hostile.floods import FLOODS, attacking
+from tests.hostile.floods import FLOODS, Flood, attacking
 from tests.support.certificates import Authority, options
 from tests.support.etcd import BINARY, EtcdProcess
 from tests.support.jobs import Servers, job
 
-#: Most resident memory of a server in MiB, seconds of one push, and seconds of an answer of /health.
-MOST_MIB, MOST_PUSH, MOST_HEALTH = 500.0, 1.0, 1.0
+#: Most resident memory of a server in MiB, seconds of one push, of an answer of /health, and until a new
+#: worker has joined.
+MOST_MIB, MOST_PUSH, MOST_HEALTH, MOST_JOIN = 500.0, 1.0, 1.0, 10.0
 #: Files and threads that a server may have more than before.
 MOST_FILES, MOST_THREADS = 1400, 32
 SIZE, SPEC = 1 << 16, torch_ps.OptimizerSpec("SGD", lr=1.0)
@@ -43,7 +45,7 @@ class Cost:
         mib: Resident memory in MiB, before and at most.
         push: Seconds of the slowest push.
         health: Seconds of the slowest answer of /health; infinite if one did not come.
-        join: Seconds that a new worker needed to connect, join and push.
+        join: Seconds that a new worker needed to connect and join; infinite if it could not.
     """
 
     mib: tuple[float, float] = (0.0, 0.0)
@@ -83,11 +85,14 @@ class Target:
         return seconds
 
     def join(self) -> float:
-        """Let another worker come and go; seconds that it needed to join."""
+        """Let another worker come and go; seconds that it needed to join, infinite if it could not."""
         begin = time.monotonic()
-        with torch_ps.Client(str(self.servers), name="w1", timeout=60, **self.access) as other:
-            other.init({"x": torch.zeros(SIZE)}, SPEC)
-            return time.monotonic() - begin
+        try:
+            with torch_ps.Client(str(self.servers), name="w1", timeout=60, **self.access) as other:
+                other.init({"x": torch.zeros(SIZE)}, SPEC)
+                return time.monotonic() - begin
+        except torch_ps.PsError:
+            return float("inf")
 
 
 @contextmanager
@@ -135,15 +140,16 @@ def withstand(job: Target, name: str, seconds: float) -> Cost:
         cost.join = job.join()
     cost.mib = before[0], peak(job.pid)
     job.push()
-    cost.problems = _problems(cost)
+    cost.problems = _problems(cost, flood)
     return cost
 
 
-def _problems(cost: Cost) -> list[str]:
+def _problems(cost: Cost, flood: Flood) -> list[str]:
     limits = (
         ("MiB", cost.mib[1], MOST_MIB),
         ("s a push", cost.push, MOST_PUSH),
         ("s for /health", cost.health, MOST_HEALTH),
+        ("s to join", 0.0 if flood.everywhere else cost.join, MOST_JOIN),
         ("files more", cost.files[1] - cost.files[0], MOST_FILES),
         ("threads more", cost.threads[1] - cost.threads[0], MOST_THREADS),
     )
