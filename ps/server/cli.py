@@ -11,6 +11,7 @@ import click
 from torch_ps.common import log, parent_death
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.output_files import check_output
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.server.ready_file import write_ready
 
@@ -28,6 +29,8 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
     ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
     """
     parent_death.hold()
+    check_output("ready_file", server.ready_file)
+    check_output("trace", server.trace)
     if command:
         log.setup("ps-serve", level=server.log_level)
         from torch_ps.ps.server.with_command import serve_during

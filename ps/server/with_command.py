@@ -51,7 +51,8 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
         ConfigError: The command does not exist.
     """
     if shutil.which(command[0]) is None:
-        raise ConfigError(f"there is no command {command[0]!r}")
+        what = "is not executable; try chmod +x" if Path(command[0]).is_file() else "is no command"
+        raise ConfigError(f"{command[0]!r} {what}")
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
