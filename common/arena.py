@@ -1,6 +1,6 @@
 """Shared-memory regions in which a worker and a server on one host read each other's buckets.
 
-    creator: memfd, sealed at its size --Offer(host, pid, fd, token, size)--> peer: /proc/PID/fd/FD, checked, mapped
+    creator: memfd, mapped, sealed --Offer(host, pid, fd, token, size)--> peer: /proc/PID/fd/FD, checked, mapped
 
     [ token | per bucket: lock, version | values of bucket 0 | values of bucket 1 | ... ]
 
@@ -9,8 +9,10 @@ Rules of this file
      the last of them ends, however it ends.
   2. An offer is untrusted: owner, kind, seals and size are checked before the region is mapped, the token before it is
      used. The seals keep a region from shrinking under its readers.
-  3. One side writes a region and the other reads it. A reader whose tensors user code may write to maps the region
-     ``private``: such writes stay in its process, until ``revert``.
+  3. One side writes a region and the other reads it. A region that its creator writes is sealed against all others:
+     they can neither map it to write, nor write to it, nor punch holes into it, though they run as the same user.
+  4. A reader whose tensors user code may write to maps the region ``private``: such writes stay in its process, until
+     ``revert``.
 
 A *lock* is a counter that is odd while its bucket is being changed. A reader copies, and copies again if the counter
 differs afterwards: the copy may be a mixture of two versions.
@@ -44,6 +46,8 @@ from torch_ps.common.private_pages import written_pages
 _TOKEN = 16
 _HEAD = 64
 _ENTRY = 16  # lock and version of one bucket, uint64 each
+#: Seal that leaves the mapping which exists the only one that can write; Linux 5.1, not named by Python before 3.13.
+_SEAL_FUTURE_WRITE = 0x0010
 #: Buckets begin on cache lines, their values on a page of their own.
 LINE, _PAGE = 64, 4096
 #: Seconds that a reader waits for a bucket that is being changed, and seconds between two polls.
@@ -99,18 +103,26 @@ class Arena:
         self._table = np.frombuffer(region, np.uint64, 2 * len(layout.places), _HEAD).reshape(-1, 2)
 
     @classmethod
-    def create(cls, layout: Layout) -> "Arena":
-        """Make a region of this process, filled with zeros."""
+    def create(cls, layout: Layout, *, peer_writes: bool = False) -> "Arena":
+        """Make a region of this process, filled with zeros.
+
+        Args:
+            layout: layout of the buckets.
+            peer_writes: whether the peer writes it; if not, nobody can but this process.
+        """
         fd = -1
         try:
             fd = os.memfd_create("torch-ps", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, layout.size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             region = mmap.mmap(fd, layout.size)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals if peer_writes else seals | _SEAL_FUTURE_WRITE)
         except (OSError, AttributeError) as error:
             if fd >= 0:
                 os.close(fd)
-            raise NoSharedMemory(f"cannot allocate {layout.size} bytes of shared memory: {error}") from None
+            raise NoSharedMemory(
+                f"cannot make {layout.size} bytes of shared memory that others cannot change: {error}"
+            ) from None
         token = secrets.token_bytes(_TOKEN)
         region[:_TOKEN] = token
         arena = cls(layout, region, Offer(host_id(), os.getpid(), fd, token, layout.size))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch_ps.worker.runtime.standalone_env import alone
     from torch_ps.worker.tasks import Task
 
-__version__ = "0.2.0"
+    __version__: str
 
 __all__ = [
     "Client",
@@ -95,6 +95,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("torch_ps.common.version").PACKAGE
     if name not in __all__:
         raise AttributeError(f"module 'torch_ps' has no attribute {name!r}")
     return getattr(importlib.import_module(f"torch_ps.{_MODULES.get(name, 'common.errors')}"), name)

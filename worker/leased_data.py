@@ -345,11 +345,14 @@ class LeasedShard:
                 give_back=give_back,
                 together=len(self._companions) > 1,
                 received=sample_counts.received(self._key),
+                number=sample_counts.number(self._key),
             ),
             seconds,
         )
         if reply.answer == pb.DataReply.PORTION:
             sample_counts.add_received(self._key, reply.number, sum(part.stop - part.start for part in reply.range))
+        elif reply.answer == pb.DataReply.OVER:
+            sample_counts.finish(self._key)
         return reply
 
 

@@ -79,14 +79,24 @@ class Model(_message.Message):
     buffer: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     def __init__(self, optimizer: _Optional[str] = ..., group: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., buffer: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
+class Version(_message.Message):
+    __slots__ = ("package", "wire")
+    PACKAGE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
+    package: str
+    wire: int
+    def __init__(self, package: _Optional[str] = ..., wire: _Optional[int] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     model: bool
-    def __init__(self, model: bool = ...) -> None: ...
+    version: Version
+    def __init__(self, model: bool = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation", "trace", "averages")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation", "trace", "version", "averages")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +115,7 @@ class JobDescription(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
     mode: str
     shard: int
@@ -124,28 +135,33 @@ class JobDescription(_message.Message):
     options: str
     incarnation: int
     trace: TraceSteps
+    version: Version
     averages: bool
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ..., averages: bool = ...) -> None: ...
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., averages: bool = ...) -> None: ...
 
 class EnterRequest(_message.Message):
-    __slots__ = ("shard", "num_shards", "secret")
+    __slots__ = ("shard", "num_shards", "version", "secret")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
+    version: Version
     secret: bytes
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class EnterReply(_message.Message):
-    __slots__ = ("incarnation", "resumed_version", "trace")
+    __slots__ = ("incarnation", "resumed_version", "version", "trace")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     resumed_version: int
+    version: Version
     trace: TraceSteps
-    def __init__(self, incarnation: _Optional[int] = ..., resumed_version: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ...) -> None: ...
+    def __init__(self, incarnation: _Optional[int] = ..., resumed_version: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ...) -> None: ...
 
 class SocketOffer(_message.Message):
     __slots__ = ("host", "name", "token", "port")
@@ -168,18 +184,20 @@ class StreamEnd(_message.Message):
     def __init__(self, error: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("worker", "rank", "model", "incarnation", "secret")
+    __slots__ = ("worker", "rank", "model", "version", "incarnation", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     model: Model
+    version: Version
     incarnation: int
     secret: bytes
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("session", "seed", "epoch")
@@ -258,14 +276,16 @@ class ShareReply(_message.Message):
     def __init__(self, parameters: _Optional[_Union[ArenaOffer, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
-    __slots__ = ("worker", "session", "secret")
+    __slots__ = ("worker", "session", "incarnation", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
+    incarnation: int
     secret: bytes
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class RenewReply(_message.Message):
     __slots__ = ()
@@ -298,7 +318,7 @@ class DataSet(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., shuffled: bool = ...) -> None: ...
 
 class DataRequest(_message.Message):
-    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together", "secret")
+    __slots__ = ("worker", "session", "data", "batch", "epochs", "wait", "give_back", "received", "together", "number", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +328,7 @@ class DataRequest(_message.Message):
     GIVE_BACK_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
@@ -318,8 +339,9 @@ class DataRequest(_message.Message):
     give_back: bool
     received: int
     together: bool
+    number: int
     secret: bytes
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ..., secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., batch: _Optional[int] = ..., epochs: _Optional[int] = ..., wait: bool = ..., give_back: bool = ..., received: _Optional[int] = ..., together: bool = ..., number: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class PositionRange(_message.Message):
     __slots__ = ("start", "stop")
@@ -366,18 +388,20 @@ class WatchRequest(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class RosterView(_message.Message):
-    __slots__ = ("epoch", "open", "member", "lead", "cut")
+    __slots__ = ("epoch", "open", "member", "lead", "cut", "stopped")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     LEAD_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     open: bool
     member: _containers.RepeatedCompositeFieldContainer[RosterMember]
     lead: _containers.RepeatedScalarFieldContainer[str]
     cut: int
-    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., lead: _Optional[_Iterable[str]] = ..., cut: _Optional[int] = ...) -> None: ...
+    stopped: str
+    def __init__(self, epoch: _Optional[int] = ..., open: bool = ..., member: _Optional[_Iterable[_Union[RosterMember, _Mapping]]] = ..., lead: _Optional[_Iterable[str]] = ..., cut: _Optional[int] = ..., stopped: _Optional[str] = ...) -> None: ...
 
 class RosterMember(_message.Message):
     __slots__ = ("worker", "session", "rank", "first_step", "digest", "seeds")
@@ -422,18 +446,20 @@ class UpHeader(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., ballot: _Optional[_Union[BallotPaper, _Mapping]] = ..., measure: _Optional[_Union[Measure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("worker", "session", "pull_codec", "incarnation", "secret")
+    __slots__ = ("worker", "session", "pull_codec", "version", "incarnation", "secret")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PULL_CODEC_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     pull_codec: str
+    version: Version
     incarnation: int
     secret: bytes
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., pull_codec: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., incarnation: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class Ahead(_message.Message):
     __slots__ = ("bucket", "number", "codec")
@@ -637,11 +663,13 @@ class CheckpointStatus(_message.Message):
     def __init__(self, version: _Optional[int] = ..., age_seconds: _Optional[float] = ..., failures: _Optional[int] = ..., error: _Optional[str] = ..., folder: _Optional[str] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "checkpoint", "standby", "samples", "load", "joins")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "software", "checkpoint", "standby", "samples", "load", "joins")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -665,6 +693,7 @@ class StatusReply(_message.Message):
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     ADVICE_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -686,12 +715,13 @@ class StatusReply(_message.Message):
     nonfinite: int
     mode_details: str
     advice: _containers.RepeatedScalarFieldContainer[str]
+    software: Version
     checkpoint: CheckpointStatus
     standby: StandbyStatus
     samples: float
     load: ShardLoad
     joins: int
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ..., joins: _Optional[int] = ...) -> None: ...
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., software: _Optional[_Union[Version, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ..., joins: _Optional[int] = ...) -> None: ...
 
 class ShardLoad(_message.Message):
     __slots__ = ("queued", "apply_threads", "apply_seconds", "cpu_seconds", "memory_bytes", "bytes_pushed", "bytes_pulled")
@@ -818,10 +848,12 @@ class ReplicaUp(_message.Message):
     def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., received: _Optional[int] = ...) -> None: ...
 
 class ReplicaHello(_message.Message):
-    __slots__ = ("server",)
+    __slots__ = ("server", "version")
     SERVER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     server: str
-    def __init__(self, server: _Optional[str] = ...) -> None: ...
+    version: Version
+    def __init__(self, server: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class ReplicaFrame(_message.Message):
     __slots__ = ("header", "payload")

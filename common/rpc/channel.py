@@ -23,6 +23,11 @@ OPTIONS: Options = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     # On a saturated link pings wait in a queue and arrive together; that is no reason to close the connection.
     ("grpc.http2.max_ping_strikes", 0),
+    # A server may come back under its name at another address. After a failure a channel looks the name up again, but
+    # for half a minute it would not.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # A new channel makes a connection of its own: the one that another channel has may lead to a host that vanished.
+    ("grpc.use_local_subchannel_pool", 1),
     # A worker that waits for its server notices within a second that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -33,9 +38,6 @@ OPTIONS: Options = (
     # Two servers on one port would each see half of the workers.
     ("grpc.so_reuseport", 0),
 )
-
-#: Options of a second connection to the same server that shares nothing with the first.
-APART: Options = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 
 #: Seconds in which a new connection has to complete its handshake.
 HANDSHAKE_SECONDS = 10

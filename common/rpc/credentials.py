@@ -61,11 +61,11 @@ class Access:
         """A value that changes when a new connection would use other files; None without TLS."""
         return self.tls.pem if self.tls is not None else None
 
-    def connect(self, address: Address, options: channel.Options = channel.OPTIONS) -> grpc.Channel:
+    def connect(self, address: Address) -> grpc.Channel:
         """Open a channel for the threads of a worker."""
         if self.tls is None:
-            return grpc.insecure_channel(str(address), options=options)
-        return grpc.secure_channel(str(address), _client(self.tls.pem), options=options)
+            return grpc.insecure_channel(str(address), options=channel.OPTIONS)
+        return grpc.secure_channel(str(address), _client(self.tls.pem), options=channel.OPTIONS)
 
     def connect_aio(self, address: Address) -> grpc.aio.Channel:
         """Open a channel for an event loop."""

@@ -4,6 +4,8 @@ Several classes share a code, so the receiver rebuilds the class from the ``ps-e
 ``StepConflict``, not a gRPC error. A class without a code is a bug and becomes INTERNAL.
 """
 
+import re
+
 import grpc
 
 from torch_ps.common import errors
@@ -29,6 +31,34 @@ STATUS_OF: dict[type[errors.PsError], grpc.StatusCode] = {
 }
 
 
+#: What gRPC's core says of a connection -> what a person is told; the first that is found counts.
+_PLAIN: tuple[tuple[str, str], ...] = (
+    (r"[Cc]onnection refused", "nothing listens there"),
+    (r"[Cc]onnection reset|[Bb]roken pipe|[Ss]ocket closed|Stream removed|GOAWAY|EOF|shutdown", "the connection broke"),
+    (r"not found|ARES_|resolving|DNS resolution|Name or service", "its name cannot be resolved"),
+    (r"[Nn]o route to host|unreachable", "there is no route to it"),
+    (r"ping timeout|watchdog|[Kk]eepalive", "it does not answer pings"),
+    (r"CERTIFICATE_VERIFY_FAILED|[Hh]andshake|SSL_|TLS", "the TLS handshake fails"),
+    (r"[Dd]eadline|[Tt]imed? ?out|[Tt]imeout", "it is silent"),
+    (r"HTTP|http|SETTINGS", "it is no gRPC server"),
+)
+#: Longest text of gRPC's that is passed on.
+_MOST_TEXT = 200
+
+
+def reason_of(failure: grpc.RpcError) -> str:
+    """Why a call failed, without the address: the message of a server of ours, or what gRPC says in other words."""
+    details = failure.details() or failure.code().name
+    if TRAILER in _trailers(failure):
+        return details
+    found = next((words for pattern, words in _PLAIN if re.search(pattern, details)), "")
+    return found or details.rpartition("last error: ")[2][:_MOST_TEXT]
+
+
+def _trailers(failure: grpc.RpcError) -> dict[str, str | bytes]:
+    return dict(failure.trailing_metadata() or ())  # type: ignore[arg-type]
+
+
 def status_of(error: errors.PsError) -> grpc.StatusCode:
     """Nearest entry along the class's MRO; INTERNAL when nothing matches."""
     return next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), grpc.StatusCode.INTERNAL)
@@ -47,23 +77,22 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
     """
     code = failure.code()
     details = failure.details() or code.name
-    trailers: tuple[tuple[str, str | bytes], ...] = tuple(failure.trailing_metadata() or ())  # type: ignore[arg-type]
-    known = errors.BY_NAME.get(str(dict(trailers).get(TRAILER)))
+    known = errors.BY_NAME.get(str(_trailers(failure).get(TRAILER)))
     if known is not None:
         return known(details)
     match code:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
             # Without our trailer no server of ours has answered; gRPC reports a broken connection as any of the three.
-            return errors.Unreachable(f"server {address} does not answer: {details}")
+            return errors.Unreachable(f"server {address} does not answer: {reason_of(failure)}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return errors.WaitTimeout(f"server {address} did not answer in time: {details}")
+            return errors.WaitTimeout(f"server {address} did not answer in time")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return errors.Refused(f"{address} is a gRPC server but not one of torch-ps: {details}")
+            return errors.Refused(f"{address} is a gRPC server but not one of torch-ps, or of another version")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "RPC limit" in details:
             return errors.Overloaded(f"server {address} has reached its limit of open calls; try again later")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.CorruptFrame(f"server {address} refused a message: {details}")
         case grpc.StatusCode.CANCELLED:  # by a server that ended before it could say so; another one may serve
-            return errors.Unreachable(f"server {address} ended the call: {details}")
+            return errors.Unreachable(f"server {address} has ended the call")
         case _:
             return errors.PsError(f"server {address} failed with {code.name}: {details}; see its log")

@@ -148,9 +148,17 @@ RANGES: dict[str, dict[str, Range]] = {
     "ParameterGroup": {"tensor": Many(100_000), "hyper": Many(64, key=Text(200))},
     "Model": {"optimizer": Text(200), "group": Many(10_000), "buffer": Many(100_000)},
     # ------------------------------------------------------------ membership
-    "DescribeRequest": {"model": ANY},
-    "EnterRequest": {"shard": ANY, "num_shards": ANY, "secret": SECRET},
-    "JoinRequest": {"worker": Text(MAX_WORKER, 1), "rank": ANY, "model": ANY, "incarnation": ANY, "secret": SECRET},
+    "Version": {"package": TYPE, "wire": ANY},
+    "DescribeRequest": {"model": ANY, "version": ANY},
+    "EnterRequest": {"shard": ANY, "num_shards": ANY, "version": ANY, "secret": SECRET},
+    "JoinRequest": {
+        "worker": Text(MAX_WORKER, 1),
+        "rank": ANY,
+        "model": ANY,
+        "version": ANY,
+        "incarnation": ANY,
+        "secret": SECRET,
+    },
     "SeedHeader": {"worker": WORKER, "session": ANY, "model": ANY, "incarnation": ANY, "bucket": ANY, "secret": SECRET},
     "ArenaOffer": {"host": ID, "pid": ANY, "fd": ANY, "token": Data(64), "size": ANY},
     "ShareRequest": {
@@ -161,7 +169,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "dialled_port": ANY,
         "secret": SECRET,
     },
-    "RenewRequest": {"worker": WORKER, "session": ANY, "secret": SECRET},
+    "RenewRequest": {"worker": WORKER, "session": ANY, "incarnation": ANY, "secret": SECRET},
     "LeaveRequest": {"worker": WORKER, "session": ANY, "secret": SECRET},
     "DataSet": {"name": WORKER, "size": ANY, "seed": ANY, "shuffled": ANY},
     "DataRequest": {
@@ -174,6 +182,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "give_back": ANY,
         "received": ANY,
         "together": ANY,
+        "number": ANY,
         "secret": SECRET,
     },
     "WatchRequest": {"incarnation": ANY},
@@ -187,7 +196,14 @@ RANGES: dict[str, dict[str, Range]] = {
         "ballot": ANY,
         "measure": ANY,
     },
-    "Hello": {"worker": WORKER, "session": ANY, "pull_codec": CODEC, "incarnation": ANY, "secret": SECRET},
+    "Hello": {
+        "worker": WORKER,
+        "session": ANY,
+        "pull_codec": CODEC,
+        "version": ANY,
+        "incarnation": ANY,
+        "secret": SECRET,
+    },
     "Ahead": {"bucket": ANY, "number": ANY, "codec": CODEC},
     "Covers": {"number": ANY, "samples": ANY},
     "Push": {
@@ -238,7 +254,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "incarnation": ANY,
         "secret": SECRET,
     },
-    "StatusRequest": {},
+    "StatusRequest": {"version": ANY},
     "TraceRequest": {"worker": WORKER, "session": ANY, "shard": ANY, "part": ANY, "incarnation": ANY, "secret": SECRET},
     "TracePart": {
         "host": ID,
@@ -259,7 +275,7 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     # ------------------------------------------------------------ hot standby
     "ReplicaUp": {"hello": ANY, "received": ANY},
-    "ReplicaHello": {"server": Text(MAX_SERVER, 1)},
+    "ReplicaHello": {"server": Text(MAX_SERVER, 1), "version": ANY},
     "Term": {"number": Whole(0, 1 << 62), "server": SERVER},
     "Configuration": {"term": ANY, "standby": SERVER},
     "BallotPaper": {"vote": ANY, "accepted": ANY},

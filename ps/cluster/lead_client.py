@@ -16,7 +16,7 @@ from torch_ps.common.errors import NotServing, PsError, Restarted, Unreachable, 
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
-from torch_ps.common.rpc.status import error_of
+from torch_ps.common.rpc.status import error_of, reason_of
 from torch_ps.common.security import tls_probe
 from torch_ps.common.trace import TRIPS, RoundTrip, Trace, clock, clock_name, estimate_offset
 from torch_ps.common.wire.address import Address
@@ -76,6 +76,8 @@ class LeadClient:
         self._lease = lease
         self._norm_seconds = NORM_SECONDS + 2 * lease if norm_seconds is None else norm_seconds
         self._norms: _NormChannel | None = None  # what new requests for norms go over
+        self._heard = True  # the lead answers, as far as the log says
+        self._stopped = ""  # what the lead has said when it was told to stop
 
     # -------------------------------------------------------------- norms
 
@@ -119,7 +121,7 @@ class LeadClient:
                 if waited > self._norm_seconds:
                     raise WaitTimeout(
                         f"shard {self._shard} has waited for {waited:.1f} s for the lead at {self._lead} to say the "
-                        f"norm of {f'step {step} of worker {worker}' if worker else f'step {step}'} ({error.details()})"
+                        f"norm of step {step}{f' of worker {worker}' if worker else ''} ({reason_of(error)})"
                     ) from None
                 if self._norms is used:
                     self._norms = None
@@ -135,8 +137,13 @@ class LeadClient:
 
     # -------------------------------------------------------------- reports
 
-    async def report_kept(self, kept: Kept, seconds: float) -> bool:
+    async def report_kept(self, kept: Kept, seconds: float, wait: bool) -> bool:
         """Report what has become of this shard's part of a checkpoint.
+
+        Args:
+            kept: The part.
+            seconds: Longest time to wait for the answer.
+            wait: Whether to wait for a lead that cannot be reached.
 
         Returns:
             False if the lead has not answered within ``seconds``.
@@ -155,9 +162,9 @@ class LeadClient:
                 call = connection.unary_unary(
                     channel.method("Kept"), pb.KeptRequest.SerializeToString, pb.KeptReply.FromString
                 )
-                await call(request, timeout=seconds, wait_for_ready=True, metadata=self._access.metadata)
+                await call(request, timeout=seconds, wait_for_ready=wait, metadata=self._access.metadata)
         except grpc.aio.AioRpcError as error:
-            log.debug("cannot report a checkpoint to the lead at %s: %s", self._lead, error.details())
+            log.debug("cannot report a checkpoint to the lead at %s: %s", self._lead, reason_of(error))
             return False
         return True
 
@@ -185,7 +192,7 @@ class LeadClient:
                 request.part.CopyFrom(trace.part(*offset))
                 await call(request, timeout=TRACE_SECONDS, metadata=self._access.metadata)
         except grpc.aio.AioRpcError as error:
-            log.warning("cannot send the trace of this shard to the lead at %s: %s", self._lead, error.details())
+            log.warning("cannot send the trace of this shard to the lead at %s: %s", self._lead, reason_of(error))
             return False
         return True
 
@@ -197,7 +204,7 @@ class LeadClient:
         Raises:
             Restarted: The lead was started anew without this shard, which can do nothing more.
         """
-        lead, access, connected = self._lead, self._access, True
+        lead, access = self._lead, self._access
         while True:
             asked = lead.address
             async with access.connect_aio(asked) as connection:
@@ -210,13 +217,16 @@ class LeadClient:
                     alive.cancel()
                     watching.cancel()
                     await asyncio.gather(alive, watching, return_exceptions=True)  # before their channel is closed
-            if lead.several:
+            if self._stopped:
+                log.info("the lead at %s has ended: %s", asked, self._stopped)
+            elif self._heard and lead.several:
                 log.warning("lost the lead at %s (%s); looking for the one that serves", asked, reason)
-                lead.skip(asked)
-            elif connected:
+            elif self._heard:
                 why = await asyncio.to_thread(tls_probe.explain_failure, lead.address, access.tls, PROBE_SECONDS)
                 log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
-            connected = False
+            self._heard, self._stopped = False, ""
+            if lead.several:
+                lead.skip(asked)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _watch(self, job: Job, connection: grpc.aio.Channel) -> str:
@@ -231,6 +241,10 @@ class LeadClient:
         request = pb.WatchRequest(incarnation=self._incarnation)
         try:
             async for view in watch(request, metadata=self._access.metadata):
+                self._heard = True
+                if view.stopped:
+                    self._stopped = view.stopped
+                    break
                 self._lead.learn(view.lead)
                 job.follow(_roster_of(view))
         except grpc.aio.AioRpcError as error:
@@ -239,7 +253,7 @@ class LeadClient:
                 raise Restarted(
                     f"the lead at {where} was started anew, without what this shard has trained; {TOGETHER}"
                 ) from None
-            return str(error.details())
+            return reason_of(error)
         return "it has ended the stream"
 
 

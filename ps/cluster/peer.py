@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
@@ -67,7 +68,10 @@ class Peer:
         )
         with self._errors():
             reply: pb.JobDescription = await call(
-                pb.DescribeRequest(), timeout=seconds, wait_for_ready=True, metadata=self._access.metadata
+                pb.DescribeRequest(version=version.current()),
+                timeout=seconds,
+                wait_for_ready=True,
+                metadata=self._access.metadata,
             )
         return reply
 
@@ -86,7 +90,8 @@ class Peer:
             call: Any = self._connection.stream_stream(channel.method("Replicate"), None, None)(
                 metadata=self._access.metadata
             )
-            await call.write(pb.ReplicaUp(hello=pb.ReplicaHello(server=server)).SerializeToString())
+            hello = pb.ReplicaHello(server=server, version=version.current())
+            await call.write(pb.ReplicaUp(hello=hello).SerializeToString())
             stream = ReplicaStream(call)
             sending = asyncio.create_task(stream.send_receipts(receipt_seconds))
             try:

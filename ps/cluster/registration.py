@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import grpc
 
+from torch_ps.common import version
 from torch_ps.common.errors import Refused, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
@@ -63,10 +64,10 @@ class Registrar:
         """Refuse a call in the name of a shard that is not that shard's.
 
         Raises:
-            Refused: No process with this secret has the place.
+            Refused: No process with this secret has entered as this shard.
         """
-        if not shows(secret, self._incarnation.digests.get(shard, "")):
-            raise Refused(f"this is not shard {shard} of the job: the lead has given its place to another process")
+        if not any(shows(secret, digest) for digest in self._incarnation.digests.get(shard, ())):
+            raise Refused(f"this is not shard {shard} of the job: no process with its secret has entered at the lead")
 
 
 async def register(lead: Address, shard: int, num_shards: int, secret: bytes, access: Access) -> pb.EnterReply:
@@ -81,7 +82,7 @@ async def register(lead: Address, shard: int, num_shards: int, secret: bytes, ac
         Unreachable: TLS fails; the message says why.
         WaitTimeout: The lead has not come up within ``LEAD_SECONDS``.
     """
-    request = pb.EnterRequest(shard=shard, num_shards=num_shards, secret=secret)
+    request = pb.EnterRequest(shard=shard, num_shards=num_shards, secret=secret, version=version.current())
     begin, told = time.monotonic(), False
     while True:
         left = begin + LEAD_SECONDS - time.monotonic()
@@ -91,6 +92,7 @@ async def register(lead: Address, shard: int, num_shards: int, secret: bytes, ac
                     channel.method("Enter"), pb.EnterRequest.SerializeToString, pb.EnterReply.FromString
                 )
                 reply: pb.EnterReply = await call(request, timeout=left, metadata=access.metadata)
+                version.check(f"the lead at {lead}", reply.version, "this shard")
                 return reply
         except grpc.aio.AioRpcError as error:
             failure = error_of(error, str(lead))

@@ -95,17 +95,27 @@ class Reader:
 
 @dataclass(slots=True)
 class DatasetProgress:
-    """One dataset on its way through its epochs."""
+    """One dataset on its way through its epochs.
+
+    Attributes:
+        owner: name of the worker that has brought it; "" after a restart.
+    """
 
     spec: DatasetSpec
     epoch: int
     free: list[Range]
     readers: dict[SessionKey, Reader] = field(default_factory=dict)
+    owner: str = ""
 
     @property
     def complete(self) -> bool:
         """Whether every position of the epoch is done."""
         return not self.free and not any(r.given or r.dealt for r in self.readers.values())
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody reads it and no sample of it is done."""
+        return not self.readers and not self.epoch and num_positions(self.free) == self.spec.size
 
     def begin_epoch(self) -> None:
         self.epoch, self.free = self.epoch + 1, [(0, self.spec.size)]
@@ -113,10 +123,12 @@ class DatasetProgress:
     def put_back(self, ranges: Iterable[Range]) -> None:
         self.free = merge([*self.free, *ranges])
 
-    def keep(self, members: Container[SessionKey]) -> None:
-        """Free what sessions hold that are not among ``members``."""
-        for key in [key for key in self.readers if key not in members]:
+    def keep(self, members: Container[SessionKey]) -> bool:
+        """Free what sessions hold that are not among ``members``; returns whether there were any."""
+        gone = [key for key in self.readers if key not in members]
+        for key in gone:
             self.put_back(self.readers.pop(key).holds)
+        return bool(gone)
 
     def deal(self, roster: Roster, asking: Reader, *, stale: bool) -> None:
         """Deal free positions: to ``asking`` alone where workers are not in step (``stale``), else to all readers."""
@@ -137,10 +149,7 @@ class DatasetProgress:
     def export(self) -> dict[str, Any]:
         """What a checkpoint keeps: the epoch, and the positions of it that are not done."""
         return {
-            "name": self.spec.name,
-            "size": self.spec.size,
-            "seed": self.spec.seed,
-            "shuffled": self.spec.shuffled,
+            **spec_to_data(self.spec),
             "epoch": self.epoch,
             "left": [list(r) for r in merge([*self.free, *(x for r in self.readers.values() for x in r.holds)])],
         }
@@ -152,14 +161,14 @@ class DatasetProgress:
         Raises:
             KeyError, TypeError, ValueError: ``data`` is not what ``export`` gives.
         """
-        spec = DatasetSpec(str(data["name"]), int(data["size"]), int(data["seed"]), bool(data["shuffled"]))
+        spec = spec_from_data(data)
         left = check_ranges([(int(start), int(stop)) for start, stop in data["left"]], spec.size)
         return cls(spec, int(data["epoch"]), left)
 
     def hand_over(self) -> dict[str, Any]:
         """What a standby gets: ``export``, and who holds what."""
         readers = [_reader_to_data(key, reader) for key, reader in self.readers.items()]
-        return {**self.export(), "free": [list(r) for r in self.free], "readers": readers}
+        return {**self.export(), "owner": self.owner, "free": [list(r) for r in self.free], "readers": readers}
 
     def take_over(self, data: Mapping[str, Any]) -> None:
         """Become what ``hand_over`` described.
@@ -167,8 +176,23 @@ class DatasetProgress:
         Raises:
             KeyError, TypeError, ValueError: ``data`` is not what ``hand_over`` gives.
         """
+        self.owner = str(data["owner"])
         self.free = parse_ranges(data["free"], self.spec.size)
         self.readers = dict(_reader_from_data(each, self.spec.size) for each in data["readers"])
+
+
+def spec_to_data(spec: DatasetSpec) -> dict[str, Any]:
+    """A spec as plain JSON data."""
+    return {"name": spec.name, "size": spec.size, "seed": spec.seed, "shuffled": spec.shuffled}
+
+
+def spec_from_data(data: Mapping[str, Any]) -> DatasetSpec:
+    """The inverse.
+
+    Raises:
+        KeyError, TypeError, ValueError: ``data`` is not that.
+    """
+    return DatasetSpec(str(data["name"]), int(data["size"]), int(data["seed"]), bool(data["shuffled"]))
 
 
 def _reader_to_data(key: SessionKey, reader: Reader) -> list[Any]:

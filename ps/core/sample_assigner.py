@@ -15,9 +15,10 @@ Rules of this file
     SampleRequest --> DatasetProgress --deal--> Portion
     push: check, claim --> settle --> done, or free again
 
-A push names what it covers as the number of samples that its worker has begun, since the session started, of each
-dataset. A repeat covers nothing new, so it needs no rule of its own. A request names, in the same way, how many samples
-its worker has received: what was given beyond that was lost on its way and is given again.
+A push names what it covers as the number of samples that its worker has begun, since the session started, of a
+dataset with a number. A repeat covers nothing new, so it needs no rule of its own. A request names, in the same way,
+how many samples its worker has received: what was given beyond that was lost on its way and is given again. Both speak
+of nothing where the number is that of a dataset which is over (``dataset_register.py``).
 """
 
 from __future__ import annotations
@@ -28,13 +29,11 @@ from typing import Any
 
 from torch_ps.common.errors import ProtocolError, UnknownWorker
 from torch_ps.ps.core.dataset_progress import DatasetProgress, DatasetSpec, Reader
+from torch_ps.ps.core.dataset_register import DatasetRegister
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import name_list
 from torch_ps.ps.core.ranges import Range, num_positions
 from torch_ps.ps.core.roster import MAX_NAME, Roster, SessionKey
-
-#: Datasets of one job, at most; a script that names a new seed every epoch makes one each.
-MAX_DATASETS = 1024
 
 #: What a push covers: pairs of the number of a dataset and the samples of it that this session has begun so far.
 Covers = tuple[tuple[int, int], ...]
@@ -48,6 +47,7 @@ class SampleRequest:
         batch: samples of one of its batches, >= 1.
         epochs: the worker reads until this many epochs of the job are over, >= 1.
         received: samples of the dataset that this session has received and keeps, since it started, >= 0.
+        number: number of the dataset that ``received`` counts; None: the one that is read now.
         together: whether the end waits, where workers go in step, until every reader has asked after its last samples:
             the worker has to take part in steps of other jobs that those still make.
     """
@@ -59,6 +59,7 @@ class SampleRequest:
     epochs: int
     received: int
     together: bool = False
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,7 @@ class SampleAssigner:
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._datasets: list[DatasetProgress] = []
-        self._numbers: dict[DatasetSpec, int] = {}
+        self._register = DatasetRegister()
         #: What pushes cover that are not decided, by session and step.
         self.claims: dict[SessionKey, dict[int, Covers]] = {}
         self._before = 0  # newest session that may hold samples from an earlier lead
@@ -123,11 +123,24 @@ class SampleAssigner:
             ProtocolError: a number is out of its range, or there are too many datasets.
         """
         self._check_session(request.worker, request.session)
-        number = self._number(request)
-        dataset, key = self._datasets[number], (request.worker, request.session)
+        _check_request(request)
+        if request.epochs <= self._register.epochs_over(request.data):
+            return Over(f"{_epochs(request.epochs)} of {request.data.title} are over")
+        number = self._register.number_of(request.data)
+        if number is None:
+            number = self._register.begin(request.data, request.worker)
+        self._register.changed(number)
+        answer = self._ask(request, number, roster, open_step)
+        if isinstance(answer, Over):
+            self._register.end_if_over(number)
+        return answer
+
+    def _ask(self, request: SampleRequest, number: int, roster: Roster, open_step: int) -> SampleResponse:
+        dataset, key = self._register.live[number], (request.worker, request.session)
         reader = dataset.readers.setdefault(key, Reader(request.batch, request.epochs))
         reader.batch, reader.epochs, reader.stopped = request.batch, request.epochs, False
-        reader.unfetch(max(request.received, self._covered(key, number, reader)))
+        received = request.received if request.number in (None, number) else 0
+        reader.unfetch(max(received, self._covered(key, number, reader)))
         title = dataset.spec.title
         if not reader.holds:
             reader.ended = dataset.epoch + dataset.complete
@@ -153,12 +166,15 @@ class SampleAssigner:
 
     def give_back(self, worker: str, session: int, data: DatasetSpec, received: int) -> None:
         """Free all samples of a worker that stops reading, but the ``received`` ones, counted as in a request."""
-        number = self._numbers.get(data)
-        reader = self._datasets[number].readers.get((worker, session)) if number is not None else None
-        if number is not None and reader is not None:
+        number = self._register.number_of(data)
+        dataset = self._register.live[number] if number is not None else None
+        reader = dataset.readers.get((worker, session)) if dataset is not None else None
+        if number is not None and dataset is not None and reader is not None:
             reader.unfetch(max(received, self._covered((worker, session), number, reader)))
-            self._datasets[number].put_back(reader.dealt)
+            dataset.put_back(reader.dealt)
             reader.dealt, reader.stopped = [], True
+            self._register.changed(number)
+            self._register.end_if_over(number)
 
     # ------------------------------------------------------------ pushes
 
@@ -172,7 +188,9 @@ class SampleAssigner:
         if covers:
             self._check_session(worker, session)
         for number, samples in covers:
-            dataset = self._datasets[number] if number < len(self._datasets) else None
+            dataset = self._register.live.get(number)
+            if dataset is None and number < self._register.next_number:
+                continue  # it is over, so this is a repeat
             reader = dataset.readers.get((worker, session)) if dataset is not None else None
             if reader is None or samples > reader.fetched:
                 has = reader.fetched if reader is not None else 0
@@ -193,24 +211,24 @@ class SampleAssigner:
         if not claims:
             self.claims.pop(key, None)
         for number, samples in covers:
-            dataset = self._datasets[number]
-            reader = dataset.readers.get(key)
-            if reader is not None:
+            dataset = self._register.live.get(number)
+            reader = dataset.readers.get(key) if dataset is not None else None
+            if dataset is not None and reader is not None:
                 ranges = reader.settle(samples)
                 if not applied:
                     dataset.put_back(ranges)
+                self._register.changed(number)
 
     def keep(self, members: Container[SessionKey]) -> None:
         """Free whatever sessions hold that are not among ``members``."""
         self.claims = {key: claims for key, claims in self.claims.items() if key in members}
-        for dataset in self._datasets:
-            dataset.keep(members)
+        self._register.keep(members)
 
     # ------------------------------------------------------------ state
 
     def export(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain JSON data: per dataset, the epoch and the positions that are not done."""
-        return {"sets": [dataset.export() for dataset in self._datasets]}
+        return {"sets": self._register.export()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from ``export``, in a job without workers yet: what was held and not done is free.
@@ -218,23 +236,30 @@ class SampleAssigner:
         Raises:
             KeyError, TypeError, ValueError: ``state`` is not what ``export`` gives; nothing has changed.
         """
-        self._datasets, self.claims = [DatasetProgress.of(each) for each in state["sets"]], {}
-        self._numbers = {dataset.spec: number for number, dataset in enumerate(self._datasets)}
+        self._register.restore(state["sets"])
+        self.claims = {}
 
     def hand_over(self) -> dict[str, Any]:
         """All state but the claims, as plain JSON data; claims come again with the pushes that are not decided."""
-        return {"before": self._before, "sets": [dataset.hand_over() for dataset in self._datasets]}
+        return {"before": self._before, **self._register.hand_over()}
+
+    def changes(self) -> dict[str, Any]:
+        """What has changed since the last ``hand_over`` or ``changes``, for ``dataset_register.merge_changes``."""
+        return {"before": self._before, **self._register.changes()}
+
+    def track_none(self) -> None:
+        """Nobody wants ``changes`` any more."""
+        self._register.track_none()
 
     def take_over(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``hand_over``: workers keep the samples that they were given.
+        """Go on from ``hand_over``, with all ``changes`` since: workers keep the samples that they were given.
 
         Raises:
-            KeyError, TypeError, ValueError: ``state`` is not what ``hand_over`` gives.
+            KeyError, TypeError, ValueError: ``state`` is not what ``hand_over`` gives; nothing has changed.
         """
-        self.restore(state)
-        self._before = int(state["before"])
-        for dataset, each in zip(self._datasets, state["sets"], strict=True):
-            dataset.take_over(each)
+        before = int(state["before"])
+        self._register.take_over(state)
+        self._before, self.claims = before, {}
 
     def begin_after(self, epoch: int) -> None:
         """Have sessions of up to this roster epoch join again: they may hold samples that an earlier lead gave."""
@@ -252,27 +277,6 @@ class SampleAssigner:
             raise UnknownWorker(
                 f"session {session} of worker {worker!r} is older than this lead, which gave it no samples; join again"
             )
-
-    def _number(self, request: SampleRequest) -> int:
-        """The number of the dataset that is asked for, which begins with its first request."""
-        spec = request.data
-        if not 1 <= spec.size < 1 << 53 or not 0 <= spec.seed < 1 << 63 or len(spec.name) > MAX_NAME:
-            raise ProtocolError(
-                f"worker {request.worker!r} names an impossible data set: {spec.size} samples, seed {spec.seed}"
-            )
-        if not 1 <= request.batch < 1 << 31 or not 1 <= request.epochs < 1 << 31:
-            numbers = f"{request.batch} and {request.epochs}"
-            raise ProtocolError(f"batch and epochs of worker {request.worker!r} must be >= 1; got {numbers}")
-        number = self._numbers.get(spec)
-        if number is None:
-            if len(self._datasets) == MAX_DATASETS:
-                raise ProtocolError(
-                    f"worker {request.worker!r} brings data set number {MAX_DATASETS + 1}; use epochs=N, not a seed "
-                    "per epoch"
-                )
-            number = self._numbers[spec] = len(self._datasets)
-            self._datasets.append(DatasetProgress(spec, 0, [(0, spec.size)]))
-        return number
 
     def _not_ended(self, dataset: DatasetProgress, roster: Roster, epochs: int) -> tuple[str, ...]:
         """Readers that have not asked since the first ``epochs`` epochs are over; none where nobody goes in step."""
@@ -295,6 +299,22 @@ class SampleAssigner:
             return None
         what = f"epoch {epoch} of {dataset.spec.title}"
         return Later(names, f"{what} is dealt to all at once, and {name_list(names)} has not asked for it")
+
+
+def _check_request(request: SampleRequest) -> None:
+    """Refuse a request with a number out of its range.
+
+    Raises:
+        ProtocolError: there is one.
+    """
+    spec = request.data
+    if not 1 <= spec.size < 1 << 53 or not 0 <= spec.seed < 1 << 63 or len(spec.name) > MAX_NAME:
+        raise ProtocolError(
+            f"worker {request.worker!r} names an impossible data set: {spec.size} samples, seed {spec.seed}"
+        )
+    if not 1 <= request.batch < 1 << 31 or not 1 <= request.epochs < 1 << 31:
+        numbers = f"{request.batch} and {request.epochs}"
+        raise ProtocolError(f"batch and epochs of worker {request.worker!r} must be >= 1; got {numbers}")
 
 
 def _epochs(count: int) -> str:

@@ -62,8 +62,9 @@ class Kept:
     error: str
 
 
-#: Reports to the lead what has become of this shard's part, waiting at most so many seconds; False: no answer.
-ReportKept = Callable[[Kept, float], Awaitable[bool]]
+#: Reports to the lead what has become of this shard's part, waiting at most so many seconds, and for a lead that cannot
+#: be reached only if the last argument is True; False: no answer.
+ReportKept = Callable[[Kept, float, bool], Awaitable[bool]]
 
 
 @dataclass(slots=True)

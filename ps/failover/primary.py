@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any
 
+from torch_ps.common import version
 from torch_ps.common.errors import ProtocolError, PsError, Refused, WaitTimeout
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -124,6 +125,7 @@ class Replication(JobListener, SeatListener):
             Refused: There is another one, or the last one is lost and that is not settled yet.
         """
         hello = read_request(await anext(messages, b""), pb.ReplicaUp)
+        version.check(f"the standby {hello.hello.server!r}", hello.hello.version, "its primary")
         follower = self._attach(hello.hello.server)
         work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]
         tasks = [asyncio.create_task(each) for each in work]
@@ -167,7 +169,7 @@ class Replication(JobListener, SeatListener):
         frames = [
             pack(pb.ReplicaHeader(model=to_proto(engine.model))),
             records.of_roster(self._handed(job.roster)),
-            *self.data(),
+            *self.data(whole=True),
             *(records.of_norm(group, square) for group, square in norms.items()),
         ]
         self.send(frames, lambda: None)
@@ -279,10 +281,10 @@ class Replication(JobListener, SeatListener):
         whole = stream.codec.coarse and stream.copies.get(bucket.index) is None
         return [records.of_answer(bucket.index, stream.worker, stream.codec.name, whole=whole)]
 
-    def data(self) -> list[bytes]:
-        """Lead: a frame about which samples are whose."""
+    def data(self, *, whole: bool = False) -> list[bytes]:
+        """Lead: a frame about which samples are whose, or about what has changed in that."""
         engine = self._job.engine
-        data = engine.core.data() if engine is not None else None
+        data = engine.core.data(whole=whole) if engine is not None else None
         return [] if data is None else [records.of_data(data)]
 
     def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ import logging
 import secrets
 import socket
 
-from torch_ps.common import codecs
+from torch_ps.common import codecs, version
 from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -39,7 +39,7 @@ from torch_ps.ps.core.failover.seat import Seat, Serve
 from torch_ps.ps.failover import records
 from torch_ps.ps.failover.replica import Replica
 from torch_ps.ps.job.job import Job
-from torch_ps.ps.job.job_options import take_over_options
+from torch_ps.ps.job.job_options import dump_options, take_over_options
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
 
@@ -69,9 +69,20 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         except PsError as error:
             reason = await asyncio.to_thread(tls_probe.explain_failure, where, access.tls, PROBE_SECONDS)
             raise (Unreachable(reason) if reason else error) from None
+    version.check(f"the primary at {where}", told.version, "this standby")
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")
-    return take_over_options(config, json.loads(told.options)), told
+    options = json.loads(told.options)
+    taken, theirs = take_over_options(config, options), options.get("checkpoint")
+    if theirs and json.loads(dump_options(taken))["checkpoint"] != theirs:
+        log.warning(
+            "checkpoints of this shard go to %s while the primary at %s serves it, and to %s once this server does, as "
+            "--checkpoint is given here and differs; leave it out to keep them in one place",
+            theirs,
+            where,
+            taken.checkpoint,
+        )
+    return taken, told
 
 
 def name_of(listening: Address, towards: Address | None = None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch_ps.common.errors import Overloaded
+from torch_ps.common.errors import Overloaded, PsError
 from torch_ps.common.wire.terms import Configuration
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.job.seat_driver import SeatListener
@@ -16,12 +16,19 @@ class RosterFeed(SeatListener):
 
     Args:
         most: Largest number of watchers at a time.
+
+    Attributes:
+        roster: The roster in force.
+        end: The error that the streams of watchers end with; None while the server runs.
+        ended_well: Whether the server was told to stop, and no other one goes on in its place.
     """
 
     def __init__(self, metrics: Metrics, most: int) -> None:
         self.roster = Roster()
         self._metrics, self._most = metrics, most
         self._watchers: set[RosterQueue] = set()
+        self.end: PsError | None = None
+        self.ended_well = False
 
     def publish(self, roster: Roster) -> None:
         """Put ``roster`` in force and send it to every watcher."""
@@ -51,8 +58,9 @@ class RosterFeed(SeatListener):
         finally:
             self._watchers.discard(queue)
 
-    def stop(self) -> None:
-        """End the queue of every watcher."""
+    def stop(self, error: PsError, *, well: bool) -> None:
+        """End the queue of every watcher; ``end`` says why."""
+        self.end, self.ended_well = error, well
         self._send(None)
 
     def _send(self, item: Roster | None) -> None:

@@ -57,7 +57,13 @@ class SampleRequests:
         begin = time.monotonic()
         life = request.worker, request.session
         ask = SampleRequest(
-            *life, data_set(request.data), request.batch, request.epochs, request.received, request.together
+            *life,
+            data_set(request.data),
+            request.batch,
+            request.epochs,
+            request.received,
+            request.together,
+            request.number if request.HasField("number") else None,
         )
         mine: Waiting | None = None
         try:

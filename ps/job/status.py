@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_to_proto
 from torch_ps.ps.core.failover.seat import Seat
@@ -45,6 +46,7 @@ class StatusReporter:
             open=job.roster.open,
             uptime_seconds=now - job.started,
             advice=job.advice.sentences,
+            software=version.current(),
         )
         if job.membership is not None:
             reply.joins = job.membership.num_joins

@@ -59,6 +59,11 @@ class Metrics:
             registry=self.registry,
         )
         self.refused = Counter("ps_refused_calls", "calls answered with an error", ["error"], registry=self.registry)
+        self.strangers = Counter(
+            "ps_closed_strangers",
+            "connections closed because no call of them had been accepted",
+            registry=self.registry,
+        )
         self.staleness = Histogram(
             "ps_staleness_versions",
             "version at apply - base, per pushed bucket",

@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import asyncio
 import logging
+import socket
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +21,8 @@ from torch_ps.common.wire.address import Address
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport.auth import TokenInterceptor
+from torch_ps.ps.transport.stranger_watch import NoteAccepted, StrangerWatch
+from torch_ps.ps.transport.strangers import MAX_STRANGERS
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -43,24 +46,26 @@ class Endpoint:
 
     def __init__(self, config: ServerConfig, tls: Tls | None, token: TokenFile | None, metrics: Metrics) -> None:
         self._tls, self._token = tls, token
+        self._watch = StrangerWatch(metrics)
         anybody = token is None and not (tls is not None and tls.ca) and not config.insecure
         self._server = grpc.aio.server(
-            interceptors=[TokenInterceptor(token, metrics)] if token is not None else [],
-            options=channel.server_options(3 * config.max_workers + 256, anybody=anybody),
+            interceptors=[
+                *([TokenInterceptor(token, metrics, self._watch)] if token is not None else []),
+                NoteAccepted(self._watch),
+            ],
+            options=channel.server_options(3 * config.max_workers + 2 * MAX_STRANGERS, anybody=anybody),
             maximum_concurrent_rpcs=4 * config.max_workers + 256,
         )
         self._servicer: Servicer | None = None
         wanted = address.parse(config.listen, free_port=True)
+        _try_to_bind(wanted)
         try:
             if tls is None:
                 port = self._server.add_insecure_port(str(wanted))
             else:
                 port = self._server.add_secure_port(str(wanted), port_credentials(tls))
         except RuntimeError:
-            raise ConfigError(
-                f"cannot listen on {wanted}: the port is in use or the address is not one of this machine; "
-                "choose another with --listen, or port 0 for any free one"
-            ) from None
+            raise _cannot_listen(wanted, "the port is in use or the address is not one of this machine") from None
         self.address = Address(wanted.host, port)
 
     async def open(self, servicer: Servicer) -> None:
@@ -73,6 +78,10 @@ class Endpoint:
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         await checks.set(channel.SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+
+    async def watch_strangers(self) -> None:
+        """Close connections that do no more than cost something, until cancelled."""
+        await self._watch.run(self.address.port)
 
     async def close(self) -> None:
         """End all calls within ``GRACE``, and wait as long for gRPC's own tasks.
@@ -107,3 +116,23 @@ class Endpoint:
                 "and tls_key",
                 self.address,
             )
+
+
+def _try_to_bind(wanted: Address) -> None:
+    """Bind the address and release it: gRPC says on stderr, and not to its caller, why it cannot.
+
+    Raises:
+        ConfigError: The address cannot be bound; the message says why.
+    """
+    try:
+        found = socket.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = found[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(where)
+    except OSError as error:
+        raise _cannot_listen(wanted, error.strerror or str(error)) from None
+
+
+def _cannot_listen(wanted: Address, cause: str) -> ConfigError:
+    return ConfigError(f"cannot listen on {wanted}: {cause}; choose another with --listen, or port 0 for any free one")

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from torch_ps.common import codecs, schema
+from torch_ps.common import codecs, schema, version
 from torch_ps.common.allocator import give_back_freed_memory
 from torch_ps.common.arena import offer_to_proto
 from torch_ps.common.errors import (
@@ -24,6 +24,7 @@ from torch_ps.common.errors import (
     Overloaded,
     ProtocolError,
 )
+from torch_ps.common.memory_limit import memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
@@ -158,6 +159,7 @@ class Servicer:
             options=self._options,
             configuration=ballots.configuration_to_proto(self._driver.seat.configuration),
             closed=self._parts.replication_status.closed,
+            version=version.current(),
             incarnation=job.incarnation.number,
             trace=steps_to_proto(job.trace.steps),
             model=schema.to_proto(job.model) if request.model and job.model is not None else None,
@@ -167,22 +169,29 @@ class Servicer:
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
+        version.check(f"shard {request.shard}", request.version, "the lead")
         self._parts.registrar.register(request.shard, request.num_shards, request.secret)
         steps = steps_to_proto(job.trace.steps)
-        return pb.EnterReply(incarnation=job.incarnation.number, resumed_version=job.resumed_version, trace=steps)
+        return pb.EnterReply(
+            incarnation=job.incarnation.number,
+            resumed_version=job.resumed_version,
+            trace=steps,
+            version=version.current(),
+        )
 
     async def join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
         self._joins.take(host_of(context.peer()), time.monotonic())
         if self._joining >= self._max_workers:
             raise Overloaded(f"{self._joining} workers wait for the first parameters, as many as --max-workers allows")
-        seconds = _seconds(context)
-        self._job.incarnation.check(request.incarnation, f"worker {request.worker!r}")
-        model = self._model(request.model)
-        request.ClearField("model")
+        seconds, who = _seconds(context), f"worker {request.worker!r}"
         self._joining += 1
         try:
-            rank = request.rank if request.HasField("rank") else None
-            session, seed = await self._job.join(request.worker, rank, model, request.secret, seconds)
+            with version.naming_the_unversioned(who, request.version, f"shard {self._job.settings.index}"):
+                self._job.incarnation.check(request.incarnation, who)
+                model = self._model(request.model)
+                request.ClearField("model")
+                rank = request.rank if request.HasField("rank") else None
+                session, seed = await self._job.join(request.worker, rank, model, request.secret, seconds)
             self._job.incarnation.close()
         finally:
             self._joining -= 1
@@ -196,6 +205,8 @@ class Servicer:
         return pb.ShareReply(parameters=offer_to_proto(parameters))
 
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        if request.incarnation:
+            self._job.incarnation.check(request.incarnation, f"worker {request.worker!r}")
         if request.worker and self._job.membership is not None:  # another shard only shows that it lives
             self._job.speakers.check(request.worker, request.session, request.secret)
         self._parts.connections.renew(request.worker or None, request.session)
@@ -332,10 +343,12 @@ class Servicer:
         if header.WhichOneof("kind") != "hello":
             raise CorruptFrame("the first frame of an Exchange has to be Hello")
         worker = header.hello.worker
-        self._job.incarnation.check(header.hello.incarnation, f"worker {worker!r}" if worker else "an observer")
+        who = f"worker {worker!r}" if worker else "an observer"
         if not worker and self._observing >= limits.MAX_OBSERVERS:
             raise Overloaded(f"{self._observing} observers look on already, as many as may; try again later")
-        stream = await self._parts.connections.open(header.hello)
+        with version.naming_the_unversioned(who, header.hello.version, f"shard {self._job.settings.index}"):
+            self._job.incarnation.check(header.hello.incarnation, who)
+            stream = await self._parts.connections.open(header.hello)
         if worker:
             self._job.incarnation.close()
         return stream, frames
@@ -348,6 +361,11 @@ class Servicer:
                 view = roster_view(roster)
                 view.lead.extend(self._driver.addresses)
                 await context.write(view)
+        rosters = self._job.rosters
+        if rosters.end is not None and rosters.ended_well:
+            await context.write(pb.RosterView(stopped=f"shard {self._job.settings.index} was stopped"))
+        elif rosters.end is not None:
+            raise rosters.end
 
     def _model(self, message: pb.Model) -> schema.Model:
         """Decode a model and check that this shard has room for it."""
@@ -355,6 +373,7 @@ class Servicer:
         limits.check_model(
             model, num_shards=settings.num_shards, bucket_bytes=settings.bucket_bytes, most_bytes=self._max_model
         )
+        limits.check_room(model, memory(), num_shards=settings.num_shards, is_held=self._job.engine is not None)
         return model
 
     def _on_message(self, stream: Stream, message: bytes) -> None:

@@ -22,6 +22,7 @@ from torch_ps.common.rpc.status import status_of, trailers_of
 from torch_ps.common.security.token import HEADER, TokenFile
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
+from torch_ps.ps.transport.stranger_watch import StrangerWatch
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -32,10 +33,11 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     Args:
         token: File with the accepted tokens.
         metrics: Metrics of the shard.
+        watch: Watch of the port.
     """
 
-    def __init__(self, token: TokenFile, metrics: Metrics) -> None:
-        self._token, self._metrics = token, metrics
+    def __init__(self, token: TokenFile, metrics: Metrics, watch: StrangerWatch) -> None:
+        self._token, self._metrics, self._watch = token, metrics, watch
         self._throttle = LogThrottle()
 
     async def intercept_service(
@@ -46,6 +48,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
 
         async def refuse(_frames: Any, context: Any) -> None:
+            self._watch.refused(context.peer())
             self._metrics.refused.labels(type(error).__name__).inc()
             if (held_back := self._throttle.admit(time.monotonic())) is not None:
                 more = f" ({held_back} more were refused since the last line)" if held_back else ""

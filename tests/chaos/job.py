@@ -213,7 +213,8 @@ class Job:
 
     def _start(self, number: int) -> Child:
         servers = ",".join("|".join(proxy.address for proxy in some) for some in self._proxies[number])
-        options = (self._size, self.setting.batch_size, self.setting.plane, str(self.acks[number]))
+        setting = self.setting
+        options = (self._size, setting.data_sets, setting.batch_size, setting.plane, str(self.acks[number]))
         log = self._folder / f"w{number}.{self.lives[number]}.log"
         return Child("tests.chaos.worker:train", (servers, f"w{number}", *options), log)
 

@@ -49,11 +49,17 @@ def chaos(
     seconds: float,
     *,
     number: int = 0,
+    num_shards: int = 0,
+    data_sets: int = 1,
     size: int = SIZE,
     patience: float = PATIENCE,
     say: Callable[[str], None] = print,
 ) -> Found:
     """Run jobs until the time is over; the last one is finished.
+
+    Args:
+        num_shards: shards of each job; 0 draws one or two.
+        data_sets: data sets into which the ``size`` samples of a job are cut.
 
     Raises:
         AssertionError: something was lost, doubled, left, or hangs; says what, and in which job.
@@ -64,10 +70,12 @@ def chaos(
         before = set(_shm())
         with tempfile.TemporaryDirectory(prefix="torch-ps-chaos-") as folder:
             try:
-                _job(schedule.draw(seed, number + found.num_jobs), found, Path(folder), size, until, patience, say)
+                drawn = schedule.draw(seed, number + found.num_jobs, num_shards=num_shards, data_sets=data_sets)
+                _job(drawn, found, Path(folder), size, until, patience, say)
             except BaseException as error:
                 job = number + found.num_jobs
-                error.add_note(f"again: python -m tests.chaos.run --seed {seed} --job {job} --seconds {seconds:g}")
+                more = f"--shards {num_shards} --data-sets {data_sets} --seconds {seconds:g}"
+                error.add_note(f"again: python -m tests.chaos.run --seed {seed} --job {job} {more}")
                 raise
         left = left_in_shm(before)
         assert not left, f"left in /dev/shm after job {found.num_jobs}: {left}"
@@ -183,9 +191,14 @@ def table(found: Found) -> str:
 @click.option("--seconds", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Time to run.")
 @click.option("--seed", default=0, help="Of what goes wrong.")
 @click.option("--job", "number", default=0, help="Of that seed, to begin with.")
-def main(seconds: float, seed: int, number: int) -> None:
+@click.option("--shards", "num_shards", default=0, help="Shards of each job; 0 draws one or two.")
+@click.option("--data-sets", default=1, help=f"Data sets of each job, one after the other; divides {SIZE}.")
+def main(seconds: float, seed: int, number: int, num_shards: int, data_sets: int) -> None:
     """Random faults in real jobs; fails when one costs more than it may."""
-    click.echo(table(chaos(seed, seconds, number=number, say=click.echo)))
+    if data_sets < 1 or SIZE % data_sets:
+        raise click.UsageError(f"--data-sets {data_sets} does not divide {SIZE}")
+    found = chaos(seed, seconds, number=number, num_shards=num_shards, data_sets=data_sets, say=click.echo)
+    click.echo(table(found))
 
 
 if __name__ == "__main__":

@@ -45,11 +45,12 @@ FATAL = {KILL_PRIMARY, KILL_STANDBY}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one job is run. ``standbys``: every shard has one."""
+    """How one job is run. ``standbys``: every shard has one. ``data_sets``: the samples are those of so many."""
 
     mode: str
     standbys: bool
     num_shards: int
+    data_sets: int
     plane: str
     batch_size: int
     checkpoint_every: int
@@ -75,13 +76,21 @@ class Round:
 Drawn = tuple[Setting, Iterator[Round]]
 
 
-def draw(seed: int, number: int) -> Drawn:
-    """The setting and the endless faults of the ``number``-th job of a run with ``seed``."""
+def draw(seed: int, number: int, *, num_shards: int = 0, data_sets: int = 1) -> Drawn:
+    """The setting and the endless faults of the ``number``-th job of a run with ``seed``.
+
+    Args:
+        num_shards: shards of each job; 0 draws their number.
+        data_sets: data sets into which the samples are cut, trained on one after the other, as by a loop that makes one
+            for each epoch.
+    """
     chance = random.Random(f"{seed}/{number}")
+    drawn_shards = 2 if chance.random() < 0.7 else 1
     setting = Setting(
         mode=("sync", "async")[(seed + number) % 2],
         standbys=(seed + number) // 2 % 2 == 1,
-        num_shards=2 if chance.random() < 0.7 else 1,
+        num_shards=num_shards or drawn_shards,
+        data_sets=data_sets,
         plane=chance.choice(["memory", "network"]),
         batch_size=chance.choice([2, 4]),
         checkpoint_every=chance.choice([10, 25]),

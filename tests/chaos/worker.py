@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,7 +33,8 @@ class Ledgered(nn.Module):
         return loss if mean else loss * len(indices)
 
 
-def train(servers: str, name: str, size: int, batch_size: int, plane: str, acks: str) -> None:
+def train(servers: str, name: str, size: int, data_sets: int, batch_size: int, plane: str, acks: str) -> None:
+    """Train on samples 0 to ``size`` - 1, the first ``size / data_sets`` of which are the first data set, and so on."""
     model = Ledgered()
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     with (
@@ -40,7 +42,7 @@ def train(servers: str, name: str, size: int, batch_size: int, plane: str, acks:
         Path(acks).open("a", buffering=1, encoding="utf-8") as file,
     ):
         mean = optimizer.mode == "sync"
-        for (indices,) in torch_ps.shard(samples(size), optimizer, batch_size=batch_size):
+        for indices in _batches(optimizer, size, data_sets, batch_size):
             model(indices, mean=mean).backward()
             time.sleep(COMPUTE_SECONDS)
             began = now()
@@ -53,3 +55,12 @@ def train(servers: str, name: str, size: int, batch_size: int, plane: str, acks:
                     + "\n"
                 )
             optimizer.zero_grad()
+
+
+def _batches(
+    optimizer: torch_ps.ParameterServerOptimizer, size: int, data_sets: int, batch_size: int
+) -> Iterator[torch.Tensor]:
+    each = size // data_sets
+    for number in range(data_sets):
+        for (indices,) in torch_ps.shard(samples(each), optimizer, batch_size=batch_size, name=f"epoch {number}"):
+            yield indices + number * each

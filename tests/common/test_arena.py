@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from tests.support.threads import spawn
+from torch_ps.common import arena as arena_module
 from torch_ps.common.arena import Arena, Layout, Offer
 from torch_ps.common.errors import NoSharedMemory
 from torch_ps.common.plan import Bucket, plan
@@ -89,9 +92,52 @@ def test_what_is_not_as_offered_is_not_mapped(offer: Offer, why: str) -> None:
         Arena.open(LAYOUT, offer)
 
 
-def test_region_cannot_shrink_under_its_readers() -> None:
-    with pytest.raises(OSError, match="not permitted"):
-        os.ftruncate(ARENA.offer.fd, 4096)
+#: What another process of this user tries with the region at a path; prints what it could do.
+ATTEMPTS = """
+import mmap, os, sys
+path, size = sys.argv[1], int(sys.argv[2])
+fd = os.open(path, os.O_RDWR)
+attempts = {
+    "maps it to write": lambda: mmap.mmap(fd, size, prot=mmap.PROT_READ | mmap.PROT_WRITE),
+    "writes": lambda: os.pwrite(fd, bytes(8), 4096),
+    "shrinks it": lambda: os.ftruncate(fd, 4096),
+    "grows it": lambda: os.ftruncate(fd, size + 4096),
+    "reads": lambda: mmap.mmap(fd, size, prot=mmap.PROT_READ)[0],
+    "maps it privately": lambda: mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE)[0],
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except OSError as error:
+        continue
+    print(name)
+"""
+
+
+def can(arena: Arena) -> list[str]:
+    """What another process of this user can do with a region."""
+    path = f"/proc/{arena.offer.pid}/fd/{arena.offer.fd}"
+    command = [sys.executable, "-c", ATTEMPTS, path, str(arena.offer.size)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split("\n")[:-1]
+
+
+def test_no_other_process_changes_a_region_that_its_creator_writes() -> None:
+    arena = Arena.create(LAYOUT)
+    arena.values(0)[:] = b"7" * len(arena.values(0))
+    assert can(arena) == ["reads", "maps it privately"]
+    assert set(bytes(arena.values(0))) == {ord("7")}
+    with pytest.raises(NoSharedMemory, match="cannot be mapped: Operation not permitted"):
+        Arena.open(LAYOUT, arena.offer, writable=True)
+
+
+def test_region_that_the_peer_writes_keeps_its_size() -> None:
+    assert can(Arena.create(LAYOUT, peer_writes=True)) == ["maps it to write", "writes", "reads", "maps it privately"]
+
+
+def test_region_is_not_made_where_the_kernel_cannot_seal_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena_module, "_SEAL_FUTURE_WRITE", 1 << 20)  # a seal that no kernel has
+    with pytest.raises(NoSharedMemory, match=r"that others cannot change: .*Invalid argument"):
+        Arena.create(LAYOUT)
 
 
 def test_reader_copies_again_what_changed_under_its_copy() -> None:

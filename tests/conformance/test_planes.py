@@ -5,6 +5,7 @@ The network plane is what everything else here was first shown on; the memory pl
 
 import contextlib
 import gc
+import mmap
 import os
 import signal
 from collections.abc import Iterator
@@ -219,6 +220,24 @@ def test_offer_that_cannot_be_mapped_is_answered_with_the_reason(offer: pb.Arena
         assert not reply.HasField("parameters")
         assert reason in reply.reason
         worker.push({"x": torch.ones(8)})
+
+
+@pytest.mark.parametrize("region", ["parameters", "gradients"])
+def test_nobody_else_writes_to_the_memory_of_a_server_or_of_another_worker(region: str) -> None:
+    with job() as servers, clients(servers, ("memory",), 1000, 1.0) as (worker,):
+        memory = worker._session.shared_memory.shards[0]
+        arena = memory.parameters.kept if region == "parameters" else memory.gradients
+        file = os.open(f"/proc/{arena.offer.pid}/fd/{arena.offer.fd}", os.O_RDWR)
+        for attempt in (
+            lambda: mmap.mmap(file, arena.offer.size),
+            lambda: os.pwrite(file, bytes(64), 4096),
+            lambda: os.ftruncate(file, 4096),
+        ):
+            with pytest.raises(PermissionError):
+                attempt()
+        os.close(file)
+        worker.push({"x": torch.ones(1000)})
+        assert worker.pull().params["x"].tolist() == [0.0] * 1000
 
 
 @pytest.mark.parametrize(("size", "message"), [(32, "shares none with this shard"), (1 << 40, "shares none")])

@@ -85,6 +85,31 @@ def test_joining_again_ends_the_old_session_in_the_same_epoch() -> None:
         m.renew("a", 1, 1.0)
 
 
+def test_joining_again_with_the_digest_of_the_session_is_a_repeat_and_renews_its_lease() -> None:
+    m = Membership(quorum=1, lease=10)
+    first, _ = m.join("a", 0, 0.0, 0, digest="d1", seeds=True)
+    before = m.roster
+    assert m.join("a", 0, 8.0, 5, digest="d1") == (first, ())
+    assert (m.roster, m.num_joins, m.silent_for("a", 8.0)) == (before, 1, 0.0)
+    again, effects = m.join("a", 0, 9.0, 5, digest="d2")
+    assert again == Member("a", 2, 0, 6, "d2")
+    assert told(effects) == ["evict a 1", "announce"]
+
+
+def test_members_keep_their_digests_over_a_restart_and_a_takeover() -> None:
+    m = Membership(quorum=1, lease=10)
+    m.join("a", 0, 0.0, 0, digest="d1", seeds=True)
+    for kept in (m.export(), m.hand_over()):
+        restarted, successor = Membership(quorum=1, lease=10), Membership(quorum=1, lease=10)
+        restarted.restore(kept)
+        assert restarted.roster.members == (Member("a", 1, 0, 0, "d1"),)
+        successor.take_over({**m.hand_over(), **kept})
+        assert successor.roster.members == restarted.roster.members
+    old = Membership(quorum=1, lease=10)
+    old.restore({"epoch": 1, "members": [["a", 1, 0, 0]]})  # as versions without digests have written it
+    assert old.roster.members == (Member("a", 1, 0, 0),)
+
+
 REFUSED: list[tuple[str, int | None, bool, type[ProtocolError], str]] = [
     ("a", None, False, NameTaken, "worker 'a' is in the job already and alive; choose another name"),
     (

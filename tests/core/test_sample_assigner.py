@@ -111,13 +111,15 @@ def test_in_step_a_loop_over_epochs_gets_the_same_in_each_of_them_whoever_is_fir
     data, other = SampleAssigner(Mode()), {"a": "b", "b": "a"}[first]
     for epoch in range(3):
         got: dict[str, list[int]] = {"a": [], "b": []}
+        number = -1
         assert isinstance(data.ask(ask(first, size=16, epochs=epoch + 1), SYNC, 0), Later)
         for worker in (other, first, other):
             while isinstance(answer := data.ask(ask(worker, size=16, epochs=epoch + 1), SYNC, 0), Portion):
                 got[worker] += positions(answer)
+                number = answer.number
         assert got == {"a": [0, 1, 2, 3, 8, 9, 10, 11], "b": [4, 5, 6, 7, 12, 13, 14, 15]}
         for worker, session in (("a", 1), ("b", 2)):
-            data.claim(worker, session, epoch, ((0, 8 * (epoch + 1)),))
+            data.claim(worker, session, epoch, ((number, 8),))
             data.settle(worker, session, epoch, applied=True)
         for worker in (first, other):
             assert isinstance(data.ask(ask(worker, size=16, epochs=epoch + 1), SYNC, 0), Over)

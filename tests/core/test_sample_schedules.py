@@ -53,6 +53,7 @@ class World:
             "have": [],
             "fetched": 0,
             "begun": 0,
+            "number": None,
             "waiting": None,
             "over": False,
         }
@@ -105,12 +106,22 @@ class World:
         batch: list[tuple[int, int]] = []
         if not worker["have"]:
             answer = self.core.request_samples(
-                SampleRequest(name, who.session, self.set, worker["batch"], self.epochs, worker["fetched"])
+                SampleRequest(
+                    name,
+                    who.session,
+                    self.set,
+                    worker["batch"],
+                    self.epochs,
+                    worker["fetched"],
+                    number=worker["number"],
+                )
             )
             if self.dice.random() < 0.1:
                 return  # it is lost on its way
             match answer:
                 case Portion():
+                    if answer.number != worker["number"]:
+                        worker["number"], worker["fetched"], worker["begun"] = answer.number, 0, 0
                     worker["have"] = [(answer.epoch, p) for start, stop in answer.ranges for p in range(start, stop)]
                     worker["fetched"] += num_positions(answer.ranges)
                 case Over():
@@ -122,9 +133,9 @@ class World:
         worker["begun"] += len(batch)
         step = next(w.clock for w in self.core.status().workers if w.worker == name)
         base = max(0, self.core.open_step - (0 if self.mode.holds_others_up else self.dice.randint(0, 2)))
-        made = covering(push(name, step, base=base, session=who.session, epoch=self.epoch), worker["begun"])
-        if not worker["begun"]:
-            made = push(name, step, base=base, session=who.session, epoch=self.epoch)
+        made = push(name, step, base=base, session=who.session, epoch=self.epoch)
+        if worker["begun"]:
+            made = covering(made, worker["begun"], worker["number"])
         worker["waiting"] = made
         self.open[name, who.session, step] = batch
         self.obey(self.core.push(made))

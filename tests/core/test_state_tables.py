@@ -18,7 +18,7 @@ from torch_ps.common.errors import NameTaken, PsError
 from torch_ps.common.wire.terms import Configuration, Term, Vote
 from torch_ps.ps.core import state_tables
 from torch_ps.ps.core.consistent_cut import CutPlanner
-from torch_ps.ps.core.dataset_progress import DatasetSpec
+from torch_ps.ps.core.dataset_progress import DatasetProgress, DatasetSpec
 from torch_ps.ps.core.effects import Apply, Discard, Effects, Evict, Release, Wait
 from torch_ps.ps.core.failover.elected import ElectedSeat
 from torch_ps.ps.core.failover.leased import LeasedSeat
@@ -221,21 +221,21 @@ class Positions:
     sessions: ClassVar = {"a": 1, "b": 2}
 
     def settle(self, *, applied: bool) -> None:
-        for (worker, session), reader in list(self.assigner._datasets[0].readers.items()) if self.known else []:
+        for (worker, session), reader in list(self.live.readers.items()) if self.live is not None else []:
             if reader.fetched > reader.settled:
                 self.assigner.claim(worker, session, self.steps[worker], ((0, reader.settled + 1),))
                 self.assigner.settle(worker, session, self.steps[worker], applied=applied)
                 self.steps[worker] += 1
 
     @property
-    def known(self) -> bool:
-        return bool(self.assigner._datasets)
+    def live(self) -> DatasetProgress | None:
+        return self.assigner._register.live.get(0)
 
     @property
     def state(self) -> str:
-        if not self.known:
-            return "free"
-        dataset = self.assigner._datasets[0]
+        dataset = self.live
+        if dataset is None:
+            return "done" if self.assigner._register.epochs_over(SPEC) else "free"
         if _first_of(dataset.free):
             return "free"
         if any(_first_of(reader.dealt) for reader in dataset.readers.values()):

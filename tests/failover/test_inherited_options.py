@@ -40,6 +40,14 @@ def test_another_place_for_checkpoints_is_the_standbys_own() -> None:
     assert taken(checkpoint="s3://other").checkpoint == "s3://other"
 
 
+def test_a_standby_with_another_place_for_checkpoints_says_where_they_go_and_when(tmp_path: Path) -> None:
+    places = {name: str(tmp_path / name) for name in ("here", "there")}
+    with replicated(checkpoint=places["here"], of_standbys={"checkpoint": places["there"]}) as servers:
+        said = servers.standbys[0].process.output
+        assert f"checkpoints of this shard go to {places['here']} while the primary at {servers} serves it" in said
+        assert f"and to {places['there']} once this server does" in said
+
+
 @pytest.mark.parametrize("more", [{"shards": 2}, {"checkpoint": "kept", "resume": True}])
 def test_a_standby_is_one_server_that_goes_on_from_its_primary(more: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="standby_of=a:2 is for one server"):

@@ -1,5 +1,6 @@
 """What a shard tells about itself: gRPC health, /metrics, Status. All of it agrees with what was pushed."""
 
+import contextlib
 import socket
 import time
 import urllib.error
@@ -18,7 +19,7 @@ from tests.support.jobs import Servers, job
 from tests.support.quadratic import quadratics, round_robin
 from torch_ps.common.rpc import channel
 from torch_ps.common.wire.address import Address, parse
-from torch_ps.ps.observability.http import MAX_CLIENTS, HttpServer
+from torch_ps.ps.observability.http import MAX_CLIENTS_OF_HOST, SECONDS, HttpServer
 from torch_ps.ps.observability.loop_health import LoopHealth
 
 STEPS, SIZE = 11, 3
@@ -69,17 +70,61 @@ def test_health_page_says_why_a_shard_does_not_work() -> None:
     assert caught.value.code == 503
     assert b"the event loop has not run for 60 s" in caught.value.read()
     caught.value.close()
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
-def test_silent_visitors_of_the_server_do_not_keep_others_out(servers: Servers) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n"])
+def test_visitors_who_are_silent_or_slow_or_do_not_read_do_not_keep_others_out(servers: Servers, sent: bytes) -> None:
     where = parse(servers.metrics[0])
-    silent = [socket.create_connection(where, 10) for _ in range(MAX_CLIENTS)]
-    with urllib.request.urlopen(f"http://{where}/health", timeout=30) as page:  # when their time is over
-        assert page.read() == b"serving\n"
-    for visitor in silent:
-        visitor.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * MAX_CLIENTS_OF_HOST):
+            stack.enter_context(socket.create_connection(where, 10)).sendall(sent)
+        with urllib.request.urlopen(f"http://{where}/health", timeout=SECONDS / 2) as page:
+            assert page.read() == b"serving\n"
+
+
+def test_oldest_visitor_of_a_host_with_too_many_is_ended(servers: Servers) -> None:
+    where = parse(servers.metrics[0])
+    with contextlib.ExitStack() as stack:
+        visitors = [stack.enter_context(socket.create_connection(where, 10)) for _ in range(MAX_CLIENTS_OF_HOST + 1)]
+        visitors[-1].sendall(b"GET /health HTTP/1.1\r\n\r\n")
+        assert b"200 OK" in visitors[-1].recv(4096)
+        late = stack.enter_context(socket.create_connection(where, 10))
+        late.sendall(b"G")
+        assert visitors[0].recv(1) == b""
+
+
+def answer(servers: Servers, request: bytes) -> bytes:
+    with socket.create_connection(parse(servers.metrics[0]), 10) as visitor:
+        visitor.sendall(request)
+        return b"".join(iter(lambda: visitor.recv(4096), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"HEAD /health HTTP/1.1\r\n\r\n", b"200 OK"),
+        (b"GET /health?now HTTP/1.0\r\n\r\n", b"200 OK"),
+        (b"GET /../etc/passwd HTTP/1.1\r\n\r\n", b"404 Not Found"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"405 Method Not Allowed"),
+        (b"\x16\x03\x01\r\n\r\n", b"400 Bad Request"),
+        (b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 2000, b"431 Request Header Fields Too Large"),
+    ],
+)
+def test_every_request_gets_its_status(servers: Servers, request_: bytes, status: bytes) -> None:
+    found = answer(servers, request_)
+    assert found.startswith(b"HTTP/1.1 " + status + b"\r\n")
+    assert found.endswith(b"\r\n\r\n") == request_.startswith(b"HEAD")
+
+
+def test_page_of_metrics_is_not_written_anew_for_every_visitor() -> None:
+    written: list[None] = []
+    server = HttpServer(Address("127.0.0.1", 0), CollectorRegistry(), lambda: "", lambda: written.append(None))
+    server._page_until = time.monotonic() + 60
+    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=30) as page:
+        assert page.status == 200
+    assert not written
+    server.close()
 
 
 def test_counters_agree_with_what_was_pushed(servers: Servers) -> None:

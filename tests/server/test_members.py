@@ -3,17 +3,19 @@
 import hashlib
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import torch_ps
-from tests.support.jobs import job
-from tests.support.pair import SIZE, Pair, model, pair
+from tests.support.jobs import job, until
+from tests.support.pair import SIZE, SPEC, Pair, model, pair
 from tests.support.raw import Raw, described, raw, secret_of
 from tests.support.raw_worker import raw_workers
+from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import pack, unpack_all
+from torch_ps.common.wire.frames import pack, unpack, unpack_all
 
 SECRET = secret_of("mallory")
 MODEL = described(model(), hyper={"lr": 1.0})
@@ -109,8 +111,19 @@ def test_call_in_the_name_of_a_shard_is_refused(
     asked.incarnation, asked.secret = lead.incarnation, SECRET
     found = lead.error(method, [asked.SerializeToString()])
     assert type(found) is torch_ps.Refused
-    assert f"this is not shard {request_.shard} of the job" in str(found)
+    assert f"this is not shard {request_.shard} of the job: no process with its secret has entered" in str(found)
     running.train(1)
+
+
+def test_process_that_enters_in_the_place_of_a_shard_costs_that_shard_nothing() -> None:
+    with job(shards=2, clip_norm=1e6, bucket_size=1 / 256) as servers, raw(servers.addresses[0]) as peer:
+        enter = pb.EnterRequest(shard=1, num_shards=2, secret=SECRET, version=version.current())
+        list(peer.call("Enter", [enter.SerializeToString()]))
+        with torch_ps.Client(str(servers), name="w0") as client:
+            client.init({"x": torch.zeros(4096)}, SPEC)
+            assert client.push({"x": torch.ones(4096)}).params["x"].tolist() == [-1.0] * 4096
+        enter.secret = secret_of("another")
+        assert type(peer.error("Enter", [enter.SerializeToString()])) is torch_ps.Refused
 
 
 def test_name_of_a_connected_worker_is_not_given_away(running: Pair, lead: Raw) -> None:
@@ -137,6 +150,54 @@ def test_nobody_is_told_a_secret(running: Pair, lead: Raw) -> None:
         assert not any(secret in each or secret.hex().encode() in each for each in said)
     assert not any(secrets[0].hex() in repr(each) or str(secrets[0]) in repr(each) for each in running.workers)
     assert str(secrets[0]) not in repr(running.workers[0]._session.identity)
+
+
+def test_neither_a_standby_nor_a_checkpoint_has_a_secret(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with (
+        job(checkpoint=str(folder), checkpoint_every=2) as servers,
+        torch_ps.Client(str(servers), name="w0") as client,
+        raw(servers.addresses[0]) as peer,
+    ):
+        client.init(model(), SPEC)
+        ends: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        hello = pb.ReplicaHello(server="127.0.0.1:1/00000000", version=version.current())
+        ends.put(pb.ReplicaUp(hello=hello).SerializeToString())
+        frames = peer.call("Replicate", iter(ends.get, None))
+        said: list[bytes] = []
+        while not said or not unpack(said[-1], pb.ReplicaHeader)[0].HasField("bucket"):
+            said.append(next(frames))
+        ends.put(None)
+        frames.cancel()
+        for _ in range(4):
+            client.push({"x": torch.ones(SIZE)})
+        until(lambda: servers.status().checkpoint.version >= 2, "a checkpoint is good")
+        secret = client._session.identity.secret
+        said += [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    digest = hashlib.sha256(secret).hexdigest()[:32].encode()
+    assert sum(digest in each for each in said) == 2  # in the roster of either
+    assert not any(secret in each or secret.hex().encode() in each for each in said)
+
+
+def test_samples_that_a_worker_was_not_given_are_neither_covered_nor_given_back() -> None:
+    with (
+        job(mode="async") as servers,
+        raw_workers(servers, model(), hyper={"lr": 1.0}) as (worker,),
+        raw(str(servers)) as peer,
+    ):
+        worker.push(0, torch.ones(SIZE), covers=[pb.Covers(number=7, samples=5)])
+        with pytest.raises(torch_ps.ProtocolError, match="covers 5 samples of data set 7; it was given 0"):
+            worker.answer()
+        asked = pb.DataRequest(worker="w0", session=worker.session, secret=secret_of("w0"), batch=4, epochs=1)
+        asked.data.size = 8
+        back = type(asked).FromString(asked.SerializeToString())
+        back.give_back, back.received = True, 2**63
+        list(peer.call("Data", [back.SerializeToString()]))
+        (reply,) = [pb.DataReply.FromString(each) for each in peer.call("Data", [asked.SerializeToString()])]
+        assert [(part.start, part.stop) for part in reply.range] == [(0, 4)]
+        worker.open()
+        worker.push(0, torch.ones(SIZE), covers=[pb.Covers(number=reply.number, samples=4)])
+        assert worker.answer().values.tolist() == [-1.0] * SIZE
 
 
 def test_join_that_was_not_answered_is_repeated_and_counts_once() -> None:

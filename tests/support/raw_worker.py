@@ -76,7 +76,7 @@ class RawWorker:
     def share(self) -> None:
         """Share memory with the lead."""
         layout = Layout([bucket for bucket in self.buckets if bucket.shard == 0])
-        self._gradients, self._written_to = Arena.create(layout), Arena.create(layout)
+        self._gradients, self._written_to = Arena.create(layout), Arena.create(layout, peer_writes=True)
         request = pb.ShareRequest(
             worker=self.name,
             session=self.session,

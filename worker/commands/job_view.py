@@ -1,16 +1,20 @@
 """What ps-status shows: the numbers of a job, its workers and its shards, computed from the status of every shard.
 
     StatusReply of every shard --Poll--> JobView(workers: WorkerView, shards: ShardView) --> table or JSON
+    error of a shard that does not answer --> MissingView
 
 Rules of this file
   1. A rate is a difference between two polls divided by the server's own clock; it is None if there is no earlier poll
      or a counter was reset in between.
+  2. A shard that does not answer is named; the others are shown. Where it is the lead, what only the lead knows is
+     missing: silence of workers, samples, checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import ballots
 from torch_ps.worker.transport.wait_reasons import describe_wait, format_seconds
@@ -62,6 +66,15 @@ class ShardView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissingView:
+    """One shard that does not answer: where it was looked for, and what came instead."""
+
+    shard: int
+    addresses: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """The whole job at one poll; the names of the fields are the keys of ``ps-status --json``.
 
@@ -81,6 +94,7 @@ class JobView:
     checkpoint: str
     workers: tuple[WorkerView, ...]
     shards: tuple[ShardView, ...]
+    missing: tuple[MissingView, ...]
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,25 +105,28 @@ class Poll:
 
     Args:
         addresses: address of the server that sent each reply.
-        replies: status of each shard, shard 0 first.
+        replies: status of each shard, shard 0 first; None where the shard does not answer. At least one answers.
         before: an earlier poll of the same job, for rates; None gives no rates.
         job: name of the job.
+        missing: shards that do not answer.
     """
 
     def __init__(
         self,
         addresses: Sequence[str],
-        replies: Sequence[pb.StatusReply],
+        replies: Sequence[pb.StatusReply | None],
         before: "Poll | None" = None,
         *,
         job: str = "",
+        missing: Sequence[MissingView] = (),
     ) -> None:
-        self._job = job
+        self._job, self._missing = job, tuple(missing)
         self._addresses, self._replies = addresses, replies
+        self._answers = [reply for reply in replies if reply is not None]
         self._before = before._replies if before is not None and len(before._replies) == len(replies) else None
 
     def view(self) -> JobView:
-        lead = self._replies[0]
+        lead = self._answers[0]  # or, where that one is missing, the next shard
         return JobView(
             job=self._job,
             mode=lead.mode_details or lead.mode,
@@ -119,15 +136,16 @@ class Poll:
             uptime_seconds=lead.uptime_seconds,
             samples=lead.samples,
             samples_per_second=self._rate(0, lambda reply: reply.samples),
-            advice=tuple(advice for reply in self._replies for advice in reply.advice),
+            advice=tuple(advice for reply in self._answers for advice in (*reply.advice, *_version(reply))),
             checkpoint=_checkpoint(lead.checkpoint) if lead.HasField("checkpoint") else "",
             workers=tuple(self._worker(worker) for worker in lead.worker),
-            shards=tuple(self._shard(index) for index in range(len(self._replies))),
+            shards=tuple(self._shard(index, reply) for index, reply in enumerate(self._replies) if reply is not None),
+            missing=self._missing,
         )
 
     def _worker(self, worker: pb.WorkerStatus) -> WorkerView:
-        views = [w for reply in self._replies for w in reply.worker if w.worker == worker.worker]
-        shards = range(len(self._replies))
+        views = [w for reply in self._answers for w in reply.worker if w.worker == worker.worker]
+        shards = [index for index, reply in enumerate(self._replies) if reply is not None]
 
         def total(count: Any) -> float | None:
             rates = [self._rate(shard, lambda reply: count(_view(reply, worker))) for shard in shards]
@@ -148,11 +166,11 @@ class Poll:
             plane=_plane(views),
             silent_seconds=worker.silent_seconds,
             waiting_seconds=max((view.waiting_seconds for view in views), default=0.0),
-            waits=describe_wait(worker.worker, self._replies),
+            waits=describe_wait(worker.worker, self._answers),
         )
 
-    def _shard(self, index: int) -> ShardView:
-        reply, load = self._replies[index], self._replies[index].load
+    def _shard(self, index: int, reply: pb.StatusReply) -> ShardView:
+        load = reply.load
         count = sum(reply.staleness.values())
         busy = self._rate(index, lambda reply: reply.load.apply_seconds)
         return ShardView(
@@ -181,6 +199,8 @@ class Poll:
         if self._before is None:
             return None
         now, then = self._replies[shard], self._before[shard]
+        if now is None or then is None:
+            return None
         seconds, grown = now.uptime_seconds - then.uptime_seconds, count(now) - count(then)
         return float(grown / seconds) if seconds > 0 and grown >= 0 else None
 
@@ -189,6 +209,12 @@ def _view(reply: pb.StatusReply, worker: pb.WorkerStatus) -> pb.WorkerStatus:
     """Status of a worker at one shard, all zero if that shard does not know this session of it."""
     found = (each for each in reply.worker if (each.worker, each.session) == (worker.worker, worker.session))
     return next(found, pb.WorkerStatus())
+
+
+def _version(reply: pb.StatusReply) -> Iterator[str]:
+    """What is wrong with the version of a server, as a sentence; nothing if it fits."""
+    if wrong := version.mismatch(f"the server of shard {reply.shard}", reply.software, "this ps-status"):
+        yield f"{wrong}; figures may be missing or wrong"
 
 
 def _checkpoint(kept: pb.CheckpointStatus) -> str:

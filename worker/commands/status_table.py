@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from torch_ps.worker.commands.job_view import JobView, ShardView, WorkerView
+from torch_ps.worker.commands.job_view import JobView, MissingView, ShardView, WorkerView
 from torch_ps.worker.transport.wait_reasons import format_seconds
 
 #: Left-aligned columns; those of them whose text may wrap; the width in characters that a wrapped column needs.
@@ -32,6 +32,7 @@ def render(job: JobView, width: int, *, live: bool = False) -> RenderableType:
         live: show rates and leave out columns that never change.
     """
     parts: list[RenderableType] = [Text(_headline(job))]
+    parts += [Text.from_markup(f"[bold]missing[/bold]: {escape(_missing(each))}") for each in job.missing]
     parts += [Text.from_markup(f"[bold]warning[/bold]: {escape(advice)}") for advice in job.advice]
     if job.checkpoint:
         parts.append(Text(job.checkpoint))
@@ -39,6 +40,10 @@ def render(job: JobView, width: int, *, live: bool = False) -> RenderableType:
     if not any(shard.standby for shard in job.shards):
         shards = {title: text for title, text in shards.items() if title != "standby"}
     return Group(*parts, _table("workers", workers, job.workers, width), _table("shards", shards, job.shards, width))
+
+
+def _missing(shard: MissingView) -> str:
+    return f"shard {shard.shard} at {' or '.join(shard.addresses)}: {shard.reason}"
 
 
 def _headline(job: JobView) -> str:

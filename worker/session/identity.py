@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from torch_ps.common import codecs, schema
+from torch_ps.common import codecs, schema, version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.schema import Model
@@ -39,11 +39,12 @@ class Identity:
             model=schema.to_proto(model),
             incarnation=self.incarnation,
             secret=self.secret,
+            version=version.current(),
         )
 
     def hello(self, pull_codec: str) -> bytes:
         """The first frame of a stream, which names the codec of pulls."""
-        hello = pb.Hello(pull_codec=pull_codec, incarnation=self.incarnation)
+        hello = pb.Hello(pull_codec=pull_codec, incarnation=self.incarnation, version=version.current())
         if self.session:
             hello.worker, hello.session, hello.secret = self.worker, self.session, self.secret
         return pack(pb.UpHeader(hello=hello))

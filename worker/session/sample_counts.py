@@ -5,6 +5,7 @@ received >= started >= pushed
 add_received   the lead has given samples to this worker
 start          the training loop has got samples
 cover          a push leaves: it covers all that was started
+finish         the lead has said that the data set is over, so pushes speak of it no more
 """
 
 from collections import defaultdict
@@ -37,11 +38,22 @@ class SampleCounts:
         """Samples of a data set that the lead has given to this worker."""
         return self._counts[key].received
 
+    def number(self, key: bytes) -> int | None:
+        """Number of a data set that ``received`` counts, as the lead has given it; None: it counts nothing."""
+        return self._counts[key].number if key in self._counts else None
+
     def add_received(self, key: bytes, number: int, samples: int) -> None:
         """Count ``samples`` more of a data set, to which the lead has given ``number``."""
         counts = self._counts[key]
+        if counts.received and counts.number != number:  # it was over at the lead, and all of it was settled
+            counts = self._counts[key] = _Counts()
         counts.number = number
         counts.received += samples
+
+    def finish(self, key: bytes) -> None:
+        """Forget a data set that is over, if everything that was started has been pushed."""
+        if key in self._counts and not self.pending(key):
+            del self._counts[key]
 
     def start(self, key: bytes, samples: int) -> None:
         """Count samples that the training loop has got."""

@@ -46,6 +46,7 @@ from torch_ps.worker.gradients.compressor import Compressor, Decompressor
 from torch_ps.worker.runtime.lifetime import Part, check_process, immortalise
 from torch_ps.worker.session.ahead_match import number_if_same
 from torch_ps.worker.session.answers import Progress, StepOutcome
+from torch_ps.worker.session.dropped_pushes import DroppedPushes
 from torch_ps.worker.session.handshake import (
     check_arguments,
     describe_all,
@@ -165,6 +166,7 @@ class Session(Part):
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_links)
             self.job = self._describe()
+            self._dropped = DroppedPushes(name, averages=self.job.averages)
             self.trace = Trace(steps_of(self.job.trace))
             self.span = self.trace.span if self.trace.steps else _no_span
             stack.pop_all()
@@ -358,6 +360,7 @@ class Session(Part):
         """
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
+        self._dropped.pushed(weight, nonfinite=nonfinite, idle=self.sample_counts.used)
         with self.span("encode", step, bucket.index):
             codec, parts = encoded or self._compressor.encode(
                 bucket, values, step=step, weight=part, momentum=momentum, absent=absent
@@ -434,7 +437,9 @@ class Session(Part):
             PsError: the error that ended a stream, such as ``StepConflict``. The session can go on with another pull.
         """
         self.wait_for(None)
-        return self._progress.take_outcome()
+        outcome = self._progress.take_outcome()
+        self._dropped.answered(applied=outcome.applied)
+        return outcome
 
     def wait_for(self, buckets: Collection[int] | None) -> None:
         """Wait until some buckets are answered, as far as they were sent; ``wait`` returns what the answers said.

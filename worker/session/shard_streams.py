@@ -318,11 +318,12 @@ class ShardStreams:
         """Open a broken stream again where a server serves.
 
         Returns:
-            None if it is open, or a later one is; else the reason why not, which is ``error`` if nothing answers.
+            None if it is open, or a later one is; else the reason why not.
         """
         servers = self._shards[shard]
-        deadline = time.monotonic() + servers.patience(self._lease)
-        log.warning("lost the connection to %s; trying again", servers.link.address)
+        begin, patience = time.monotonic(), servers.patience(self._lease)
+        deadline, not_yet = begin + patience, ""
+        log.warning("lost the connection to %s (%s); trying again for %g s", servers.link.address, error, patience)
         late = False  # one try begins after the deadline: this process may have been stopped until then
         pause = 0.0  # the first try comes at once: a standby may be there
         while not late and not self._stopping.wait(pause):
@@ -332,13 +333,19 @@ class ShardStreams:
             late = time.monotonic() > deadline
             try:
                 if (now := servers.find_serving()) is None:
+                    not_yet = servers.tried
                     continue
                 self._on_back(shard, now)
             except FINAL as final:
                 return final
-            except PsError:
+            except PsError as failure:
+                not_yet = str(failure)
                 continue
             self._open(shard, number)
             servers.link.interrupt()  # calls that still wait for the former server
             return None
-        return error
+        return Unreachable(
+            f"lost shard {shard} ({error}) and found no server of it for {time.monotonic() - begin:.1f} s (lease "
+            f"{self._lease:g} s): {not_yet or servers.tried}; start the servers again with --resume, then this worker, "
+            "and give ps-serve a longer --lease if a server needs longer than that to come back"
+        )

@@ -225,7 +225,7 @@ def _one_piece(arena: Arena, pieces: Sequence[tuple[Bucket, Piece]]) -> torch.Te
 
 def _create(link: Link, buckets: Sequence[Bucket], who: Identity, dialled: int) -> _ShardMemory:
     layout = Layout(buckets)
-    return _offer(link, Arena.create(layout), Arena.create(layout), who, dialled)
+    return _offer(link, Arena.create(layout), Arena.create(layout, peer_writes=True), who, dialled)
 
 
 def _offer(link: Link, gradients: Arena, answers: Arena, who: Identity, dialled: int) -> _ShardMemory:

@@ -6,7 +6,9 @@ Rules of this file
      a worker runs.
   3. A stopped server keeps its connections open. Where another server may take its place, a call that may take long is
      waited for only while the server answers heartbeats.
-  4. Heartbeats and copies of pushes have a connection of their own. On a slow network a bucket fills the other one for
+  4. A server may come back under its name at another address, and the old one may vanish without a word. So after a
+     call that nothing has answered the next one makes new connections, which look the name up.
+  5. Heartbeats and copies of pushes have a connection of their own. On a slow network a bucket fills the other one for
      longer than a lease, with megabytes in buffers that nothing can overtake.
 """
 
@@ -19,11 +21,13 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from torch_ps.common import version
 from torch_ps.common.errors import (
     NoSharedMemory,
     NotServing,
     PsError,
     Refused,
+    Restarted,
     ServerStopped,
     Unreachable,
     WaitTimeout,
@@ -66,6 +70,7 @@ class Link:
     Attributes:
         address: address of the server that the calls go to now.
         replaceable: whether another server may take this one's place.
+        lease: length of the job's lease in seconds, as the server has said; 0 before it has said anything.
 
     Raises:
         ConfigError: the token would travel in the clear to another machine.
@@ -79,25 +84,34 @@ class Link:
         self._interrupts = 0  # times that ``interrupt`` was called
         self._committing: Any = None  # the last call Commit
         self.replaceable = False
-        self._lease = 0.0
+        self.lease = 0.0
+        self._incarnation = 0
+        self._suspect = False  # the last call to see whether the server lives was not answered
         self._connect()
 
     def _connect(self) -> None:
-        self._mark = self._access.mark
+        """Make new connections; calls under way end on those that they began on."""
+        self._mark, self._suspect = self._access.mark, False
         self._channel = self._access.connect(self.address)
         # Heartbeats try their own connection first, then the common one: a server may refuse new connections and live.
-        self._heartbeat_channels: _Channels = (self._access.connect(self.address, channel.APART), self._channel)
+        self._heartbeat_channels: _Channels = (self._access.connect(self.address), self._channel)
 
     def to(self, address: Address) -> None:
         """Send calls to another server of the shard from now on; calls under way end where they began."""
         self._access.check(address)
-        if address != self.address or self._access.mark != self._mark:
+        if address != self.address or self._access.mark != self._mark or self._suspect:
             self.address = address
             self._connect()
 
     def describe_once(self, seconds: float) -> pb.JobDescription:
-        """Ask the server to describe its job, without the model. One try, which does not wait for it to come up."""
-        return self._described(pb.DescribeRequest(), seconds)
+        """Ask the server to describe its job, without the model. One try, which does not wait for it to come up.
+
+        Raises:
+            Refused: the server is of a version that does not understand this one; says which to upgrade.
+            PsError: it does not answer.
+        """
+        self.to(self.address)
+        return self._described(pb.DescribeRequest(version=version.current()), seconds)
 
     def ballot(self, request: pb.BallotRequest, seconds: float) -> pb.BallotReply:
         """Bring votes to a server, or ask it to take over; the reply may ask for more votes."""
@@ -109,7 +123,7 @@ class Link:
             try:
                 return UnixStream(connect(self._socket), self.address, on_message, on_end)
             except NoSharedMemory as error:
-                log.info("the stream to %s goes over gRPC: %s", self.address, error)
+                log.debug("the stream to %s goes over gRPC: %s", self.address, error)
         return GrpcStream(self._start_exchange, self.address, on_message, on_end)
 
     def _start_exchange(self, frames: Iterator[bytes]) -> Any:
@@ -120,15 +134,15 @@ class Link:
     def describe(self, seconds: float) -> pb.JobDescription:
         """Ask the server to describe its job, without the model; waits until it answers.
 
-        Connects again if the certificates have changed.
+        Connects again if the certificates have changed or nothing has answered the last time.
 
         Raises:
             Unreachable: no answer came within ``seconds``; names the address and the reason.
-            Refused: TLS or the token is not right, which waiting would not change; says which side and what.
+            Refused: TLS, the token or the version is not right, which waiting would not change; says which side and
+                what.
         """
-        if self._access.mark != self._mark:
-            self._connect()  # calls under way end on the connection that they began on
-        request, deadline = pb.DescribeRequest(), time.monotonic() + seconds
+        self.to(self.address)
+        request, deadline = pb.DescribeRequest(version=version.current()), time.monotonic() + seconds
         try:
             return self._described(request, seconds)
         except WaitTimeout:
@@ -141,13 +155,18 @@ class Link:
             except WaitTimeout:
                 reason = self._why()
         raise Unreachable(
-            f"no server answers at {self.address} within {seconds:.3g} s ({reason}); "
+            f"no server answers at {self.address} within {seconds:.3g} s: {reason}; "
             "check the address and that ps-serve runs there"
         )
 
     def _described(self, request: pb.DescribeRequest, seconds: float, *, wait: bool = False) -> pb.JobDescription:
-        job = self._unary("Describe", request, pb.JobDescription, seconds, wait=wait)
-        self._socket, self._lease = job.socket, job.lease_seconds
+        try:
+            job = self._unary("Describe", request, pb.JobDescription, seconds, wait=wait)
+        except (Unreachable, WaitTimeout):
+            self._suspect = True
+            raise
+        version.check(f"the server at {self.address}", job.version, "this worker")
+        self._socket, self.lease, self._incarnation = job.socket, job.lease_seconds, job.incarnation
         return job
 
     def _why(self) -> str:
@@ -155,8 +174,13 @@ class Link:
         try:
             self._unary("Describe", pb.DescribeRequest(), pb.JobDescription, 1.0)
         except PsError as error:
-            return str(error)
+            return self.reason(error)
         return "it has just begun to answer"
+
+    def reason(self, error: PsError) -> str:
+        """What an error of a call says, for a sentence that names the address already."""
+        text = str(error).removeprefix(f"server {self.address} ").removeprefix("does not answer: ")
+        return text.replace("did not answer", "it did not answer") if text.startswith("did not answer") else text
 
     def model(self, seconds: float) -> pb.Model:
         """The model that the shard trains; waits until it has parameters."""
@@ -182,10 +206,10 @@ class Link:
         try:
             while True:
                 try:
-                    answer: Reply = call.result(self._lease / 3 if self.replaceable else None)
+                    answer: Reply = call.result(self.lease / 3 if self.replaceable else None)
                     return answer
                 except grpc.FutureTimeoutError:
-                    heard = self.renew(pb.RenewRequest(), heard, self._lease, channels)
+                    heard = self.renew(pb.RenewRequest(), heard, self.lease, channels)
         except grpc.RpcError as failure:
             raise error_of(failure, str(self.address)) from None
         finally:
@@ -204,20 +228,29 @@ class Link:
             When the server was heard last, on ``time.monotonic()``.
 
         Raises:
-            Unreachable: the server was silent for more than ``seconds``.
+            Unreachable: the server was silent for more than ``seconds``, or another one answers in its place.
         """
         begin, patience, said = time.monotonic(), min(HEARTBEAT_SECONDS, seconds / 3), ""
-        for each in channels or self._heartbeat_channels:
-            try:
-                self._unary("Renew", request, pb.RenewReply, patience, over=each)
-            except (Unreachable, WaitTimeout, NotServing) as error:
-                said = said or str(error)
-            except PsError:  # a server that refuses lives; what the refusal means shows elsewhere
-                return begin
-            else:
-                return begin
+        request.incarnation = self._incarnation
+        with contextlib.ExitStack() as stack:
+            tried = channels or self._heartbeat_channels
+            if begin - heard > seconds / 3:  # where nothing has answered, a new connection looks the name up
+                tried = (*tried, stack.enter_context(contextlib.closing(self._access.connect(self.address))))
+            for each in tried:
+                try:
+                    self._unary("Renew", request, pb.RenewReply, patience, over=each)
+                except (Unreachable, WaitTimeout, NotServing) as error:
+                    said = said or self.reason(error)
+                except Restarted:
+                    self._suspect = True
+                    raise Unreachable(f"another server answers at {self.address} now") from None
+                except PsError:  # a server that refuses lives; what the refusal means shows elsewhere
+                    return begin
+                else:
+                    return begin
         silent = time.monotonic() - heard
         if silent > seconds:
+            self._suspect = True
             raise Unreachable(f"no sign of life of {self.address} for {silent:.1f} s: {said}")
         return heard
 
@@ -280,7 +313,7 @@ class Link:
             Refused: TLS is not right; says which side and what.
         """
         try:
-            return self._unary("Status", pb.StatusRequest(), pb.StatusReply, seconds)
+            return self._unary("Status", pb.StatusRequest(version=version.current()), pb.StatusReply, seconds)
         except Unreachable:
             self._check_tls(seconds)
             raise
@@ -317,7 +350,7 @@ class Link:
         Raises:
             WaitTimeout: ``seconds`` are over.
             Unreachable: ``interrupt`` was called meanwhile.
-            ServerStopped: SIGTERM came.
+            ServerStopped: the lead was told to stop, or SIGTERM came here.
         """
         watch = self._channel.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
@@ -327,7 +360,10 @@ class Link:
         self._begin(call, before)
         try:
             with graceful_shutdown.interruptible(call.cancel):
-                yield from call
+                for view in call:
+                    if view.stopped:
+                        raise ServerStopped(view.stopped)
+                    yield view
         except grpc.RpcError as failure:
             if call not in self._interruptible:
                 raise self._interrupted() from None

@@ -53,12 +53,18 @@ class ShardServers:
         link.replaceable = len(servers) > 1
         self.acceptor = Acceptor()
         self.identity = "", 0, b""
+        self._said: dict[Address, str] = {}  # what came of the last question to each server
         self._lock = threading.Lock()  # of the acceptor: ballots come on streams and in replies
         self._moving = threading.Lock()  # held by the thread that moves ``link``
 
     def patience(self, lease: float) -> float:
         """Seconds in which a server of the shard has to serve again, given the lease in seconds."""
         return lease + TAKE_OVER_SECONDS if len(self.servers) > 1 else lease
+
+    @property
+    def tried(self) -> str:
+        """The servers that were asked, and what came of the last question to each."""
+        return "; ".join(f"{each}: {self._said.get(each, 'not asked yet')}" for each in self.servers)
 
     def answer_ballot(self, ballot: pb.Ballot) -> bytes | None:
         """The frame that answers a ballot which came on the stream; None if there is nothing to answer."""
@@ -83,6 +89,10 @@ class ShardServers:
                     return pb.BallotPaper(vote=ballots.vote_to_proto(self.acceptor.refusal(configuration.term)))
         return None
 
+    def note_standby(self, configuration: pb.Configuration) -> None:
+        """Keep the address of the standby in a configuration that a server says to be in force."""
+        self._learn(ballots.configuration_from_proto(configuration))
+
     def describe(self, seconds: float) -> pb.JobDescription:
         """Move ``link`` to the server that serves, and return what it says of its job; waits until one serves.
 
@@ -97,8 +107,7 @@ class ShardServers:
         deadline = time.monotonic() + seconds
         while (found := self.find_serving()) is None:
             if time.monotonic() > deadline:
-                names = " and ".join(map(str, self.servers))
-                raise Unreachable(f"none of {names} serves its shard after {seconds:.3g} s; see their logs")
+                raise Unreachable(f"no server of the shard serves after {seconds:.3g} s: {self.tried}; see their logs")
             time.sleep(RETRY_SECONDS)
         return found
 
@@ -147,12 +156,12 @@ class ShardServers:
     def _describe_at(self, server: Address) -> pb.JobDescription | None:
         self.link.to(server)
         try:
-            # With no other server to ask, a wait is worth it: a channel that has failed does not try again at once.
-            one_try = len(self.servers) > 1
-            return (self.link.describe_once if one_try else self.link.describe)(DESCRIBE_SECONDS)
+            found = self.link.describe_once(DESCRIBE_SECONDS)
         except PsError as error:
-            log.debug("%s: %s", server, error)
+            self._said[server] = self.link.reason(error)
             return None
+        self._said[server] = found.closed or "it serves"
+        return found
 
     def _campaign(self, standby: Address) -> bool:
         """Ask a standby to take over until it does, or until the next round is due; returns whether it serves."""

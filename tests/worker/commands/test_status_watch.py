@@ -91,16 +91,6 @@ def test_watch_ends_by_itself_after_watch_seconds(running: Pair, tmp_path: Path)
         assert column in child.output
 
 
-def test_watch_says_that_the_job_has_ended(tmp_path: Path) -> None:
-    with job() as servers:
-        options = ["--servers", str(servers), "--watch", "--json", "--interval", "0.05", "--timeout", "1"]
-        child = Child(PROGRAM, (options,), tmp_path / "log")
-        until(lambda: servers.status().shard == 0 and len(looks(child)) > 0, "a look")
-    assert child.wait(SECONDS) == 0
-    assert "the job no longer answers: it has ended or cannot be reached" in child.output
-    assert "Traceback" not in child.output
-
-
 def test_watch_without_a_job_is_an_error(tmp_path: Path) -> None:
     child = Child(PROGRAM, (["--servers", "127.0.0.1:1", "--watch"],), tmp_path / "log")
     assert child.wait(SECONDS) == 1

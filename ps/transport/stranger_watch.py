@@ -1,0 +1,180 @@
+"""Watches the connections of a gRPC port for strangers, and closes those that ``strangers.py`` says.
+
+    sockets of the port --each PERIOD--> bytes received --> excessive --> shut down; host banned
+    call accepted --peer--> its connection is no stranger's any more
+
+gRPC offers no way to see or close a connection, but its sockets are file descriptors of this process, and the kernel
+counts what arrives on each, with TLS or without.
+
+Rules of this file
+  1. It decides nothing. gRPC frees a connection that is shut down as if the peer had gone.
+  2. A look at a port without strangers and without new connections costs one system call.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from torch_ps.ps.observability.log_throttle import LogThrottle
+from torch_ps.ps.observability.shard_metrics import Metrics
+from torch_ps.ps.transport import banned_hosts, port_sockets
+from torch_ps.ps.transport.port_sockets import Peer
+from torch_ps.ps.transport.strangers import BAN_SECONDS, CLOSED_SECONDS, EVERYBODY, Bans, Stranger, excessive
+
+log = logging.getLogger("torch_ps.ps")
+
+#: Seconds between two looks. A peer on a fast link sends megabytes in that time.
+PERIOD = 0.02
+#: Seconds after which all sockets are looked at, even if their number is what it was.
+LONGEST = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    descriptor: int
+    peer: Peer
+    stranger: Stranger
+
+
+class StrangerWatch:
+    """The connections of one port.
+
+    Args:
+        metrics: Metrics of the shard.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics, self._throttle = metrics, LogThrottle()
+        self._strangers: dict[int, _Connection] = {}  # by inode, in the order they came
+        self._others: set[int] = set()  # inodes of sockets that are no strangers'
+        self._listening: dict[int, int] = {}  # inode and descriptor of sockets among them
+        self._num_open, self._next_search = -1, float("-inf")
+        self._bans, self._banned = Bans(), frozenset[str]()
+        self._accepted: set[Peer] = set()  # since the last look
+        self._refused = Counter[Peer]()  # since the last look
+
+    def accepted(self, peer: str) -> None:
+        """Note that a call of ``peer``, as gRPC names it, was accepted."""
+        if (known := port_sockets.parse_peer(peer)) is not None:
+            self._accepted.add(known)
+
+    def refused(self, peer: str) -> None:
+        """Note that a call of ``peer`` was refused for want of a token."""
+        if (known := port_sockets.parse_peer(peer)) is not None:
+            self._refused[known] += 1
+
+    async def run(self, port: int) -> None:
+        """Look at the connections of ``port`` again and again, until cancelled."""
+        if not port_sockets.available():
+            log.warning("this system does not tell what connections send: a peer without the token can fill the memory")
+            return
+        while True:
+            await asyncio.sleep(PERIOD)
+            self._look(port, time.monotonic())
+
+    def _look(self, port: int, now: float) -> None:
+        num_open = port_sockets.num_open()
+        if num_open != self._num_open or self._accepted or now >= self._next_search:
+            self._search(port, now)
+            self._num_open, self._next_search = num_open, now + LONGEST
+        for inode, connection in list(self._strangers.items()):
+            stranger = connection.stranger
+            stranger.refused += self._refused[connection.peer]
+            try:
+                with port_sockets.borrowed(connection.descriptor) as borrowed:
+                    stranger.bytes = max(stranger.bytes, port_sockets.bytes_received(borrowed))
+            except OSError:  # it has been closed
+                del self._strangers[inode]
+        self._refused.clear()
+        self._close(now)
+        if (banned := self._bans.banned(now)) != self._banned:
+            self._ban(banned)
+
+    def _search(self, port: int, now: float) -> None:
+        """Bring the sets of connections up to date."""
+        accepted, self._accepted = self._accepted, set()
+        found = port_sockets.find_all()
+        self._others &= found.keys()
+        self._strangers = {inode: each for inode, each in self._strangers.items() if inode in found}
+        self._listening = {inode: found[inode] for inode in self._listening if inode in found}
+        for inode, descriptor in found.items():
+            if inode not in self._others and inode not in self._strangers:
+                self._classify(inode, descriptor, port, now)
+        for inode, connection in list(self._strangers.items()):
+            if connection.peer in accepted:
+                del self._strangers[inode]
+                self._others.add(inode)
+
+    def _classify(self, inode: int, descriptor: int, port: int, now: float) -> None:
+        with contextlib.suppress(OSError), port_sockets.borrowed(descriptor) as connection:
+            if not port_sockets.is_of(connection, port):
+                self._others.add(inode)
+            elif port_sockets.listens(connection):
+                self._others.add(inode)
+                self._listening[inode] = descriptor
+            else:
+                peer = port_sockets.peer_of(connection)
+                self._strangers[inode] = _Connection(descriptor, peer, Stranger(peer[0], now))
+
+    def _close(self, now: float) -> None:
+        inodes = {id(connection.stranger): inode for inode, connection in self._strangers.items()}
+        for stranger, reason in excessive([each.stranger for each in self._strangers.values()], now):
+            inode = inodes[id(stranger)]
+            with contextlib.suppress(OSError):
+                port_sockets.shut(self._strangers.pop(inode).descriptor, inode)
+            self._others.add(inode)
+            if stranger.abusive:
+                self._bans.note(stranger.host, now)
+            self._metrics.strangers.inc()
+            if (held_back := self._throttle.admit(now)) is not None:
+                more = f" ({held_back} more were closed since the last line)" if held_back else ""
+                log.warning("closed a connection of %s without an accepted call: %s%s", stranger.host, reason, more)
+
+    def _ban(self, banned: frozenset[str]) -> None:
+        """Let nobody connect from ``banned``, and everybody else."""
+        try:
+            for descriptor in self._listening.values():
+                with port_sockets.borrowed(descriptor) as listening:
+                    if EVERYBODY in banned:
+                        banned_hosts.refuse_all(listening)
+                    else:
+                        banned_hosts.attach(listening, banned)
+        except OSError as error:
+            log.warning("hosts that flood this server cannot be kept from connecting: %s", error)
+        for host in banned - self._banned:
+            seconds = CLOSED_SECONDS if host == EVERYBODY else BAN_SECONDS
+            log.warning("for %g s %s may not connect: much was sent, and no call to accept", seconds, host)
+        self._banned = banned
+
+
+class NoteAccepted(grpc.aio.ServerInterceptor):
+    """Tells a ``StrangerWatch`` of every call that other interceptors have let through.
+
+    Args:
+        watch: Watch of the port.
+    """
+
+    def __init__(self, watch: StrangerWatch) -> None:
+        self._watch = watch
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
+        handler: Any = await continuation(details)
+        if handler is None:  # there is no such method
+            return None
+        sides = handler.request_streaming, handler.response_streaming
+        kind = "_".join("stream" if many else "unary" for many in sides)
+        serve = getattr(handler, kind)
+
+        async def noted(request: Any, context: Any) -> Any:
+            self._watch.accepted(context.peer())
+            return await serve(request, context)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(noted, handler.request_deserializer, handler.response_serializer)

@@ -1,0 +1,119 @@
+"""Strangers: connections of which no call has been accepted yet, and how long such a connection may stay open.
+
+    accepted by gRPC --a call is accepted--> no stranger any more
+                     --too many bytes, calls refused, seconds, or strangers--> closed
+
+gRPC handles HTTP/2 before anybody can look at a token, and buffers what it has to answer. So what bounds a peer without
+the token is what its connection may send before a call of it is accepted. ``stranger_watch.py`` measures and closes.
+
+A host that goes on like this with new connections is banned for a while, as closing them costs the server more than the
+host. Where it comes from many hosts nobody can connect for a while; connections with an accepted call go on.
+
+Rules of this file
+  1. No clock and no I/O: callers pass ``now`` in seconds, and what they have measured.
+  2. Among many it is the oldest of the host with the most that has to go: a newcomer with the token needs only a
+     moment, and one host does not close the connections of another.
+"""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass
+
+#: Bytes that a connection may send before a call of it is accepted: TLS, the metadata of a call, its first window.
+MAX_BYTES = 256 << 10
+#: Calls of one connection that may be refused before one is accepted.
+MAX_REFUSED = 8
+#: Seconds from the acceptance of a connection to that of a call.
+MAX_SECONDS = 20.0
+#: Number of strangers, and of those from one host.
+MAX_STRANGERS, MAX_STRANGERS_OF_HOST = 256, 128
+#: A host is banned for so many seconds when so many of its connections have sent too much, or calls that were refused,
+#: within ``MAX_SECONDS``. At most ``MAX_BANNED`` are banned at a time, the latest.
+BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 30.0, 8, 512
+#: The same for all hosts together, within ``CLOSED_SECONDS``; the port is then closed for as long.
+MAX_ABUSES_OF_ALL, CLOSED_SECONDS = 12, 10.0
+#: What is banned when everybody is.
+EVERYBODY = "everybody"
+
+
+@dataclass(slots=True)
+class Stranger:
+    """A connection as it was measured last.
+
+    Attributes:
+        host: Address of the peer without the port.
+        since: When it was first seen, in seconds.
+        bytes: Number of bytes that have arrived from it.
+        refused: Number of its calls that were refused.
+    """
+
+    host: str
+    since: float
+    bytes: int = 0
+    refused: int = 0
+
+    @property
+    def abusive(self) -> bool:
+        """Whether it has sent more than a peer with the token ever does."""
+        return self.bytes > MAX_BYTES or self.refused > MAX_REFUSED
+
+
+def excessive(strangers: list[Stranger], now: float) -> list[tuple[Stranger, str]]:
+    """Those that have to be closed, each with the reason.
+
+    Args:
+        strangers: All strangers, in the order in which they came.
+        now: Time in seconds.
+    """
+    closed, of_host = list[tuple[Stranger, str]](), defaultdict[str, deque[Stranger]](deque)
+    for each in strangers:
+        if reason := _reason(each, now):
+            closed.append((each, reason))
+        else:
+            of_host[each.host].append(each)
+    for queue in of_host.values():
+        while (num := len(queue)) > MAX_STRANGERS_OF_HOST:
+            closed.append((queue.popleft(), f"its host has {num} of them; {MAX_STRANGERS_OF_HOST} are the limit"))
+    while (num := sum(map(len, of_host.values()))) > MAX_STRANGERS:
+        longest = max(of_host.values(), key=len)
+        closed.append((longest.popleft(), f"there are {num} of them; {MAX_STRANGERS} are the limit"))
+    return closed
+
+
+class Bans:
+    """Hosts that may not connect for a while, as their strangers had to be closed again and again."""
+
+    def __init__(self) -> None:
+        self._abuses: dict[str, list[float]] = {}  # by host: times within MAX_SECONDS
+        self._until: dict[str, float] = {}
+        self._latest = deque[float](maxlen=MAX_ABUSES_OF_ALL)
+        self._closed_until = float("-inf")
+
+    def note(self, host: str, now: float) -> None:
+        """Count a connection of ``host`` that was closed because of what it had sent."""
+        self._latest.append(now)
+        if len(self._latest) == MAX_ABUSES_OF_ALL and now - self._latest[0] <= CLOSED_SECONDS:
+            self._closed_until = now + CLOSED_SECONDS
+            self._latest.clear()
+        times = [each for each in self._abuses.pop(host, []) if now - each <= MAX_SECONDS] + [now]
+        if len(times) < MAX_ABUSES:
+            self._abuses[host] = times
+        else:
+            self._until.pop(host, None)
+            self._until[host] = now + BAN_SECONDS
+
+    def banned(self, now: float) -> frozenset[str]:
+        """Hosts that are banned now; ``EVERYBODY`` is one of them while the port is closed."""
+        self._abuses = {host: times for host, times in self._abuses.items() if now - times[-1] <= MAX_SECONDS}
+        self._until = dict([each for each in self._until.items() if each[1] > now][-MAX_BANNED:])
+        return frozenset(self._until) | (frozenset((EVERYBODY,)) if now < self._closed_until else frozenset())
+
+
+def _reason(stranger: Stranger, now: float) -> str:
+    if stranger.abusive:
+        return (
+            f"it has sent {stranger.bytes} bytes, and {stranger.refused} calls that were refused; {MAX_BYTES} and "
+            f"{MAX_REFUSED} are the limits"
+        )
+    if now - stranger.since > MAX_SECONDS:
+        return f"it is {now - stranger.since:.0f} s old; {MAX_SECONDS:g} s are the limit"
+    return ""
