@@ -42,7 +42,7 @@ from hypothesis.stateful import (
 
 from tests.fuzz.messages import changed
 from tests.fuzz.server import Context, Link, Server
-from torch_ps.common import schema
+from torch_ps.common import schema, version
 from torch_ps.common.errors import PsError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.options.server_config import ServerConfig
@@ -172,9 +172,9 @@ class Hostile(RuleBasedStateMachine):
         self.wild = False  # whether a hyperparameter was sent
         self.secret = self.random.randbytes(16)
         if clips:
-            self.run(
-                self.shard.call("Enter", pb.EnterRequest(shard=1, num_shards=2, secret=self.secret).SerializeToString())
-            )
+            request = pb.EnterRequest(shard=1, num_shards=2, secret=self.secret, version=version.current())
+            reply = self.run(self.shard.call("Enter", request.SerializeToString()))
+            assert isinstance(reply, pb.EnterReply), reply
         self.others: dict[str, Member] = {}
         self.honest = self._join("h0", 0)
         assert isinstance(self.honest, Member), self.honest
@@ -184,6 +184,7 @@ class Hostile(RuleBasedStateMachine):
 
     def _join(self, name: str, changes: int) -> Member | Any:
         request = pb.JoinRequest(
+            version=version.current(),
             worker=name,
             model=schema.to_proto(self.model),
             incarnation=self.shard.incarnation,
@@ -487,7 +488,7 @@ class Hostile(RuleBasedStateMachine):
         message = self.random.choice(
             (
                 pb.DescribeRequest(model=True),
-                pb.EnterRequest(shard=1, num_shards=2, secret=bytes(16)),
+                pb.EnterRequest(shard=1, num_shards=2, secret=bytes(16), version=version.current()),
                 pb.ShareRequest(**who),
                 pb.RenewRequest(**who),
                 pb.DataRequest(**who, data=data, batch=2, epochs=2),
