@@ -61,8 +61,8 @@ OPTIMIZERS: dict[str, Hyper] = {
     "RMSprop": {"lr": 0.01, "momentum": 0.5},
     "ASGD": {"lr": 0.01},
 }
-#: Values of gradients; their sums and products with weights are far beyond fp32.
-VALUES = (0.0, 1.0, -1.0, 1e-30, 1e30, 3e38, math.inf, math.nan)
+#: Values of gradients; their products with weights and with each other are far beyond fp32.
+VALUES = (0.0, 1.0, -1.0, 1e-30, 1e30, math.inf, math.nan)
 HYPER = (
     pb.HyperValue(flag=True),
     pb.HyperValue(integer=2**63 - 1),
@@ -558,7 +558,8 @@ class Hostile(RuleBasedStateMachine):
         self.standby, self.receipts = Context(), asyncio.Queue[bytes]()
 
         async def messages() -> AsyncIterator[bytes]:
-            yield pb.ReplicaUp(hello=pb.ReplicaHello(server="127.0.0.1:2/s")).SerializeToString()
+            hello = pb.ReplicaHello(server="127.0.0.1:2/s", version=version.current())
+            yield pb.ReplicaUp(hello=hello).SerializeToString()
             while True:
                 yield await self.receipts.get()
 
@@ -567,6 +568,7 @@ class Hostile(RuleBasedStateMachine):
 
         self.run(started())
         self._pump(self.honest)
+        assert self.shard.parts.replication.follower is not None, "no standby can attach"
 
     def _acknowledge(self) -> None:
         if self.standby is not None and len(self.standby.written) > self.acknowledged:
@@ -621,11 +623,15 @@ class Hostile(RuleBasedStateMachine):
                 assert checkpointer is not None
                 assert self.clips or not checkpointer.facts.error, checkpointer.facts.error
         finally:
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
-            self.loop.run_until_complete(asyncio.sleep(0))
-            self.loop.close()
-            self.folder.cleanup()
+            self.end()
+
+    def end(self) -> None:
+        """Forget the server, whatever has become of it."""
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+        self.folder.cleanup()
 
 
 def search(seconds: float, seed: int, *, steps: int = 40) -> int:
