@@ -627,9 +627,10 @@ class Hostile(RuleBasedStateMachine):
 
     def end(self) -> None:
         """Forget the server, whatever has become of it."""
-        for task in asyncio.all_tasks(self.loop):
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
             task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0) if tasks else asyncio.sleep(0))
         self.loop.close()
         self.folder.cleanup()
 
