@@ -128,10 +128,8 @@ class Shard:
         return [policy.ledger.as_dict() for policy in self._policies]
 
     def replicate(self, bucket: int) -> dict[str, Any]:
-        """Have every ``Apply`` of this bucket carry its ledger from now on, and return the ledger of now."""
-        progress = self._policies[bucket].ledger
-        progress.replicated = True
-        return progress.as_dict()
+        """Have every ``Apply`` of this bucket say what is new in its ledger, and return the ledger of now."""
+        return self._policies[bucket].ledger.replicate()
 
     def data(self, *, whole: bool) -> dict[str, Any] | None:
         """The assigner of samples, or what has changed in it, as plain data for a standby; None on other shards."""
@@ -142,7 +140,7 @@ class Shard:
     def replicate_none(self) -> None:
         """Stop ``replicate``: there is no standby any more."""
         for policy in self._policies:
-            policy.ledger.replicated = False
+            policy.ledger.replicate_none()
         if self._data is not None:
             self._data.track_none()
 

@@ -287,15 +287,15 @@ def _resume(place: _Place, job: Job, checkpointer: Checkpointer) -> None:
     """Try the place of the checkpoints, and go on from the one that the lead chooses, if this server is no standby."""
     config, checkpoints = place.config, checkpointer.checkpoints
     checkpoints.storage.try_writing()
-    if config.standby_of:
+    if place.lead is not None:
         try:
             checkpointer.ownership.check_place()
-        except CheckpointError as error:  # a standby without checkpoints is better than none
-            log.warning("after a takeover no checkpoint can be written: %s", error)
-    elif place.lead is None:
+        except CheckpointError as error:
+            if not config.standby_of:
+                raise
+            log.warning("after a takeover no checkpoint can be written: %s", error)  # better than no standby
+    elif not config.standby_of:  # a standby of the lead comes to own the place when it takes over
         checkpointer.ownership.claim()
-    else:
-        checkpointer.ownership.check_place()
     if place.lead is None and not config.standby_of:
         resume = config.resume or config.resume_previous
         manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)

@@ -11,7 +11,7 @@ from tests.hostile.floods import FLOODS
 from tests.hostile.run import MOST_FILES, MOST_MIB, MOST_THREADS, Target, target, withstand
 
 pytestmark = pytest.mark.tier("all")
-SECONDS = 1.0
+SECONDS = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,6 @@ def test_flood_costs_no_memory_files_or_threads(plain: Target, name: str) -> Non
     check(plain, name)
 
 
-@pytest.mark.parametrize("name", ["ping", "continuation", "wrong token, unread", "unfinished handshakes", "silence"])
+@pytest.mark.parametrize("name", ["ping", "continuation", "wrong token", "unfinished handshakes"])
 def test_flood_over_tls_costs_no_memory_files_or_threads(secured: Target, name: str) -> None:
     check(secured, name)

@@ -4,10 +4,13 @@ import socket
 
 import pytest
 
-from torch_ps.ps.transport.banned_hosts import attach
+from torch_ps.ps.transport.banned_hosts import attach, refuse_all
 from torch_ps.ps.transport.strangers import (
     BAN_SECONDS,
+    CLOSED_SECONDS,
+    EVERYBODY,
     MAX_ABUSES,
+    MAX_ABUSES_OF_ALL,
     MAX_BANNED,
     MAX_BYTES,
     MAX_REFUSED,
@@ -68,12 +71,22 @@ def test_abuses_far_apart_ban_nobody() -> None:
     assert bans.banned(0.0) == set()
 
 
+def test_port_is_closed_for_everybody_while_abuse_comes_from_many_hosts() -> None:
+    bans = Bans()
+    for host in range(MAX_ABUSES_OF_ALL - 1):
+        bans.note(str(host), 0.0)
+    assert bans.banned(0.0) == set()
+    bans.note("another", CLOSED_SECONDS)
+    assert bans.banned(CLOSED_SECONDS) == {EVERYBODY}
+    assert bans.banned(2 * CLOSED_SECONDS) == set()
+
+
 def test_number_of_banned_hosts_is_bounded() -> None:
     bans = Bans()
     for host in range(MAX_BANNED + 10):
         for _ in range(MAX_ABUSES):
             bans.note(str(host), 0.0)
-    assert bans.banned(0.0) == {str(host) for host in range(10, MAX_BANNED + 10)}
+    assert bans.banned(0.0) - {EVERYBODY} == {str(host) for host in range(10, MAX_BANNED + 10)}
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "::"])
@@ -87,6 +100,8 @@ def test_banned_host_cannot_connect_and_others_can(listen: str) -> None:
             assert _connects(host, "127.0.0.1", port) == enters
         if family is socket.AF_INET6:
             assert not _connects("::1", "::1", port)
+        refuse_all(server)
+        assert not _connects("127.0.0.1", "127.0.0.1", port)
         attach(server, [])
         assert _connects("127.0.0.2", "127.0.0.1", port)
 
