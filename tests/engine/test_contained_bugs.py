@@ -113,7 +113,7 @@ def test_copy_for_a_checkpoint_that_fails_costs_that_checkpoint(
 ) -> None:
     checkpointer = asynchronous.shard.parts.checkpointer
     assert checkpointer is not None
-    export, failures = Store.export, []
+    export, failures = Store.export, list[int]()
 
     def failing(self: Store, bucket: int) -> Any:
         if not failures:
