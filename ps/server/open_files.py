@@ -1,6 +1,6 @@
 """Limit of the files and connections that a process may have open (``ulimit -n``): raised as far as that is allowed.
 
-The soft limit of most systems, 1024, is for programs that use select; no part of this one does.
+The soft limit of most systems, 1024, is there for programs that use select, which none here does.
 
 Source: getrlimit(2).
 """
