@@ -90,6 +90,8 @@ class Bans:
 
     def note(self, host: str, now: float) -> None:
         """Count a connection of ``host`` that was closed because of what it had sent."""
+        if host in self._until:
+            return  # it had others open
         self._latest.append(now)
         if len(self._latest) == MAX_ABUSES_OF_ALL and now - self._latest[0] <= CLOSED_SECONDS:
             self._closed_until = now + CLOSED_SECONDS
@@ -98,11 +100,10 @@ class Bans:
         if len(times) < MAX_ABUSES:
             self._abuses[host] = times
         else:
-            self._until.pop(host, None)
             self._until[host] = now + BAN_SECONDS
 
     def banned(self, now: float) -> frozenset[str]:
-        """Hosts that are banned now; ``EVERYBODY`` is one of them while the port is closed."""
+        """Hosts that are banned at ``now``; ``EVERYBODY`` is one of them while the port is closed."""
         self._abuses = {host: times for host, times in self._abuses.items() if now - times[-1] <= MAX_SECONDS}
         self._until = dict([each for each in self._until.items() if each[1] > now][-MAX_BANNED:])
         return frozenset(self._until) | (frozenset((EVERYBODY,)) if now < self._closed_until else frozenset())
