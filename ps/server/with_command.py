@@ -51,8 +51,9 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
         ConfigError: The command does not exist.
     """
     if shutil.which(command[0]) is None:
-        what = "is not executable; try chmod +x" if Path(command[0]).is_file() else "is no command"
-        raise ConfigError(f"{command[0]!r} {what}")
+        if Path(command[0]).is_file():
+            raise ConfigError(f"the command {command[0]!r} is not executable; try chmod +x")
+        raise ConfigError(f"there is no command {command[0]!r}")
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
