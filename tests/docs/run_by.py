@@ -25,6 +25,7 @@ RUN_BY = {
     ": make bench": "test_each_system_has_a_row_and_the_right_answer",
     ": make chaos": "test_a_minute_of_random_faults_loses_doubles_and_leaves_nothing",
     ": make fuzz": "by hand: it needs minutes; tests/fuzz/test_corpus.py feeds its targets from the corpus",
+    ": make hostile": "by hand: it needs minutes; tests/hostile/test_floods.py runs each flood for a moment",
     ": make loops": "test_random_loops_are_what_plain_torch_makes_of_them",
     ": make soak": "test_servers_of_workers_that_die_and_join_for_a_minute_hold_on_to_nothing",
     ": python bench/allocations.py": "test_allocations",

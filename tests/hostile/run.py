@@ -1,14 +1,18 @@
-"""make hostile SECONDS=1800 SEED=7: floods of strangers against a job of two workers, and what they cost it.
+"""make hostile SECONDS=1800 SEED=7: hostile members and strangers against real servers, and what they cost them.
 
-    for each flood:  server with a token (TLS or not) --flood--> pushes timed, /health asked, memory read --end--> again
+    first half   tests/fuzz/hostile.py: well-formed frames with hostile content, to a whole server
+    second half  for each flood and server:  flood begins --pushes timed, /health asked, memory read--> join --> it ends
 
-Prints a line per flood and fails at the end if one of them has cost more than it may.
+Prints a line per flood. Fails at the first frame that does harm, or at the end if a flood has cost more than it may.
 """
 
 import contextlib
+import math
 import os
 import random
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -246,13 +250,17 @@ def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--seconds", default=1800.0, type=click.FloatRange(min=0, min_open=True), help="Time to run.")
-@click.option("--seed", default=0, help="Of the order of the floods.")
-@click.option("--only", default="", help=f"One of {', '.join(FLOODS)}.")
+@click.option("--seed", default=0, help="Of the frames, and of the order of the floods.")
+@click.option("--only", default="", help=f"This flood only, one of {', '.join(FLOODS)}.")
 @click.option("--each", default=16.0, type=click.FloatRange(min=0, min_open=True), help="Seconds of one flood.")
 def main(seconds: float, seed: int, only: str, each: float) -> None:
-    """Flood servers as strangers would; fails when one costs more than it may."""
+    """Send servers what hostile members and strangers would; fails when it costs more than it may."""
     if only not in ("", *FLOODS):
         raise click.BadParameter(f"there is no flood {only!r}", param_hint="--only")
+    if not only:
+        seconds /= 2
+        fuzz = [sys.executable, "-m", "tests.fuzz.hostile", "--seconds", str(math.ceil(seconds))]
+        subprocess.run([*fuzz, "--seed", str(seed + 1)], check=True)
     failed = floods(seconds, seed, [only] if only else list(FLOODS), each)
     if failed:
         raise click.ClickException(f"{failed} floods cost more than they may")
