@@ -29,9 +29,10 @@ MAX_STRANGERS, MAX_STRANGERS_OF_HOST = 256, 128
 #: A host is banned for so many seconds when so many of its connections have sent too much, or calls that were refused,
 #: within ``MAX_SECONDS``. Each ban is twice as long as the one before, up to the longest, which is forgotten after as
 #: long without another one. At most ``MAX_BANNED`` are remembered, the latest.
-BAN_SECONDS, LONGEST_BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 2.0, 60.0, 8, 512
-#: The same for all hosts together but for those that have been banned lately, within ``CLOSED_SECONDS``; the port is then closed for as long.
-MAX_ABUSES_OF_ALL, CLOSED_SECONDS = 12, 10.0
+BAN_SECONDS, LONGEST_BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 2.0, 60.0, 4, 512
+#: The same for all hosts together but those that have been banned lately, within ``CLOSED_SECONDS``; the port is then
+#: closed for as long.
+MAX_ABUSES_OF_ALL, CLOSED_SECONDS = 10, 10.0
 #: What is banned when everybody is.
 EVERYBODY = "everybody"
 
