@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 
+from torch_ps.common.allocator import give_back_freed_memory
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport import banned_hosts, port_sockets
@@ -151,6 +152,8 @@ class StrangerWatch:
         for host in banned - self._banned:
             log.warning("%s may not connect for a while: much was sent, and no call to accept", host)
         self._banned = banned
+        if not banned:
+            give_back_freed_memory()  # what the flood took
 
 
 class NoteAccepted(grpc.aio.ServerInterceptor):

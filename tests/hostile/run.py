@@ -233,10 +233,11 @@ def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
     """Run every flood against every server, and begin again while there is time; the number that cost too much."""
     dice, failed = random.Random(seed), 0
     click.echo(HEAD)
-    with targets() as jobs:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in dice.sample(names, len(names)):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        order = sorted(dice.sample(names, len(names)), key=lambda name: FLOODS[name].everywhere)  # these leave the most
+        with targets() as jobs:
+            for name in order:
                 for kind, job in jobs.items():
                     if kind != "plain" and FLOODS[name].port == "http":
                         continue  # it is the same there
