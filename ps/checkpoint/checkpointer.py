@@ -26,6 +26,7 @@ from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import CheckpointFacts, Cutter, Kept, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.listeners import JobListener
+from torch_ps.ps.observability.bug_reports import report_bug
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -85,7 +86,7 @@ class Checkpointer(JobListener):
     # -------------------------------------------------------------- when
 
     def on_engine_built(self, engine: Engine) -> None:
-        self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state)
+        self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state, self._on_failed)
         engine.work.take = self._cutter.take
 
     def on_parameters_ready(self) -> None:
@@ -116,6 +117,12 @@ class Checkpointer(JobListener):
     def _on_state(self, state: ShardState) -> None:
         """On the executor: all buckets have been copied."""
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._write(state)))
+
+    def _on_failed(self, version: int, error: Exception) -> None:
+        """On the executor: a bucket could not be copied, so this version is given up."""
+        told = report_bug(f"the copy of version {version} for a checkpoint", error)
+        kept = Kept(self._job.settings.index, version, 0, "", str(told))
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._report(kept, REPORT_SECONDS)))
 
     async def _write(self, state: ShardState, seconds: float = REPORT_SECONDS) -> None:
         job, begin = self._job, time.monotonic()

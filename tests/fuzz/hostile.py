@@ -42,7 +42,7 @@ from hypothesis.stateful import (
 
 from tests.fuzz.messages import changed
 from tests.fuzz.server import Context, Link, Server
-from torch_ps.common import schema
+from torch_ps.common import schema, version
 from torch_ps.common.errors import PsError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.options.server_config import ServerConfig
@@ -61,8 +61,8 @@ OPTIMIZERS: dict[str, Hyper] = {
     "RMSprop": {"lr": 0.01, "momentum": 0.5},
     "ASGD": {"lr": 0.01},
 }
-#: Values of gradients; their sums and products with weights are far beyond fp32.
-VALUES = (0.0, 1.0, -1.0, 1e-30, 1e30, 3e38, math.inf, math.nan)
+#: Values of gradients; their products with weights and with each other are far beyond fp32.
+VALUES = (0.0, 1.0, -1.0, 1e-30, 1e30, math.inf, math.nan)
 HYPER = (
     pb.HyperValue(flag=True),
     pb.HyperValue(integer=2**63 - 1),
@@ -172,9 +172,9 @@ class Hostile(RuleBasedStateMachine):
         self.wild = False  # whether a hyperparameter was sent
         self.secret = self.random.randbytes(16)
         if clips:
-            self.run(
-                self.shard.call("Enter", pb.EnterRequest(shard=1, num_shards=2, secret=self.secret).SerializeToString())
-            )
+            request = pb.EnterRequest(shard=1, num_shards=2, secret=self.secret, version=version.current())
+            reply = self.run(self.shard.call("Enter", request.SerializeToString()))
+            assert isinstance(reply, pb.EnterReply), reply
         self.others: dict[str, Member] = {}
         self.honest = self._join("h0", 0)
         assert isinstance(self.honest, Member), self.honest
@@ -184,6 +184,7 @@ class Hostile(RuleBasedStateMachine):
 
     def _join(self, name: str, changes: int) -> Member | Any:
         request = pb.JoinRequest(
+            version=version.current(),
             worker=name,
             model=schema.to_proto(self.model),
             incarnation=self.shard.incarnation,
@@ -487,7 +488,7 @@ class Hostile(RuleBasedStateMachine):
         message = self.random.choice(
             (
                 pb.DescribeRequest(model=True),
-                pb.EnterRequest(shard=1, num_shards=2, secret=bytes(16)),
+                pb.EnterRequest(shard=1, num_shards=2, secret=bytes(16), version=version.current()),
                 pb.ShareRequest(**who),
                 pb.RenewRequest(**who),
                 pb.DataRequest(**who, data=data, batch=2, epochs=2),
@@ -557,7 +558,8 @@ class Hostile(RuleBasedStateMachine):
         self.standby, self.receipts = Context(), asyncio.Queue[bytes]()
 
         async def messages() -> AsyncIterator[bytes]:
-            yield pb.ReplicaUp(hello=pb.ReplicaHello(server="127.0.0.1:2/s")).SerializeToString()
+            hello = pb.ReplicaHello(server="127.0.0.1:2/s", version=version.current())
+            yield pb.ReplicaUp(hello=hello).SerializeToString()
             while True:
                 yield await self.receipts.get()
 
@@ -566,6 +568,7 @@ class Hostile(RuleBasedStateMachine):
 
         self.run(started())
         self._pump(self.honest)
+        assert self.shard.parts.replication.follower is not None, "no standby can attach"
 
     def _acknowledge(self) -> None:
         if self.standby is not None and len(self.standby.written) > self.acknowledged:
@@ -620,11 +623,16 @@ class Hostile(RuleBasedStateMachine):
                 assert checkpointer is not None
                 assert self.clips or not checkpointer.facts.error, checkpointer.facts.error
         finally:
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
-            self.loop.run_until_complete(asyncio.sleep(0))
-            self.loop.close()
-            self.folder.cleanup()
+            self.end()
+
+    def end(self) -> None:
+        """Forget the server, whatever has become of it."""
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0) if tasks else asyncio.sleep(0))
+        self.loop.close()
+        self.folder.cleanup()
 
 
 def search(seconds: float, seed: int, *, steps: int = 40) -> int:

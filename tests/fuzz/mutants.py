@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from torch_ps.common import optimizer_spec
+from torch_ps.common.errors import Overloaded
 from torch_ps.common.typed_numbers import TypedNumber
 from torch_ps.common.wire import field_ranges
 from torch_ps.common.wire.field_ranges import ANY, Real
 from torch_ps.ps.cluster.registration import Registrar
-from torch_ps.ps.core.effects import Effects
+from torch_ps.ps.core.effects import Effects, UpdateKey
 from torch_ps.ps.core.failover import seat
 from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.shard import Shard, _needs, _Parked
-from torch_ps.ps.engine import grad_clip
+from torch_ps.ps.engine.grad_clip import NormCollector
 from torch_ps.ps.engine.norm_meter import NormMeter
 
 Patch = pytest.MonkeyPatch
@@ -50,9 +51,17 @@ def parked_twice(patch: Patch) -> None:
 
 
 def anybody_reports_norms(patch: Patch) -> None:
-    """Whoever calls Norm fills the table of updates that wait, here a small one."""
+    """Whoever calls Norm, of whatever step, fills the table of updates that wait, here a small one."""
+    report_of = NormCollector.report
+
+    async def report(self: NormCollector, group: UpdateKey, shard: int, square: float) -> float | None:
+        if group not in self._reported and len(self._reported) >= 4:
+            raise Overloaded("4 updates wait for their norm already")
+        return await report_of(self, group, shard, square)
+
     patch.setattr(Registrar, "check", lambda self, shard, secret: None)
-    patch.setattr(grad_clip, "MAX_OPEN", 4)
+    patch.setattr(NormCollector, "_check", lambda self, group: None)
+    patch.setattr(NormCollector, "report", report)
 
 
 def weights_have_no_bound(patch: Patch) -> None:
