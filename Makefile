@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo quick check test lint proto bench chaos loops fuzz soak docs dist clean
+.PHONY: help demo quick check test lint proto bench chaos loops fuzz hostile soak docs dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -67,6 +67,10 @@ loops: $(VENV)/dev
 fuzz: $(VENV)/dev
 	$(PIP) 'atheris>=3.0'
 	python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# make hostile  hostile members and floods of strangers, and what they cost the servers; SECONDS=1800 SEED=7
+hostile: $(VENV)/dev
+	python -m tests.hostile.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # make soak   a long job whose workers die and join; fails when a server grows; MINUTES=30
 soak: $(VENV)/dev

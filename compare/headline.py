@@ -3,14 +3,19 @@
 Rules of this file
   1. Every number in a sentence is in the results, or a ratio of two of them.
   2. A difference within the thresholds below, or within the spread of several seeds, is called "about the same".
+  3. No ratio to a number near 0, which says nothing: both numbers are given in its place.
 """
 
 from __future__ import annotations
+
+import math
 
 from torch_ps.compare.results import Results, RunResult
 
 #: Below this ratio two times are "about the same".
 SAME_TIME = 1.03
+#: Above this ratio two times are given as they are: the smaller one is hardly more than nothing.
+MOST_FACTOR = 100.0
 #: Below this relative difference two losses are "about the same".
 SAME_LOSS = 0.005
 #: Below this difference, half a percentage point, two accuracies are "about the same".
@@ -36,8 +41,15 @@ def headline(results: Results) -> str:
     if len(reached) == 1:
         return f"{first.name} is the only run that reached loss {target:g}, after {_time(_seconds(first))}."
     other = _opponent(first, reached)
-    factor = _seconds(other) / max(_seconds(first), 1e-9)
-    if factor < SAME_TIME:
+    if first.curve and first.curve[0].loss is not None and first.curve[0].loss <= target:
+        return (
+            f"{first.name} had loss {target:g} before it trained, so that target does not tell the runs apart; "
+            "give a lower --target."
+        )
+    factor = _seconds(other) / _seconds(first) if _seconds(first) > 0 else math.inf
+    if factor > MOST_FACTOR:
+        sentence += f"; {other.name} after {_time(_seconds(other))}"
+    elif factor < SAME_TIME:
         sentence += f", about the same as {other.name}"
     else:
         sentence += f": {factor:.1f} times as fast as {other.name}" if factor >= 1.05 else f", just before {other.name}"
@@ -57,7 +69,9 @@ def _codec_sentence(results: Results) -> str:
         for large in results.runs:
             if large.compress != "none" or _without_codec(large) != _without_codec(small):
                 continue
-            factor = large.bytes.pushed_per_worker / max(small.bytes.pushed_per_worker, 1)
+            if not small.bytes.pushed_per_worker:
+                continue
+            factor = large.bytes.pushed_per_worker / small.bytes.pushed_per_worker
             if factor < SAME_BYTES or large.validation_loss is None or small.validation_loss is None:
                 continue
             change = small.validation_loss - large.validation_loss
@@ -88,8 +102,7 @@ def _thrift_sentence(results: Results) -> str:
     else:
         return ""
     least = min(good, key=_moved)
-    factor = _moved(best) / max(_moved(least), 1)
-    if factor < SAME_BYTES:
+    if not _moved(least) or (factor := _moved(best) / _moved(least)) < SAME_BYTES:
         return ""
     return (
         f"Of the runs {words}, {_mb(_moved(best))} MB pushed and pulled), {least.name} moved the least: "

@@ -59,6 +59,7 @@ ORDER = {
             "ending_signals",
             "errors",
             "log",
+            "memory_limit",
             "parent_death",
             "private_pages",
             "pb",

@@ -96,13 +96,19 @@ def options_of(
             try:
                 kwargs[table] = _build(config, chosen, context, prefix, table)
             except ConfigError as error:
-                raise click.UsageError(str(error), context) from None
+                raise Refusal(str(error)) from None
             return function(*args, **kwargs)
 
         _add(command, chosen, table, prefix)
         return command  # type: ignore[return-value]
 
     return decorate
+
+
+class Refusal(click.ClickException):
+    """A refused value or combination of values: its sentence alone, without the usage, which would not help."""
+
+    exit_code = 2
 
 
 class FieldOption(click.Option):
@@ -157,7 +163,7 @@ class Command(click.Command):
             with standard_streams.quiet_without_reader():
                 return super().invoke(ctx)
         except ConfigError as error:
-            raise click.UsageError(str(error), ctx) from None
+            raise Refusal(str(error)) from None
         except PsError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:

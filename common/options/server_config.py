@@ -135,7 +135,7 @@ class ServerConfig:
     max_workers: int = option(256, "most workers at a time", check=within(1, 100_000), job_wide=True)
     max_model: float = option(
         0.0,
-        "most memory for parameters and optimizer state of this shard; 0 is the machine's",
+        "most memory for parameters and optimizer state of this shard; 0 is the machine's or the container's",
         unit="GiB",
         metavar="GIB",
         check=at_least(0),

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch_ps.common.errors import ProtocolError
 from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
+from torch_ps.ps.checkpoint.ownership import Ownership
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.storage import FileFact
 from torch_ps.ps.core.consistent_cut import CutPlanner
@@ -25,6 +26,7 @@ from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import CheckpointFacts, Cutter, Kept, ReportKept, ShardState
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.listeners import JobListener
+from torch_ps.ps.observability.bug_reports import report_bug
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -32,6 +34,8 @@ log = logging.getLogger("torch_ps.ps")
 FINISH_SECONDS = 60.0
 #: Seconds that a report to the lead may take; the same when stopping, where the lead waits as long for one.
 REPORT_SECONDS, LAST_REPORT_SECONDS = 300.0, 5.0
+#: Report of a shard that was not at rest when the job was stopped; no failure.
+UNDER_WAY = "a step was under way"
 #: Characters of an error that are passed on.
 MAX_ERROR = 500
 
@@ -41,6 +45,7 @@ class Checkpointer(JobListener):
 
     Args:
         checkpoints: Repository that they are written to.
+        ownership: Keeps other jobs out of that place.
         every: Versions between two checkpoints; 0 if ``seconds`` decides.
         seconds: Seconds between two checkpoints; 0 if ``every`` decides.
         keep: Number of checkpoints that stay.
@@ -48,6 +53,7 @@ class Checkpointer(JobListener):
 
     Attributes:
         checkpoints: The repository.
+        ownership: Whose the place is.
         facts: How the checkpoints of this shard do.
     """
 
@@ -55,6 +61,7 @@ class Checkpointer(JobListener):
         self,
         job: Job,
         checkpoints: Checkpoints,
+        ownership: Ownership,
         *,
         every: int,
         seconds: float,
@@ -62,6 +69,7 @@ class Checkpointer(JobListener):
         report: ReportKept | None,
     ) -> None:
         self._job, self.checkpoints, self._keep, self._report_kept = job, checkpoints, keep, report
+        self.ownership = ownership
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,7 +86,7 @@ class Checkpointer(JobListener):
     # -------------------------------------------------------------- when
 
     def on_engine_built(self, engine: Engine) -> None:
-        self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state)
+        self._cutter = Cutter(engine, self._job.streams, self._job.metrics, self._on_state, self._on_failed)
         engine.work.take = self._cutter.take
 
     def on_parameters_ready(self) -> None:
@@ -110,13 +118,17 @@ class Checkpointer(JobListener):
         """On the executor: all buckets have been copied."""
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._write(state)))
 
+    def _on_failed(self, version: int, error: Exception) -> None:
+        """On the executor: a bucket could not be copied, so this version is given up."""
+        told = report_bug(f"the copy of version {version} for a checkpoint", error)
+        kept = Kept(self._job.settings.index, version, 0, "", str(told))
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._report(kept, REPORT_SECONDS)))
+
     async def _write(self, state: ShardState, seconds: float = REPORT_SECONDS) -> None:
         job, begin = self._job, time.monotonic()
         fact, error = FileFact("", 0, ""), ""
         try:
-            fact = await self._loop.run_in_executor(
-                self._thread, self.checkpoints.write, state, job.settings.index, job.settings.num_shards
-            )
+            fact = await self._loop.run_in_executor(self._thread, self._write_part, state)
         except Exception as failure:  # noqa: BLE001 - whatever a file system raises, training goes on
             error = _said(failure)
         else:
@@ -187,12 +199,21 @@ class Checkpointer(JobListener):
         except Exception as failure:  # noqa: BLE001 - as in _write; the next good one removes it
             log.info("what is left of version %d stays for now: %s", version, _said(failure))
 
+    def _write_part(self, state: ShardState) -> FileFact:
+        """On the thread."""
+        self.ownership.check()
+        return self.checkpoints.write(state, self._job.settings.index, self._job.settings.num_shards)
+
     def _make_good(self, manifest: Manifest) -> None:
         """On the thread."""
+        self.ownership.check()
         self.checkpoints.commit(manifest)
         self.checkpoints.retain(self._keep)
 
     def _note(self, version: int, error: str) -> None:
+        if error.endswith(UNDER_WAY):  # nothing has failed
+            log.info("version %d is not kept: %s", version, error)
+            return
         facts, metrics = self.facts, self._job.metrics
         facts.error = error
         if not error:
@@ -224,6 +245,15 @@ class Checkpointer(JobListener):
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def unkept(self) -> str:
+        """Sentence for a job that ends although its last checkpoint has failed; "" if it has not."""
+        facts = self.facts
+        if not facts.error:
+            return ""
+        last = f"the last good one is of version {facts.version}" if facts.version else "there is none at all"
+        return f"the last checkpoint in {facts.url} has failed, {last}: {facts.error}"
+
     async def _keep_last(self) -> None:
         engine, begin = self._job.engine, time.monotonic()
         if engine is None or self._cutter is None or engine.core.open_step in (0, self._job.resumed_version):
@@ -243,9 +273,7 @@ class Checkpointer(JobListener):
         if state is None:
             log.info("version %d is not kept: its step was under way when the shard stopped", version)
             if self._report_kept is not None:
-                await self._report(
-                    Kept(self._job.settings.index, version, 0, "", "a step was under way"), LAST_REPORT_SECONDS
-                )
+                await self._report(Kept(self._job.settings.index, version, 0, "", UNDER_WAY), LAST_REPORT_SECONDS)
             return
         if self._planner is not None:
             self._planner.last(version)

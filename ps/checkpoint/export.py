@@ -39,14 +39,23 @@ def main(export: ExportConfig, checkpoint: str, out: Path) -> None:
     ps-export runs/checkpoints model.safetensors
     ps-export s3://bucket/job model.safetensors --version 2000
     """
+    if out.suffix != ".safetensors":
+        raise ConfigError(
+            f"{out} would hold safetensors, whatever its name says: give a name that ends in .safetensors; for plain "
+            "torch.load, load that file with safetensors.torch.load_file and torch.save what it returns"
+        )
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"{out} exists and is no regular file; give another name")
     checkpoints = Checkpoints(checkpoint)
+    checkpoints.storage.try_reading()
     version = export.version or next(iter(checkpoints.versions()), 0)
     if not version:
         raise CheckpointError(f"there is no checkpoint in {checkpoint}")
     manifest = checkpoints.read(version)
     part = out.with_name(f"{out.name}.part")
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:
             for chunk in model_file(checkpoints, manifest):
                 file.write(chunk)
         os.replace(part, out)

@@ -99,6 +99,7 @@ def restore(job: Job, checkpoints: Checkpoints, manifest: Manifest) -> None:
         raise CheckpointError(
             f"the checkpoint of version {manifest.version} in {checkpoints.storage.url} does not fit: {error!r}"
         ) from None
+    job.resumed_from = checkpoints.storage.url
     log.info(
         "shard %d goes on from version %d of %s%s",
         job.settings.index,

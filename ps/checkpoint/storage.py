@@ -4,16 +4,24 @@ Rules of this file
   1. A file appears whole or not at all. In a folder it is written under another name, synced, renamed, and the rename
      is synced. An object store shows an object once its last byte has arrived.
   2. Names are relative, with "/" between their parts. Nothing here knows what a checkpoint is.
-  3. Everything blocks; callers have a thread for it.
+  3. Everything blocks; callers have a thread for it. Only the first contact has a deadline, so that a place that does
+     not answer, or refuses, is one line at the start.
+  4. Only regular files are read: to open a FIFO waits for its writer, and a device has no end.
 
 Source: https://lwn.net/Articles/457667/ for what fsync is needed where; fsspec for all but local files.
 """
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
+import secrets
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +32,16 @@ from fsspec.implementations.local import LocalFileSystem
 from torch_ps.common.errors import CheckpointError, ConfigError
 from torch_ps.common.wire.frames import Buffer
 
+log = logging.getLogger("torch_ps.ps")
+
 _CHUNK = 8 << 20
+#: Seconds in which a place has to answer at the start.
+PLACE_SECONDS = 8.0
+#: Seconds that ``exclusive`` waits for another process.
+LOCK_SECONDS = 5.0
+#: Settings of the first contact with an object store: the cause of a failure at once, in place of patience.
+_IMPATIENT = {"connect_timeout": 2, "read_timeout": 4, "retries": {"total_max_attempts": 1}}
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,10 @@ class FileFact:
     sha256: str
 
 
+class FileMissing(CheckpointError):
+    """A file that is to be read does not exist."""
+
+
 class Storage:
     """The files below ``url``.
 
@@ -45,21 +66,110 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._fs, root = self._connect()
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._root = str(root).rstrip("/")
+
+    def _connect(self, **settings: Any) -> tuple[Any, str]:
         try:
             # No cached listings: another process may have changed the folder.
-            self._fs: Any
-            self._fs, root = fsspec.core.url_to_fs(self.url or "/", use_listings_cache=False)
+            fs, root = fsspec.core.url_to_fs(self.url or "/", use_listings_cache=False, **settings)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"checkpoints cannot go to {url!r}: {error}; for s3:// install torch-ps[s3], else the fsspec package "
-                "of that protocol"
+                f"checkpoints cannot go to {self.url!r}: {error}; for s3:// install torch-ps[s3], else the fsspec "
+                "package of that protocol"
             ) from None
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._root = str(root).rstrip("/")
+        return fs, str(root)
 
     def place(self, name: str) -> str:
         """Full name of a file, for messages."""
         return f"{self.url}/{name}"
+
+    # -------------------------------------------------------------- first contact
+
+    def try_reading(self) -> None:
+        """See whether the place answers.
+
+        Raises:
+            CheckpointError: It does not, or refuses; one line with the place and the cause, within ``PLACE_SECONDS``.
+        """
+        self._answers("read", lambda fs: fs.exists(self._root or "/"))
+
+    def try_writing(self) -> None:
+        """Write a small file, read it, and remove it; makes the folder.
+
+        Raises:
+            CheckpointError: The place does not answer, or refuses; one line as of ``try_reading``.
+        """
+        if self.is_local and not os.path.isdir(self._root):
+            log.info("%s does not exist and is made", self.url)
+        name, text = self._path(f"trial-{secrets.token_hex(4)}"), secrets.token_bytes(16)
+
+        def trial(fs: Any) -> None:
+            if self.is_local:
+                fs.makedirs(self._root, exist_ok=True)
+            else:
+                fs.exists(self._root)  # says most clearly what is wrong
+            fs.pipe_file(name, text)
+            try:
+                if fs.cat_file(name) != text:
+                    raise OSError("what was written there is not what is read")
+            finally:
+                fs.rm_file(name)
+
+        self._answers("written", trial)
+
+    def _answers(self, what: str, call: Callable[[Any], object]) -> None:
+        if self.is_local or not self.url.startswith(("s3:", "s3a:")):
+            fs = self._fs
+        else:
+            fs, _ = self._connect(skip_instance_cache=True, config_kwargs=_IMPATIENT)
+            fs.retries = 1
+        failures: list[Exception] = []
+
+        def run() -> None:
+            try:
+                call(fs)
+            except Exception as error:  # noqa: BLE001  # fsspec's packages raise errors of their own
+                failures.append(error)
+
+        thread = threading.Thread(target=run, name="first contact", daemon=True)
+        thread.start()
+        thread.join(PLACE_SECONDS)
+        if thread.is_alive():
+            failures.append(TimeoutError(f"no answer within {PLACE_SECONDS:g} s"))
+        if failures:
+            raise CheckpointError(f"checkpoints cannot be {what} at {self.url}: {cause(failures[0])}")
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """In a folder, keep other processes that ask for the same out. Elsewhere, and where locks do not work, nothing.
+
+        Raises:
+            OSError: Another process has been in there for ``LOCK_SECONDS``.
+        """
+        if not self.is_local:
+            yield
+            return
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+                    continue
+                except OSError as error:
+                    log.debug("%s has no locks: %s", self.url, error)
+                break
+            yield
+        finally:
+            os.close(descriptor)
+
+    # -------------------------------------------------------------- files
 
     def write(self, name: str, parts: Iterable[Buffer]) -> FileFact:
         """Write a file; after an error it does not exist.
@@ -68,7 +178,7 @@ class Storage:
             OSError: The disk is full, or the file system refuses for another reason.
         """
         digest, size = hashlib.sha256(), 0
-        with self._new_local(name) if self._local else self._fs.open(self._path(name), "wb") as file:
+        with self._new_local(name) if self.is_local else self._fs.open(self._path(name), "wb") as file:
             for part in parts:
                 digest.update(part)
                 size += len(part)
@@ -81,13 +191,8 @@ class Storage:
         Raises:
             CheckpointError: It is missing, cannot be read, or has more than ``most`` bytes.
         """
-        try:
-            with self._fs.open(self._path(name), "rb") as file:
-                data: bytes = file.read(most + 1)
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.place(name)} is missing") from None
-        except OSError as error:
-            raise CheckpointError(f"{self.place(name)} cannot be read: {error}") from None
+        with self._reading(name), self._fs.open(self._path(name), "rb") as file:
+            data: bytes = file.read(most + 1)
         if len(data) > most:
             raise CheckpointError(f"{self.place(name)} has more than {most} bytes, so it is no manifest")
         return data
@@ -99,7 +204,7 @@ class Storage:
             CheckpointError: They differ; the message says how.
         """
         path, place = self._path(fact.name), self.place(fact.name)
-        try:
+        with self._reading(fact.name):
             size = int(self._fs.size(path))
             if size != fact.size:
                 what = "is truncated" if size < fact.size else "is too long"
@@ -110,10 +215,6 @@ class Storage:
             with self._fs.open(path, "rb", block_size=_CHUNK) as file:
                 while part := file.read(_CHUNK):
                     digest.update(part)
-        except FileNotFoundError:
-            raise CheckpointError(f"{place} is missing") from None
-        except OSError as error:
-            raise CheckpointError(f"{place} cannot be read: {error}") from None
         if digest.hexdigest() != fact.sha256:
             raise CheckpointError(f"{place} is damaged: its SHA-256 is not the one that was written down")
 
@@ -125,28 +226,38 @@ class Storage:
             CheckpointError: The file differs from ``fact``; the message says how.
         """
         self.check(fact, whole=True)
-        if self._local:
+        if self.is_local:
             yield self._path(fact.name)
             return
         with tempfile.TemporaryDirectory(prefix="torch-ps-") as folder:
             path = str(Path(folder, "file"))
-            try:
+            with self._reading(fact.name):
                 self._fs.get_file(self._path(fact.name), path)
-            except OSError as error:
-                raise CheckpointError(f"{self.place(fact.name)} cannot be read: {error}") from None
             yield path
 
     def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of that name.
+
+        Raises:
+            CheckpointError: The place does not say.
+        """
         self._fs.invalidate_cache()
-        return bool(self._fs.exists(self._path(name)))
+        with self._reading(name):
+            return bool(self._fs.exists(self._path(name)))
 
     def folders(self) -> list[str]:
-        """Names of the folders directly below the URL; [] if it does not exist yet."""
+        """Names of the folders directly below the URL; [] if it does not exist yet.
+
+        Raises:
+            CheckpointError: The place does not say.
+        """
         self._fs.invalidate_cache()
         try:
             found = self._fs.ls(self._root, detail=True)
         except FileNotFoundError:
             return []
+        except Exception as error:  # noqa: BLE001  # fsspec's packages raise errors of their own
+            raise CheckpointError(f"{self.url} cannot be read: {cause(error)}") from None
         return sorted(str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == "directory")
 
     def remove(self, name: str) -> None:
@@ -158,7 +269,7 @@ class Storage:
     def rename(self, folder: str, name: str) -> None:
         """Rename a folder, replacing one of that name. In an object store every file is copied."""
         self.remove(name)
-        if self._local:
+        if self.is_local:
             os.rename(self._path(folder), self._path(name))
             return
         for path in self._fs.find(self._path(folder)):
@@ -169,13 +280,32 @@ class Storage:
         return f"{self._root}/{name}"
 
     @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Around reading a file: whatever fsspec raises is a ``CheckpointError`` with its name and one line."""
+        place = self.place(name)
+        try:
+            if self.is_local:
+                with contextlib.suppress(FileNotFoundError):
+                    kind = _KINDS.get(stat.S_IFMT(os.stat(self._path(name)).st_mode))
+                    if kind is not None:
+                        raise CheckpointError(f"{place} is no file but {kind}")
+            yield
+        except CheckpointError:
+            raise
+        except FileNotFoundError:
+            raise FileMissing(f"{place} is missing") from None
+        except Exception as error:  # noqa: BLE001  # fsspec's packages raise errors of their own
+            raise CheckpointError(f"{place} cannot be read: {cause(error)}") from None
+
+    @contextlib.contextmanager
     def _new_local(self, name: str) -> Iterator[Any]:
         path = Path(self._path(name))
         made = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         try:
-            with part.open("wb", buffering=0) as raw:
+            part.unlink(missing_ok=True)  # of a writer that died, or a FIFO, which nobody may read
+            with part.open("xb", buffering=0) as raw:
                 yield _Whole(raw)
                 os.fsync(raw.fileno())
             os.replace(part, path)
@@ -184,6 +314,12 @@ class Storage:
             raise
         for folder in {path.parent, *(each.parent for each in made)}:
             _sync_folder(folder)
+
+
+def cause(error: BaseException) -> str:
+    """One line about an error of a file system or of a package of fsspec."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:500] or type(error).__name__
 
 
 class _Whole:

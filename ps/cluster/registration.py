@@ -64,10 +64,10 @@ class Registrar:
         """Refuse a call in the name of a shard that is not that shard's.
 
         Raises:
-            Refused: No process with this secret has the place.
+            Refused: No process with this secret has entered as this shard.
         """
-        if not shows(secret, self._incarnation.digests.get(shard, "")):
-            raise Refused(f"this is not shard {shard} of the job: the lead has given its place to another process")
+        if not any(shows(secret, digest) for digest in self._incarnation.digests.get(shard, ())):
+            raise Refused(f"this is not shard {shard} of the job: no process with its secret has entered at the lead")
 
 
 async def register(lead: Address, shard: int, num_shards: int, secret: bytes, access: Access) -> pb.EnterReply:

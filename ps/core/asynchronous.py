@@ -65,6 +65,10 @@ class Asynchronous:
                 f"the newest is {self.ledger.version}"
             )
 
+    def taken(self, push: Push) -> bool:
+        entry = self.ledger.entry(push.worker, push.session)
+        return entry is not None and push.step <= entry.step
+
     def push(self, push: Push, member: Member, now: float) -> Effects:
         effects, verdict = self._decide(push)
         return *effects, self._answer(member, verdict)

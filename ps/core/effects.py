@@ -53,7 +53,7 @@ class Apply:
         group: the update that this bucket is a part of. An update of one worker may stay incomplete when that worker
             leaves; any other becomes complete.
         record: the bucket's ledger right after this step, for a checkpoint; None where this version is no cut.
-        progress: the same for a standby, with the samples on the lead's first bucket; None without a standby.
+        progress: what is new in it for a standby, with the samples on the lead's first bucket; None without a standby.
     """
 
     bucket: int

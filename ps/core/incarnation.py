@@ -9,7 +9,8 @@ Rules of this file
      change something names its incarnation, and a call of another one is refused: no update reaches some shards only.
   2. A process enters before it listens. Until the first worker comes nothing can be lost, and another process may take
      the place of a shard; after that, only the process that has it.
-  3. A standby that goes on from the exact state of a shard keeps its number and does not enter. It is *continued*.
+  3. Every process that has entered may speak for its shard: one that enters beside the real one takes nothing from it.
+  4. A standby that goes on from the exact state of a shard keeps its number and does not enter. It is *continued*.
 """
 
 from torch_ps.common.errors import ConfigError, ProtocolError, Refused, Restarted
@@ -18,6 +19,9 @@ TOGETHER = (
     "start all servers together with --resume: workers that live on go on from the checkpoint; "
     "where there is none, start the workers anew too"
 )
+
+#: Processes that may enter as one shard before the first worker comes.
+MAX_ENTERED = 64
 
 
 class Incarnation:
@@ -33,8 +37,8 @@ class Incarnation:
     def __init__(self, number: int, shard: int, num_shards: int, *, continued: bool = False) -> None:
         self.number = number
         self._shard, self._num_shards = shard, num_shards
-        #: Digest of the secret of the process in the place of each other shard, on the lead.
-        self.digests: dict[int, str] = {}
+        #: On the lead, digests of the secrets of the processes that have entered as other shards, in order.
+        self.digests: dict[int, list[str]] = {}
         self._closed = continued
 
     def check(self, number: int, who: str) -> None:
@@ -63,7 +67,7 @@ class Incarnation:
         Raises:
             ProtocolError: this is not the lead.
             ConfigError: there is no such shard.
-            Refused: the places are closed, and another process had this one.
+            Refused: the places are closed, and another process had this one; or too many have entered.
         """
         if self._shard:
             raise ProtocolError(f"shard {self._shard} is not the lead; ask shard 0")
@@ -72,9 +76,15 @@ class Incarnation:
                 f"shard {shard} of {num_shards} cannot take part: the lead's job has {self._num_shards} shard"
                 f"{'' if self._num_shards == 1 else 's'}; give all servers the same number"
             )
-        if self._closed and self.digests.get(shard) != digest:
+        entered = self.digests.get(shard, [])
+        if self._closed and entered[-1:] != [digest]:
             raise Refused(
                 f"shard {shard} cannot start alone: the job has begun with another process in its place, and what that "
                 f"one has trained is not here; {TOGETHER}"
             )
-        self.digests[shard] = digest
+        if digest not in entered and len(entered) >= MAX_ENTERED:
+            raise Refused(
+                f"{len(entered)} processes have entered as shard {shard} and no worker has come yet; start all servers "
+                "together anew"
+            )
+        self.digests[shard] = [*(each for each in entered if each != digest), digest]

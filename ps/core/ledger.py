@@ -6,6 +6,8 @@ Rules of this file
   2. There is one entry per live worker: its session and the last step of it that was decided. The steps of a session
      grow, so the last one answers for all before it. An entry ends with its session, so the size follows the roster.
   3. ``as_dict`` is plain JSON data, and ``restore(as_dict())`` makes an equal ledger.
+  4. A standby gets all of it once, then with each ``Apply`` the entries that are new: an update costs what it touches,
+     however many workers there are.
 
 Source: the client sessions of Raft, by which commands are executed once: Ongaro, 2014, section 6.3.
 """
@@ -13,7 +15,7 @@ Source: the client sessions of Raft, by which commands are executed once: Ongaro
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +38,7 @@ class Ledger:
 
     Attributes:
         cut: cut of the shard, which says which version is recorded; None records none.
-        replicated: whether a standby follows, which gets the ledger of every version.
+        replicated: whether a standby follows, which is told of every version.
         version: number of steps that were applied.
         floor: smallest clock of the roster, where the mode keeps one.
         num_pushes: number of pushes that were applied.
@@ -54,6 +56,7 @@ class Ledger:
         self.samples = 0.0
         self.contributors: tuple[str, ...] = ()
         self._entries: dict[str, Entry] = {}
+        self._untold: set[str] = set()  # whose entries a standby does not have
 
     def entry(self, worker: str, session: int) -> Entry | None:
         """The last decided push of this session; None where there is none."""
@@ -74,19 +77,35 @@ class Ledger:
         self.contributors = tuple([c.worker for c in contributions])
         for c in contributions:
             self.samples += c.weight
-            self._entries[c.worker] = Entry(c.session, c.step, c.staleness)
+            self._enter(c.worker, Entry(c.session, c.step, c.staleness))
         group = group or ("", 0, self.version - 1)
         record, cut = None, self.cut
         if cut is not None and cut.version == self.version and cut.passes(self.version):
             record = self.as_dict()
-        progress = self.as_dict() if self.replicated else None
+        progress = None
+        if self.replicated:
+            progress, self._untold = self._as_dict(sorted(self._untold & self._entries.keys())), set()
         return Apply(
             self.bucket, self.version, contributions, reason, lr_scale, group=group, record=record, progress=progress
         )
 
     def refuse(self, worker: str, session: int, step: int, staleness: int) -> None:
         """Enter a push that is never applied, so that its repeat is answered in the same way."""
-        self._entries[worker] = Entry(session, step, staleness, applied=False)
+        self._enter(worker, Entry(session, step, staleness, applied=False))
+
+    def _enter(self, worker: str, entry: Entry) -> None:
+        self._entries[worker] = entry
+        if self.replicated:
+            self._untold.add(worker)
+
+    def replicate(self) -> dict[str, Any]:
+        """The ledger of now, for a standby; later ones carry a ``progress`` each, which ``merge_progress`` takes."""
+        self.replicated, self._untold = True, set()
+        return self.as_dict()
+
+    def replicate_none(self) -> None:
+        """Stop ``replicate``: there is no standby any more."""
+        self.replicated, self._untold = False, set()
 
     def answer(
         self,
@@ -122,6 +141,10 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """The ledger as plain JSON data."""
+        return self._as_dict(self._entries)
+
+    def _as_dict(self, workers: Iterable[str]) -> dict[str, Any]:
+        entries = {worker: self._entries[worker] for worker in workers}
         return {
             "bucket": self.bucket,
             "version": self.version,
@@ -129,7 +152,7 @@ class Ledger:
             "num_pushes": self.num_pushes,
             "samples": self.samples,
             "contributors": list(self.contributors),
-            "ledger": {w: [e.session, e.step, e.staleness, e.applied] for w, e in self._entries.items()},
+            "ledger": {w: [e.session, e.step, e.staleness, e.applied] for w, e in entries.items()},
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
@@ -148,6 +171,22 @@ class Ledger:
         }
         self.version, self.floor, self.num_pushes = numbers
         self.samples, self.contributors, self._entries = samples, contributors, entries
+
+
+def merge_progress(before: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """The ledger that a standby has after ``Apply.progress``, as ``as_dict`` gives it; ``before`` is used up.
+
+    Raises:
+        KeyError, TypeError, ValueError: ``told`` is not that.
+    """
+    entries, new = before["ledger"], dict(told["ledger"])
+    entries.update(new)
+    return {**told, "ledger": entries}
+
+
+def drop_entries(ledger: Mapping[str, Any], sessions: Mapping[str, int]) -> dict[str, Any]:
+    """A ledger as ``as_dict`` gives it, with entries of these sessions only, given by worker."""
+    return {**ledger, "ledger": {w: e for w, e in ledger["ledger"].items() if sessions.get(w) == e[0]}}
 
 
 def _count(value: object) -> int:

@@ -70,6 +70,9 @@ class Policy(Protocol):
             StepConflict: the step or the base does not fit this bucket.
         """
 
+    def taken(self, push: Push) -> bool:
+        """Whether this push was counted before, so that this one is a repeat."""
+
     def push(self, push: Push, member: Member, now: float) -> Effects:
         """Count a checked push of ``member``. A repeat is not counted again, and is answered like the first."""
 

@@ -5,7 +5,8 @@ Rules of this file
      When a push is applied and answered is decided by the policy of its bucket.
   2. Check everything, then change something: a refused call leaves no trace.
   3. Parked calls are bounded: one push and one pull per session and bucket. While a push is parked no other push of
-     its session and bucket is taken, whatever roster that one speaks of; a repeat changes nothing.
+     its session and bucket is taken, whatever roster that one speaks of; a repeat changes nothing. A repeat of a push
+     that was taken is not parked: what is parked has a payload of its own.
   4. The call that decides a push of the lead's first bucket settles the samples that the push covers.
 """
 
@@ -127,10 +128,8 @@ class Shard:
         return [policy.ledger.as_dict() for policy in self._policies]
 
     def replicate(self, bucket: int) -> dict[str, Any]:
-        """Have every ``Apply`` of this bucket carry its ledger from now on, and return the ledger of now."""
-        progress = self._policies[bucket].ledger
-        progress.replicated = True
-        return progress.as_dict()
+        """Have every ``Apply`` of this bucket say what is new in its ledger, and return the ledger of now."""
+        return self._policies[bucket].ledger.replicate()
 
     def data(self, *, whole: bool) -> dict[str, Any] | None:
         """The assigner of samples, or what has changed in it, as plain data for a standby; None on other shards."""
@@ -141,7 +140,7 @@ class Shard:
     def replicate_none(self) -> None:
         """Stop ``replicate``: there is no standby any more."""
         for policy in self._policies:
-            policy.ledger.replicated = False
+            policy.ledger.replicate_none()
         if self._data is not None:
             self._data.track_none()
 
@@ -217,7 +216,7 @@ class Shard:
                 f"worker {push.worker!r} pushed step {push.step} of bucket {push.bucket} while its step "
                 f"{first.step} waits for roster epoch {_needs(first)}"
             )
-        if parked is None and _needs(push) <= self.roster.epoch:
+        if parked is None and (_needs(push) <= self.roster.epoch or policy.taken(push)):
             if data is not None and push.covers:
                 data.claim(push.worker, push.session, push.step, push.covers)
             self._note_pushed(push)

@@ -71,6 +71,11 @@ class Synchronous:
                 f"{push.base}; it has to be computed from version {open_step}"
             )
 
+    def taken(self, push: Push) -> bool:
+        held, entry = self._pushed.get(push.worker), self.ledger.entry(push.worker, push.session)
+        of_open_step = held is not None and (held.push.session, held.push.step) == (push.session, push.step)
+        return of_open_step or (entry is not None and push.step <= entry.step)
+
     def push(self, push: Push, member: Member, now: float) -> Effects:
         if push.step < self.ledger.version:
             return self._closed(push)

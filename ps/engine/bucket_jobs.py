@@ -11,7 +11,7 @@ the event loop. Its result returns to the loop as one ``Done``. Nothing here sen
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from torch_ps.common import codecs
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.pulled_copies import Copies
+from torch_ps.common.errors import PsError
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
@@ -31,10 +32,14 @@ from torch_ps.ps.engine.grad_clip import Update
 from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.engine.written_weights import Values, WeightWriter, Written
+from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.transport.streams import Stream
 
 #: Bytes of a frame that is handed to the event loop at once; smaller ones may wait for other runs.
 LARGE_FRAME = 4096
+
+#: Worker (None: an observer), session, and the error that its stream ends with.
+Failure = tuple[str | None, int, PsError]
 
 #: Frame and payload bytes by serialized header, valid until the next step of the bucket.
 EncodedFrames = dict[bytes, tuple[bytes, int]]
@@ -80,6 +85,8 @@ class Done:
         seconds: Wall time of the run.
         records: Frames for the standby.
         turns: Turns that ran; their ``done`` is still to be called.
+        failed: What bugs have ended, as (worker, session, error): an answer that could not be encoded, a gradient that
+            could not be read. Their streams end; the state of the bucket is as if they had not come.
     """
 
     frames: list[tuple[Stream, bytes, int]]
@@ -88,6 +95,7 @@ class Done:
     seconds: float
     records: list[bytes]
     turns: list[Turn]
+    failed: list[Failure] = field(default_factory=list)
 
     @property
     def large(self) -> bool:
@@ -116,6 +124,9 @@ class Recorder(Protocol):
 
     def data(self) -> list[bytes]:
         """Frames about the assignment of samples to workers; none on a shard that is not the lead."""
+
+    def fail(self, error: Exception) -> None:
+        """Give up the standby, for which the frames of a step could not be made. Called in the bucket's run."""
 
     def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
         """Send ``frames``; call ``then`` once the standby has them and everything before them."""
@@ -234,21 +245,32 @@ class JobRunner:
         encoded: EncodedFrames = {}
         records: list[bytes] = []
         turns: list[Turn] = []
+        failed: list[Failure] = []
         recorder = self.recorder
         steps, begin = 0, time.perf_counter()
         for job in jobs:
             if isinstance(job, Turn):
-                records += job.run()
+                try:
+                    records += job.run()
+                except Exception as error:  # noqa: BLE001 - it only reads
+                    report_bug(f"a turn of bucket {bucket.index}", error)
+                    if recorder is not None:
+                        recorder.fail(error)
                 turns.append(job)
             elif isinstance(job, Response):
-                if recorder is not None:
-                    records += recorder.answered(bucket, job)
-                frames.append(self._encode(bucket, job, encoded))
+                release = job.release
+                try:
+                    if recorder is not None:
+                        records += recorder.answered(bucket, job)
+                    frames.append(self._encode(bucket, job, encoded))
+                except Exception as error:  # noqa: BLE001 - it only reads
+                    told = report_bug(f"an answer to {release.worker!r} of bucket {bucket.index}", error)
+                    failed.append((release.worker, release.session, told))
             else:
-                left_out += self._apply(bucket, job, recorder, records)
+                left_out += self._apply(bucket, job, recorder, records, failed)
                 encoded.clear()
                 steps += 1
-        return Done(frames, left_out, steps, time.perf_counter() - begin, records, turns)
+        return Done(frames, left_out, steps, time.perf_counter() - begin, records, turns, failed)
 
     def _encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[Stream, bytes, int]:
         step = -1 if response.release.step is None else response.release.step
@@ -257,18 +279,30 @@ class JobRunner:
         return response.stream, frame, size
 
     def _apply(
-        self, bucket: Bucket, job: Step | Update, recorder: Recorder | None, records: list[bytes]
+        self,
+        bucket: Bucket,
+        job: Step | Update,
+        recorder: Recorder | None,
+        records: list[bytes],
+        failed: list[Failure],
     ) -> list[NonFinite]:
-        """Make one step and add to ``records``; returns the gradients that were left out."""
+        """Make one step and add to ``records`` and ``failed``; returns the gradients that were left out.
+
+        An exception of torch's optimizer, or while weights are written, leaves the bucket half changed and ends the
+        shard; what comes before and after only reads.
+        """
         index, apply = bucket.index, job.apply
         for copies in self.unsettled.pop(index, ()) if self.unsettled else ():
             copies.settle(index, self._store.host(index))
         worker, _, step = apply.group
         with self._trace.span("apply", step, index, worker), self._store.changing(index, apply.version):
             written = self._writer.write(bucket, job.written) if job.written else {}
-            left_out, mean = self._mean(bucket, job)
+            left_out, mean = self._mean(bucket, job, failed)
             if recorder is not None:
-                records += recorder.step(bucket, apply, mean, job.hyper, written)
+                try:
+                    records += recorder.step(bucket, apply, mean, job.hyper, written)
+                except Exception as error:  # noqa: BLE001 - it only reads
+                    recorder.fail(error)
             if mean is not None:
                 with self._trace.span("optimizer", step, index):
                     self._store.step(index, mean, job.hyper, lr_scale=apply.lr_scale)
@@ -276,12 +310,15 @@ class JobRunner:
             self.take(bucket, apply.record)
         return left_out
 
-    def _mean(self, bucket: Bucket, job: Step | Update) -> tuple[list[NonFinite], Mean | None]:
+    def _mean(self, bucket: Bucket, job: Step | Update, failed: list[Failure]) -> tuple[list[NonFinite], Mean | None]:
         """Gradient for the optimizer; None: the bucket's values stay as they are."""
         index, coefficient = bucket.index, 1.0
         if isinstance(job, Step):
             with self._trace.span("mean", job.apply.group[2], index):
-                mean, left_out = self._store.mean(index, job.gradients)
+                try:
+                    mean, left_out = self._store.mean(index, job.gradients)
+                except Exception as error:  # noqa: BLE001 - it only reads
+                    mean, left_out = self._mean_of_readable(bucket, job, error, failed), []
         else:
             mean, left_out, coefficient = job.mean, job.left_out, job.coefficient or 0.0
         if mean is None or not coefficient:
@@ -294,6 +331,22 @@ class JobRunner:
         if self._compensator is not None and bucket.rule == "optimizer":
             mean = self._compensator.correct(bucket, job.apply, mean, values)
         return left_out, mean
+
+    def _mean_of_readable(self, bucket: Bucket, step: Step, error: Exception, failed: list[Failure]) -> Mean | None:
+        """The mean without the gradients on which it fails; None where no other is there. Their workers are told."""
+        readable: list[Gradient] = []
+        told = report_bug(f"the mean of bucket {bucket.index}", error)
+        for contribution, gradient in zip(step.apply.contributions, step.gradients, strict=True):
+            try:
+                self._store.mean(bucket.index, [gradient])
+                readable.append(gradient)
+            except Exception:  # noqa: BLE001 - reported once
+                failed.append((contribution.worker, contribution.session, told))
+        if len(readable) == len(step.gradients):  # each can be read, and all together cannot
+            failed += [(each.worker, each.session, told) for each in step.apply.contributions]
+            return None
+        mean, _ = self._store.mean(bucket.index, readable)
+        return mean
 
 
 def must_wait(job: BucketJob) -> bool:

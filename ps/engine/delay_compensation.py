@@ -9,7 +9,8 @@ Rules of this file
   1. The values that a worker pulled are kept as the worker decoded them, with their version. A gradient computed from
      another version (a caller of the low-level client may hold an older one) is applied unchanged.
   2. Where a push has no gradient nothing is corrected, and the mean of squares stays.
-  3. ``pulled``, ``wrote`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on
+  3. A correction that is beyond fp32 corrects nothing: the gradient is applied as it is.
+  4. ``pulled``, ``wrote`` and ``correct`` run on apply threads; calls for one bucket never overlap. ``keep`` runs on
      the event loop and may drop a copy that a GPU stream still reads, hence ``keep_for_stream``.
 
 Memory: one fp32 copy of the shard's parameters per worker; one more in the adaptive form.
@@ -17,6 +18,7 @@ Memory: one fp32 copy of the shard's parameters per worker; one more in the adap
 Source: Zheng et al., ICML 2017, arXiv:1609.08326 (DC-ASGD-c and DC-ASGD-a).
 """
 
+import math
 from dataclasses import replace
 from typing import Self
 
@@ -99,4 +101,7 @@ class Compensator:
         change = torch.sub(values, keep_for_stream(before)).mul_(gradient)
         if self._adaptive:
             change.div_((squares + _EPSILON).sqrt_())
-        return replace(mean, values=torch.addcmul(gradient, change, gradient, value=self._strength))
+        corrected = torch.addcmul(gradient, change, gradient, value=self._strength)
+        if not math.isfinite(corrected.sum().item()) and not corrected.isfinite().all():
+            return mean
+        return replace(mean, values=corrected)

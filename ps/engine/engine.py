@@ -22,7 +22,7 @@ import torch
 
 from torch_ps.common import codecs
 from torch_ps.common import optimizer_spec as optim
-from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError
+from torch_ps.common.errors import ConfigError, CorruptFrame, ProtocolError, PsError
 from torch_ps.common.optimizer_spec import Hyper, changes_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
@@ -51,6 +51,7 @@ from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
 from torch_ps.ps.engine.written_weights import WeightWriter, Written, check_positions, of_push
+from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
@@ -148,12 +149,19 @@ class Engine:
             on_done=self._done,
             on_failure=on_failure,
         )
-        self._norms = NormMeter(buckets, self.store, executor, core, streams, on_failure=on_failure)
+        self._norms = NormMeter(buckets, self.store, executor, core, streams)
         self._clipper: GradientClipper | None = None
         if clip_norm:
             count = sum(bucket.rule == "optimizer" for bucket in buckets)
             self._clipper = GradientClipper(
-                clip_norm, count, self.store, executor, request_norm, on_ready=self._lanes.start, on_failure=on_failure
+                clip_norm,
+                count,
+                self.store,
+                executor,
+                request_norm,
+                on_ready=self._lanes.start,
+                on_lost=self._lost,
+                on_failure=on_failure,
             )
 
     def disconnected(self, stream: Stream) -> None:
@@ -309,7 +317,8 @@ class Engine:
                 case Discard():
                     if self.work.recorder is not None and effect.bucket == 0:
                         self.tell_data()
-                    del self._held[effect.worker, effect.session, effect.bucket, effect.step]
+                    if self._held.pop((effect.worker, effect.session, effect.bucket, effect.step), None) is None:
+                        report_bug("the effects of the core", KeyError(f"no payload to forget: {effect}"))
                     log.debug("push of %s, step %d, is not applied: %s", effect.worker, effect.step, effect.reason)
                 case Evict():
                     self._streams.evict(effect)
@@ -363,6 +372,8 @@ class Engine:
             self._send(done)
         else:
             self.work.recorder.send(done.records, lambda: self._send(done))
+        for worker, session, error in done.failed:
+            self._end_stream(worker, session, error)
         self.busy_seconds += done.seconds
         self._metrics.step_seconds.observe(done.seconds)
         self._metrics.steps.inc(done.steps)
@@ -383,6 +394,18 @@ class Engine:
             self.bytes_pulled += size
             self._metrics.pulled.inc(size)
             stream.outbox.put_nowait(frame)
+
+    def _end_stream(self, worker: str | None, session: int, error: PsError) -> None:
+        """End the stream of a worker whose push, question or answer a bug has ended; it opens another one."""
+        stream = self._streams.get(worker, session)
+        if stream is not None:
+            stream.outbox.put_nowait(error)
+
+    def _lost(self, apply: Apply, error: Exception) -> None:
+        """End the streams of the workers of a step whose mean could not be computed."""
+        told = report_bug(f"the norm of step {apply.version} of bucket {self._index[apply.bucket]}", error)
+        for each in apply.contributions:
+            self._end_stream(each.worker, each.session, told)
 
     def _count_pushed(self, stream: Stream, size: int) -> None:
         stream.bytes_pushed += size

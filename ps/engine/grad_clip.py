@@ -93,6 +93,8 @@ class GradientClipper:
         executor: Apply threads.
         request_norm: Obtains the squared norm of a group over all shards.
         on_ready: Called with a bucket whose oldest update may have received its coefficient.
+        on_lost: Called with an ``Apply`` whose mean could not be computed, and the exception; its bucket keeps its
+            values.
         on_failure: Called with an exception that ends the shard.
     """
 
@@ -105,12 +107,13 @@ class GradientClipper:
         request_norm: RequestNorm,
         *,
         on_ready: Callable[[int], None],
+        on_lost: Callable[[Apply, Exception], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._norm, self._num_buckets, self._store, self._executor = norm, num_buckets, store, executor
         self._request_norm = request_norm
         self._measured = store.beside(self._measure)
-        self._on_ready, self._on_failure = on_ready, on_failure
+        self._on_ready, self._on_lost, self._on_failure = on_ready, on_lost, on_failure
         self._groups: dict[UpdateKey, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,7 +140,11 @@ class GradientClipper:
 
     async def _take(self, update: Update, gradients: Sequence[Gradient]) -> None:
         loop, key = asyncio.get_running_loop(), update.apply.group
-        square = await loop.run_in_executor(self._executor, self._measured, update, gradients)
+        try:
+            square = await loop.run_in_executor(self._executor, self._measured, update, gradients)
+        except Exception as error:  # noqa: BLE001 - it only reads
+            self._on_lost(update.apply, error)
+            update.mean, square = None, 0.0
         group = self._groups.get(key)
         if group is None:
             return  # dropped by a roster

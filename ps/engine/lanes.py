@@ -54,7 +54,8 @@ class Lanes(Generic[LaneJob, Done]):
         small: Buckets with at most this many values run on the event loop.
         must_wait: Returns whether a job, and all jobs behind it in its lane, cannot run yet.
         on_done: Called with the result of each run.
-        on_failure: Called with an exception of ``work``; the lane runs nothing more after it.
+        on_failure: Called with an exception of ``work`` or ``on_done``, which contain what they can; the lane runs
+            nothing more after it.
     """
 
     def __init__(
@@ -128,6 +129,10 @@ class Lanes(Generic[LaneJob, Done]):
             if isinstance(done, BaseException):
                 self._on_failure(done)
                 continue
-            self._on_done(done)
+            try:
+                self._on_done(done)
+            except Exception as error:  # noqa: BLE001 - what was not sent would be waited for forever
+                self._on_failure(error)
+                continue
             lane.busy = False
             self.start(lane.bucket.index)

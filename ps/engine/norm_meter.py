@@ -16,7 +16,7 @@ the question that the core has, and that of one which is not complete and will t
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ from torch_ps.ps.core.mean_norms import NormAnswer, NormQuestion, RoundKey
 from torch_ps.ps.core.roster import Roster, SessionKey
 from torch_ps.ps.core.shard import Shard
 from torch_ps.ps.engine.parameter_store import Gradient, Store
+from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.transport.sent_ahead import Encoded
 from torch_ps.ps.transport.streams import Stream, Streams
 
@@ -52,7 +53,6 @@ class NormMeter:
         executor: Apply threads.
         core: State machine of the shard.
         streams: Open streams of the shard.
-        on_failure: Called with an exception that ends the shard.
     """
 
     def __init__(
@@ -62,12 +62,9 @@ class NormMeter:
         executor: Executor,
         core: Shard,
         streams: Streams,
-        *,
-        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._measured = [bucket.index for bucket in buckets if bucket.rule == "optimizer"]
         self._norm, self._executor, self._core, self._streams = store.beside(store.norm), executor, core, streams
-        self._on_failure = on_failure
         self._coming: dict[SessionKey, _Asked] = {}  # not all of whose buckets have come
         self._asked: dict[SessionKey, _Asked] = {}  # the core has them
         self._norms: dict[RoundKey, asyncio.Task[Norms]] = {}
@@ -143,10 +140,12 @@ class NormMeter:
     def _computed(self, answer: NormAnswer, task: "asyncio.Task[Norms]") -> None:
         if task.cancelled():
             return
-        if (error := task.exception()) is not None:
-            self._on_failure(error)
-        else:
+        if (error := task.exception()) is None:
             self._send(answer, task.result())
+            return
+        told, stream = report_bug("the norm of a mean", error), self._streams.get(answer.worker, answer.session)
+        if stream is not None:
+            stream.outbox.put_nowait(told)
 
     def _send(self, answer: NormAnswer, norms: Norms) -> None:
         stream = self._streams.get(answer.worker, answer.session)

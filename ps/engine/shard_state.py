@@ -86,6 +86,7 @@ class Cutter:
         streams: Open streams, whose copies belong to the state.
         metrics: Metrics of the shard.
         on_state: Called on an apply thread with each complete state.
+        on_failed: Called on an apply thread with a version of which a bucket could not be copied, and the exception.
     """
 
     def __init__(
@@ -94,15 +95,26 @@ class Cutter:
         streams: Streams,
         metrics: Metrics,
         on_state: Callable[[ShardState], None],
+        on_failed: Callable[[int, Exception], None],
     ) -> None:
-        self._engine, self._streams, self._on_state = engine, streams, on_state
+        self._engine, self._streams, self._on_state, self._on_failed = engine, streams, on_state, on_failed
         self._metrics, self._lock = metrics, threading.Lock()
         self._version, self._taken = 0, dict[int, BucketState]()
 
     def take(self, bucket: Bucket, record: Mapping[str, Any]) -> None:
-        """Copy one bucket that has just reached the version of ``record``. Cost: a copy of its tensors."""
+        """Copy one bucket that has just reached the version of ``record``. Cost: a copy of its tensors.
+
+        It only reads: whatever fails here costs that checkpoint, and training goes on.
+        """
+        version = int(record["version"])
+        try:
+            self._take(bucket, version, record)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._on_failed(version, error)
+
+    def _take(self, bucket: Bucket, version: int, record: Mapping[str, Any]) -> None:
         begin = time.perf_counter()
-        version, part = int(record["version"]), BucketState(record, self._tensors(bucket))
+        part = BucketState(record, self._tensors(bucket))
         self._metrics.copy_seconds.observe(time.perf_counter() - begin)
         with self._lock:
             if version != self._version:

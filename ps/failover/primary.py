@@ -46,6 +46,7 @@ from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.listeners import JobListener
 from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
+from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.transport.boundary import read_request
 
 log = logging.getLogger("torch_ps.ps")
@@ -75,6 +76,7 @@ class Follower:
         begun: It has been sent a model.
         copied: Indices of the buckets whose state has been copied; lanes read it.
         complete: It has the whole state, and the seat relies on it.
+        broken: A frame could not be made; it gets no more.
     """
 
     def __init__(self, server: str, base: int) -> None:
@@ -83,7 +85,7 @@ class Follower:
         self.received = base
         self.begun = False
         self.copied: set[int] = set()
-        self.complete = False
+        self.complete = self.broken = False
 
     def number(self, frames: int) -> int:
         """Number of the last record after ``frames`` frames."""
@@ -105,6 +107,7 @@ class Replication(JobListener, SeatListener):
 
     def __init__(self, job: Job, driver: SeatDriver, lead: LeadAddress | None) -> None:
         self._job, self._driver, self._lead = job, driver, lead
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
         self.follower: Follower | None = None
 
@@ -287,12 +290,19 @@ class Replication(JobListener, SeatListener):
         data = engine.core.data(whole=whole) if engine is not None else None
         return [] if data is None else [records.of_data(data)]
 
+    def fail(self, error: Exception) -> None:
+        """On the bucket's lane: end the stream of the standby, which has not all of a step; nothing more is sent."""
+        told, follower = report_bug("a record for the standby", error), self.follower
+        if follower is not None:
+            follower.broken = True
+            self._loop.call_soon_threadsafe(follower.outbox.put_nowait, told)
+
     def send(self, frames: Sequence[bytes], then: Callable[[], None]) -> None:
         """Send frames; ``then`` is called when others may know of all up to them."""
         follower, now = self.follower, time.monotonic()
         if self._seat.follows:
             return  # another server serves: nothing is disclosed from here any more
-        if follower is not None:
+        if follower is not None and not follower.broken:
             for frame in frames:
                 follower.outbox.put_nowait(frame)
                 self._record()

@@ -29,6 +29,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.ps.core.dataset_register import merge_changes
 from torch_ps.ps.core.effects import UpdateKey
+from torch_ps.ps.core.ledger import drop_entries, merge_progress
 from torch_ps.ps.core.roster import parse_roster
 from torch_ps.ps.engine.bucket_jobs import Turn
 from torch_ps.ps.engine.engine import Engine
@@ -40,6 +41,8 @@ from torch_ps.ps.failover import records
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.lead_address import LeadAddress
 
+#: Entries of sessions that have ended in the ledger of a bucket, beyond as many as there are members, until all go.
+SPARE_ENTRIES = 16
 #: Frames that may wait for their lanes; with more, nothing is read from the primary.
 MOST_WAITING = 64
 
@@ -141,7 +144,7 @@ class Replica:
         hyper = job | hyper_from_proto(header.hyper)
         tensors = self._tensors.pop(bucket.index, {})
         written = _written(bucket, tuple(header.written), tensors.get(records.WRITTEN))
-        self._advance(bucket.index, progress)
+        self._advance(bucket.index, merge_progress(before, progress))
         engine.late, engine.nonfinite = header.late, header.nonfinite
         engine.staleness.update(header.staleness)
         work = functools.partial(
@@ -217,8 +220,11 @@ class Replica:
             self._lead.secret = bytes.fromhex(told["secret"])  # this server is that shard once it takes over
             self._lead.learn(str(each) for each in told["lead"])
         else:
-            self._job.incarnation.digests = {int(shard): str(digest) for shard, digest in told["shards"]}
+            self._job.incarnation.digests = {int(shard): list(map(str, digests)) for shard, digests in told["shards"]}
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
+        for bucket, progress in self._progress.items():
+            if len(progress["ledger"]) > 2 * len(members) + SPARE_ENTRIES:
+                self._progress[bucket] = drop_entries(progress, self._sessions)
 
     def _norm(self, header: pb.ReplicaNorm) -> None:
         group = header.worker, header.session, header.step

@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from torch_ps.common.codecs.pulled_copies import Copies
-from torch_ps.common.errors import NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
+from torch_ps.common.errors import ModelMismatch, NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Model
 from torch_ps.ps.core.consistent_cut import Sections
@@ -66,6 +66,7 @@ class Job:
         speakers: Secrets by which it knows who speaks for which session.
         copies: After a restart or a takeover, what workers with lossy pulls have, by name, until they are back.
         resumed_version: Version of the checkpoint that the job went on from; 0 for none.
+        resumed_from: Place of that checkpoint, for messages; "" for none.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Job:
             self.sections.add("roster", self.membership)
             self.sections.add("data", self.data)
         self.copies: dict[str, Copies] = {}
-        self.resumed_version = 0
+        self.resumed_version, self.resumed_from = 0, ""
         self.started = self._ticked = time.monotonic()
         self._executor, self._on_failure = executor, on_failure
         self._listeners = JobListeners()
@@ -155,7 +156,7 @@ class Job:
         digest = digest_of(secret, f"worker {worker!r}")
         seeds = self.seeding.seeds(worker, lead.roster, digest)  # a repeat of the seeder, for whom the others wait
         if not seeds:
-            model = await self.seeding.until_decided(worker, rank, model, deadline)
+            model = await self._until_decided(worker, rank, model, deadline)
             seeds = not self.seeding.initialised
         old = lead.roster.member(worker)
         if self.streams.connected(worker) and (old is None or old.digest != digest):
@@ -172,6 +173,18 @@ class Job:
         self.advice.check_settings(model, len(self.roster.members))
         log.info("worker %s joins (session %d); roster: %s", worker, member.session, _size(self.roster))
         return member.session, not self.seeding.initialised
+
+    async def _until_decided(self, worker: str, rank: int | None, model: Model, deadline: float) -> Model:
+        """As ``Seeding.until_decided``; the refusal of another model names the checkpoint that the job's is from."""
+        try:
+            return await self.seeding.until_decided(worker, rank, model, deadline)
+        except ModelMismatch as error:
+            if not self.resumed_from:
+                raise
+            raise ModelMismatch(
+                f"{error}; the job has the model of version {self.resumed_version} of the checkpoint in "
+                f"{self.resumed_from}: train that model, or start the servers with another --checkpoint"
+            ) from None
 
     def leave(self, worker: str, session: int) -> None:
         """Lead: take a worker out of the roster; one that is not in it changes nothing."""

@@ -37,10 +37,13 @@ class ServerChildren:
 
     Attributes:
         failed: whether a child has ended by itself, or did not listen in time.
+        ended_badly: whether a child had an error at its end, such as a last checkpoint that failed; set by the end of
+            the context.
     """
 
     def __init__(self, *, checkpoints: bool, seconds: float = 0.0) -> None:
-        self.failed = False
+        self.failed = self.ended_badly = False
+        self._checkpoints = checkpoints
         self._start_seconds = START_SECONDS + seconds
         self._stop_seconds = (CHECKPOINT_SECONDS if checkpoints else STOP_SECONDS) + seconds
         self._signals: list[int] = []
@@ -110,4 +113,8 @@ class ServerChildren:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        # Without checkpoints nothing is lost with a server that had to be killed.
+        self.ended_badly = any(
+            child.returncode > 0 or (self._checkpoints and child.returncode) for child in self._children
+        )
         self._folder.cleanup()

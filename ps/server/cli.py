@@ -9,9 +9,10 @@ import sys
 import click
 
 from torch_ps.common import log, parent_death
-from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
+from torch_ps.common.options.output_files import check_output
 from torch_ps.common.options.server_config import ServerConfig
+from torch_ps.ps.server.open_files import allow_open_files
 from torch_ps.ps.server.ready_file import write_ready
 
 
@@ -28,6 +29,9 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
     ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
     """
     parent_death.hold()
+    check_output("ready_file", server.ready_file)
+    check_output("trace", server.trace)
+    allow_open_files(server.workers)
     if command:
         log.setup("ps-serve", level=server.log_level)
         from torch_ps.ps.server.with_command import serve_during
@@ -56,12 +60,7 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
         if server.ready_file:
             write_ready(server.ready_file, [str(ready.server)], [str(ready.metrics)] if ready.metrics else [])
 
-    try:
-        asyncio.run(serve(server, on_ready))
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from None
-    except PsError as error:
-        raise click.ClickException(str(error)) from None
+    asyncio.run(serve(server, on_ready))
 
 
 if __name__ == "__main__":

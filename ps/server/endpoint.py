@@ -5,6 +5,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import asyncio
 import logging
+import socket
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -57,16 +58,14 @@ class Endpoint:
         )
         self._servicer: Servicer | None = None
         wanted = address.parse(config.listen, free_port=True)
+        _try_to_bind(wanted)
         try:
             if tls is None:
                 port = self._server.add_insecure_port(str(wanted))
             else:
                 port = self._server.add_secure_port(str(wanted), port_credentials(tls))
         except RuntimeError:
-            raise ConfigError(
-                f"cannot listen on {wanted}: the port is in use or the address is not one of this machine; "
-                "choose another with --listen, or port 0 for any free one"
-            ) from None
+            raise _cannot_listen(wanted, "the port is in use or the address is not one of this machine") from None
         self.address = Address(wanted.host, port)
 
     async def open(self, servicer: Servicer) -> None:
@@ -117,3 +116,23 @@ class Endpoint:
                 "and tls_key",
                 self.address,
             )
+
+
+def _try_to_bind(wanted: Address) -> None:
+    """Bind the address and release it: gRPC says on stderr, and not to its caller, why it cannot.
+
+    Raises:
+        ConfigError: The address cannot be bound; the message says why.
+    """
+    try:
+        found = socket.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = found[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(where)
+    except OSError as error:
+        raise _cannot_listen(wanted, error.strerror or str(error)) from None
+
+
+def _cannot_listen(wanted: Address, cause: str) -> ConfigError:
+    return ConfigError(f"cannot listen on {wanted}: {cause}; choose another with --listen, or port 0 for any free one")

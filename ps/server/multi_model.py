@@ -7,6 +7,7 @@ ps-serve --models gen,critic --+--> ps-serve --job gen      (its shards, one aft
 import dataclasses
 import logging
 
+from torch_ps.common.memory_limit import memory
 from torch_ps.common.options.models import names_of_models, options_of_model
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.server.children import START_SECONDS, ServerChildren
@@ -18,6 +19,8 @@ log = logging.getLogger("torch_ps.ps")
 def serve_models(config: ServerConfig) -> int:
     """Run the servers of all models until SIGTERM, SIGINT or the end of one. Returns the exit code."""
     names = names_of_models(config.models)
+    if not config.max_model:  # all of them have this machine's memory together
+        config = dataclasses.replace(config, max_model=memory().free / 2**30 / config.shards / len(names))
     servers: list[str] = []
     metrics: list[str] = []
     with ServerChildren(
@@ -40,4 +43,6 @@ def serve_models(config: ServerConfig) -> int:
             children.wait()
     if children.failed:
         log.error("the servers of a model have ended, so all end; their own lines above say why")
-    return 1 if children.failed else 0
+    elif children.ended_badly:
+        log.error("the servers of a model have not ended well; their own lines above say why")
+    return 1 if children.failed or children.ended_badly else 0

@@ -8,6 +8,7 @@ ps-serve --shards 3 --+--> ps-serve --shard 0/3          (the lead; first, for t
 import dataclasses
 import logging
 
+from torch_ps.common.memory_limit import memory
 from torch_ps.common.options.models import shift_port
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.server.children import ServerChildren
@@ -20,6 +21,8 @@ def serve_all(config: ServerConfig) -> int:
     """Run all shards until SIGTERM, SIGINT or the end of one. Returns the exit code."""
     servers: list[str] = []
     metrics: list[str] = []
+    if not config.max_model:  # all of them have this machine's memory together
+        config = dataclasses.replace(config, max_model=memory().free / 2**30 / config.shards)
     with ServerChildren(checkpoints=bool(config.checkpoint)) as children:
         for index in range(config.shards):
             ready = children.new_ready_file()
@@ -36,7 +39,9 @@ def serve_all(config: ServerConfig) -> int:
             children.wait()
     if children.failed:
         log.error("a shard has ended, so the job ends; its own lines above say why")
-    return 1 if children.failed else 0
+    elif children.ended_badly:
+        log.error("a shard has not ended well; its own lines above say why")
+    return 1 if children.failed or children.ended_badly else 0
 
 
 def shard_config(config: ServerConfig, index: int, servers: list[str], ready_file: str) -> ServerConfig:

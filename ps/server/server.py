@@ -8,6 +8,7 @@ Rules of this file
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -24,7 +25,8 @@ import torch
 from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.allocator import keep_freed_memory
 from torch_ps.common.devices import choose as choose_device
-from torch_ps.common.errors import ConfigError, PsError
+from torch_ps.common.errors import CheckpointError, ConfigError, PsError
+from torch_ps.common.memory_limit import memory
 from torch_ps.common.options.parsers import parse_etcd, parse_shard
 from torch_ps.common.options.server_config import DEFAULT_CHECKPOINT_SECONDS, MOST_APPLY_THREADS, ServerConfig
 from torch_ps.common.options.trace_options import parse_steps
@@ -36,6 +38,7 @@ from torch_ps.common.trace import steps_of
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 from torch_ps.ps.checkpoint.checkpointer import Checkpointer
+from torch_ps.ps.checkpoint.ownership import Ownership
 from torch_ps.ps.checkpoint.repository import Checkpoints
 from torch_ps.ps.checkpoint.resume import choose, restore
 from torch_ps.ps.cluster.lead_client import LeadClient
@@ -67,9 +70,11 @@ from torch_ps.ps.server.endpoint import Endpoint
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.server.shutdown import Shutdown, last_word, text_of
-from torch_ps.ps.transport import limits
 
 log = logging.getLogger("torch_ps.ps")
+
+#: Seconds in which the checkpoint folder is given back at the end.
+RELEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,8 @@ async def serve(config: ServerConfig, on_ready: Callable[[Ready], None]) -> None
         await _run(place, parts, endpoint, shutdown, on_ready)
     if shutdown.failure is not None:
         raise PsError(f"shard {index} failed: {text_of(shutdown.failure)}")
+    if parts.checkpointer is not None and parts.checkpointer.unkept:
+        raise CheckpointError(f"shard {index} has ended, and {parts.checkpointer.unkept}")
 
 
 # -------------------------------------------------------------- what this server is
@@ -229,7 +236,7 @@ def _compose(place: _Place, executor: Executor, metrics: Metrics, here: Address,
     status = ReplicationStatus(replication, standby)
     fence = Fence(settings.index, driver, status, access, shutdown.fail)
     lease = _etcd_lease(place, driver) if config.etcd else None
-    checkpointer = _checkpointer(config, job, lead) if config.checkpoint else None
+    checkpointer = _checkpointer(place, job, lead, here) if config.checkpoint else None
 
     for job_listener in (checkpointer, replication):
         if job_listener is not None:
@@ -263,10 +270,12 @@ def _etcd_lease(place: _Place, driver: SeatDriver) -> EtcdLease:
     return EtcdLease(driver, client, seconds)
 
 
-def _checkpointer(config: ServerConfig, job: Job, lead: LeadClient | None) -> Checkpointer:
+def _checkpointer(place: _Place, job: Job, lead: LeadClient | None, here: Address) -> Checkpointer:
+    config, checkpoints = place.config, Checkpoints(place.config.checkpoint)
     return Checkpointer(
         job,
-        Checkpoints(config.checkpoint),
+        checkpoints,
+        Ownership(checkpoints.storage, incarnation=place.incarnation.number, job=config.job, address=str(here)),
         every=config.checkpoint_every,
         seconds=config.checkpoint_seconds or (0.0 if config.checkpoint_every else DEFAULT_CHECKPOINT_SECONDS),
         keep=config.keep,
@@ -275,8 +284,18 @@ def _checkpointer(config: ServerConfig, job: Job, lead: LeadClient | None) -> Ch
 
 
 def _resume(place: _Place, job: Job, checkpointer: Checkpointer) -> None:
-    """Go on from the checkpoint that the lead chooses, if there is one and this server is no standby."""
+    """Try the place of the checkpoints, and go on from the one that the lead chooses, if this server is no standby."""
     config, checkpoints = place.config, checkpointer.checkpoints
+    checkpoints.storage.try_writing()
+    if place.lead is not None:
+        try:
+            checkpointer.ownership.check_place()
+        except CheckpointError as error:
+            if not config.standby_of:
+                raise
+            log.warning("after a takeover no checkpoint can be written: %s", error)  # better than no standby
+    elif not config.standby_of:  # a standby of the lead comes to own the place when it takes over
+        checkpointer.ownership.claim()
     if place.lead is None and not config.standby_of:
         resume = config.resume or config.resume_previous
         manifest = choose(checkpoints, resume=resume, previous=config.resume_previous)
@@ -297,7 +316,7 @@ async def _run(
     health = LoopHealth()
     refresh = register_metrics(parts.job.metrics, place.settings, parts.status)
     http = _serve_http(place.config, parts.job.metrics, health, refresh)  # first: nothing has to be undone if it fails
-    most = int(place.config.max_model * 2**30) or limits.machine_memory()
+    most = int(place.config.max_model * 2**30) or memory().limit
     options = dump_options(place.config)
     await endpoint.open(Servicer(parts, port=endpoint.address.port, max_model=most, options=options))
     tasks = _start_tasks(parts, endpoint, health, shutdown)
@@ -333,6 +352,7 @@ async def _work(parts: Parts) -> None:
     """Be a standby until this server serves; then follow the lead, or be it: watch leases, plan checkpoints."""
     if parts.standby is not None:
         await parts.standby.run()
+        await _own_checkpoints(parts)
     if parts.lead is not None:
         await parts.lead.follow(parts.job)
         return
@@ -343,12 +363,25 @@ async def _work(parts: Parts) -> None:
             parts.checkpointer.plan()
 
 
+async def _own_checkpoints(parts: Parts) -> None:
+    """After a takeover: the checkpoints of the job are this server's to write."""
+    if parts.checkpointer is None or parts.lead is not None:
+        return
+    try:
+        await asyncio.to_thread(parts.checkpointer.ownership.claim)
+    except (CheckpointError, OSError) as error:
+        log.error("checkpoints cannot be written from now on: %s", error)
+
+
 async def _stop(parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: list[asyncio.Task[None]]) -> None:
     """Write the last checkpoint and trace, tell workers, close the port, give up the seat."""
     index, failure = parts.job.settings.index, shutdown.failure
     log.info("shard %d stops", index)
     if parts.checkpointer is not None and failure is None:
         await parts.checkpointer.finish()
+    if parts.checkpointer is not None and parts.lead is None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(parts.checkpointer.ownership.release), RELEASE_SECONDS)
     await parts.job.trace.finish()
     for task in tasks:
         task.cancel()

@@ -24,6 +24,7 @@ from torch_ps.common.errors import (
     Overloaded,
     ProtocolError,
 )
+from torch_ps.common.memory_limit import memory
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
@@ -372,6 +373,7 @@ class Servicer:
         limits.check_model(
             model, num_shards=settings.num_shards, bucket_bytes=settings.bucket_bytes, most_bytes=self._max_model
         )
+        limits.check_room(model, memory(), num_shards=settings.num_shards, is_held=self._job.engine is not None)
         return model
 
     def _on_message(self, stream: Stream, message: bytes) -> None:

@@ -2,7 +2,7 @@
 
     ps-serve --> servers (a ps-serve of its own) --ready--> COMMAND with $PS_SERVERS
                                                    SIGTERM, SIGINT, SIGHUP --> COMMAND
-                 servers end well <-- COMMAND ends; its exit code is that of ps-serve
+                 servers end <-- COMMAND ends; its exit code is that of ps-serve, or if that is 0 that of the servers
 
 Rules of this file
   1. The command gets the addresses of the servers and their token file in its environment; the rest is the caller's.
@@ -45,10 +45,14 @@ EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
     """Serve while ``command`` runs. Returns its exit code, or 128 + the signal that ended it.
 
+    Where the command ends with 0 and the servers do not, as when their last checkpoint fails, it is the code of these.
+
     Raises:
         ConfigError: The command does not exist.
     """
     if shutil.which(command[0]) is None:
+        if Path(command[0]).is_file():
+            raise ConfigError(f"the command {command[0]!r} is not executable; try chmod +x")
         raise ConfigError(f"there is no command {command[0]!r}")
     signals: list[int] = []
 
@@ -71,9 +75,14 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
         )
         try:
             told = _wait_for(ready, servers, config.shards * len(names_of_models(config.models)), signals)
-            return 128 + signals[0] if told is None else _run(command, _environment(config, told), servers, signals)
+            code = 128 + signals[0] if told is None else _run(command, _environment(config, told), servers, signals)
         finally:
             _end(servers, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS)
+        # Without checkpoints nothing is lost with servers that had to be killed.
+        if not code and (servers.returncode > 0 or (config.checkpoint and servers.returncode)):
+            log.error("%s has ended well, but the servers have not; their own lines above say why", command[0])
+            return exit_code(servers)
+        return code
 
 
 def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, signals: list[int]) -> str | None:
@@ -112,7 +121,12 @@ def _run(
             if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to all of its processes
                 child.send_signal(number)
         time.sleep(LOOK_EVERY)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return exit_code(child)
+
+
+def exit_code(ended: "subprocess.Popen[bytes]") -> int:
+    """Exit code of a process as a shell reports it: 128 + number for a signal."""
+    return ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
 
 
 def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:

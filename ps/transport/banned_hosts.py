@@ -25,6 +25,15 @@ _ALL = 0xFFFFFFFF
 Instruction = tuple[int, int, int, int]  # code, instructions to skip if true, if false, operand
 
 
+def refuse_all(listening: socket.socket) -> None:
+    """Drop what anybody sends to ``listening`` from now on.
+
+    Raises:
+        OSError: The kernel does not take filters.
+    """
+    _attach(listening, [(_RETURN, 0, 0, 0)])
+
+
 def program(hosts: Iterable[str]) -> list[Instruction]:
     """Instructions that drop the packets of ``hosts``, at most 800 IPv4 or IPv6 addresses."""
     old, new = list[Instruction](), list[Instruction]()
@@ -61,7 +70,10 @@ def attach(listening: socket.socket, hosts: Iterable[str]) -> None:
     Raises:
         OSError: The kernel does not take filters.
     """
-    instructions = program(hosts)
+    _attach(listening, program(hosts))
+
+
+def _attach(listening: socket.socket, instructions: list[Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *each) for each in instructions)
     buffer = ctypes.create_string_buffer(code, len(code))
     listening.setsockopt(

@@ -6,7 +6,6 @@ the log gets a few lines of each class and then a count.
 """
 
 import functools
-import itertools
 import logging
 import time
 from collections import defaultdict
@@ -17,12 +16,12 @@ import grpc
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.rpc.status import status_of, trailers_of
+from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.carrier import Carrier
 
 log = logging.getLogger("torch_ps.ps")
-_bug_numbers = itertools.count(1)
 _throttles: defaultdict[str, LogThrottle] = defaultdict(LogThrottle)  # by class of error
 
 #: Characters of an error's text that travel: it may quote a peer's own megabytes, which gRPC's metadata cannot hold.
@@ -66,9 +65,7 @@ async def serve_exchange(exchange: Callable[[Carrier], Awaitable[None]], carrier
 def _report(error: Exception, method: str, peer: str, metrics: Metrics) -> PsError:
     """Count and log an error; returns the error that the peer gets."""
     if not isinstance(error, PsError):
-        number = next(_bug_numbers)
-        log.error("bug %d in %s", number, method, exc_info=error)
-        return PsError(f"bug {number} on the server; its log has the traceback")
+        return report_bug(method, error)
     kind, text = type(error), str(error)[:MAX_ERROR_TEXT]
     metrics.refused.labels(kind.__name__).inc()
     if (held_back := _throttles[kind.__name__].admit(time.monotonic())) is not None:

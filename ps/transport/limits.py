@@ -2,6 +2,7 @@
 
     Rate          bounds events per second of each host, after a first burst
     check_model   bounds memory and buckets of a model
+    check_room    compares what a model needs with the memory that is free
 
 Rules of this file
   1. No clock: callers pass ``now`` in seconds. The state that is kept about peers is bounded.
@@ -11,10 +12,10 @@ Rules of this file
 Source: the leaky bucket as a meter, ITU-T I.371, for ``Rate``.
 """
 
-import os
 from collections import OrderedDict
 
 from torch_ps.common.errors import Overloaded, Refused
+from torch_ps.common.memory_limit import Memory
 from torch_ps.common.schema import Model
 
 #: Joins of one host: the burst, as many as a host may start workers, then the rate.
@@ -61,11 +62,6 @@ class Rate:
             )
 
 
-def machine_memory() -> int:
-    """Physical memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def check_model(model: Model, *, num_shards: int, bucket_bytes: int, most_bytes: int) -> None:
     """Refuse a model that does not fit into this shard, before anything is allocated for it.
 
@@ -92,4 +88,30 @@ def check_model(model: Model, *, num_shards: int, bucket_bytes: int, most_bytes:
         raise Refused(
             f"the model has {elements} elements in {len(model.groups)} groups, at least {buckets} buckets of "
             f"{bucket_bytes} bytes; {MAX_BUCKETS} are the limit; raise --bucket-size"
+        )
+
+
+def check_room(model: Model, memory: Memory, *, num_shards: int, is_held: bool) -> None:
+    """Refuse a worker for whose model, or for one more gradient of it, this process has no memory left.
+
+    The kernel would end the process, and with it the job, where memory is used up.
+
+    Args:
+        model: Model that the worker describes.
+        memory: Memory of this process now.
+        num_shards: Number of shards of the job.
+        is_held: Whether the parameters are here already; else there have to be parameters, state and a gradient.
+
+    Raises:
+        Refused: there is not enough; the text names the sizes and what limits them.
+    """
+    elements = sum(tensor.numel for tensor in model.tensors())
+    copies = 1 if is_held else 2 + STATE.get(model.optimizer, _STATE_OF_OTHERS)
+    needed = 4 * elements * copies // num_shards
+    if needed > memory.free:
+        what = "a gradient of one more worker" if is_held else f"parameters, {model.optimizer} state and a gradient"
+        raise Refused(
+            f"the model has {elements} elements; {what} would take up to {needed / 2**30:.2f} GiB on each of "
+            f"{num_shards} shards, and {memory.free / 2**30:.2f} GiB are free of the {memory.limit / 2**30:.2f} GiB of "
+            f"{memory.place}; give the servers more memory, or start more shards on other machines"
         )

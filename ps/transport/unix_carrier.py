@@ -5,7 +5,8 @@
                                                               socket <-- outbox
 
 Rules of this file
-  1. Waiting for an unauthenticated peer has a deadline; the number of open connections is bounded.
+  1. Waiting for an unauthenticated peer has a deadline, and one more than may wait ends the one that waits longest; the
+     number of open connections is bounded. Other users are let go at once.
   2. A message is handled where it is read, and frames leave at the end of the loop's iteration: neither wakes a task.
 
 Source: see ``torch_ps.common.wire.socket_frames``.
@@ -30,6 +31,8 @@ log = logging.getLogger("torch_ps.ps")
 
 #: Seconds in which a connection has to show the token.
 TOKEN_SECONDS = 10.0
+#: Connections that may be about to show the token.
+MAX_WAITING = 64
 #: Bytes that are read ahead while no stream is open.
 READ_AHEAD = 65536
 
@@ -190,12 +193,13 @@ class UnixListener:
 
     Args:
         exchange: Handler of an Exchange; ends the carrier with the error, if there is one.
-        max_connections: Largest number of open connections; further ones are closed at once.
+        max_connections: Largest number of authenticated connections; further ones are closed at once.
     """
 
     def __init__(self, exchange: Callable[[Carrier], Awaitable[None]], max_connections: int) -> None:
         self._exchange, self._max_connections = exchange, max_connections
-        self._open: set[UnixCarrier] = set()
+        self._waiting: dict[UnixCarrier, None] = {}  # in the order they came
+        self._num_open = 0
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._name = f"torch-ps-{secrets.token_hex(16)}"
         self._server: asyncio.Server | None = None
@@ -227,18 +231,27 @@ class UnixListener:
         return pb.SocketOffer(host=host_id(), name=self._name, token=self._token, port=port)
 
     async def _serve(self, connection: UnixCarrier) -> None:
-        self._open.add(connection)
+        socket: Any = connection.transport.get_extra_info("socket")
+        if not (same_user(socket) and await self._authenticate(connection) and self._num_open < self._max_connections):
+            return
+        self._num_open += 1
         try:
-            if len(self._open) <= self._max_connections and await self._authenticate(connection):
-                await self._exchange(connection)
+            await self._exchange(connection)
         finally:
-            self._open.discard(connection)
+            self._num_open -= 1
 
     async def _authenticate(self, connection: UnixCarrier) -> bool:
-        async with asyncio.timeout(TOKEN_SECONDS):
-            shown = await connection.receive_token()
-        socket: Any = connection.transport.get_extra_info("socket")
-        return same_user(socket) and secrets.compare_digest(shown, self._token)
+        if len(self._waiting) >= MAX_WAITING:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
+        self._waiting[connection] = None
+        try:
+            async with asyncio.timeout(TOKEN_SECONDS):
+                shown = await connection.receive_token()
+        finally:
+            self._waiting.pop(connection, None)
+        return secrets.compare_digest(shown, self._token)
 
 
 async def _run(serve: Callable[[UnixCarrier], Awaitable[None]], connection: UnixCarrier) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import torch_ps
+from tests.support.commands import run
 from tests.support.jobs import until
 from tests.support.restart import Shards, shards
 from torch_ps.ps.checkpoint.repository import Checkpoints
@@ -67,7 +68,11 @@ def test_full_disk_costs_checkpoints_and_nothing_else_and_failed_ones_take_no_ro
             until(lambda: pushed() and checkpoint.failures > 3, "checkpoints find no room")
             last = checkpoint.version
             assert "No space left on device" in checkpoint.error
-            good = {f"v{version:012d}" for version in Checkpoints(str(kept)).versions()}
+            said = run("ps-status", "--servers", str(servers)).stdout
+            assert f"last good checkpoint: version {last}" in said
+            assert "failed, the last: shard" in said
+            assert "OSError: [Errno 28] No space left on device; training goes on and the next one is" in servers.log
+            good = {"owner.json", *(f"v{version:012d}" for version in Checkpoints(str(kept)).versions())}
             until(lambda: folders(servers, kept) == good, "nothing of the failed ones is left")
             taken.unlink()
             until(lambda: pushed() and checkpoint.version > last, "there is room again")

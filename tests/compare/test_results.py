@@ -114,6 +114,29 @@ def test_headline_does_not_call_a_small_difference_a_victory() -> None:
     assert "about the same as sync fp32" in headline(results)
 
 
+@pytest.mark.parametrize("first", [0.0, 1e-7, 0.002])
+def test_headline_has_no_ratio_to_a_time_near_0(first: float) -> None:
+    said = headline(with_times(sync_fp32=42.0, async_fp32=first))
+    assert said.startswith("async fp32 reached loss 2.1 first, after 0.00 s; sync fp32 after 42.0 s")
+    assert "times" not in said
+
+
+def test_headline_says_that_a_target_was_reached_before_training() -> None:
+    results = with_times(sync_fp32=0.0, async_fp32=0.0)
+    assert headline(replace(results, target_loss=99.0)) == (
+        "sync fp32 had loss 99 before it trained, so that target does not tell the runs apart; give a lower --target."
+    )
+
+
+def test_sentences_about_bytes_have_no_ratio_to_nothing() -> None:
+    results = with_times(sync_fp32=30.0, sync_fp16=24.0, sync_topk=1.0, sync_int8=2.0)
+    none = replace(results.runs[0].bytes, pushed_per_worker=0, pulled_per_worker=0)
+    assert (
+        bytes_sentence(replace(results, runs=[results.runs[0], *(replace(r, bytes=none) for r in results.runs[1:])]))
+        == ""
+    )
+
+
 def test_headline_with_nothing_to_compare() -> None:
     assert headline(with_times()) == "No run finished."
     assert headline(with_times(sync_fp32=None)) == "No run reached the target loss 2.1."

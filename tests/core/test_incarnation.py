@@ -3,7 +3,7 @@
 import pytest
 
 from torch_ps.common.errors import ConfigError, ProtocolError, Refused, Restarted
-from torch_ps.ps.core.incarnation import Incarnation
+from torch_ps.ps.core.incarnation import MAX_ENTERED, Incarnation
 
 X, Y = 7, 8
 
@@ -39,6 +39,17 @@ def test_until_a_worker_takes_part_another_process_may_take_a_place() -> None:
     job.enter(1, 3, "a1")
     with pytest.raises(Refused, match="shard 1 cannot start alone"):
         job.enter(1, 3, "a0")
+
+
+def test_process_that_enters_beside_another_does_not_take_its_voice() -> None:
+    job = lead()
+    for number in range(MAX_ENTERED):
+        job.enter(1, 3, f"a{number}")
+    with pytest.raises(Refused, match="64 processes have entered as shard 1"):
+        job.enter(1, 3, "b")
+    job.enter(1, 3, "a0")
+    assert set(job.digests[1]) == {f"a{number}" for number in range(MAX_ENTERED)}
+    assert job.digests[1][-1] == "a0"
 
 
 @pytest.mark.parametrize("shard", [1, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from torch_ps.ps.core.effects import Contribution
-from torch_ps.ps.core.ledger import Entry, Ledger
+from torch_ps.ps.core.ledger import Entry, Ledger, drop_entries, merge_progress
 
 
 def progress() -> Ledger:
@@ -31,6 +31,23 @@ def test_entries_end_with_their_sessions() -> None:
     p.keep({("a", 1), ("b", 3)})
     assert p.entry("a", 1) is not None
     assert p.entry("b", 2) is None
+
+
+def test_standby_is_told_what_is_new_and_has_the_same_ledger() -> None:
+    p = progress()
+    p.apply(tuple(Contribution(f"w{number}", 3, 0, 1.0, 0) for number in range(100)), "why")
+    had = json.loads(json.dumps(p.replicate()))
+    p.refuse("b", 2, 1, 5)
+    for step in (2, 3):
+        told = p.apply((Contribution("a", 1, step, 1.0, 0),), "why").progress
+        assert told is not None
+        assert set(told["ledger"]) == ({"a", "b"} if step == 2 else {"a"})
+        had = merge_progress(had, json.loads(json.dumps(told)))
+    assert had == p.as_dict()
+    p.keep({("a", 1)})
+    assert drop_entries(had, {"a": 1, "b": 9}) == p.as_dict()
+    p.replicate_none()
+    assert p.apply((Contribution("a", 1, 4, 1.0, 0),), "why").progress is None
 
 
 def test_ledger_survives_json() -> None:

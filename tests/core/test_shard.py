@@ -72,6 +72,18 @@ def test_parked_push_that_comes_again_is_counted_once_whatever_roster_it_speaks_
     assert told(s.set_roster(roster(2, member("a")))) == ["apply 1: a", "release a step 0"]
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_repeat_of_a_push_that_was_taken_is_not_parked_though_it_knows_a_newer_roster(mode: str) -> None:
+    """A worker that comes back with news from the lead repeats what this shard has: parked, it had no payload."""
+    s = shard("a", "b", mode=mode)
+    s.push(push("a"))
+    again = told(s.push(push("a", epoch=2)))
+    assert again == (["wait a for b"] if mode == "sync" else ["discard a 0", "release a step 0"])
+    s.disconnected("a", 1)
+    found = told(s.set_roster(roster(2, member("a"))))
+    assert found == (["apply 1: a", "evict b 1"] if mode == "sync" else ["evict b 1"])
+
+
 def test_parked_push_does_not_close_a_step_that_needs_somebody_the_shard_has_not_heard_of() -> None:
     s = shard("a")
     s.push(push("a", epoch=2))

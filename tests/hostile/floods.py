@@ -12,7 +12,9 @@ Source: RFC 9113; CVE-2019-9511 to 9518, CVE-2023-44487, CVE-2024-27316 for what
 
 import asyncio
 import contextlib
+import ipaddress
 import os
+import random
 import ssl
 import struct
 import tempfile
@@ -29,6 +31,7 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION
 END_STREAM, END_HEADERS = 1, 4
 #: Addresses that the floods come from, each from its own, as a server bans them; none is that of the honest.
 _strangers = (f"127.1.{number >> 8}.{number & 255}" for number in count(1))
+EVERYWHERE = int(ipaddress.ip_address("127.64.0.0"))
 #: Seconds between the end of a connection and the next one.
 BETWEEN = 0.001
 
@@ -72,6 +75,9 @@ def always(batch: bytes) -> Callable[[int], bytes]:
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
 NO_WINDOW = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+UNFINISHED = PREFACE + frame(HEADERS, 0, 1, head("Describe"))
+FIELDS = frame(CONTINUATION, 0, 1, literal(b"x", b"y" * 100) * 100)
+PINGS = frame(PING, 0, 0, b"12345678") * 2000
 WRONG = literal(b"authorization", b"Bearer 0123456789-not-the-token")
 CANCEL, ONE = struct.pack(">I", 8), struct.pack(">I", 1)
 
@@ -92,6 +98,7 @@ class Flood:
         connections: Sockets at a time.
         pause: Seconds between two batches.
         once: Whether a connection ends after the first batch.
+        everywhere: Whether each connection comes from another address.
         port: "grpc", or "http" for that of /metrics and /health.
         handshake: Whether the peer speaks TLS where the server does; otherwise its bytes go out as they are.
     """
@@ -102,6 +109,7 @@ class Flood:
     connections: int = 4
     pause: float = 0.0
     once: bool = False
+    everywhere: bool = False
     port: str = "grpc"
     handshake: bool = True
 
@@ -111,22 +119,23 @@ def _both(name: str, **flood: object) -> dict[str, Flood]:
 
 
 FLOODS: dict[str, Flood] = {
-    **_both("ping", batch=always(frame(PING, 0, 0, b"12345678") * 2000)),
+    **_both("ping", batch=always(PINGS)),
     **_both("settings", batch=always(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65535)) * 1000)),
     **_both(
         "continuation",
-        opening=PREFACE + frame(HEADERS, 0, 1, head("Describe")),
-        batch=always(frame(CONTINUATION, 0, 1, literal(b"x", b"y" * 100) * 100)),
+        opening=UNFINISHED,
+        batch=always(FIELDS),
     ),
-    "empty continuation": Flood(
-        opening=PREFACE + frame(HEADERS, 0, 1, head("Describe")), batch=always(frame(CONTINUATION, 0, 1) * 2000)
-    ),
+    "empty continuation": Flood(opening=UNFINISHED, batch=always(frame(CONTINUATION, 0, 1) * 2000)),
     **_both("rapid reset", batch=calls(after=lambda stream: frame(RST_STREAM, 0, stream, CANCEL))),
     **_both("wrong token", batch=calls(WRONG, after=request)),
     **_both("no token", batch=calls(after=request)),
     "no window": Flood(opening=NO_WINDOW, batch=calls(WRONG, after=request)),
     "unfinished calls": Flood(batch=calls(WRONG)),
     "huge headers": Flood(batch=calls(*[literal(b"x%d" % number, b"y" * 120) for number in range(120)])),
+    "ping from everywhere": Flood(batch=always(PINGS), everywhere=True),
+    "continuation from everywhere": Flood(opening=UNFINISHED, batch=always(FIELDS), everywhere=True),
+    "wrong token from everywhere": Flood(batch=calls(WRONG, after=request), everywhere=True),
     "window updates": Flood(batch=always(frame(WINDOW_UPDATE, 0, 0, ONE) * 2000)),
     "priorities": Flood(batch=always(frame(PRIORITY, 0, 1, bytes(5)) * 2000)),
     "unknown frames": Flood(batch=always(frame(0x42, 0, 0, bytes(1000)) * 30)),
@@ -143,7 +152,7 @@ FLOODS: dict[str, Flood] = {
     "slow visitors": Flood(opening=b"G", batch=always(b"G"), pause=1.0, connections=1000, port="http"),
     "large visitors": Flood(opening=b"GET /metrics HTTP/1.1\r\n", batch=always(b"X: y\r\n" * 10_000), port="http"),
     **_both("busy visitors", opening=b"GET /metrics HTTP/1.1\r\n\r\n", connections=32, port="http"),
-    "visitors of HTTP/2": Flood(batch=always(frame(PING, 0, 0, b"12345678") * 2000), port="http"),
+    "visitors of HTTP/2": Flood(batch=always(PINGS), port="http"),
 }
 
 
@@ -177,6 +186,8 @@ async def _attack(flood: Flood, where: address.Address, tls: bool, source: str) 
 async def _connections(flood: Flood, where: address.Address, context: ssl.SSLContext | None, source: str) -> None:
     """One connection after the other."""
     while True:
+        if flood.everywhere:
+            source = str(ipaddress.ip_address(EVERYWHERE + random.getrandbits(22)))
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection(*where, ssl=context, local_addr=(source, 0))
             try:

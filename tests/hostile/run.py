@@ -1,13 +1,18 @@
-"""make hostile SECONDS=1800 SEED=7: floods of strangers against a job of two workers, and what they cost it.
+"""make hostile SECONDS=1800 SEED=7: hostile members and strangers against real servers, and what they cost them.
 
-    for each flood:  server with a token (TLS or not) --flood--> pushes timed, /health asked, memory read --end--> again
+    first half   tests/fuzz/hostile.py: well-formed frames with hostile content, to a whole server
+    second half  for each flood and server:  flood begins --pushes timed, /health asked, memory read--> join --> it ends
 
-Prints a line per flood and fails at the end if one of them has cost more than it may.
+Prints a line per flood. Fails at the first frame that does harm, or at the end if a flood has cost more than it may.
 """
 
+import contextlib
+import math
 import os
 import random
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,12 +28,16 @@ import click
 import torch
 
 import torch_ps
-from tests.hostile.floods import FLOODS, attacking
+from tests.hostile.floods import FLOODS, Flood, attacking
 from tests.support.certificates import Authority, options
+from tests.support.etcd import BINARY, EtcdProcess
 from tests.support.jobs import Servers, job
 
-#: Most resident memory of a server in MiB, seconds of one push, and seconds of an answer of /health.
-MOST_MIB, MOST_PUSH, MOST_HEALTH = 500.0, 1.0, 1.0
+#: Most resident memory of a server in MiB, seconds of one push, of an answer of /health, and until a new
+#: worker has joined.
+MOST_MIB, MOST_PUSH, MOST_HEALTH, MOST_JOIN = 500.0, 1.0, 1.0, 10.0
+#: The same where a flood comes from many addresses, and anybody has to wait to join.
+MOST_MIB_EVERYWHERE, MOST_PUSH_EVERYWHERE = 1000.0, 5.0
 #: Files and threads that a server may have more than before.
 MOST_FILES, MOST_THREADS = 1400, 32
 SIZE, SPEC = 1 << 16, torch_ps.OptimizerSpec("SGD", lr=1.0)
@@ -42,7 +51,7 @@ class Cost:
         mib: Resident memory in MiB, before and at most.
         push: Seconds of the slowest push.
         health: Seconds of the slowest answer of /health; infinite if one did not come.
-        join: Seconds that a new worker needed to connect, join and push.
+        join: Seconds that a new worker needed to connect and join; infinite if it could not.
     """
 
     mib: tuple[float, float] = (0.0, 0.0)
@@ -82,22 +91,29 @@ class Target:
         return seconds
 
     def join(self) -> float:
-        """Let another worker come and go; seconds that it needed to join."""
+        """Let another worker come and go; seconds that it needed to join, infinite if it could not."""
         begin = time.monotonic()
-        with torch_ps.Client(str(self.servers), name="w1", timeout=60, **self.access) as other:
-            other.init({"x": torch.zeros(SIZE)}, SPEC)
-            return time.monotonic() - begin
+        try:
+            with torch_ps.Client(str(self.servers), name="w1", timeout=60, **self.access) as other:
+                other.init({"x": torch.zeros(SIZE)}, SPEC)
+                return time.monotonic() - begin
+        except torch_ps.PsError:
+            return float("inf")
 
 
 @contextmanager
-def target(*, tls: bool) -> Iterator[Target]:
-    """Serve a job with a token and, with ``tls``, a certificate."""
+def target(*, tls: bool, etcd: str = "") -> Iterator[Target]:
+    """Serve a job with a token and, with ``tls``, a certificate.
+
+    Args:
+        etcd: URL of the etcd in which the server holds its seat; "": it needs none.
+    """
     with tempfile.TemporaryDirectory(prefix="torch-ps-hostile-") as name:
         folder = Path(name)
         token = folder / "token"
         token.write_text("a-secret-of-the-job-0123456789\n")
         access: dict[str, Any] = {"token_file": str(token), "plane": "network"}
-        settings: dict[str, Any] = {"token_file": str(token)}
+        settings: dict[str, Any] = {"token_file": str(token), **({"etcd": etcd} if etcd else {})}
         authority = Authority(folder) if tls else None
         if authority is not None:
             access["tls"] = authority.ca
@@ -130,15 +146,16 @@ def withstand(job: Target, name: str, seconds: float) -> Cost:
         cost.join = job.join()
     cost.mib = before[0], peak(job.pid)
     job.push()
-    cost.problems = _problems(cost)
+    cost.problems = _problems(cost, flood)
     return cost
 
 
-def _problems(cost: Cost) -> list[str]:
+def _problems(cost: Cost, flood: Flood) -> list[str]:
     limits = (
-        ("MiB", cost.mib[1], MOST_MIB),
-        ("s a push", cost.push, MOST_PUSH),
+        ("MiB", cost.mib[1], MOST_MIB_EVERYWHERE if flood.everywhere else MOST_MIB),
+        ("s a push", cost.push, MOST_PUSH_EVERYWHERE if flood.everywhere else MOST_PUSH),
         ("s for /health", cost.health, MOST_HEALTH),
+        ("s to join", 0.0 if flood.everywhere else cost.join, MOST_JOIN),
         ("files more", cost.files[1] - cost.files[0], MOST_FILES),
         ("threads more", cost.threads[1] - cost.threads[0], MOST_THREADS),
     )
@@ -189,37 +206,63 @@ def files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-HEAD = f"{'flood':<28}{'':>5}{'MiB':>16}{'push':>9}{'/health':>9}{'join':>8}{'files':>13}{'threads':>11}"
+HEAD = f"{'flood':<30}{'server':>6}{'MiB':>16}{'push':>9}{'/health':>10}{'join':>8}{'files':>14}{'threads':>12}"
 
 
-def line(name: str, tls: bool, cost: Cost) -> str:
+def line(name: str, kind: str, cost: Cost) -> str:
     return (
-        f"{name:<28}{'TLS' if tls else '':>5}{cost.mib[0]:>7.0f} -> {cost.mib[1]:<5.0f}{cost.push:>7.2f} s"
-        f"{cost.health:>7.2f} s{cost.join:>6.1f} s{cost.files[0]:>5} -> {cost.files[1]:<5}"
-        f"{cost.threads[0]:>4} -> {cost.threads[1]:<4}{'; '.join(cost.problems)}"
+        f"{name:<30}{kind:>6}{cost.mib[0]:>8.0f} -> {cost.mib[1]:<4.0f}{cost.push:>7.2f} s"
+        f"{cost.health:>8.2f} s{cost.join:>6.1f} s{cost.files[0]:>6} -> {cost.files[1]:<4}"
+        f"{cost.threads[0]:>5} -> {cost.threads[1]:<3}  {'; '.join(cost.problems)}"
     )
+
+
+@contextmanager
+def targets() -> Iterator[dict[str, Target]]:
+    """A job in the clear, one with TLS, and, where there is an etcd, one whose server holds its seat there."""
+    with contextlib.ExitStack() as stack:
+        found = {"plain": stack.enter_context(target(tls=False)), "TLS": stack.enter_context(target(tls=True))}
+        if BINARY:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torch-ps-etcd-")))
+            etcd = stack.enter_context(EtcdProcess(folder))
+            found["etcd"] = stack.enter_context(target(tls=False, etcd=etcd.url))
+        yield found
+
+
+def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
+    """Run every flood against every server, and begin again while there is time; the number that cost too much."""
+    dice, failed = random.Random(seed), 0
+    click.echo(HEAD)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        order = sorted(dice.sample(names, len(names)), key=lambda name: FLOODS[name].everywhere)  # these leave the most
+        with targets() as jobs:
+            for name in order:
+                for kind, job in jobs.items():
+                    if kind != "plain" and FLOODS[name].port == "http":
+                        continue  # it is the same there
+                    cost = withstand(job, name, each)
+                    failed += bool(cost.problems)
+                    click.echo(line(name, kind, cost))
+                if time.monotonic() > end:
+                    break
+    return failed
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--seconds", default=1800.0, type=click.FloatRange(min=0, min_open=True), help="Time to run.")
-@click.option("--seed", default=0, help="Of the order of the floods.")
-@click.option("--only", default="", help=f"One of {', '.join(FLOODS)}.")
-@click.option("--each", default=16.0, help="Seconds of one flood.")
+@click.option("--seed", default=0, help="Of the frames, and of the order of the floods.")
+@click.option("--only", default="", help=f"This flood only, one of {', '.join(FLOODS)}.")
+@click.option("--each", default=16.0, type=click.FloatRange(min=0, min_open=True), help="Seconds of one flood.")
 def main(seconds: float, seed: int, only: str, each: float) -> None:
-    """Flood servers as strangers would; fails when one costs more than it may."""
-    dice, end, failed = random.Random(seed), 0.0, 0
-    names = [only] if only else list(FLOODS)
-    click.echo(HEAD)
-    with target(tls=False) as plain, target(tls=True) as secured:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in dice.sample(names, len(names)):
-                for job in (plain, secured) if FLOODS[name].port == "grpc" else (plain,):
-                    cost = withstand(job, name, each)
-                    failed += bool(cost.problems)
-                    click.echo(line(name, job.tls, cost))
-                if time.monotonic() > end:
-                    break
+    """Send servers what hostile members and strangers would; fails when it costs more than it may."""
+    if only not in ("", *FLOODS):
+        raise click.BadParameter(f"there is no flood {only!r}", param_hint="--only")
+    if not only:
+        seconds /= 2
+        fuzz = [sys.executable, "-m", "tests.fuzz.hostile", "--seconds", str(math.ceil(seconds))]
+        subprocess.run([*fuzz, "--seed", str(seed + 1)], check=True)
+    failed = floods(seconds, seed, [only] if only else list(FLOODS), each)
     if failed:
         raise click.ClickException(f"{failed} floods cost more than they may")
 

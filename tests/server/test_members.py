@@ -13,6 +13,7 @@ from tests.support.jobs import job, until
 from tests.support.pair import SIZE, SPEC, Pair, model, pair
 from tests.support.raw import Raw, described, raw, secret_of
 from tests.support.raw_worker import raw_workers
+from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack, unpack, unpack_all
 
@@ -110,8 +111,19 @@ def test_call_in_the_name_of_a_shard_is_refused(
     asked.incarnation, asked.secret = lead.incarnation, SECRET
     found = lead.error(method, [asked.SerializeToString()])
     assert type(found) is torch_ps.Refused
-    assert f"this is not shard {request_.shard} of the job" in str(found)
+    assert f"this is not shard {request_.shard} of the job: no process with its secret has entered" in str(found)
     running.train(1)
+
+
+def test_process_that_enters_in_the_place_of_a_shard_costs_that_shard_nothing() -> None:
+    with job(shards=2, clip_norm=1e6, bucket_size=1 / 256) as servers, raw(servers.addresses[0]) as peer:
+        enter = pb.EnterRequest(shard=1, num_shards=2, secret=SECRET, version=version.current())
+        list(peer.call("Enter", [enter.SerializeToString()]))
+        with torch_ps.Client(str(servers), name="w0") as client:
+            client.init({"x": torch.zeros(4096)}, SPEC)
+            assert client.push({"x": torch.ones(4096)}).params["x"].tolist() == [-1.0] * 4096
+        enter.secret = secret_of("another")
+        assert type(peer.error("Enter", [enter.SerializeToString()])) is torch_ps.Refused
 
 
 def test_name_of_a_connected_worker_is_not_given_away(running: Pair, lead: Raw) -> None:
@@ -149,7 +161,7 @@ def test_neither_a_standby_nor_a_checkpoint_has_a_secret(tmp_path: Path) -> None
     ):
         client.init(model(), SPEC)
         ends: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        hello = pb.ReplicaHello(server="127.0.0.1:1/00000000")
+        hello = pb.ReplicaHello(server="127.0.0.1:1/00000000", version=version.current())
         ends.put(pb.ReplicaUp(hello=hello).SerializeToString())
         frames = peer.call("Replicate", iter(ends.get, None))
         said: list[bytes] = []

@@ -22,6 +22,12 @@ from torch_ps.ps.server import cli
         (["--models", "gen/../x"], "a job's name must be letters, digits, '.', '_' or '-'"),
         (["--models", "2", "--standby-of", "a:1"], "models=2 starts the servers of all models here and standby_of=a:1"),
         (["--models", "3", "--listen", "127.0.0.1:65534"], "of each of 3 models from port 65534 on would end above"),
+        (["--ready-file", "/nope/x"], "ready_file /nope/x cannot be written: there is no folder /nope; make it first"),
+        (
+            ["--trace", "/proc/x.json"],
+            "trace /proc/x.json cannot be written: No such file or directory",
+        ),
+        (["--ready-file", "/dev/null"], "ready_file /dev/null exists and is no regular file; give another one"),
         (["--nonsense"], "No such option"),
     ],
 )

@@ -4,10 +4,14 @@ import socket
 
 import pytest
 
-from torch_ps.ps.transport.banned_hosts import attach
+from torch_ps.ps.transport.banned_hosts import attach, refuse_all
 from torch_ps.ps.transport.strangers import (
     BAN_SECONDS,
+    CLOSED_SECONDS,
+    EVERYBODY,
+    LONGEST_BAN_SECONDS,
     MAX_ABUSES,
+    MAX_ABUSES_OF_ALL,
     MAX_BANNED,
     MAX_BYTES,
     MAX_REFUSED,
@@ -61,6 +65,23 @@ def test_host_whose_strangers_are_abusive_is_banned_for_a_while() -> None:
     assert bans.banned(BAN_SECONDS + 1.0) == set()
 
 
+def test_ban_after_a_ban_is_twice_as_long_up_to_the_longest() -> None:
+    bans, now, lengths = Bans(), 0.0, list[float]()
+    for _ in range(7):
+        for _ in range(MAX_ABUSES):
+            bans.note("a", now)
+        assert bans.banned(now) == {"a"}
+        lengths.append(next(s for s in range(1, 100) if "a" not in bans.banned(now + s)))
+        now += lengths[-1]
+
+    assert lengths == [BAN_SECONDS, 4, 8, 16, 32, LONGEST_BAN_SECONDS, LONGEST_BAN_SECONDS]
+    now += LONGEST_BAN_SECONDS + 1
+    assert bans.banned(now) == set()
+    for _ in range(MAX_ABUSES):
+        bans.note("a", now)
+    assert bans.banned(now + BAN_SECONDS) == set()
+
+
 def test_abuses_far_apart_ban_nobody() -> None:
     bans = Bans()
     for number in range(3 * MAX_ABUSES):
@@ -68,12 +89,22 @@ def test_abuses_far_apart_ban_nobody() -> None:
     assert bans.banned(0.0) == set()
 
 
+def test_port_is_closed_for_everybody_while_abuse_comes_from_many_hosts() -> None:
+    bans = Bans()
+    for host in range(MAX_ABUSES_OF_ALL - 1):
+        bans.note(str(host), 0.0)
+    assert bans.banned(0.0) == set()
+    bans.note("another", CLOSED_SECONDS)
+    assert bans.banned(CLOSED_SECONDS) == {EVERYBODY}
+    assert bans.banned(2 * CLOSED_SECONDS) == set()
+
+
 def test_number_of_banned_hosts_is_bounded() -> None:
     bans = Bans()
     for host in range(MAX_BANNED + 10):
         for _ in range(MAX_ABUSES):
             bans.note(str(host), 0.0)
-    assert bans.banned(0.0) == {str(host) for host in range(10, MAX_BANNED + 10)}
+    assert bans.banned(0.0) - {EVERYBODY} == {str(host) for host in range(10, MAX_BANNED + 10)}
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "::"])
@@ -87,6 +118,8 @@ def test_banned_host_cannot_connect_and_others_can(listen: str) -> None:
             assert _connects(host, "127.0.0.1", port) == enters
         if family is socket.AF_INET6:
             assert not _connects("::1", "::1", port)
+        refuse_all(server)
+        assert not _connects("127.0.0.1", "127.0.0.1", port)
         attach(server, [])
         assert _connects("127.0.0.2", "127.0.0.1", port)
 

@@ -18,6 +18,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import address
 from torch_ps.common.wire.frames import pack, unpack
 from torch_ps.common.wire.socket_frames import LENGTH, TOKEN_BYTES, length_of, put
+from torch_ps.ps.transport.unix_carrier import MAX_WAITING
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.unix_stream import UnixStream, connect
 
@@ -88,6 +89,31 @@ def test_wrong_token_is_let_go_and_costs_nobody_anything() -> None:
             with contextlib.suppress(ConnectionError):
                 assert not stranger.recv(1)
         assert client.push({"x": torch.ones(2)}).version == 1
+
+
+def test_silent_connections_do_not_keep_a_worker_out() -> None:
+    with job() as servers, contextlib.ExitStack() as stack:
+        offer = offer_of(servers)
+        silent = [stack.enter_context(opened(offer)) for _ in range(MAX_WAITING)]
+        with torch_ps.Client(str(servers), name="w0") as client:
+            client.init({"x": torch.ones(2)}, SGD)
+            assert silent[0].recv(1) == b""
+            silent[1].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                silent[1].recv(1)
+            assert client.push({"x": torch.ones(2)}).version == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_another_user_is_let_go_without_waiting_for_a_token() -> None:
+    with job() as servers:
+        offer = offer_of(servers)
+        os.seteuid(65534)
+        try:
+            with opened(offer) as stranger:
+                assert stranger.recv(1) == b""
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@
                                      everything stops
 
 Rules of this file
-  1. The exit code is 0 if every worker ends with 0; else it is that of the first child that failed, which is named.
+  1. The exit code is 0 if every worker and then the servers end with 0, which they do not if their last checkpoint has
+     failed; else it is that of the first child that failed, which is named.
   2. Children are configured by environment variables alone, so nothing that they inherit can contradict the options.
 """
 
@@ -45,6 +46,8 @@ log = logging.getLogger("torch_ps.run")
 START_SECONDS = 90.0
 #: Seconds between SIGTERM and SIGKILL for servers that write a last checkpoint.
 CHECKPOINT_SECONDS = 90.0
+#: Exit code of a process that had to be killed.
+KILLED = 128 + signal.SIGKILL
 #: Seconds between two polls of children that print nothing.
 POLL_EVERY = 0.1
 
@@ -137,6 +140,10 @@ class JobSpec:
             restart_together=bool(self._server.checkpoint),
         )
         return environment_of(config, {})
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return bool(self._server.checkpoint)
 
     @property
     def server_grace(self) -> float:
@@ -242,10 +249,8 @@ def run_job(job: JobSpec) -> int:
         tempfile.TemporaryDirectory(prefix="ps-run-") as folder,
         Processes(on_reader_gone=lambda: signals.append(signal.SIGPIPE)) as children,
     ):
+        server = children.start("ps", job.server_command(), job.server_environment(Path(folder, "ready"), os.environ))
         try:
-            server = children.start(
-                "ps", job.server_command(), job.server_environment(Path(folder, "ready"), os.environ)
-            )
             servers = _wait_until_ready(Path(folder, "ready"), children, server, signals)
             workers: list[Child] = []
             master = free_master()
@@ -260,7 +265,14 @@ def run_job(job: JobSpec) -> int:
             # Workers first: if a server ended before them, they would report an error.
             children.stop([child for child in children.running if child is not server])
             children.stop(children.running, job.server_grace)
-    return 128 + signals[0] if signals else 0
+    if signals:
+        return 128 + signals[0]
+    code = server.exit_code or 0
+    if code != KILLED or job.has_checkpoints:  # without them nothing is lost with servers that had to be killed
+        if code:
+            log.error("all workers have ended well, but %s", _explain_end(server))
+        return code
+    return 0
 
 
 def _wait_until_ready(file: Path, children: Processes, server: Child, signals: list[int]) -> str:

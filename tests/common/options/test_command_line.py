@@ -95,7 +95,7 @@ def server(*args: str, **env: str) -> ServerConfig:
 
 
 def refusal(command: click.Command, *args: str, **env: str) -> str:
-    """The last line of a usage error; the command itself must not have run."""
+    """The line of a refused value, or the last one of a usage error; the command itself must not have run."""
     result = call(command, *args, **env)
     assert result.exit_code == 2, result.output
     assert seen == {}

@@ -242,6 +242,25 @@ def test_job_whose_output_nobody_reads_ends_in_order(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_job_that_keeps_no_checkpoint_does_not_end_with_0(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import shutil, sys, torch, torch_ps\n"
+        "model = torch.nn.Linear(4, 1)\n"
+        "with torch_ps.ParameterServerOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model) as optimizer:\n"
+        "    shutil.rmtree(sys.argv[1])\n"  # as a disk that is unmounted
+        "    model(torch.ones(1, 4)).sum().backward()\n"
+        "    optimizer.step()\n"
+    )
+    folder = str(tmp_path / "ck")
+    result = ps_run("-n1", "--checkpoint", folder, str(tmp_path / "train.py"), folder)
+    assert result.returncode == 1
+    assert "all workers have ended well, but ps ended with exit code 1: Error: shard 0 has ended" in result.stderr
+    assert "there is none at all" in result.stderr
+    result = ps_run("-n1", "--checkpoint", "/proc/nope", "--task=digits", "--samples=64")
+    assert result.returncode == 1
+    assert "the job did not start: ps ended with exit code 1: Error: checkpoints cannot be written" in result.stderr
+
+
 def test_no_process_is_left_when_ps_run_is_killed(tmp_path: Path) -> None:
     with waiting_job(tmp_path) as (process, children):
         process.kill()
