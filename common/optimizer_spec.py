@@ -168,7 +168,7 @@ def check(name: str, hyper: Mapping[str, HyperValue], *, new: bool = False) -> N
     Args:
         name: class of the optimizer.
         hyper: its hyperparameters.
-        new: as in ``build``.
+        new: whether to refuse what torch's constructor refuses, as ``build`` does.
 
     Raises:
         ConfigError: the class is not elementwise, has no such argument, or fails with these values; says which and why.
