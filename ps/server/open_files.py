@@ -1,6 +1,8 @@
 """Limit of the files and connections that a process may have open (``ulimit -n``): raised as far as that is allowed.
 
-Source: getrlimit(2). The soft limit of most systems, 1024, is there for programs that use select, which none here does.
+The soft limit of most systems, 1024, is there for programs that use select, which none here does.
+
+Source: getrlimit(2).
 """
 
 import contextlib

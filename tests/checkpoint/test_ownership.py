@@ -18,6 +18,7 @@ import torch_ps
 from tests.support.checkpoint_folder import write_checkpoints
 from tests.support.commands import run
 from tests.support.jobs import until
+from tests.support.replicated import replicated
 from tests.support.restart import Shards, shards
 from torch_ps.common.errors import CheckpointError, ModelMismatch
 from torch_ps.ps.checkpoint import ownership
@@ -83,6 +84,27 @@ def test_folder_is_given_to_one_of_two_and_back_to_the_job_itself(owned: Path) -
     standby.check()
     standby.release()
     owner(owned, 2).claim()
+
+
+def test_standby_that_takes_over_owns_the_folder_and_writes_there(tmp_path: Path) -> None:
+    folder = tmp_path / "ck"
+    with replicated(checkpoint=str(folder), checkpoint_every=2, lease=2.0) as servers:
+        standby = servers.standbys[0]
+        with torch_ps.Client(str(servers), name="w0") as client:
+            client.init({"x": torch.zeros(8)}, SPEC)
+            servers.wait()
+            for _ in range(2):
+                client.push({"x": torch.ones(8)})
+            servers.kill(0)
+
+            def kept() -> bool:
+                client.push({"x": torch.ones(8)})
+                return servers.status(standby).checkpoint.version > 2
+
+            until(kept, "a checkpoint of the standby is good")
+        assert f'"address": "{standby.address}"' in (folder / NAME).read_text()
+        servers.stop(standby)
+        assert '"ended": true' in (folder / NAME).read_text()
 
 
 def test_owner_that_was_taken_for_dead_writes_no_more(tmp_path: Path) -> None:

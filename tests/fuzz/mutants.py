@@ -103,7 +103,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
 
 
 def found(name: str, seconds: float, seed: int = 1) -> str:
-    """What the search says of one mutant; "" if it finds nothing in twenty sequences and so many seconds."""
+    """What the search says of one mutant; "" if it finds nothing in so many seconds."""
     from tests.fuzz.hostile import search
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Hostile members find nothing in a few sequences, and planted bugs in twenty; ``make hostile`` runs for longer."""
+"""Hostile members find nothing in a few sequences, and planted bugs in two minutes; ``make hostile`` runs for longer."""
 
 import pytest
 
@@ -13,4 +13,4 @@ def test_hostile_members_end_nothing() -> None:
 @pytest.mark.tier("all")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_hostile_members_find(name: str) -> None:
-    assert found(name, 0.0) != ""
+    assert found(name, 100.0) != ""

@@ -302,8 +302,11 @@ def layer_of(r: Any, number: int) -> Any:
 
 
 def freeze(r: Any, layer: int, trained: bool) -> None:
-    for parameter in layer_of(r, layer).parameters():
-        parameter.requires_grad_(trained)
+    """At least one layer stays trained, as plain torch, too, raises where a loss depends on nothing."""
+    frozen = list(layer_of(r, layer).parameters())
+    others = [p for p in r.model.parameters() if p.requires_grad and all(p is not each for each in frozen)]
+    for parameter in frozen:
+        parameter.requires_grad_(trained or not others)
 
 
 @torch.no_grad()

@@ -23,11 +23,12 @@ from tests.loops.served import OVERLAPS, PLANES, compare
 @click.option("--overlaps", default=",".join(OVERLAPS), help="Values of overlap.")
 @click.option("--workers", default="1,2", help="Numbers of workers.")
 @click.option("--shards", default=1, help="Servers of each job.")
-def main(only: str, planes: str, overlaps: str, workers: str, shards: int) -> None:
+@click.option("--every", default=1, help="One kind out of so many.")
+def main(only: str, planes: str, overlaps: str, workers: str, shards: int, every: int) -> None:
     """Compare every kind of loops with plain torch, over real servers."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    kinds = [kind for kind in load().values() if only in kind.name or only == kind.subject]
+    kinds = [kind for kind in load().values() if only in kind.name or only == kind.subject][::every]
     columns = [(p, o, int(n)) for p in planes.split(",") for o in overlaps.split(",") for n in workers.split(",")]
     notes: dict[str, int] = {}
     count: Counter[str] = Counter()

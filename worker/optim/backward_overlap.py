@@ -58,7 +58,7 @@ class BackwardOverlap(Part):
         buckets: buckets with gradients.
         send: function that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
             whether it has left.
-        choice: says for each step whether anything is sent; None: all of it always is.
+        choice: the choice for each step whether anything is sent; None: everything always is.
 
     Attributes:
         armed: whether the next backward is the last one before a push.
