@@ -1,4 +1,4 @@
-"""Hostile members find nothing in a few sequences, and planted bugs in two minutes; ``make hostile`` runs for longer."""
+"""Hostile members find nothing in a few sequences, and planted bugs in two minutes; ``make hostile`` goes on."""
 
 import pytest
 
