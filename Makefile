@@ -68,7 +68,7 @@ fuzz: $(VENV)/dev
 	$(PIP) 'atheris>=3.0'
 	python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-# make hostile  floods of peers without the token against real servers, and what they cost; SECONDS=1800 SEED=7
+# make hostile  hostile members and floods of strangers, and what they cost the servers; SECONDS=1800 SEED=7
 hostile: $(VENV)/dev
 	python -m tests.hostile.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 

@@ -277,7 +277,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "ReplicaHello": {"server": Text(MAX_SERVER, 1), "version": ANY},
     "Term": {"number": Whole(0, 1 << 62), "server": SERVER},
     "Configuration": {"term": ANY, "standby": SERVER},
-    "BallotPaper": {"vote": ANY, "accepted": ANY},
+    "BallotPaper": {"vote": ANY, "accepted": ANY, "standby": SERVER},
     "Vote": {"term": ANY, "granted": ANY, "promised": ANY, "served": ANY},
     "BallotRequest": {"worker": WORKER, "session": ANY, "take_over": ANY, "paper": Many(16), "secret": SECRET},
 }

@@ -101,8 +101,7 @@ class Storage:
         Raises:
             CheckpointError: The place does not answer, or refuses; one line as of ``try_reading``.
         """
-        if self.is_local and not os.path.isdir(self._root):
-            log.info("%s does not exist and is made", self.url)
+        made = self.is_local and not os.path.isdir(self._root)
         name, text = self._path(f"trial-{secrets.token_hex(4)}"), secrets.token_bytes(16)
 
         def trial(fs: Any) -> None:
@@ -118,6 +117,8 @@ class Storage:
                 fs.rm_file(name)
 
         self._answers("written", trial)
+        if made:
+            log.info("%s did not exist and has been made", self.url)
 
     def _answers(self, what: str, call: Callable[[Any], object]) -> None:
         if self.is_local or not self.url.startswith(("s3:", "s3a:")):

@@ -24,12 +24,13 @@ from typing import Any
 
 import grpc
 
+from torch_ps.common.allocator import give_back_freed_memory
 from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport import banned_hosts, port_sockets
 from torch_ps.ps.transport.port_sockets import Peer
-from torch_ps.ps.transport.strangers import BAN_SECONDS, CLOSED_SECONDS, EVERYBODY, Bans, Stranger, excessive
+from torch_ps.ps.transport.strangers import EVERYBODY, Bans, Stranger, excessive
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -166,9 +167,10 @@ class StrangerWatch:
         except OSError as error:
             log.warning("hosts that flood this server cannot be kept from connecting: %s", error)
         for host in banned - self._banned:
-            seconds = CLOSED_SECONDS if host == EVERYBODY else BAN_SECONDS
-            log.warning("for %g s %s may not connect: much was sent, and no call to accept", seconds, host)
+            log.warning("%s may not connect for a while: much was sent, and no call to accept", host)
         self._banned = banned
+        if not banned:
+            give_back_freed_memory()  # what the flood took
 
 
 class NoteAccepted(grpc.aio.ServerInterceptor):

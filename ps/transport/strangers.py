@@ -27,10 +27,12 @@ MAX_SECONDS = 20.0
 #: Number of strangers, and of those from one host.
 MAX_STRANGERS, MAX_STRANGERS_OF_HOST = 256, 128
 #: A host is banned for so many seconds when so many of its connections have sent too much, or calls that were refused,
-#: within ``MAX_SECONDS``. At most ``MAX_BANNED`` are banned at a time, the latest.
-BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 30.0, 8, 512
-#: The same for all hosts together, within ``CLOSED_SECONDS``; the port is then closed for as long.
-MAX_ABUSES_OF_ALL, CLOSED_SECONDS = 12, 10.0
+#: within ``MAX_SECONDS``. Each ban is twice as long as the one before, up to the longest, which is forgotten after as
+#: long without another one. At most ``MAX_BANNED`` are remembered, the latest.
+BAN_SECONDS, LONGEST_BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 2.0, 60.0, 4, 512
+#: The same for all hosts together but those that have been banned lately, within ``CLOSED_SECONDS``; the port is then
+#: closed for as long.
+MAX_ABUSES_OF_ALL, CLOSED_SECONDS = 10, 10.0
 #: What is banned when everybody is.
 EVERYBODY = "everybody"
 
@@ -84,13 +86,17 @@ class Bans:
 
     def __init__(self) -> None:
         self._abuses: dict[str, list[float]] = {}  # by host: times within MAX_SECONDS
-        self._until: dict[str, float] = {}
+        self._bans: dict[str, tuple[float, float]] = {}  # by host: when it ends, and its length; the latest last
         self._latest = deque[float](maxlen=MAX_ABUSES_OF_ALL)
         self._closed_until = float("-inf")
 
     def note(self, host: str, now: float) -> None:
         """Count a connection of ``host`` that was closed because of what it had sent."""
-        self._latest.append(now)
+        until, length = self._bans.get(host, (now, 0.0))
+        if until > now:
+            return  # it had others open
+        if not length:
+            self._latest.append(now)
         if len(self._latest) == MAX_ABUSES_OF_ALL and now - self._latest[0] <= CLOSED_SECONDS:
             self._closed_until = now + CLOSED_SECONDS
             self._latest.clear()
@@ -98,14 +104,17 @@ class Bans:
         if len(times) < MAX_ABUSES:
             self._abuses[host] = times
         else:
-            self._until.pop(host, None)
-            self._until[host] = now + BAN_SECONDS
+            length = min(max(2 * length, BAN_SECONDS), LONGEST_BAN_SECONDS)
+            self._bans.pop(host, None)
+            self._bans[host] = now + length, length
 
     def banned(self, now: float) -> frozenset[str]:
-        """Hosts that are banned now; ``EVERYBODY`` is one of them while the port is closed."""
+        """Hosts that are banned at ``now``; ``EVERYBODY`` is one of them while the port is closed."""
         self._abuses = {host: times for host, times in self._abuses.items() if now - times[-1] <= MAX_SECONDS}
-        self._until = dict([each for each in self._until.items() if each[1] > now][-MAX_BANNED:])
-        return frozenset(self._until) | (frozenset((EVERYBODY,)) if now < self._closed_until else frozenset())
+        kept = [each for each in self._bans.items() if now - each[1][0] <= LONGEST_BAN_SECONDS]
+        self._bans = dict(kept[-MAX_BANNED:])
+        banned = frozenset(host for host, (until, _) in self._bans.items() if until > now)
+        return banned | (frozenset((EVERYBODY,)) if now < self._closed_until else frozenset())
 
 
 def _reason(stranger: Stranger, now: float) -> str:

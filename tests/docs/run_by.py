@@ -11,6 +11,7 @@ STOPPED = "test_job_of_the_checkpointing_page_is_stopped_goes_on_and_gives_a_fil
 CERTIFICATES = "test_certificates_of_the_security_page_serve_a_job_that_is_started_and_watched_by_hand"
 TORCHRUN = "test_worker_killed_under_torchrun_comes_back_under_its_name_and_the_job_learns"
 TOKEN = "by hand: the tests write a token of their own"
+HOSTILE = "by hand: it needs minutes; tests/hostile/test_floods.py runs each flood for a moment"
 LONG = "by hand: the figures beside it are of minutes of training; tests/worker/gradients/test_local_steps.py trains so"
 
 #: Of the beginnings that fit the longest of the page itself counts, else the longest of any page, "". A page is named
@@ -25,6 +26,7 @@ RUN_BY = {
     ": make bench": "test_each_system_has_a_row_and_the_right_answer",
     ": make chaos": "test_a_minute_of_random_faults_loses_doubles_and_leaves_nothing",
     ": make fuzz": "by hand: it needs minutes; tests/fuzz/test_corpus.py feeds its targets from the corpus",
+    ": make hostile": HOSTILE,
     ": make loops": "test_random_loops_are_what_plain_torch_makes_of_them",
     ": make soak": "test_servers_of_workers_that_die_and_join_for_a_minute_hold_on_to_nothing",
     ": python bench/allocations.py": "test_allocations",
@@ -72,6 +74,7 @@ RUN_BY = {
     "machines/torchrun: torchrun": TORCHRUN,
     "modes: ps-run": LONG,
     "benchmark-log: ps-run": LONG,
+    "security: make hostile": HOSTILE,
     "security: ": CERTIFICATES,
     "observability: ps-compare": "test_a_comparison_runs_every_seed_and_keeps_what_each_wrote",
     "observability: ps-run -n 2 --task digits": "test_a_job_writes_the_figures_of_its_events_for_every_worker",

@@ -1,14 +1,18 @@
-"""make hostile SECONDS=1800 SEED=7: floods of strangers against a job of two workers, and what they cost it.
+"""make hostile SECONDS=1800 SEED=7: hostile members and strangers against real servers, and what they cost them.
 
-    for each flood:  server with a token (TLS or not) --flood--> pushes timed, /health asked, memory read --end--> again
+    first half   tests/fuzz/hostile.py: well-formed frames with hostile content, to a whole server
+    second half  for each flood and server:  flood begins --pushes timed, /health asked, memory read--> join --> it ends
 
-Prints a line per flood and fails at the end if one of them has cost more than it may.
+Prints a line per flood. Fails at the first frame that does harm, or at the end if a flood has cost more than it may.
 """
 
 import contextlib
+import math
 import os
 import random
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -32,6 +36,8 @@ from tests.support.jobs import Servers, job
 #: Most resident memory of a server in MiB, seconds of one push, of an answer of /health, and until a new
 #: worker has joined.
 MOST_MIB, MOST_PUSH, MOST_HEALTH, MOST_JOIN = 500.0, 1.0, 1.0, 10.0
+#: The same where a flood comes from many addresses, and anybody has to wait to join.
+MOST_MIB_EVERYWHERE, MOST_PUSH_EVERYWHERE = 1000.0, 5.0
 #: Files and threads that a server may have more than before.
 MOST_FILES, MOST_THREADS = 1400, 32
 SIZE, SPEC = 1 << 16, torch_ps.OptimizerSpec("SGD", lr=1.0)
@@ -146,8 +152,8 @@ def withstand(job: Target, name: str, seconds: float) -> Cost:
 
 def _problems(cost: Cost, flood: Flood) -> list[str]:
     limits = (
-        ("MiB", cost.mib[1], MOST_MIB),
-        ("s a push", cost.push, MOST_PUSH),
+        ("MiB", cost.mib[1], MOST_MIB_EVERYWHERE if flood.everywhere else MOST_MIB),
+        ("s a push", cost.push, MOST_PUSH_EVERYWHERE if flood.everywhere else MOST_PUSH),
         ("s for /health", cost.health, MOST_HEALTH),
         ("s to join", 0.0 if flood.everywhere else cost.join, MOST_JOIN),
         ("files more", cost.files[1] - cost.files[0], MOST_FILES),
@@ -227,10 +233,11 @@ def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
     """Run every flood against every server, and begin again while there is time; the number that cost too much."""
     dice, failed = random.Random(seed), 0
     click.echo(HEAD)
-    with targets() as jobs:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in dice.sample(names, len(names)):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        order = sorted(dice.sample(names, len(names)), key=lambda name: FLOODS[name].everywhere)  # these leave the most
+        with targets() as jobs:
+            for name in order:
                 for kind, job in jobs.items():
                     if kind != "plain" and FLOODS[name].port == "http":
                         continue  # it is the same there
@@ -244,13 +251,17 @@ def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--seconds", default=1800.0, type=click.FloatRange(min=0, min_open=True), help="Time to run.")
-@click.option("--seed", default=0, help="Of the order of the floods.")
-@click.option("--only", default="", help=f"One of {', '.join(FLOODS)}.")
+@click.option("--seed", default=0, help="Of the frames, and of the order of the floods.")
+@click.option("--only", default="", help=f"This flood only, one of {', '.join(FLOODS)}.")
 @click.option("--each", default=16.0, type=click.FloatRange(min=0, min_open=True), help="Seconds of one flood.")
 def main(seconds: float, seed: int, only: str, each: float) -> None:
-    """Flood servers as strangers would; fails when one costs more than it may."""
+    """Send servers what hostile members and strangers would; fails when it costs more than it may."""
     if only not in ("", *FLOODS):
         raise click.BadParameter(f"there is no flood {only!r}", param_hint="--only")
+    if not only:
+        seconds /= 2
+        fuzz = [sys.executable, "-m", "tests.fuzz.hostile", "--seconds", str(math.ceil(seconds))]
+        subprocess.run([*fuzz, "--seed", str(seed + 1)], check=True)
     failed = floods(seconds, seed, [only] if only else list(FLOODS), each)
     if failed:
         raise click.ClickException(f"{failed} floods cost more than they may")

@@ -9,6 +9,7 @@ from torch_ps.ps.transport.strangers import (
     BAN_SECONDS,
     CLOSED_SECONDS,
     EVERYBODY,
+    LONGEST_BAN_SECONDS,
     MAX_ABUSES,
     MAX_ABUSES_OF_ALL,
     MAX_BANNED,
@@ -62,6 +63,23 @@ def test_host_whose_strangers_are_abusive_is_banned_for_a_while() -> None:
     bans.note("a", 1.0)
     assert bans.banned(1.0) == bans.banned(BAN_SECONDS) == {"a"}
     assert bans.banned(BAN_SECONDS + 1.0) == set()
+
+
+def test_ban_after_a_ban_is_twice_as_long_up_to_the_longest() -> None:
+    bans, now, lengths = Bans(), 0.0, list[float]()
+    for _ in range(7):
+        for _ in range(MAX_ABUSES):
+            bans.note("a", now)
+        assert bans.banned(now) == {"a"}
+        lengths.append(next(s for s in range(1, 100) if "a" not in bans.banned(now + s)))
+        now += lengths[-1]
+
+    assert lengths == [BAN_SECONDS, 4, 8, 16, 32, LONGEST_BAN_SECONDS, LONGEST_BAN_SECONDS]
+    now += LONGEST_BAN_SECONDS + 1
+    assert bans.banned(now) == set()
+    for _ in range(MAX_ABUSES):
+        bans.note("a", now)
+    assert bans.banned(now + BAN_SECONDS) == set()
 
 
 def test_abuses_far_apart_ban_nobody() -> None:
