@@ -352,25 +352,30 @@ async def _work(parts: Parts) -> None:
     """Be a standby until this server serves; then follow the lead, or be it: watch leases, plan checkpoints."""
     if parts.standby is not None:
         await parts.standby.run()
-        await _own_checkpoints(parts)
     if parts.lead is not None:
         await parts.lead.follow(parts.job)
         return
-    while True:
-        await asyncio.sleep(tick_seconds(parts.job.settings.lease))
-        parts.job.tick()
-        if parts.checkpointer is not None:
-            parts.checkpointer.plan()
+    # Beside the ticks: a disk that does not answer keeps no lease from running out.
+    owning = asyncio.create_task(_own_checkpoints(parts)) if parts.standby is not None else None
+    try:
+        while True:
+            await asyncio.sleep(tick_seconds(parts.job.settings.lease))
+            parts.job.tick()
+            if parts.checkpointer is not None:
+                parts.checkpointer.plan()
+    finally:
+        if owning is not None:
+            owning.cancel()
 
 
 async def _own_checkpoints(parts: Parts) -> None:
     """After a takeover: the checkpoints of the job are this server's to write."""
-    if parts.checkpointer is None or parts.lead is not None:
+    if parts.checkpointer is None:
         return
     try:
         await asyncio.to_thread(parts.checkpointer.ownership.claim)
-    except (CheckpointError, OSError) as error:
-        log.error("checkpoints cannot be written from now on: %s", error)
+    except Exception as error:  # noqa: BLE001 - whatever a file system raises, training goes on
+        log.error("the place of the checkpoints is not this server's, so another job may take it: %s", error)
 
 
 async def _stop(parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: list[asyncio.Task[None]]) -> None:

@@ -25,6 +25,13 @@ _ALL = 0xFFFFFFFF
 Instruction = tuple[int, int, int, int]  # code, instructions to skip if true, if false, operand
 
 
+def host_of(address: str) -> str:
+    """What is banned for what an address has done: itself, or the network of an IPv6 address."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address, 64), strict=False).network_address)
+
+
 def refuse_all(listening: socket.socket) -> None:
     """Drop what anybody sends to ``listening`` from now on.
 

@@ -149,7 +149,7 @@ class StrangerWatch:
             del self._strangers[inode]
             self._others.add(inode)
             if stranger.abusive:
-                self._bans.note(stranger.host, now)
+                self._bans.note(banned_hosts.host_of(stranger.host), now)
             self._metrics.strangers.inc()
             if (held_back := self._throttle.admit(now)) is not None:
                 more = f" ({held_back} more were closed since the last line)" if held_back else ""

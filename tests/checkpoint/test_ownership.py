@@ -96,14 +96,15 @@ def test_standby_that_takes_over_owns_the_folder_and_writes_there(tmp_path: Path
             servers.wait()
             for _ in range(2):
                 client.push({"x": torch.ones(8)})
-            servers.kill(0)
 
             def kept() -> bool:
                 client.push({"x": torch.ones(8)})
                 return servers.status(standby).checkpoint.version > 2
 
-            until(kept, "a checkpoint of the standby is good")
-        assert f'"address": "{standby.address}"' in (folder / NAME).read_text()
+            with Storage(str(folder)).exclusive():  # the job does not wait for the folder
+                servers.kill(0)
+                until(kept, "a checkpoint of the standby is good")
+        until(lambda: f'"address": "{standby.address}"' in (folder / NAME).read_text(), "the standby owns the folder")
         servers.stop(standby)
         assert '"ended": true' in (folder / NAME).read_text()
 

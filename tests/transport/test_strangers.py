@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from torch_ps.ps.transport.banned_hosts import attach, refuse_all
+from torch_ps.ps.transport.banned_hosts import attach, host_of, refuse_all
 from torch_ps.ps.transport.strangers import (
     BAN_SECONDS,
     CLOSED_SECONDS,
@@ -105,6 +105,16 @@ def test_number_of_banned_hosts_is_bounded() -> None:
         for _ in range(MAX_ABUSES):
             bans.note(str(host), 0.0)
     assert bans.banned(0.0) - {EVERYBODY} == {str(host) for host in range(10, MAX_BANNED + 10)}
+
+
+def test_addresses_of_one_ipv6_network_are_one_host() -> None:
+    assert host_of("10.0.0.7") == "10.0.0.7"
+    assert host_of("2001:db8::1:2:3:4") == host_of("2001:db8::5") == "2001:db8::"
+    assert host_of("2001:db8:0:1::5") == "2001:db8:0:1::"
+    bans = Bans()
+    for number in range(MAX_ABUSES):
+        bans.note(host_of(f"2001:db8::{number}"), 0.0)
+    assert bans.banned(0.0) == {"2001:db8::"}
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "::"])
