@@ -147,7 +147,7 @@ class Storage:
         """In a folder, keep other processes that ask for the same out. Elsewhere, and where locks do not work, nothing.
 
         Raises:
-            OSError: Another process has been in there for ``LOCK_SECONDS``.
+            CheckpointError: Another process has been in there for ``LOCK_SECONDS``.
         """
         if not self.is_local:
             yield
@@ -160,7 +160,9 @@ class Storage:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise
+                        raise CheckpointError(
+                            f"{self.url} is locked by another process, which claims it; start again when that has ended"
+                        ) from None
                     time.sleep(0.05)
                     continue
                 except OSError as error:
