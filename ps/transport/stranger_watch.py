@@ -85,7 +85,8 @@ class StrangerWatch:
             self._over.set()
 
     def _watch(self, port: int) -> None:
-        while not self._over.wait(PERIOD):
+        while not self._over.is_set():
+            time.sleep(PERIOD)  # cheaper than to wait for the event
             self._look(port, time.monotonic())
 
     def _look(self, port: int, now: float) -> None:
@@ -93,6 +94,8 @@ class StrangerWatch:
         if num_open != self._num_open or self._accepted or now >= self._next_search:
             self._search(port, now)
             self._num_open, self._next_search = num_open, now + LONGEST
+        if not (self._strangers or self._refused or self._banned):
+            return
         refused = Counter(_drained(self._refused))
         for inode, connection in list(self._strangers.items()):
             stranger = connection.stranger
