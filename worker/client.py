@@ -176,7 +176,7 @@ class Client(JobMember):
         Args:
             gradients: one per parameter (and a new value per buffer), in its shape.
             base: version that the gradients were computed from; None for the last one that this client saw.
-            weight: part of the gradients in the mean, usually the number of samples; finite and >= 0.
+            weight: part of the gradients in the mean, usually the number of samples; 0, or 2^-53 to 2^53.
 
         Raises:
             NotInitialised: ``init`` was not called.

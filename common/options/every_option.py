@@ -57,18 +57,21 @@ def check_variables(environment: Mapping[str, str], own: Iterable[str] = ()) -> 
         own: Further names that the caller knows.
 
     Raises:
-        ConfigError: A variable is unknown; names it, and the nearest one that exists.
+        ConfigError: Some are unknown; names each, and the nearest one that exists.
     """
     found = [name for name, value in environment.items() if value and name.startswith(PREFIX)]
     if not found:
         return
     options = (each for config in OF_COMMAND.values() for each in declared(config).values())
     known = {*NO_OPTIONS, *own, *(name for each in options for name in each.variables(PREFIX[:-1]))}
+    slips = []
     for name in sorted(found):
         if name not in known and not _of_other_programs(name, environment):
             near = nearest(name, [each for each in known if each.startswith(PREFIX)])
             hint = f"did you mean ${near}?" if near else "unset it, or rename it if it is not for torch-ps"
-            raise ConfigError(f"${name} is no option of torch-ps; {hint}")
+            slips.append(f"${name} is no option of torch-ps; {hint}")
+    if slips:
+        raise ConfigError(" ".join(slips))
 
 
 def _of_other_programs(name: str, environment: Mapping[str, str]) -> bool:

@@ -23,7 +23,8 @@ import json
 import time
 from dataclasses import dataclass
 
-from torch_ps.common.errors import CheckpointError
+from torch_ps.common.errors import CheckpointError, ConfigError
+from torch_ps.common.wire import address
 
 FORMAT = "torch-ps owner 1"
 #: Largest record that is read, in bytes.
@@ -86,11 +87,19 @@ def verdict(found: Owner | None, mine: Owner, *, alive: bool | None) -> Verdict:
         return Verdict.REFUSE
     if found.ended:
         return Verdict.TAKE
-    if alive is None and found.host == mine.host and found.address == mine.address:
+    if alive is None and found.host == mine.host and found.address == mine.address and not _loopback(found.address):
         return Verdict.TAKE  # its port is this process's now
     if alive is None:
         return Verdict.WATCH
     return Verdict.REFUSE if alive else Verdict.TAKE
+
+
+def _loopback(text: str) -> bool:
+    """Whether an address says nothing about which machine it is of."""
+    try:
+        return address.parse(text).loopback
+    except ConfigError:
+        return True
 
 
 def dump(owner: Owner) -> bytes:

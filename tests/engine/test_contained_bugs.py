@@ -20,6 +20,7 @@ from torch_ps.ps.failover import records
 def job(mode: str, *, clips: bool = False) -> Hostile:
     """A job of h0, which has made a step, and of h1."""
     machine = Hostile()
+    machine.bugs_are_planted = True
     machine.begin(seed=1, mode=mode, optimizer="SGD", clips=clips)
     machine.join(seed=2, name="h1", changes=0)
     assert "h1" in machine.others

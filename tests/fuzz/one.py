@@ -8,6 +8,7 @@ with atheris.instrument_imports(
     include=[
         "torch_ps.common",
         "torch_ps.ps.core",
+        "torch_ps.ps.transport.boundary",
         "torch_ps.ps.checkpoint.manifest",
         "torch_ps.ps.checkpoint.tensor_file",
     ]

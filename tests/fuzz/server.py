@@ -9,6 +9,7 @@ what is no ``PsError``, on any path, is in ``Server.bugs``.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from torch_ps.ps.core.effects import Apply, Effect
 from torch_ps.ps.core.incarnation import Incarnation
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.parameter_store import CPU
+from torch_ps.ps.observability import bug_reports
+from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.server import server as root
 from torch_ps.ps.server.servicer import Servicer
@@ -100,6 +103,18 @@ class Link:
         return [header for message in new for header, _ in unpack_all(message, pb.DownHeader)]
 
 
+class BugReports(logging.Handler):
+    """Bugs that the server has reported, and not ended by."""
+
+    def __init__(self, found: list[BaseException]) -> None:
+        super().__init__(logging.ERROR)
+        self._found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("bug %d") and record.exc_info and record.exc_info[1] is not None:
+            self._found.append(record.exc_info[1])
+
+
 class Server:
     """One shard of a job. Make it within its running event loop.
 
@@ -108,6 +123,7 @@ class Server:
 
     Attributes:
         bugs: Exceptions that are no refusals.
+        reported: Bugs that the server has reported, having contained them.
         applied: Every decision to apply something, in order.
     """
 
@@ -132,6 +148,10 @@ class Server:
         self.servicer = Servicer(self.parts, port=1, max_model=1 << 20)
         self.servicer._joins.take = lambda host, now: None  # type: ignore[method-assign]  # thousands of joins a minute
         self.bugs: list[BaseException] = []
+        self.reported: list[BaseException] = []
+        bug_reports._throttle = LogThrottle()  # a run that is repeated has the same reports
+        self._reports = BugReports(self.reported)
+        logging.getLogger("torch_ps.ps").addHandler(self._reports)
         self.applied: list[Apply] = []
         self._background: set[asyncio.Future[Any]] = set()
         asyncio.get_running_loop().set_exception_handler(self._note)
@@ -214,6 +234,10 @@ class Server:
         """Let everything happen that can."""
         for _ in range(TURNS):
             await asyncio.sleep(0)
+
+    def forget(self) -> None:
+        """Hear of no more bug reports."""
+        logging.getLogger("torch_ps.ps").removeHandler(self._reports)
 
     async def close(self) -> None:
         """End what is in the background and write the last checkpoint."""

@@ -12,11 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from google.protobuf.message import Message
 
-from torch_ps.common import codecs
+from torch_ps.common import codecs, schema
 from torch_ps.common.errors import CheckpointError, CorruptFrame, ProtocolError
+from torch_ps.common.optimizer_spec import changes_from_proto
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, Piece
+from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.common.wire.field_ranges import MAX_WEIGHT, RANGES, check
 from torch_ps.common.wire.frames import pack, unpack, unpack_all
 from torch_ps.ps.checkpoint import manifest as manifests
 from torch_ps.ps.checkpoint.tensor_file import TensorFile
@@ -25,10 +29,14 @@ from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.sample_assigner import SampleAssigner
 from torch_ps.ps.engine.written_weights import of_push
+from torch_ps.ps.transport.boundary import read_frames, read_request
 
 Target = Callable[[bytes], None]
 
 CODECS = ("none", "fp16", "bf16", "int8", "sign", "topk:0.1", "randk:0.1")
+
+#: What the boundary reads, in the order of their names.
+REQUESTS: list[type[Message]] = [getattr(pb, name) for name in sorted(RANGES)]
 
 #: A bucket of three tensors.
 BUCKET = Bucket(1, 0, "optimizer", 0, 6, (Piece(0, 0, 1, 0), Piece(1, 0, 2, 1), Piece(2, 0, 3, 3)))
@@ -57,6 +65,23 @@ def message(data: bytes) -> None:
     with contextlib.suppress(CorruptFrame):
         for header, payload in unpack_all(data, pb.UpHeader):
             assert unpack(pack(header, (payload,)), pb.UpHeader) == (header, payload)
+
+
+def request(data: bytes) -> None:
+    """The request of any call, and the frames of an Exchange: what the boundary gives out is in range, and is used."""
+    if not data:
+        return
+    kind, rest = REQUESTS[data[0] % len(REQUESTS)], data[1:]
+    with contextlib.suppress(ProtocolError):
+        read = read_request(rest, kind)
+        check(read)
+        if isinstance(read, pb.JoinRequest):
+            schema.from_proto(read.model)
+        if isinstance(read, pb.Push):
+            changes_from_proto("SGD", read.hyper)
+            assert 0 <= read.weight <= MAX_WEIGHT
+    with contextlib.suppress(ProtocolError):
+        assert all(header.push.weight <= MAX_WEIGHT for header, _ in read_frames(rest))
 
 
 def document(data: bytes) -> None:
@@ -112,12 +137,25 @@ def _rest(data: bytes) -> bytes:
 TARGETS: dict[str, Target] = {
     "frame": frame,
     "message": message,
+    "request": request,
     "document": document,
     "body": body,
     "tensors": tensors,
     "sections": sections,
     "payload": payload,
 }
+
+
+def _example(kind: type[Message]) -> Message:
+    """A message of a kind, with something in it."""
+    model = schema.to_proto(Model("SGD", (Group((TensorSpec("w", (2,)),), {"lr": 0.5, "nesterov": False}),)))
+    examples: dict[str, Message] = {
+        "JoinRequest": pb.JoinRequest(worker="w0", model=model, incarnation=7, secret=bytes(16)),
+        "Push": pb.Push(step=3, weight=4.0, codec="none", hyper={"lr": pb.HyperValue(number=0.5)}),
+        "DataRequest": pb.DataRequest(worker="w0", data=pb.DataSet(name="d", size=10, seed=1), batch=2, epochs=1),
+        "BallotRequest": pb.BallotRequest(worker="w0", paper=[pb.BallotPaper(accepted=pb.Term(number=2, server="x"))]),
+    }
+    return examples.get(kind.DESCRIPTOR.name) or kind()
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -166,6 +204,7 @@ def seeds() -> dict[str, list[bytes]]:
             pack(pb.DownHeader(measured=measured)),
         ],
         "message": [pull + pull + pack(push, (bytes(16),)), pack(push) + pack(named) + pack(ahead, (bytes(24),))],
+        "request": [bytes([number]) + _example(kind).SerializeToString() for number, kind in enumerate(REQUESTS)],
         "document": [json.dumps(head).encode() + b"\n" + bodies[0]],
         "body": bodies,
         "sections": [

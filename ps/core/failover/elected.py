@@ -35,6 +35,7 @@ class ElectedSeat(Seat):
         self._asked = Term()  # that votes are asked for
         self._votes: frozenset[Elector] = frozenset()
         self._accepts: frozenset[Elector] = frozenset()
+        self._others: dict[Elector, Configuration] = {}  # newer ones that workers say are in force
 
     def asked(self, elector: Elector, now: float) -> Decisions:
         if not self._follows or elector not in self.electorate:
@@ -50,7 +51,7 @@ class ElectedSeat(Seat):
 
     def voted(self, elector: Elector, vote: Vote) -> Decisions:
         self._hear(vote.promised)
-        stopped = self.refused(vote.served, serving=True)
+        stopped = self._served(elector, vote.served)
         if stopped or self.role is not Role.ASKING or vote.term != self._asked or not vote.granted:
             return stopped
         self._votes |= {elector}
@@ -59,6 +60,15 @@ class ElectedSeat(Seat):
         self.role, self._claimed, self._votes, self._accepts = Role.CONFIRMING, True, frozenset(), frozenset()
         self.configuration = Configuration(self._asked)
         return (Declare(self.configuration, False),)
+
+    def _served(self, elector: Elector, configuration: Configuration) -> Decisions:
+        """Hear from a worker which configuration is in force. One worker may be wrong; a majority has made it so."""
+        self._hear(configuration.term)
+        if elector not in self.electorate or configuration.term <= self.configuration.term:
+            return ()
+        self._others = {**self._others, elector: configuration}
+        told = {who for who, each in self._others.items() if each.term > self.configuration.term}
+        return self.refused(configuration, serving=True) if self._majority(frozenset(told)) else ()
 
     def accepted(self, elector: Elector, term: Term) -> Decisions:
         if self.role is not Role.CONFIRMING or term != self.configuration.term:

@@ -333,6 +333,11 @@ def test_every_command_refuses_a_mistyped_variable_and_key(program: str, toml: A
     assert said.startswith(f"Error: leese of [server] in {file} is not an option of ")
 
 
+def test_all_mistyped_variables_are_named_at_once() -> None:
+    said = refusal(serve, PS_MOED="async", PS_LEESE="3")
+    assert "$PS_LEASE? $PS_MOED is no option of torch-ps; did you mean $PS_MODE?" in said
+
+
 def test_variables_of_other_commands_and_of_other_programs_are_let_through() -> None:
     kubernetes = {
         "PS_SERVICE_HOST": "10.0.0.1",
