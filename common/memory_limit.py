@@ -12,6 +12,7 @@ Rules of this file
 Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ def memory(root: Path = Path("/")) -> Memory:
 
 def _machine(root: Path) -> Memory:
     kilobytes = _numbers(root / "proc/meminfo")
-    total = 1024 * kilobytes["MemTotal"]
-    return Memory(total, 1024 * kilobytes.get("MemAvailable", kilobytes["MemTotal"]), "this machine")
+    total = kilobytes.get("MemTotal", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 10)
+    return Memory(1024 * total, 1024 * kilobytes.get("MemAvailable", total), "this machine")
 
 
 def _groups(root: Path) -> Iterator[Memory]:
@@ -73,7 +74,7 @@ def _folders(root: Path) -> Iterator[tuple[_Version, Path, Path]]:
     """The group of this process, and the highest one that can be seen, for each version."""
     try:
         groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
-        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
+        mounts = [line.split() for line in os.fsdecode((root / "proc/self/mountinfo").read_bytes()).split("\n") if line]
     except OSError:
         return
     for fields in mounts:

@@ -1011,12 +1011,14 @@ class Elector(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
 
 class Ballot(_message.Message):
-    __slots__ = ("ask", "declare")
+    __slots__ = ("ask", "declare", "standby")
     ASK_FIELD_NUMBER: _ClassVar[int]
     DECLARE_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     ask: Ask
     declare: Declare
-    def __init__(self, ask: _Optional[_Union[Ask, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ...) -> None: ...
+    standby: str
+    def __init__(self, ask: _Optional[_Union[Ask, _Mapping]] = ..., declare: _Optional[_Union[Declare, _Mapping]] = ..., standby: _Optional[str] = ...) -> None: ...
 
 class Ask(_message.Message):
     __slots__ = ("term", "base")
@@ -1035,12 +1037,14 @@ class Declare(_message.Message):
     def __init__(self, configuration: _Optional[_Union[Configuration, _Mapping]] = ..., serving: bool = ...) -> None: ...
 
 class BallotPaper(_message.Message):
-    __slots__ = ("vote", "accepted")
+    __slots__ = ("vote", "accepted", "standby")
     VOTE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     vote: Vote
     accepted: Term
-    def __init__(self, vote: _Optional[_Union[Vote, _Mapping]] = ..., accepted: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
+    standby: str
+    def __init__(self, vote: _Optional[_Union[Vote, _Mapping]] = ..., accepted: _Optional[_Union[Term, _Mapping]] = ..., standby: _Optional[str] = ...) -> None: ...
 
 class Vote(_message.Message):
     __slots__ = ("term", "granted", "promised", "served")

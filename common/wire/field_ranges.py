@@ -124,7 +124,6 @@ Range = Any_ | Whole | Real | Text | Data | Many
 ANY = Any_()
 WEIGHT = Real(MIN_WEIGHT, MAX_WEIGHT)
 WORKER, SERVER, TENSOR, SENTENCE = Text(MAX_WORKER), Text(MAX_SERVER), Text(MAX_TENSOR), Text(MAX_SENTENCE)
-SECRET = Data(16)
 CODEC, TYPE, ID = Text(100), Text(40), Text(200)
 #: Secret of a session or of a shard; a shorter one is nobody's.
 SECRET = Data(16)
@@ -278,7 +277,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "ReplicaHello": {"server": Text(MAX_SERVER, 1), "version": ANY},
     "Term": {"number": Whole(0, 1 << 62), "server": SERVER},
     "Configuration": {"term": ANY, "standby": SERVER},
-    "BallotPaper": {"vote": ANY, "accepted": ANY},
+    "BallotPaper": {"vote": ANY, "accepted": ANY, "standby": SERVER},
     "Vote": {"term": ANY, "granted": ANY, "promised": ANY, "served": ANY},
     "BallotRequest": {"worker": WORKER, "session": ANY, "take_over": ANY, "paper": Many(16), "secret": SECRET},
 }

@@ -25,7 +25,7 @@ from pathlib import Path
 from torch_ps.common.errors import CheckpointError
 from torch_ps.ps.checkpoint import owner
 from torch_ps.ps.checkpoint.owner import Owner, Verdict
-from torch_ps.ps.checkpoint.storage import FileMissing, Storage
+from torch_ps.ps.checkpoint.storage import FileMissing, Storage, cause
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -61,12 +61,14 @@ class Ownership:
         self._owns = False
         self._lost = ""
         self._ended = threading.Event()
+        self._writing = threading.Lock()  # two writers would share one partial file
 
     def claim(self) -> None:
         """Lead: make the folder that of this job and renew the record from now on.
 
         Raises:
-            CheckpointError: It is that of another job, which lives or has another name; the message says whose.
+            CheckpointError: It is that of another job, which lives or has another name; the message says whose. Or it
+                cannot be written.
         """
         found = self._read()
         decided = self._verdict(found)
@@ -121,7 +123,7 @@ class Ownership:
         """Say that the job has ended, so that the next one need not wait; errors only cost that."""
         self._ended.set()
         if self._owns:
-            with contextlib.suppress(CheckpointError, OSError):
+            with contextlib.suppress(CheckpointError), self._writing:
                 self.check()
                 self._write(dataclasses.replace(self._mine, ended=True))
 
@@ -145,11 +147,14 @@ class Ownership:
     def _renew_until_ended(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             try:
-                self.check()
-                self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
-                self._write(self._mine)
+                with self._writing:
+                    if self._ended.is_set():
+                        return
+                    self.check()
+                    self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
+                    self._write(self._mine)
                 self._lost = ""
-            except (CheckpointError, OSError) as error:
+            except CheckpointError as error:
                 if str(error) != self._lost:
                     self._lost = str(error)
                     log.warning("the claim on %s is not renewed: %s", self._storage.url, error)
@@ -171,12 +176,19 @@ class Ownership:
         return owner.parse(data, self._storage.place(NAME))
 
     def _write(self, record: Owner) -> None:
-        self._storage.write(NAME, [owner.dump(record)])
+        try:
+            self._storage.write(NAME, [owner.dump(record)])
+        except Exception as error:  # noqa: BLE001  # fsspec's packages raise errors of their own
+            raise CheckpointError(f"{self._storage.place(NAME)} cannot be written: {cause(error)}") from None
 
 
 def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    """Boot and process namespace of this process; "" where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 def _ticks(pid: int) -> int:
@@ -190,7 +202,7 @@ def _ticks(pid: int) -> int:
 
 
 def _alive(found: Owner) -> bool | None:
-    """Whether the process of a record lives; None: it is of another machine or container."""
-    if found.machine != _machine():
+    """Whether the process of a record lives; None: it is of another machine or container, or nothing tells."""
+    if not (found.machine and found.ticks) or found.machine != _machine():
         return None
     return _ticks(found.pid) == found.ticks

@@ -101,8 +101,7 @@ class Storage:
         Raises:
             CheckpointError: The place does not answer, or refuses; one line as of ``try_reading``.
         """
-        if self.is_local and not os.path.isdir(self._root):
-            log.info("%s does not exist and is made", self.url)
+        made = self.is_local and not os.path.isdir(self._root)
         name, text = self._path(f"trial-{secrets.token_hex(4)}"), secrets.token_bytes(16)
 
         def trial(fs: Any) -> None:
@@ -118,6 +117,8 @@ class Storage:
                 fs.rm_file(name)
 
         self._answers("written", trial)
+        if made:
+            log.info("%s did not exist and has been made", self.url)
 
     def _answers(self, what: str, call: Callable[[Any], object]) -> None:
         if self.is_local or not self.url.startswith(("s3:", "s3a:")):
@@ -146,7 +147,7 @@ class Storage:
         """In a folder, keep other processes that ask for the same out. Elsewhere, and where locks do not work, nothing.
 
         Raises:
-            OSError: Another process has been in there for ``LOCK_SECONDS``.
+            CheckpointError: Another process has been in there for ``LOCK_SECONDS``.
         """
         if not self.is_local:
             yield
@@ -159,7 +160,9 @@ class Storage:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise
+                        raise CheckpointError(
+                            f"{self.url} is locked by another process, which claims it; start again when that has ended"
+                        ) from None
                     time.sleep(0.05)
                     continue
                 except OSError as error:

@@ -209,7 +209,7 @@ ELECTED_SEAT = StateTable(
     "One server of a shard with --standby-of. A server that starts the job begins as alone.",
     _ROLES,
     _rows("""
-        alone: attach > paired
+        alone: met > paired
         paired: lost > asking
         standby: asked > asking
         standby: tick > asking

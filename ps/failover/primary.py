@@ -117,17 +117,20 @@ class Replication(JobListener, SeatListener):
 
     # -------------------------------------------------------------- the standby
 
-    async def serve(self, messages: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]) -> None:
+    async def serve(
+        self, first: bytes, messages: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]
+    ) -> None:
         """Serve one standby, from its hello to the end of its stream.
 
         Args:
-            messages: What the standby sends.
+            first: First message of the standby, its hello.
+            messages: What it sends after that.
             send: Sends it one frame.
 
         Raises:
             Refused: There is another one, or the last one is lost and that is not settled yet.
         """
-        hello = read_request(await anext(messages, b""), pb.ReplicaUp)
+        hello = read_request(first, pb.ReplicaUp)
         version.check(f"the standby {hello.hello.server!r}", hello.hello.version, "its primary")
         follower = self._attach(hello.hello.server)
         work = [self._fill(follower), self._read(follower, messages), _write(follower, send)]

@@ -25,6 +25,7 @@ from torch_ps.ps.core.failover.seat import (
     Decision,
     Declare,
     Elector,
+    Introduce,
     Receipt,
     Refuse,
     RequestVotes,
@@ -116,6 +117,8 @@ class SeatDriver:
                         log.info("%s: %s", decision.configuration.term, decision.configuration)
                         for each in self._listeners:
                             each.on_configuration(decision.configuration)
+                case Introduce():
+                    self._send(pb.Ballot(standby=decision.standby))
                 case Append():
                     taken = True
                 case Acknowledge() | ConfigChange() | Serve() | StepDown() | Transact():
@@ -140,14 +143,16 @@ class SeatDriver:
     # -------------------------------------------------------------- workers
 
     def greeting(self) -> list[bytes]:
-        """Frames that a worker's new stream begins with: the configuration in force, then what is asked of workers."""
-        configuration = self.seat.configuration
-        if not configuration.term.number:
-            return []
-        in_force = (
-            [_ballot_of_declare(Declare(configuration, True))] if self.seat.role in (Role.ALONE, Role.PAIRED) else []
-        )
-        return [_frame(each) for each in in_force + self._outstanding()]
+        """Frames that a worker's new stream begins with.
+
+        The configuration in force, the standby if the worker has to say that it knows it, and what is asked of workers.
+        """
+        seat, found = self.seat, list[pb.Ballot]()
+        if seat.configuration.term.number and seat.role in (Role.ALONE, Role.PAIRED):
+            found.append(_ballot_of_declare(Declare(seat.configuration, True)))
+        if seat.partner and not seat.follows:
+            found.append(pb.Ballot(standby=seat.partner))
+        return [_frame(each) for each in found + self._outstanding()]
 
     def take_paper(self, elector: Elector, paper: pb.BallotPaper) -> None:
         """Take a worker's answer to a vote request or to a declared configuration."""
@@ -156,6 +161,8 @@ class SeatDriver:
                 self.obey(self.seat.voted(elector, ballots.vote_from_proto(paper.vote)))
             case "accepted":
                 self.obey(self.seat.accepted(elector, ballots.term_from_proto(paper.accepted)))
+            case "standby":
+                self.obey(self.seat.met(elector, paper.standby))
 
     def ballot(self, request: pb.BallotRequest) -> list[pb.Ballot]:
         """Serve Ballot, for a worker without a stream to this server: its answers, and whether it wants a takeover.

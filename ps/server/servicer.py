@@ -8,7 +8,7 @@ Exchange carries the gradients and parameters; it reads and writes raw frames (`
 
 import functools
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -32,7 +32,6 @@ from torch_ps.common.wire import ballots
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.sample_requests import data_set
-from torch_ps.ps.job.seed_receiver import SeedStream
 from torch_ps.ps.job.status import roster_view
 from torch_ps.ps.server.parts import Parts
 from torch_ps.ps.transport import limits
@@ -274,25 +273,31 @@ class Servicer:
     async def replicate(self, frames: AsyncIterable[bytes], context: Context) -> None:
         self._check_serving()
         async with aclosing(messages_of(frames)) as messages:
-            await self._parts.replication.serve(messages, context.write)
+            hello = await self._hellos.read_first(
+                lambda: anext(messages, b""), context.peer(), HELLO_DEADLINE, "ReplicaHello"
+            )
+            await self._parts.replication.serve(hello, messages, context.write)
 
     def _check_serving(self) -> None:
         if closed := self._parts.replication_status.closed:
             raise NotServing(closed)
 
-    async def seed(self, frames: AsyncIterator[bytes], context: Context) -> pb.SeedReply:
-        seed: SeedStream | None = None
+    async def seed(self, frames: AsyncIterable[bytes], context: Context) -> pb.SeedReply:
         self._check_serving()
-        async for frame in frames:
-            header, payload = read_seed_frame(frame)
-            if seed is None:
-                self._job.incarnation.check(header.incarnation, f"worker {header.worker!r}")
-                model = self._model(header.model)
-                seed = await self._parts.seeds.begin(header.worker, header.session, header.secret, model)
-            else:
+        async with aclosing(messages_of(frames)) as incoming:
+            first = await self._requests.read_first(
+                lambda: anext(incoming, b""), context.peer(), REQUEST_DEADLINE, "Seed"
+            )
+            if not first:
+                raise CorruptFrame(f"a Seed to shard {self._job.settings.index} has no frame")
+            header, _ = read_seed_frame(first)
+            del first
+            self._job.incarnation.check(header.incarnation, f"worker {header.worker!r}")
+            model = self._model(header.model)
+            seed = await self._parts.seeds.begin(header.worker, header.session, header.secret, model)
+            async for frame in incoming:
+                header, payload = read_seed_frame(frame)
                 seed.take(header.bucket, payload)
-        if seed is None:
-            raise CorruptFrame(f"a Seed to shard {self._job.settings.index} has no frame")
         self._parts.seeds.end(seed)
         give_back_freed_memory()  # the frames that brought the parameters
         return pb.SeedReply()

@@ -55,7 +55,7 @@ class Admission:
                 async with asyncio.timeout(seconds):
                     return await receive()
             except TimeoutError:
-                raise WaitTimeout(f"no {name} came within {seconds:g} s of opening the stream") from None
+                raise WaitTimeout(f"no {name} came within {seconds:g} s of the opening of the call") from None
 
     @contextlib.asynccontextmanager
     async def _place(self, host: str) -> AsyncIterator[None]:

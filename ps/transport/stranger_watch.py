@@ -9,10 +9,12 @@ counts what arrives on each, with TLS or without.
 Rules of this file
   1. It decides nothing. gRPC frees a connection that is shut down as if the peer had gone.
   2. A look at a port without strangers and without new connections costs one system call.
+  3. It never ends the server: where the system has no descriptor left to look with, it looks again later.
 """
 
 import asyncio
 import contextlib
+import errno
 import logging
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from typing import Any
 import grpc
 
 from torch_ps.common.allocator import give_back_freed_memory
+from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport import banned_hosts, port_sockets
@@ -52,9 +55,10 @@ class StrangerWatch:
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics, self._throttle = metrics, LogThrottle()
+        self._metrics, self._throttle, self._blind = metrics, LogThrottle(), LogThrottle()
         self._strangers: dict[int, _Connection] = {}  # by inode, in the order they came
         self._others: set[int] = set()  # inodes of sockets that are no strangers'
+        self._friends: dict[Peer, int] = {}  # inodes of those of them that have had a call accepted
         self._listening: dict[int, int] = {}  # inode and descriptor of sockets among them
         self._num_open, self._next_search = -1, float("-inf")
         self._bans, self._banned = Bans(), frozenset[str]()
@@ -78,12 +82,19 @@ class StrangerWatch:
             return
         while True:
             await asyncio.sleep(PERIOD)
-            self._look(port, time.monotonic())
+            try:
+                self._look(port, time.monotonic())
+            except Exception as error:  # noqa: BLE001 - the job goes on without the watch
+                report_bug("the watch of connections", error)
 
     def _look(self, port: int, now: float) -> None:
         num_open = port_sockets.num_open()
-        if num_open != self._num_open or self._accepted or now >= self._next_search:
-            self._search(port, now)
+        if num_open != self._num_open or not self._accepted <= self._friends.keys() or now >= self._next_search:
+            try:
+                self._search(port, now)
+            except OSError as error:  # no descriptor is free to list them with
+                if self._blind.admit(now) is not None:
+                    log.warning("new connections are not watched: %s; raise the limit of open files", error)
             self._num_open, self._next_search = num_open, now + LONGEST
         for inode, connection in list(self._strangers.items()):
             stranger = connection.stranger
@@ -100,11 +111,12 @@ class StrangerWatch:
 
     def _search(self, port: int, now: float) -> None:
         """Bring the sets of connections up to date."""
-        accepted, self._accepted = self._accepted, set()
         found = port_sockets.find_all()
+        accepted, self._accepted = self._accepted, set()
         self._others &= found.keys()
         self._strangers = {inode: each for inode, each in self._strangers.items() if inode in found}
         self._listening = {inode: found[inode] for inode in self._listening if inode in found}
+        self._friends = {peer: inode for peer, inode in self._friends.items() if inode in found}
         for inode, descriptor in found.items():
             if inode not in self._others and inode not in self._strangers:
                 self._classify(inode, descriptor, port, now)
@@ -112,6 +124,7 @@ class StrangerWatch:
             if connection.peer in accepted:
                 del self._strangers[inode]
                 self._others.add(inode)
+                self._friends[connection.peer] = inode
 
     def _classify(self, inode: int, descriptor: int, port: int, now: float) -> None:
         with contextlib.suppress(OSError), port_sockets.borrowed(descriptor) as connection:
@@ -128,8 +141,12 @@ class StrangerWatch:
         inodes = {id(connection.stranger): inode for inode, connection in self._strangers.items()}
         for stranger, reason in excessive([each.stranger for each in self._strangers.values()], now):
             inode = inodes[id(stranger)]
-            with contextlib.suppress(OSError):
-                port_sockets.shut(self._strangers.pop(inode).descriptor, inode)
+            try:
+                port_sockets.shut(self._strangers[inode].descriptor, inode)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    continue  # the next look tries again
+            del self._strangers[inode]
             self._others.add(inode)
             if stranger.abusive:
                 self._bans.note(stranger.host, now)

@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,10 +21,11 @@ from tests.support.jobs import until
 from tests.support.replicated import replicated
 from tests.support.restart import Shards, shards
 from torch_ps.common.errors import CheckpointError, ModelMismatch
-from torch_ps.ps.checkpoint import ownership
+from torch_ps.common.wire.frames import Buffer
+from torch_ps.ps.checkpoint import ownership, storage
 from torch_ps.ps.checkpoint.ownership import NAME, Ownership
 from torch_ps.ps.checkpoint.repository import Checkpoints
-from torch_ps.ps.checkpoint.storage import Storage
+from torch_ps.ps.checkpoint.storage import FileFact, Storage
 
 SPEC = torch_ps.OptimizerSpec("SGD", lr=1.0)
 
@@ -130,6 +131,49 @@ def test_owner_on_another_machine_is_watched(owned: Path, monkeypatch: pytest.Mo
     alive.join()
     monkeypatch.setattr(ownership, "WATCH_SECONDS", 0.3)
     owner(owned, 3).claim()
+
+
+class Failing(Storage):
+    """A store whose package raises an error of its own at so many writes."""
+
+    failures = 0
+
+    def write(self, name: str, parts: Iterable[Buffer]) -> FileFact:
+        if self.failures:
+            self.failures -= 1
+            raise EOFError("the store is away")
+        return super().write(name, parts)
+
+
+def test_store_that_fails_is_one_line_at_the_start_and_later_costs_only_a_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "RENEW_SECONDS", 0.02)
+    store = Failing(str(tmp_path))
+    first = Ownership(store, incarnation=1, job="", address="127.0.0.1:1")
+    store.failures = 1
+    with pytest.raises(CheckpointError, match=r"owner\.json cannot be written: the store is away"):
+        first.claim()
+    first.claim()
+    store.failures = 2
+
+    def renewed() -> bool:
+        return not store.failures and json.loads((tmp_path / NAME).read_text())["beat"] > 2
+
+    until(renewed, "the record is renewed after two failures")
+    first.release()
+
+
+def test_folder_that_another_process_locks_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LOCK_SECONDS", 0.1)
+    with Storage(str(tmp_path)).exclusive(), pytest.raises(CheckpointError, match="locked by another process"):
+        owner(tmp_path, 1).claim()
+
+
+def test_owner_whose_process_nothing_tells_of_is_watched(owned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "WATCH_SECONDS", 0.1)
+    record(owned, ticks=0, pid=2**22 + 1, host="another", token="another")
+    owner(owned, 2).claim()
 
 
 def test_folder_of_a_job_with_another_name_is_refused_also_after_its_end(tmp_path: Path) -> None:

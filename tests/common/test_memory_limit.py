@@ -1,5 +1,6 @@
 """The memory of a process, of made-up trees of control groups as kernels and containers show them."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def group(folder: str, limit: int | str, usage: int = 0, cached: int = 0, *, v1:
 
 def test_without_groups_it_is_that_of_the_machine(tmp_path: Path) -> None:
     assert machine(tmp_path, "0::/\n", [("/", "/cg", V2)], {}) == Memory(8 * GIB, 6 * GIB, "this machine")
+
+
+def test_without_proc_it_is_that_of_the_machine_as_python_knows_it(tmp_path: Path) -> None:
+    total = memory(tmp_path).limit
+    assert total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 10 << 10
+
+
+def test_mount_point_with_a_name_that_is_no_text_is_read(tmp_path: Path) -> None:
+    machine(tmp_path, "0::/\n", [("/", "/cg", V2)], group("/cg", 2 * GIB))
+    mounts = tmp_path / "proc/self/mountinfo"
+    mounts.write_bytes(b"24 1 0:21 / /\xff rw - ext4 /dev/sdb rw\n" + mounts.read_bytes())
+    assert memory(tmp_path).limit == 2 * GIB
 
 
 def test_container_of_version_2_sees_its_own_group_as_the_top(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 server P | server S follows=P          a server; ``by=etcd`` gives it a leased seat
 roster P a b c                         the workers that may vote
+meet P S a b c                         these workers tell P that they know where S is
 attach P S | lost P S | record P       calls of a primary
 deliver P S | receipt P S 2            the next record of P comes to S; S says that it has records up to a number
 asks S a | vote S a | accept S a       a worker asks S to take over, answers its RequestVotes, accepts what it declared
@@ -26,6 +27,7 @@ from torch_ps.ps.core.failover.seat import (
     Decisions,
     Declare,
     Elector,
+    Introduce,
     Receipt,
     Refuse,
     RequestVotes,
@@ -81,6 +83,11 @@ class SeatScript:
     def do_attach(self, call: Call) -> str:
         name, standby = call.words
         return self._tell(name, self._seat(name).attach(standby))
+
+    def do_meet(self, call: Call) -> str:
+        name, standby, *workers = call.words
+        decisions = [each for worker in workers for each in self._seat(name).met(_elector(worker), standby)]
+        return self._tell(name, tuple(decisions))
 
     def do_lost(self, call: Call) -> str:
         name, standby = call.words
@@ -181,6 +188,8 @@ def line(decision: Decision) -> str:
             electors = " ".join(sorted(name for name, _ in decision.electorate)) or "nobody"
             configuration = _configuration(decision.configuration)
             return f"ConfigChange as record {decision.number}: {configuration}; electors {electors}"
+        case Introduce():
+            return f"Introduce {decision.standby}"
         case RequestVotes():
             return f"RequestVotes for {decision.term}, from {_term(decision.base)}"
         case Declare() | Refuse():

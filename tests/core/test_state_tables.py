@@ -328,7 +328,7 @@ class Depth:
 
 #: Calls that a shell makes of any seat.
 _CALLS = (
-    *("record", "attach", "receipt", "lost", "set_roster"),
+    *("record", "attach", "met", "receipt", "lost", "set_roster"),
     *("received", "refused", "tick", "asked", "voted", "accepted"),
 )
 

@@ -63,7 +63,7 @@ def pair(url: str) -> tuple[Holder, Holder]:
     p, s = Holder(url, "P", ttl=SHORT), Holder(url, "S", "P", ttl=SHORT)
     p.until(Role.ALONE)
     s.seat.begin_at(p.seat.recorded)
-    (change,) = p.obey(p.seat.at(clock()).attach("S"))
+    _, change = p.obey(p.seat.at(clock()).attach("S"))
     assert isinstance(change, ConfigChange)
     s.seat.received("P", change.number, change)
     p.seat.at(clock()).receipt("S", change.number)

@@ -61,7 +61,7 @@ class Calm(World):
         dead = [name for name, number in zip(NAMES, state.servers, strict=False) if not self.servers[number].up]
         for number in bits(net):
             _, event = self.events.values[number]
-            if event[0] in ("ask", "declare", "receipt", "received") and event[1] in dead:
+            if event[0] in ("ask", "declare", "introduce", "receipt", "received") and event[1] in dead:
                 net &= ~(1 << number)
         return net
 
@@ -80,7 +80,7 @@ class Calm(World):
             for worker in map(self.workers.__getitem__, state.workers):
                 if not worker.up or not self.servers[state.servers[i]].up:
                     continue
-                if seat.follows and gone:
+                if seat.follows and gone and seat.me in worker.knows:
                     _, state, net, _ = self.server(state, net, i, ("asked", worker.elector, 0.0))
                 elif not seat.follows and not worker.acceptor.may_speak(seat.configuration.term):
                     _, state, net, _ = self.server(state, net, i, ("promised", worker.acceptor.promised))
@@ -95,6 +95,6 @@ class Calm(World):
                     if to == NAMES[i] and self.servers[each].up:
                         _, state, net, _ = self.server(state, net, i, event, number)
                 for i, each in enumerate(state.workers):
-                    if not to and event[0] in ("ask", "declare") and self.workers[each].up:
+                    if not to and event[0] in ("ask", "declare", "introduce") and self.workers[each].up:
                         _, state, net, _ = self.worker(state, net, i, event, number)
         return state, net

@@ -3,6 +3,7 @@
 worker --> Proxy --> server
 sever_after(n): passes n more bytes in either direction, then resets both ends
 sever(): resets all connections now
+vanish(): from now on nothing passes on the connections that there are, whose ends hear nothing; new ones are forwarded
 hold(), release(): keeps back what the server sends, and lets it through again
 slow(n): passes n bytes a second of each worker's connection, in their order; connections do not wait for each other
 """
@@ -34,6 +35,7 @@ class Proxy:
         self._woken = woken
         self._far: set[socket.socket] = set()  # ends at the server
         self._resting: dict[socket.socket, float] = {}  # ends of a slow proxy, until when
+        self._lost: list[socket.socket] = []
         self._rate = 0
         self._held, self._done = False, threading.Event()
         self._lock = threading.Lock()
@@ -56,6 +58,12 @@ class Proxy:
         self._wake.send(b"h")
         assert self._done.wait(10)
 
+    def vanish(self) -> None:
+        """From its return on the connections that there are lead nowhere, as where a host was unplugged."""
+        self._done.clear()
+        self._wake.send(b"v")
+        assert self._done.wait(10)
+
     def slow(self, bytes_per_second: int) -> None:
         self._rate = bytes_per_second
 
@@ -75,6 +83,8 @@ class Proxy:
         """End all connections and take no more."""
         self._wake.close()
         self._thread.join(10)
+        for end in self._lost:
+            end.close()
 
     def _run(self) -> None:
         while True:
@@ -82,6 +92,9 @@ class Proxy:
                 end = key.fileobj
                 if end is self._woken:
                     told = self._woken.recv(1)
+                    if told == b"v":
+                        self._abandon()
+                        continue
                     if told in (b"h", b"r"):
                         self._hold(told == b"h")
                         continue
@@ -114,6 +127,15 @@ class Proxy:
             else:
                 self._selector.register(end, selectors.EVENT_READ)
         self._held = held
+        self._done.set()
+
+    def _abandon(self) -> None:
+        for end in self._peer:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(end)
+        self._lost += [*self._peer]  # not closed: nobody hears of it
+        self._peer.clear()
+        self._far.clear()
         self._done.set()
 
     def _accept(self) -> None:

@@ -19,6 +19,7 @@ from torch_ps.ps.core.failover.seat import (
     ConfigChange,
     Decisions,
     Declare,
+    Introduce,
     Receipt,
     Refuse,
     RequestVotes,
@@ -76,6 +77,8 @@ class Server:
             seat._accepts = frozenset()
         if not seat._follows:
             seat._asks = {}
+        if seat._follows or not seat.partner:
+            seat._met = frozenset()
         return self
 
     def _make(self, roster: frozenset[Any] | None) -> Iterator[Any]:
@@ -100,6 +103,8 @@ class Server:
                 case ConfigChange():
                     self.log = (*self.log, each)
                     yield from self._send(each.number, each)
+                case Introduce():
+                    yield "send", "", ("introduce", me, each.standby)
                 case Append():
                     self.log = (*self.log, content)
                 case Receipt():
@@ -120,10 +125,17 @@ class Server:
 
 
 class Worker:
-    """One name; a restart is another process under it."""
+    """One name; a restart is another process under it.
+
+    ``knows``: servers that it can ask to take over. A worker that knows all of them may do whatever one may that does
+    not, so what must never happen is looked for with it, in fewer states. Whether the job goes on depends on who knows.
+    """
+
+    begins_with = frozenset({"P", "S", "T"})
 
     def __init__(self, name: str, acceptor: Acceptor) -> None:
         self.name, self.acceptor, self.session, self.up = name, acceptor, 1, True
+        self.knows = self.begins_with
 
     @property
     def elector(self) -> tuple[str, int]:
@@ -135,10 +147,15 @@ class Worker:
                 self.up = False
             case ("restart",):
                 self.up, self.session, self.acceptor = True, self.session + 1, type(self.acceptor)()
+                self.knows = self.begins_with
+            case ("introduce", server, standby):
+                self.knows |= {standby}
+                return (("send", server, ("met", self.elector, standby)),)
             case ("ask", server, term, base):
                 return tuple(self._voted(server, self.acceptor.vote(term, base)))
             case ("declare", _, configuration, True):
-                self.acceptor.learn(configuration)
+                if self.acceptor.learn(configuration) and configuration.standby:
+                    self.knows |= {configuration.standby}
             case ("declare", server, configuration, False):
                 if self.acceptor.accept(configuration):
                     return (("send", server, ("accepted", self.elector, configuration.term)),)
@@ -153,3 +170,9 @@ class Worker:
         yield "send", server, ("promised", vote.promised)
         if vote.served.term.number:
             yield "send", server, ("refused", vote.served, True)
+
+
+class Newcomer(Worker):
+    """Knows no more than the address of the first primary before it hears of others."""
+
+    begins_with = frozenset({"P"})

@@ -59,6 +59,7 @@ class Out(NamedTuple):
 
 
 NAMES = ("P", "S", "T")
+KNOWN = frozenset(NAMES)
 SILENT = Out(0, 0, Term())
 
 
@@ -85,6 +86,7 @@ class World:
         self.workers = Machines[Worker, Out](lambda worker, event: self._out(worker.step(event)))
         self.events = Numbered[Any]()  # messages are (to, event)
         self.logs = Numbered[tuple[Any, ...]]()
+        self._introductions, self._looked = 0, 0  # which events are introductions, as bits, and how many were looked at
         people = [worker(f"w{i}", acceptor()) for i in range(workers)]
         p, s = Server(seat("P", patience=PATIENCE)), Server(seat("S", "P", patience=PATIENCE))
         p.step(("roster", frozenset(each.elector for each in people)))
@@ -95,12 +97,14 @@ class World:
         state = State(servers, numbers, self.logs.number(p.log), Term(), budget)
         _, after, net, _ = self.server(state, 0, 0, ("attach", "S"))
         if paired:
+            for each in people:
+                _, after, net, _ = self.server(after, net, 0, ("met", each.elector, "S"))
             _, after, net, _ = self.server(after, net, 1, ("received", "P", 2, self.servers[after.servers[0]].log[-1]))
             _, after, net, _ = self.server(after, net, 0, ("receipt", "S", 2))
             configuration = self.servers[after.servers[0]].seat.configuration
             for i in range(workers):
                 _, after, _, _ = self.worker(after, net, i, ("declare", "P", configuration, True))
-            net = 0
+            net = self._introduced(after, net) & self._introductions  # streams that are opened later begin with them
         self.start = after, net
 
     def _step(self, server: Server, event: Any) -> Out:
@@ -125,9 +129,24 @@ class World:
 
     def nexts(self, state: State, net: int) -> Iterator[Next]:
         """Everything that may happen next and changes something."""
-        for each in self._all_nexts(state, net):
-            if each[1] != state or each[2] != net:
-                yield each
+        for event, after, sent, wrong in self._all_nexts(state, net):
+            sent = self._introduced(after, sent)
+            if after != state or sent != net:
+                yield event, after, sent, wrong
+
+    def _introduced(self, state: State, net: int) -> int:
+        """The messages with the answers of all workers to introductions that have been sent.
+
+        Where an answer changes nothing but the messages, the state with it represents the state without it.
+        """
+        for number in range(self._looked, len(self.events.values)):
+            self._introductions |= (self.events.values[number][1][0] == "introduce") << number
+        self._looked = len(self.events.values)
+        for number in bits(net & self._introductions):
+            for i, each in enumerate(state.workers):
+                if self.workers[each].knows == KNOWN:
+                    net = self.worker(state, net, i, self.events.values[number][1], number)[2]
+        return net
 
     def _all_nexts(self, state: State, net: int) -> Iterator[Next]:
         yield from self.deliveries(state, net)
@@ -153,7 +172,8 @@ class World:
         seat, budget = server.seat, state.budget
         yield self.server(state, net, i, ("tick", 0.0))
         if seat.role is Role.STANDBY:
-            asks = (("asked", w.elector, 0.0) for w in map(self.workers.__getitem__, state.workers) if w.up)
+            people = map(self.workers.__getitem__, state.workers)
+            asks = (("asked", w.elector, 0.0) for w in people if w.up and seat.me in w.knows)
             yield from self._together(state, net, i, asks)
         if seat.role is Role.ASKING and seat.follows:
             yield self.server(state, net, i, ("tick", LATE))
@@ -178,7 +198,7 @@ class World:
 
     def deliveries(self, state: State, net: int) -> Iterator[Next]:
         """Every message that has a receiver that lives."""
-        together: dict[tuple[str, Term, str], list[Any]] = {}
+        together: dict[tuple[str, Any, str], list[Any]] = {}
         for number in bits(net):
             to, event = self.events.values[number]
             if to:
@@ -188,14 +208,19 @@ class World:
                 if event[0] in ("accepted", "voted"):
                     term = event[2] if event[0] == "accepted" else event[2].term
                     together.setdefault((event[0], term, to), []).append(event)
+                elif event[0] == "met" and self.servers[state.servers[i]].seat.role is Role.ALONE:
+                    together.setdefault((event[0], event[2], to), []).append(event)
                 else:
                     yield self.server(state, net, i, event, number)
             else:
                 for i, each in enumerate(state.workers):
                     if self.workers[each].up:
                         yield self.worker(state, net, i, event, number)
-        for (_, _, to), events in together.items():
+        for (kind, _, to), events in together.items():
             i = NAMES.index(to)
+            if kind == "met":  # by all members
+                yield from self._together(state, net, i, events)
+                continue
             for size in range(1, len(self.servers[state.servers[i]].seat.electorate) // 2 + 2):
                 for some in combinations(events, size):
                     yield from self._together(state, net, i, some)

@@ -18,9 +18,9 @@ def push_for_ever(servers: str, name: str, size: int) -> None:
             client.push({"x": torch.ones(size)})
 
 
-def serve_impatiently(arguments: list[str], hello_seconds: float) -> None:
-    """``ps-serve`` that waits less long for the first frame of a stream."""
-    servicer.HELLO_DEADLINE = hello_seconds
+def serve_impatiently(arguments: list[str], seconds: float) -> None:
+    """``ps-serve`` that waits less long for the first message of a call."""
+    servicer.HELLO_DEADLINE = servicer.REQUEST_DEADLINE = seconds
     cli.main(arguments)
 
 

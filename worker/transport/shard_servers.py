@@ -87,6 +87,8 @@ class ShardServers:
                     if self.acceptor.accept(configuration):
                         return pb.BallotPaper(accepted=ballots.term_to_proto(configuration.term))
                     return pb.BallotPaper(vote=ballots.vote_to_proto(self.acceptor.refusal(configuration.term)))
+            case "standby" if self._note(ballot.standby):
+                return pb.BallotPaper(standby=ballot.standby)
         return None
 
     def note_standby(self, configuration: pb.Configuration) -> None:
@@ -195,14 +197,19 @@ class ShardServers:
         with self._lock:
             may_speak = self.acceptor.learn(configuration)
         if may_speak and configuration.standby:
-            try:
-                other = address.parse(ballots.address_of(configuration.standby))
-            except ConfigError:
-                return may_speak
-            if other not in self.servers:
-                self.servers.append(other)
-                self.link.replaceable = True
+            self._note(configuration.standby)
         return may_speak
+
+    def _note(self, standby: str) -> bool:
+        """Keep the address of a server of this shard. Returns False if its name has none."""
+        try:
+            other = address.parse(ballots.address_of(standby))
+        except ConfigError:
+            return False
+        if other not in self.servers:
+            self.servers.append(other)
+            self.link.replaceable = True
+        return True
 
     def _prefer(self, server: Address) -> None:
         if server in self.servers:

@@ -15,6 +15,7 @@ Calls in, on a primary
     ``receipt``                        the standby has all records up to a number; also its sign of life
     ``lost``                           the standby is gone, or silent for too long
     ``set_roster``                     the workers that vote have changed
+    ``met``                            a worker knows where the standby is
 Calls in, on a standby
     ``begin_at``                       the state of a record has been transferred
     ``received``                       a record has come
@@ -28,6 +29,7 @@ Calls in, on both
 Decisions out
     ``Acknowledge(n)``    whatever waits for records up to n may go out: answers, rosters, norms
     ``ConfigChange``      send it to the standby as a record, in order with the others
+    ``Introduce``         tell every worker where the standby is, also those that connect later
     ``Append(n)``         keep and apply the record that has come; without it, drop the record
     ``Receipt(n)``        tell the primary that all records up to n are here
     ``Refuse``            tell the sender of a record that nothing is taken from it any more
@@ -68,7 +70,9 @@ A primary and its standby, with one worker that votes:
     >>> primary.set_roster([worker])
     ()
     >>> standby = ElectedSeat("S", "P", patience=10.0)
-    >>> (change,) = primary.attach("S")
+    >>> primary.attach("S")
+    (Introduce(standby='S'),)
+    >>> (change,) = primary.met(worker, "S")
     >>> standby.received("P", change.number, change)
     (Append(number=1), Receipt(number=1))
     >>> primary.receipt("S", 1)[0]

@@ -20,12 +20,11 @@ Source: Gray and Cheriton, SOSP 1989, for leases; the documentation of etcd for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Self
 
 from torch_ps.common.errors import NameTaken
 from torch_ps.common.wire.terms import Configuration
-from torch_ps.ps.core.failover.seat import Decisions, Elector, Role, Seat, Transact
+from torch_ps.ps.core.failover.seat import Decisions, Role, Seat, Transact
 
 
 class LeasedSeat(Seat):
@@ -35,6 +34,7 @@ class LeasedSeat(Seat):
     """
 
     lapses = True
+    votes = False
 
     def __init__(self, me: str, primary: str = "") -> None:
         super().__init__(me, primary)
@@ -96,9 +96,6 @@ class LeasedSeat(Seat):
         """
         self._until, self._revision = until, revision
         return self._done(transact.configuration) if self._is_done(transact.configuration) else ()
-
-    def set_roster(self, electors: Iterable[Elector]) -> Decisions:
-        return ()
 
     def tick(self, now: float) -> Decisions:
         return ()

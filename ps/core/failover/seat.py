@@ -15,6 +15,8 @@ Rules of this file
   4. How a server gets to be ALONE again is decided by ``ps/core/failover/elected.py`` (workers vote) or
      ``ps/core/failover/leased.py`` (a key in etcd). The shell obeys the same decisions of both.
   5. Repeated, delayed and old messages do no harm: each names its server or its term.
+  6. A worker that does not know where the standby is cannot ask it to take over. So a standby is relied on when every
+     member of the roster has said that it knows it, and a newcomer counts as an elector once it has.
 
 The shell holds back until ``Acknowledge``: answers to pushes and pulls of the state that a record made, and a changed
 roster from those who do not have it yet.
@@ -67,6 +69,13 @@ class ConfigChange:
     number: int
     configuration: Configuration
     electorate: frozenset[Elector]
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """On a primary: tell every worker of this standby, also those that connect later; each answers that it knows it."""
+
+    standby: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,19 @@ class Transact:
     configuration: Configuration
 
 
-Decision = Acknowledge | ConfigChange | Append | Receipt | Refuse | RequestVotes | Declare | Serve | StepDown | Transact
+Decision = (
+    Acknowledge
+    | ConfigChange
+    | Introduce
+    | Append
+    | Receipt
+    | Refuse
+    | RequestVotes
+    | Declare
+    | Serve
+    | StepDown
+    | Transact
+)
 Decisions = tuple[Decision, ...]
 
 
@@ -181,9 +202,12 @@ class Seat(ABC):
         self._proposed = self.configuration  # by the last ConfigChange
         self._heard = Term()  # highest that somebody has, has asked for or has promised
         self._target = self.electorate  # what the electorate is to become
+        self._met: frozenset[Elector] = frozenset()  # members that know where the partner is
 
     #: Whether a server that is alone may have to hold back acknowledgements.
     lapses = False
+    #: Whether workers vote.
+    votes = True
 
     def at(self, now: float) -> Self:
         """Set the time of the call that follows. Only a seat that is held by a lease depends on it."""
@@ -215,14 +239,23 @@ class Seat(ABC):
         return self.recorded, self._settle(self.recorded) if self.role is Role.ALONE else ()
 
     def attach(self, standby: str) -> Decisions:
-        """Rely on a standby: it has the state of some record, and gets all that come after it.
+        """Rely on a standby as soon as all members have met it.
+
+        It has the state of some record, and gets all that come after it.
 
         Raises:
             ProtocolError: this server is not alone.
         """
         if self.role is not Role.ALONE:
             raise ProtocolError(f"{self.me} is {self.role.value}; a standby can be attached to a primary that is alone")
-        self.partner = standby
+        self.partner, self._met = standby, frozenset()
+        return Introduce(standby), *self._advance()
+
+    def met(self, elector: Elector, standby: str) -> Decisions:
+        """Hear from a member that it knows where the standby is. Members say so on every new stream."""
+        if self.follows or standby != self.partner:
+            return ()
+        self._met |= {elector}
         return self._advance()
 
     def receipt(self, standby: str, number: int) -> Decisions:
@@ -264,6 +297,7 @@ class Seat(ABC):
         empty: its last member stays until there is another.
         """
         self._target = frozenset(electors)
+        self._met &= self._target
         return self._advance()
 
     # -------------------------------------------------------------- standby
@@ -361,10 +395,10 @@ class Seat(ABC):
             return ()
         if self.role is Role.ALONE:
             self.electorate = self._target or self.electorate
-            return self._reconfigure() if self.partner and self._ready() else ()
-        if self.role is not Role.PAIRED or self._change:
+            return self._reconfigure() if self.partner and self._ready() and self._target <= self._met else ()
+        if self.role is not Role.PAIRED or self._change or not self.votes:
             return ()
-        electorate = _one_step(self.electorate, self._target)
+        electorate = _one_step(self.electorate, self._target & (self._met | self.electorate))
         if electorate == self.electorate:
             return ()
         self.electorate = electorate

@@ -175,7 +175,7 @@ def test_what_became_of_a_transaction_is_seen_at_the_next_look() -> None:
     assert p.role is Role.ALONE
     s = LeasedSeat("S", "P")
     s.begin_at(p.recorded)
-    (wanted,) = p.at(1.0).attach("S")
+    _, wanted = p.at(1.0).attach("S")
     assert isinstance(wanted, Transact)
     key.write(p, wanted)
     (change,) = key.look(p, 2.0)

@@ -155,7 +155,7 @@ def test_worker_whose_gradient_travels_for_longer_than_its_lease_keeps_its_place
         assert "is dropped" not in servers.log
 
 
-def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:
+def test_call_that_never_says_anything_is_ended(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     arguments = ["--listen", "127.0.0.1:0", "--ready-file", str(ready)]
     server = Child("tests.support.workers:serve_impatiently", (arguments, 0.2), tmp_path / "log")
@@ -168,9 +168,11 @@ def test_stream_that_never_says_who_it_is_is_ended(tmp_path: Path) -> None:
         yield from ()
 
     with raw(json.loads(ready.read_text())["servers"][0]) as peer:
-        error = peer.error("Exchange", silence())
+        silent = {"Exchange": "Hello", "Replicate": "ReplicaHello", "Seed": "Seed", "Commit": "Commit"}
+        errors = {message: peer.error(method, silence()) for method, message in silent.items()}
     closed.set()
-    assert isinstance(error, torch_ps.WaitTimeout)
-    assert "no Hello came within 0.2 s" in str(error)
+    for message, error in errors.items():
+        assert isinstance(error, torch_ps.WaitTimeout)
+        assert f"no {message} came within 0.2 s" in str(error)
     assert server.end() == 0
     assert "Traceback" not in server.output
