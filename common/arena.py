@@ -171,8 +171,8 @@ class Arena:
             raise NoSharedMemory(f"it has {facts.st_size} bytes and may shrink; {offer.size} sealed ones were offered")
         try:
             region = mmap.mmap(fd, offer.size, flags=flags, prot=protection)
-        except OSError as error:
-            raise NoSharedMemory(f"it cannot be mapped: {error.strerror}") from None
+        except (OSError, ValueError, OverflowError) as error:
+            raise NoSharedMemory(f"it cannot be mapped: {error}") from None
         if not secrets.compare_digest(region[:_TOKEN], offer.token):
             raise NoSharedMemory("it is not the region that was offered")
         return region

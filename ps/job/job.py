@@ -247,6 +247,8 @@ class Job:
             missed, cut.missed = cut.missed, 0
             if missed:
                 self._listeners.on_cut_missed(missed)
+        if roster.epoch < self.roster.epoch:
+            return  # what the engine sent let a newer one come into force meanwhile, which has done the rest
         self.clipping.set_roster(roster)
         self.rosters.publish(roster)
 

@@ -10,15 +10,18 @@ Rules of this file
   1. It decides nothing. gRPC frees a connection that is shut down as if the peer had gone.
   2. A look at a port without strangers and without new connections costs one system call.
   3. It never ends the server: where the system has no descriptor left to look with, it looks again later.
+  4. It looks on a thread of its own, as the event loop may be busy with what strangers have sent; the loop only adds to
+     two queues.
 """
 
 import asyncio
 import contextlib
 import errno
 import logging
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,26 +65,33 @@ class StrangerWatch:
         self._listening: dict[int, int] = {}  # inode and descriptor of sockets among them
         self._num_open, self._next_search = -1, float("-inf")
         self._bans, self._banned = Bans(), frozenset[str]()
-        self._accepted: set[Peer] = set()  # since the last look
-        self._refused = Counter[Peer]()  # since the last look
+        self._accepted, self._refused = deque[Peer](), deque[Peer]()  # since the last look, by the event loop's thread
+        self._arrived: set[Peer] = set()  # peers of accepted calls whose connections are not known yet
+        self._over = threading.Event()
 
     def accepted(self, peer: str) -> None:
         """Note that a call of ``peer``, as gRPC names it, was accepted."""
         if (known := port_sockets.parse_peer(peer)) is not None:
-            self._accepted.add(known)
+            self._accepted.append(known)
 
     def refused(self, peer: str) -> None:
         """Note that a call of ``peer`` was refused for want of a token."""
         if (known := port_sockets.parse_peer(peer)) is not None:
-            self._refused[known] += 1
+            self._refused.append(known)
 
     async def run(self, port: int) -> None:
         """Look at the connections of ``port`` again and again, until cancelled."""
         if not port_sockets.available():
             log.warning("this system does not tell what connections send: a peer without the token can fill the memory")
             return
-        while True:
-            await asyncio.sleep(PERIOD)
+        try:
+            await asyncio.to_thread(self._watch, port)
+        finally:
+            self._over.set()
+
+    def _watch(self, port: int) -> None:
+        while not self._over.is_set():
+            time.sleep(PERIOD)  # cheaper than to wait for the event
             try:
                 self._look(port, time.monotonic())
             except Exception as error:  # noqa: BLE001 - the job goes on without the watch
@@ -89,22 +99,25 @@ class StrangerWatch:
 
     def _look(self, port: int, now: float) -> None:
         num_open = port_sockets.num_open()
-        if num_open != self._num_open or not self._accepted <= self._friends.keys() or now >= self._next_search:
+        self._arrived |= set(_drained(self._accepted)) - self._friends.keys()
+        if num_open != self._num_open or self._arrived or now >= self._next_search:
             try:
                 self._search(port, now)
             except OSError as error:  # no descriptor is free to list them with
                 if self._blind.admit(now) is not None:
                     log.warning("new connections are not watched: %s; raise the limit of open files", error)
             self._num_open, self._next_search = num_open, now + LONGEST
+        if not (self._strangers or self._refused or self._banned):
+            return
+        refused = Counter(_drained(self._refused))
         for inode, connection in list(self._strangers.items()):
             stranger = connection.stranger
-            stranger.refused += self._refused[connection.peer]
+            stranger.refused += refused[connection.peer]
             try:
                 with port_sockets.borrowed(connection.descriptor) as borrowed:
                     stranger.bytes = max(stranger.bytes, port_sockets.bytes_received(borrowed))
             except OSError:  # it has been closed
                 del self._strangers[inode]
-        self._refused.clear()
         self._close(now)
         if (banned := self._bans.banned(now)) != self._banned:
             self._ban(banned)
@@ -112,7 +125,7 @@ class StrangerWatch:
     def _search(self, port: int, now: float) -> None:
         """Bring the sets of connections up to date."""
         found = port_sockets.find_all()
-        accepted, self._accepted = self._accepted, set()
+        accepted, self._arrived = self._arrived, set()
         self._others &= found.keys()
         self._strangers = {inode: each for inode, each in self._strangers.items() if inode in found}
         self._listening = {inode: found[inode] for inode in self._listening if inode in found}
@@ -171,6 +184,12 @@ class StrangerWatch:
         self._banned = banned
         if not banned:
             give_back_freed_memory()  # what the flood took
+
+
+def _drained(peers: deque[Peer]) -> Iterator[Peer]:
+    """Take out everything that is there; another thread may go on to add."""
+    while peers:
+        yield peers.popleft()
 
 
 class NoteAccepted(grpc.aio.ServerInterceptor):

@@ -276,7 +276,7 @@ def test_no_interleaving_loses_or_contradicts_what_was_acknowledged(name: str) -
         (1, 2, Budget(), False),
         (2, 40, Budget(), False),
         (3, 120, Budget(), True),
-        (1, 40, Budget(rosters=1, restarts=1), True),
+        (1, 200, Budget(rosters=1, restarts=1), True),
     ],
 )
 def test_from_any_state_the_job_goes_on_when_a_majority_and_a_server_with_all_records_live(
@@ -309,7 +309,7 @@ def stalls(world: Calm, every: int) -> tuple[int, Any]:
         seen.append((state, net))
         return world.nexts(state, net)
 
-    assert explore(world.start, nexts, check=world.check, max_states=100_000).complete
+    assert explore(world.start, nexts, check=world.check, max_states=400_000).complete
     tried = 0
     for state, net in seen[::every]:
         for servers in ((), (0,), (1,)):
