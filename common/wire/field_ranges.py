@@ -35,6 +35,8 @@ MIN_WEIGHT, MAX_WEIGHT = 2.0**-53, 2.0**53
 MAX_SQUARE = 1e100
 #: Characters of the name of a worker or a data set, of a server, of the name of a tensor, of a sentence.
 MAX_WORKER, MAX_SERVER, MAX_TENSOR, MAX_SENTENCE = 100, 300, 1000, 1000
+#: Bytes of the secret of a session or of a shard.
+SECRET_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ WEIGHT = Real(MIN_WEIGHT, MAX_WEIGHT)
 WORKER, SERVER, TENSOR, SENTENCE = Text(MAX_WORKER), Text(MAX_SERVER), Text(MAX_TENSOR), Text(MAX_SENTENCE)
 CODEC, TYPE, ID = Text(100), Text(40), Text(200)
 #: Secret of a session or of a shard; a shorter one is nobody's.
-SECRET = Data(16)
+SECRET = Data(SECRET_BYTES)
 #: Positions of pieces in one bucket: a bucket of 4 MiB has not more values.
 PIECES = Many(1 << 20)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
-from torch_ps.ps.job.speakers import SECRET_BYTES
+from torch_ps.common.wire.field_ranges import SECRET_BYTES
 
 
 class LeadAddress:

@@ -14,10 +14,8 @@ import hmac
 from collections.abc import Callable, Iterable
 
 from torch_ps.common.errors import ProtocolError, UnknownWorker
+from torch_ps.common.wire.field_ranges import SECRET_BYTES
 from torch_ps.ps.core.roster import Member, SessionKey
-
-#: Bytes of a secret.
-SECRET_BYTES = 16
 
 
 def digest_of(secret: bytes, who: str) -> str:

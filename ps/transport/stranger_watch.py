@@ -59,6 +59,7 @@ class StrangerWatch:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics, self._throttle, self._blind = metrics, LogThrottle(), LogThrottle()
+        self._available = port_sockets.available()  # else nobody would empty what is noted
         self._strangers: dict[int, _Connection] = {}  # by inode, in the order they came
         self._others: set[int] = set()  # inodes of sockets that are no strangers'
         self._friends: dict[Peer, int] = {}  # inodes of those of them that have had a call accepted
@@ -71,17 +72,17 @@ class StrangerWatch:
 
     def accepted(self, peer: str) -> None:
         """Note that a call of ``peer``, as gRPC names it, was accepted."""
-        if (known := port_sockets.parse_peer(peer)) is not None:
+        if self._available and (known := port_sockets.parse_peer(peer)) is not None:
             self._accepted.append(known)
 
     def refused(self, peer: str) -> None:
         """Note that a call of ``peer`` was refused for want of a token."""
-        if (known := port_sockets.parse_peer(peer)) is not None:
+        if self._available and (known := port_sockets.parse_peer(peer)) is not None:
             self._refused.append(known)
 
     async def run(self, port: int) -> None:
         """Look at the connections of ``port`` again and again, until cancelled."""
-        if not port_sockets.available():
+        if not self._available:
             log.warning("this system does not tell what connections send: a peer without the token can fill the memory")
             return
         try:

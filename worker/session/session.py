@@ -41,6 +41,7 @@ from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.schema import Model
 from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.field_ranges import SECRET_BYTES
 from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
 from torch_ps.worker.runtime.lifetime import Part, check_process, immortalise
@@ -75,8 +76,6 @@ CONNECT_SECONDS = 20.0
 LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
-#: Bytes of the secret of a session.
-SECRET_BYTES = 16
 
 #: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread.
 OnValues = Callable[[Bucket, torch.Tensor], None]
