@@ -157,6 +157,7 @@ def test_the_last_ones_are_kept_and_what_never_became_one_goes(folder: Path) -> 
     assert checkpoints.versions() == [last + 4]
     assert sorted(path.name for path in folder.iterdir()) == [
         "notes",
+        "owner.json",
         manifests.folder_of(last + 4),
         manifests.folder_of(last + 9),
     ]

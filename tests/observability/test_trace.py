@@ -276,7 +276,7 @@ SPAN = Span("send", 2, 0, 1, "MainThread")
         (1, "w0", part(SPAN), ProtocolError),
         (0, "w0", part(SPAN._replace(step=9)), CorruptFrame),
         (0, "w0", pb.TracePart(span=[pb.TraceSpan(name=1, step=2)], word=["a"]), CorruptFrame),
-        (0, "w0", part(SPAN, word=["a" * 201]), CorruptFrame),
+        (0, "w0", part(SPAN, word=["a" * 201]), ProtocolError),
     ],
     ids=["a stranger", "not the lead", "another step", "no such word", "a long word"],
 )
