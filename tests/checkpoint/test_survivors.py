@@ -136,7 +136,7 @@ def test_worker_that_the_checkpoint_does_not_know_joins_again_by_itself(
 def test_worker_that_is_stopped_while_its_servers_come_back_goes_on_though_a_lease_has_passed(tmp_path: Path) -> None:
     lease = 2.0
     with shards(workers=1, lease=lease, checkpoint=str(tmp_path / "kept"), checkpoint_every=5) as servers:
-        arguments = (str(servers), "w0", 400, 2, "network", str(tmp_path / "acks"))
+        arguments = (str(servers), "w0", 400, 1, 2, "network", str(tmp_path / "acks"))
         worker = Child("tests.chaos.worker:train", arguments, tmp_path / "log")
         try:
             until(lambda: servers.status().checkpoint.version > 0, "a checkpoint is good")

@@ -93,8 +93,10 @@ def test_worker_that_voted_in_vain_has_its_primary_take_a_higher_term_and_goes_o
         primary, standby = servers.primaries[0], servers.standbys[0]
         begun(servers, client)
         session = other.join(pb.JoinRequest(worker="w1", model=described(ZEROS))).session
-        client.push(ONES)  # the standby knows of both electors when this is answered
         elector = Elector(servers, "w1", session, secret_of("w1"))
+        met = servers.status(primary).standby.configuration.standby
+        elector.say(primary, pb.BallotPaper(standby=met))  # from now on it is an elector
+        client.push(ONES)  # the standby knows of both electors when this is answered
         acceptor: Any = client._session._shards[0].acceptor
         primary.process.send(signal.SIGSTOP)
 
