@@ -247,6 +247,8 @@ class Hostile(RuleBasedStateMachine):
         paper = None
         if ballot.HasField("ask"):
             paper = pb.BallotPaper(vote=pb.Vote(term=ballot.ask.term, granted=True, promised=ballot.ask.term))
+        elif ballot.HasField("standby"):
+            paper = pb.BallotPaper(standby=ballot.standby)
         elif not ballot.declare.serving:
             paper = pb.BallotPaper(accepted=ballot.declare.configuration.term)
         if paper is not None and member.link is not None:
