@@ -142,7 +142,8 @@ class ShardStreams:
 
     def send_unkept(self, shard: int, frame: bytes) -> None:
         """Send a frame that nothing answers, if the stream is open."""
-        stream = self._streams.get(shard)
+        with self.changed:  # what is answered may have come before the opened stream was noted
+            stream = self._streams.get(shard)
         if stream is not None:
             stream.send(frame)
 
