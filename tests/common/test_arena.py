@@ -126,7 +126,7 @@ def test_no_other_process_changes_a_region_that_its_creator_writes() -> None:
     arena.values(0)[:] = b"7" * len(arena.values(0))
     assert can(arena) == ["reads", "maps it privately"]
     assert set(bytes(arena.values(0))) == {ord("7")}
-    with pytest.raises(NoSharedMemory, match="cannot be mapped: .*Operation not permitted"):
+    with pytest.raises(NoSharedMemory, match=r"cannot be mapped: .*Operation not permitted"):
         Arena.open(LAYOUT, arena.offer, writable=True)
 
 
