@@ -33,13 +33,16 @@ class SampleCounts:
     def __init__(self) -> None:
         self.life, self.used = 0, False
         self._counts: defaultdict[bytes, _Counts] = defaultdict(_Counts)
+        self._over: dict[bytes, _Counts] = {}
 
     def received(self, key: bytes) -> int:
         """Samples of a data set that the lead has given to this worker."""
+        self._resume(key)
         return self._counts[key].received
 
     def number(self, key: bytes) -> int | None:
         """Number of a data set that ``received`` counts, as the lead has given it; None: it counts nothing."""
+        self._resume(key)
         return self._counts[key].number if key in self._counts else None
 
     def add_received(self, key: bytes, number: int, samples: int) -> None:
@@ -51,9 +54,17 @@ class SampleCounts:
         counts.received += samples
 
     def finish(self, key: bytes) -> None:
-        """Forget a data set that is over, if everything that was started has been pushed."""
+        """Put the counts of a data set that is over aside, if everything that was started has been pushed.
+
+        The lead goes on counting under the same number where another worker has not ended yet.
+        """
         if key in self._counts and not self.pending(key):
-            del self._counts[key]
+            self._over[key] = self._counts.pop(key)
+
+    def _resume(self, key: bytes) -> None:
+        """Go on with the counts of a data set of which more is asked for."""
+        if key in self._over:
+            self._counts[key] = self._over.pop(key)
 
     def start(self, key: bytes, samples: int) -> None:
         """Count samples that the training loop has got."""
@@ -94,3 +105,4 @@ class SampleCounts:
         self.life += 1
         self.used = False
         self._counts.clear()
+        self._over.clear()
