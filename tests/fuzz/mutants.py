@@ -3,6 +3,7 @@
 Each function takes one check away for as long as its ``MonkeyPatch`` lasts; ``hostile.search`` has to find it.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -116,3 +117,9 @@ def found(name: str, seconds: float, seed: int = 1) -> str:
         finally:
             field_ranges._check_of.cache_clear()
     return ""
+
+
+if __name__ == "__main__":
+    said = found(sys.argv[1], float(sys.argv[2]))
+    sys.stdout.write(f"found: {said}\n" if said else "nothing found\n")
+    sys.exit(not said)
