@@ -84,9 +84,9 @@ class Report:
     """What one worker tells beside the times of its steps.
 
     Attributes:
-        digest: of its parameters at the end.
+        digest: digest of its parameters at the end.
         compute, plain: seconds of a step; 0 where they are not measured.
-        pinned: bytes of pinned memory at most; 0 on the CPU.
+        pinned: largest number of bytes of pinned memory; 0 on the CPU.
     """
 
     digest: str

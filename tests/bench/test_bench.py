@@ -175,7 +175,7 @@ def test_training_through_a_server_ends_with_the_bits_of_plain_training(tmp_path
 def test_what_a_gpu_runs_works_with_the_cpu_in_its_place(tmp_path: Path) -> None:
     options = ("--quick", "--only", "1 worker network gpu", "--json", str(tmp_path / "found"))
     environment = {**os.environ, "PYTHON": sys.executable}
-    command = [str(ROOT / "scripts" / "gpu"), *options]
+    command = [str(ROOT / "scripts/gpu"), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 worker network gpu    the bits of plain training" in done.stdout
