@@ -106,6 +106,8 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.CorruptFrame(f"server {address} refused a message: {details}")
         case grpc.StatusCode.CANCELLED:  # see ``is_unread``; another server may serve
-            return errors.Unreachable(f"server {address} has ended the call: more came than it reads, or it was stopped")
+            return errors.Unreachable(
+                f"server {address} has ended the call: more came than it reads, or it was stopped"
+            )
         case _:
             return errors.PsError(f"server {address} failed with {code.name}: {details}; see its log")

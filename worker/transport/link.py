@@ -8,7 +8,7 @@ Rules of this file
      waited for only while the server answers heartbeats.
   4. A server may come back under its name at another address, and the old one may vanish without a word. So after a
      call that nothing has answered the next one makes new connections, which look the name up.
-  5. A server with more new calls than it reads drops some of them unread. Such a call is made again within its deadline.
+  5. A server with more new calls than it reads drops some of them unread. Such a call is made again in its time.
   6. Heartbeats and copies of pushes have a connection of their own. On a slow network a bucket fills the other one for
      longer than a lease, with megabytes in buffers that nothing can overtake.
 """

@@ -67,7 +67,8 @@ def test_call_that_a_full_queue_has_dropped_is_made_again_until_its_deadline(mon
     monkeypatch.setattr(link_module, "is_unread", seen)
     try:
         with grpc.insecure_channel(str(link.address)) as others:
-            filling = [others.unary_unary(method("Data"), None, None).future(b"") for _ in range(2 * MOST)]
+            data: Any = others.unary_unary(method("Data"), None, None)
+            filling = [data.future(b"") for _ in range(2 * MOST)]
             until(lambda: any(each.done() for each in filling), "the queue is full")
             with pytest.raises(Unreachable, match="has ended the call: more came than it reads"):
                 link.status(0.5)
