@@ -169,9 +169,13 @@ def serving(training: Training, rank: int, plane: str, servers: str, gpu: bool) 
     from torch_ps.worker.optim import gpu_transfer, optimizer
 
     if not gpu:
-        optimizer.choose_pusher = functools.partial(gpu_transfer.attach_transfer, device=torch.device("cpu"))
-    inner = training.plain_optimizer()
-    return torch_ps.ParameterServerOptimizer(inner, training.model, servers, name=f"w{rank}", plane=plane, overlap="on")
+        on_cpu = functools.partial(gpu_transfer.attach_transfer, device=torch.device("cpu"))
+        optimizer.choose_pusher = on_cpu  # type: ignore[attr-defined]
+    inner, options = training.plain_optimizer(), {"name": f"w{rank}", "plane": plane, "overlap": "on"}
+    served = torch_ps.ParameterServerOptimizer(inner, training.model, servers, **options)
+    if not isinstance(served._pusher, gpu_transfer.GpuTransfer):
+        raise SystemExit("the optimizer does not treat the model as one on a GPU")
+    return served
 
 
 def bits(job: Job, rank: int, row: Row, servers: str, gpu: bool, plan: Plan) -> None:
