@@ -171,8 +171,9 @@ def serving(training: Training, rank: int, plane: str, servers: str, gpu: bool) 
     if not gpu:
         on_cpu = functools.partial(gpu_transfer.attach_transfer, device=torch.device("cpu"))
         optimizer.choose_pusher = on_cpu  # type: ignore[attr-defined]
-    inner, options = training.plain_optimizer(), {"name": f"w{rank}", "plane": plane, "overlap": "on"}
-    served = torch_ps.ParameterServerOptimizer(inner, training.model, servers, **options)
+    served = torch_ps.ParameterServerOptimizer(
+        training.plain_optimizer(), training.model, servers, name=f"w{rank}", plane=plane, overlap="on"
+    )
     if not isinstance(served._pusher, gpu_transfer.GpuTransfer):
         raise SystemExit("the optimizer does not treat the model as one on a GPU")
     return served
