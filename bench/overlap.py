@@ -32,13 +32,13 @@ from bench import pushpull, rounds
 from bench.network import Network, NoNetwork, check, enter, network
 from bench.pushpull import Case
 from bench.rounds import Job, Work
-from torch_ps.worker.optim.ahead_choice import PAIRS
+from torch_ps.worker.optim.ahead_choice import TRIAL
 
 PORT = 50051
 BUCKET_MIB = 0.25
 BATCH, BATCHES = 8, 4
 ORDERS = ("off", "auto", "forward", "eager", "eager,forward")
-WARM, ROUNDS = 3 + 2 * PAIRS, 30  # by then "auto" and "forward" have tried both ways and chosen one
+WARM, ROUNDS = 3 + TRIAL, 30  # by then "auto" and "forward" have tried both ways and chosen one
 
 
 @dataclass(frozen=True)

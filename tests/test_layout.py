@@ -53,7 +53,7 @@ ORDER = {
         {"arena", "codecs", "security"},
         {"plan", "trace"},
         {"schema"},
-        {"devices", "optimizer_spec", "version", "wire"},
+        {"daemon_thread", "devices", "optimizer_spec", "version", "wire"},
         {
             "allocator",
             "ending_signals",

@@ -42,6 +42,8 @@ _PLAIN: tuple[tuple[str, str], ...] = (
     (r"[Dd]eadline|[Tt]imed? ?out|[Tt]imeout", "it is silent"),
     (r"HTTP|http|SETTINGS", "it is no gRPC server"),
 )
+#: What gRPC says of a call that is one too many.
+_OVER_LIMIT = "RPC limit"
 #: Longest text of gRPC's that is passed on.
 _MOST_TEXT = 200
 
@@ -68,6 +70,17 @@ def trailers_of(error: errors.PsError) -> tuple[tuple[str, str], ...]:
     return ((TRAILER, type(error).__name__),)
 
 
+def is_unread(failure: grpc.RpcError) -> bool:
+    """Whether the server has ended a call before it looked at it, so that another try is worth its while.
+
+    gRPC cancels calls that come while its queue of new ones is full; a server that ends cancels those that are open.
+    """
+    if TRAILER in _trailers(failure):
+        return False
+    limit = failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _OVER_LIMIT in (failure.details() or "")
+    return limit or failure.code() is grpc.StatusCode.CANCELLED
+
+
 def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
     """Rebuild the error of a failed call from its trailer; without a trailer, choose a class by the status code.
 
@@ -88,11 +101,13 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
             return errors.WaitTimeout(f"server {address} did not answer in time")
         case grpc.StatusCode.UNIMPLEMENTED:
             return errors.Refused(f"{address} is a gRPC server but not one of torch-ps, or of another version")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED if "RPC limit" in details:
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _OVER_LIMIT in details:
             return errors.Overloaded(f"server {address} has reached its limit of open calls; try again later")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.CorruptFrame(f"server {address} refused a message: {details}")
-        case grpc.StatusCode.CANCELLED:  # by a server that ended before it could say so; another one may serve
-            return errors.Unreachable(f"server {address} has ended the call")
+        case grpc.StatusCode.CANCELLED:  # see ``is_unread``; another server may serve
+            return errors.Unreachable(
+                f"server {address} has ended the call: more came than it reads, or it was stopped"
+            )
         case _:
             return errors.PsError(f"server {address} failed with {code.name}: {details}; see its log")

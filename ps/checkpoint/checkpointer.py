@@ -3,7 +3,8 @@
     CutPlanner (lead) --cut V--> each shard: Cutter --ShardState--> thread: write --Kept--> lead: commit, plan next
 
 Rules of this file
-  1. Training never waits for a file: one thread writes, and the event loop only hears of the result.
+  1. Training never waits for a file: threads write, one at a time, and the event loop only hears of the result. Nor
+     does the end of the process: a disk that does not answer keeps its thread.
   2. Whatever the file system does, training goes on. A failure is logged with what to do, counted and shown; the next
      checkpoint is tried as planned. What some shards have written of a failed one is removed, as it takes room.
 """
@@ -12,10 +13,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
+from torch_ps.common.daemon_thread import to_daemon_thread
 from torch_ps.common.errors import ProtocolError
 from torch_ps.ps.checkpoint.manifest import Manifest, shard_name
 from torch_ps.ps.checkpoint.ownership import Ownership
@@ -29,6 +30,8 @@ from torch_ps.ps.job.listeners import JobListener
 from torch_ps.ps.observability.bug_reports import report_bug
 
 log = logging.getLogger("torch_ps.ps")
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 
 #: Longest time in seconds that a stopping shard takes to write its last checkpoint.
 FINISH_SECONDS = 60.0
@@ -71,7 +74,7 @@ class Checkpointer(JobListener):
         self._job, self.checkpoints, self._keep, self._report_kept = job, checkpoints, keep, report
         self.ownership = ownership
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._cutter: Cutter | None = None
         self._planner: CutPlanner[FileFact] | None = None
@@ -128,7 +131,7 @@ class Checkpointer(JobListener):
         job, begin = self._job, time.monotonic()
         fact, error = FileFact("", 0, ""), ""
         try:
-            fact = await self._loop.run_in_executor(self._thread, self._write_part, state)
+            fact = await self._on_thread(self._write_part, state)
         except Exception as failure:  # noqa: BLE001 - whatever a file system raises, training goes on
             error = _said(failure)
         else:
@@ -182,7 +185,7 @@ class Checkpointer(JobListener):
 
     async def _commit(self, manifest: Manifest) -> None:
         try:
-            await self._loop.run_in_executor(self._thread, self._make_good, manifest)
+            await self._on_thread(self._make_good, manifest)
         except Exception as failure:  # noqa: BLE001 - as in _write
             self._note(manifest.version, _said(failure))
             await self._discard(manifest.version)
@@ -195,17 +198,21 @@ class Checkpointer(JobListener):
     async def _discard(self, version: int) -> None:
         """Remove the files of a checkpoint that will never be complete."""
         try:
-            await self._loop.run_in_executor(self._thread, self.checkpoints.discard, version)
+            await self._on_thread(self.checkpoints.discard, version)
         except Exception as failure:  # noqa: BLE001 - as in _write; the next good one removes it
             log.info("what is left of version %d stays for now: %s", version, _said(failure))
 
+    async def _on_thread(self, function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
+        async with self._writing:
+            return await to_daemon_thread(function, *arguments, name="checkpoint")
+
     def _write_part(self, state: ShardState) -> FileFact:
-        """On the thread."""
+        """On a thread."""
         self.ownership.check()
         return self.checkpoints.write(state, self._job.settings.index, self._job.settings.num_shards)
 
     def _make_good(self, manifest: Manifest) -> None:
-        """On the thread."""
+        """On a thread."""
         self.ownership.check()
         self.checkpoints.commit(manifest)
         self.checkpoints.retain(self._keep)
@@ -234,16 +241,15 @@ class Checkpointer(JobListener):
     # -------------------------------------------------------------- the end
 
     async def finish(self) -> None:
-        """Write a last checkpoint, if the job is at rest, and end the thread. Takes ``FINISH_SECONDS`` at most."""
+        """Write a last checkpoint, if the job is at rest. Takes ``FINISH_SECONDS`` at most."""
         try:
             async with asyncio.timeout(FINISH_SECONDS):
                 while self._tasks:
                     await asyncio.wait(self._tasks)
                 await self._keep_last()
         except TimeoutError:
-            log.warning("the last checkpoint is not written after %g s; the one before stays", FINISH_SECONDS)
-        finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            version = self._job.engine.core.open_step if self._job.engine is not None else 0
+            self._note(version, f"nothing was written within {FINISH_SECONDS:g} s of the end of the job")
 
     @property
     def unkept(self) -> str:

@@ -8,7 +8,7 @@ of another start of the servers decides by ``verdict``:
 
     TAKE      the former owner has ended, or it is this very job (a standby that takes over): the folder is free
     REFUSE    the former owner lives, or the folder is that of a job with another name
-    WATCH     it may live on another machine: only a beat that stands still shows that it does not
+    WATCH     it may live on another machine or in another container: only a beat that stands still shows the opposite
 
 Rules of this file
   1. No clock and no files: whether a process of this machine lives is an argument.
@@ -23,8 +23,7 @@ import json
 import time
 from dataclasses import dataclass
 
-from torch_ps.common.errors import CheckpointError, ConfigError
-from torch_ps.common.wire import address
+from torch_ps.common.errors import CheckpointError
 
 FORMAT = "torch-ps owner 1"
 #: Largest record that is read, in bytes.
@@ -87,19 +86,9 @@ def verdict(found: Owner | None, mine: Owner, *, alive: bool | None) -> Verdict:
         return Verdict.REFUSE
     if found.ended:
         return Verdict.TAKE
-    if alive is None and found.host == mine.host and found.address == mine.address and not _loopback(found.address):
-        return Verdict.TAKE  # its port is this process's now
-    if alive is None:
+    if alive is None:  # the same host name and address prove nothing: containers of two machines may have both
         return Verdict.WATCH
     return Verdict.REFUSE if alive else Verdict.TAKE
-
-
-def _loopback(text: str) -> bool:
-    """Whether an address says nothing about which machine it is of."""
-    try:
-        return address.parse(text).loopback
-    except ConfigError:
-        return True
 
 
 def dump(owner: Owner) -> bytes:

@@ -1,13 +1,14 @@
 """Keeps other jobs out of the checkpoint folder of this one, in a folder as in an object store.
 
-    lead:    claim() --> renewed every RENEW_SECONDS by a thread --> release()
-    others:  check() before each file that they write
+    lead:      claim() --> renewed every RENEW_SECONDS by a thread --> release()
+    takeover:  start_claiming(): the same on that thread, claimed again until it succeeds
+    others:    check() before each file that they write
 
 Rules of this file
   1. One job writes below one URL. A second one is refused at its start with the words of whose it is. Where two come
      at once, or one was cut off and is alive all the same, the record says who has it: the other one writes no more.
   2. A crash of the owner locks nobody out: a process of this machine that is gone is known to be, and on another
-     machine one is given up when its record has stood still for WATCH_SECONDS.
+     machine or in another container one is given up when its record has stood still for WATCH_SECONDS.
   3. A folder whose record is gone was removed, or its disk is not mounted: nothing is written there, and no folder is
      made, until the record is back.
 """
@@ -20,6 +21,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch_ps.common.errors import CheckpointError
@@ -59,7 +61,7 @@ class Ownership:
             since=int(time.time()),
         )
         self._owns = False
-        self._lost = ""
+        self._said = ""  # the last failure that was logged; "" after a success
         self._ended = threading.Event()
         self._writing = threading.Lock()  # two writers would share one partial file
 
@@ -70,6 +72,28 @@ class Ownership:
             CheckpointError: It is that of another job, which lives or has another name; the message says whose. Or it
                 cannot be written.
         """
+        self._claim_once()
+        self._start(self._renew_until_ended)
+
+    def start_claiming(self) -> None:
+        """Lead after a takeover: the same on a thread, again until it succeeds. Training does not wait for it."""
+        self._start(self._claim_until_ended)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name="owner", daemon=True).start()
+
+    def _claim_until_ended(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._claim_once()
+            except Exception as error:  # noqa: BLE001 - whatever a file system raises, training goes on
+                self._tell("is not this server's yet, so another job may take it", error)
+                self._ended.wait(RENEW_SECONDS)
+            else:
+                self._said = ""
+                self._renew_until_ended()
+
+    def _claim_once(self) -> None:
         found = self._read()
         decided = self._verdict(found)
         if decided is Verdict.WATCH and found is not None:
@@ -87,7 +111,6 @@ class Ownership:
             if now is not None and now.token != self._mine.token:
                 raise self._refusal(now)
         self._owns = True
-        threading.Thread(target=self._renew_until_ended, name="owner", daemon=True).start()
 
     def check(self) -> None:
         """Make sure that the folder is still that of this job, before something is written there.
@@ -153,11 +176,15 @@ class Ownership:
                     self.check()
                     self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
                     self._write(self._mine)
-                self._lost = ""
+                self._said = ""
             except CheckpointError as error:
-                if str(error) != self._lost:
-                    self._lost = str(error)
-                    log.warning("the claim on %s is not renewed: %s", self._storage.url, error)
+                self._tell("does not take the renewal of this job's claim", error)
+
+    def _tell(self, what: str, error: Exception) -> None:
+        """Log a failure that is tried again, once for as long as it is the same."""
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("%s %s: %s; it is tried again every %g s", self._storage.url, what, error, RENEW_SECONDS)
 
     def _verdict(self, found: Owner | None) -> Verdict:
         return owner.verdict(found, self._mine, alive=_alive(found) if found is not None else False)

@@ -9,6 +9,7 @@ A run is all jobs of one bucket that can go (``lanes.py``); it executes on an ap
 the event loop. Its result returns to the loop as one ``Done``. Nothing here sends or counts.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -356,20 +357,21 @@ class JobRunner:
         return left_out, mean
 
     def _mean_of_readable(self, bucket: Bucket, step: Step, error: Exception, failed: list[Failure]) -> Mean | None:
-        """The mean without the gradients on which it fails; None where no other is there. Their workers are told."""
-        readable: list[Gradient] = []
+        """The mean without the gradients on which it fails; None where the others have none. Their workers are told."""
         told = report_bug(f"the mean of bucket {bucket.index}", error)
+        readable: list[tuple[Gradient, Failure]] = []
         for contribution, gradient in zip(step.apply.contributions, step.gradients, strict=True):
+            failure = contribution.worker, contribution.session, told
             try:
                 self._store.mean(bucket.index, [gradient])
-                readable.append(gradient)
+                readable.append((gradient, failure))
             except Exception:  # noqa: BLE001 - reported once
-                failed.append((contribution.worker, contribution.session, told))
-        if len(readable) == len(step.gradients):  # each can be read, and all together cannot
-            failed += [(each.worker, each.session, told) for each in step.apply.contributions]
-            return None
-        mean, _ = self._store.mean(bucket.index, readable)
-        return mean
+                failed.append(failure)
+        if len(readable) < len(step.gradients):
+            with contextlib.suppress(Exception):  # reported once
+                return self._store.mean(bucket.index, [gradient for gradient, _ in readable])[0]
+        failed += [failure for _, failure in readable]  # each can be read, and all together cannot
+        return None
 
 
 def must_wait(job: BucketJob) -> bool:

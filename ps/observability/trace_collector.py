@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 
+from torch_ps.common.daemon_thread import to_daemon_thread
 from torch_ps.common.errors import CorruptFrame, Overloaded, ProtocolError
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.trace import Span, Trace, spans_of
@@ -25,6 +26,8 @@ log = logging.getLogger("torch_ps.ps")
 LOOK_SECONDS = 0.25
 #: Seconds that a stopping lead waits for the parts of other shards.
 LAST_SECONDS = 1.0
+#: Seconds in which the file has to be written.
+WRITE_SECONDS = 60.0
 #: Largest number of spans of all processes together.
 MOST_TOGETHER = 1_000_000
 
@@ -114,9 +117,11 @@ class ShardTrace(Trace):
         own = Process(f"shard 0 ({socket.gethostname()}, pid {os.getpid()})", "", spans, dropped=self.dropped)
         processes = [own, *self._processes.values()]
         try:
-            await asyncio.to_thread(write, self._path, processes)
+            async with asyncio.timeout(WRITE_SECONDS):
+                await to_daemon_thread(write, self._path, processes, name="trace")
         except OSError as error:
-            log.error("the trace cannot be written to %s: %s", self._path, error.strerror or error)
+            why = error.strerror or str(error) or f"the disk has not taken it within {WRITE_SECONDS:g} s"
+            log.error("the trace cannot be written to %s: %s", self._path, why)
             return True  # another attempt would fail too
         log.info(
             "trace of steps %d to %d in %s, of %d workers and %d shards; https://ui.perfetto.dev opens it",

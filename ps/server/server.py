@@ -24,6 +24,7 @@ import torch
 
 from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.allocator import keep_freed_memory
+from torch_ps.common.daemon_thread import to_daemon_thread
 from torch_ps.common.devices import choose as choose_device
 from torch_ps.common.errors import CheckpointError, ConfigError, PsError
 from torch_ps.common.memory_limit import memory
@@ -356,27 +357,13 @@ async def _work(parts: Parts) -> None:
     if parts.lead is not None:
         await parts.lead.follow(parts.job)
         return
-    # Beside the ticks: a disk that does not answer keeps no lease from running out.
-    owning = asyncio.create_task(_own_checkpoints(parts)) if parts.standby is not None else None
-    try:
-        while True:
-            await asyncio.sleep(tick_seconds(parts.job.settings.lease))
-            parts.job.tick()
-            if parts.checkpointer is not None:
-                parts.checkpointer.plan()
-    finally:
-        if owning is not None:
-            owning.cancel()
-
-
-async def _own_checkpoints(parts: Parts) -> None:
-    """After a takeover: the checkpoints of the job are this server's to write."""
-    if parts.checkpointer is None:
-        return
-    try:
-        await asyncio.to_thread(parts.checkpointer.ownership.claim)
-    except Exception as error:  # noqa: BLE001 - whatever a file system raises, training goes on
-        log.error("the place of the checkpoints is not this server's, so another job may take it: %s", error)
+    if parts.standby is not None and parts.checkpointer is not None:
+        parts.checkpointer.ownership.start_claiming()  # the checkpoints of the job are this server's to write now
+    while True:
+        await asyncio.sleep(tick_seconds(parts.job.settings.lease))
+        parts.job.tick()
+        if parts.checkpointer is not None:
+            parts.checkpointer.plan()
 
 
 async def _stop(parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: list[asyncio.Task[None]]) -> None:
@@ -387,7 +374,9 @@ async def _stop(parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: lis
         await parts.checkpointer.finish()
     if parts.checkpointer is not None and parts.lead is None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.to_thread(parts.checkpointer.ownership.release), RELEASE_SECONDS)
+            await asyncio.wait_for(
+                to_daemon_thread(parts.checkpointer.ownership.release, name="owner"), RELEASE_SECONDS
+            )
     await parts.job.trace.finish()
     for task in tasks:
         task.cancel()

@@ -15,6 +15,7 @@ Rules of this file
      moment, and one host does not close the connections of another.
 """
 
+import heapq
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
@@ -75,9 +76,12 @@ def excessive(strangers: list[Stranger], now: float) -> list[tuple[Stranger, str
     for queue in of_host.values():
         while (num := len(queue)) > MAX_STRANGERS_OF_HOST:
             closed.append((queue.popleft(), f"its host has {num} of them; {MAX_STRANGERS_OF_HOST} are the limit"))
-    while (num := sum(map(len, of_host.values()))) > MAX_STRANGERS:
-        longest = max(of_host.values(), key=len)
-        closed.append((longest.popleft(), f"there are {num} of them; {MAX_STRANGERS} are the limit"))
+    most = [(-len(queue), number, queue) for number, queue in enumerate(of_host.values())]
+    heapq.heapify(most)
+    for num in range(sum(map(len, of_host.values())), MAX_STRANGERS, -1):
+        left, number, queue = most[0]
+        closed.append((queue.popleft(), f"there are {num} of them; {MAX_STRANGERS} are the limit"))
+        heapq.heapreplace(most, (left + 1, number, queue))
     return closed
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ import torch
 import torch_ps
 from tests.support.checkpoint_folder import write_checkpoints
 from tests.support.commands import run
-from tests.support.jobs import until
+from tests.support.jobs import ready, until
+from tests.support.processes import Child
 from tests.support.replicated import replicated
 from tests.support.restart import Shards, shards
 from torch_ps.common.errors import CheckpointError, ModelMismatch
+from torch_ps.common.options.command_line import arguments_of
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.wire.frames import Buffer
 from torch_ps.ps.checkpoint import ownership, storage
 from torch_ps.ps.checkpoint.ownership import NAME, Ownership
@@ -41,10 +45,16 @@ def owner(folder: Path, incarnation: int, *, address: str = "127.0.0.1:1", job: 
     return Ownership(Storage(str(folder)), incarnation=incarnation, job=job, address=address)
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / NAME).read_text())
+    return found
+
+
 def record(folder: Path, **changes: object) -> None:
     """Change the record of a folder, as its owner's death or another machine would have it."""
-    file = folder / NAME
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    part = folder / "changed"
+    part.write_text(json.dumps(record_of(folder) | changes))
+    part.rename(folder / NAME)
 
 
 @pytest.fixture
@@ -159,10 +169,25 @@ def test_store_that_fails_is_one_line_at_the_start_and_later_costs_only_a_renewa
     store.failures = 2
 
     def renewed() -> bool:
-        return not store.failures and json.loads((tmp_path / NAME).read_text())["beat"] > 2
+        return not store.failures and record_of(tmp_path)["beat"] > 2
 
     until(renewed, "the record is renewed after two failures")
     first.release()
+
+
+def test_claim_that_fails_after_a_takeover_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ownership, "RENEW_SECONDS", 0.02)
+    store = Failing(str(tmp_path))
+    store.failures = 3
+    standby = Ownership(store, incarnation=1, job="", address="127.0.0.1:3")
+    standby.start_claiming()
+    until(lambda: (tmp_path / NAME).exists() and record_of(tmp_path)["beat"] > 1, "it owns the folder and renews")
+    assert record_of(tmp_path)["address"] == "127.0.0.1:3"
+    standby.release()
+    assert record_of(tmp_path)["ended"]
+    assert caplog.text.count("is not this server's yet, so another job may take it") == 1
 
 
 def test_folder_that_another_process_locks_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +239,25 @@ def test_folder_that_vanished_is_not_made_anew_and_the_exit_code_says_what_is_lo
         assert "has failed, the last good one is of version 6:" in servers.log
         assert not folder.exists()
         servers.processes.clear()
+
+
+def test_disk_that_stands_still_does_not_keep_a_server_that_was_told_to_end(tmp_path: Path) -> None:
+    ready_file, stuck = tmp_path / "ready", tmp_path / "stuck"
+    config = ServerConfig(
+        listen="127.0.0.1:0", ready_file=str(ready_file), checkpoint="memory://ck", checkpoint_every=100
+    )
+    arguments = (arguments_of(config),)
+    server = Child("tests.support.stuck:main", arguments, tmp_path / "log", environment={"STUCK": str(stuck)})
+    try:
+        with torch_ps.Client(ready(server, ready_file)["servers"][0], name="w0") as client:
+            client.init({"x": torch.zeros(8)}, SPEC)
+            client.push({"x": torch.ones(8)})
+        stuck.touch()
+        assert server.end() == 1
+        assert "Error: shard 0 has ended, and the last checkpoint in memory://ck has failed" in server.output
+        assert "nothing was written within 0.5 s of the end of the job" in server.output
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize("command", ["ps-serve", "ps-export"])

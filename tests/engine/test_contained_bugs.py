@@ -4,7 +4,7 @@ Each bug is planted in a whole server without sockets. h0 is an honest worker, a
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from tests.fuzz.hostile import Hostile, Member
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.engine.bucket_jobs import ResponseEncoder
-from torch_ps.ps.engine.parameter_store import Store
+from torch_ps.ps.engine.parameter_store import Gradient, Store
 from torch_ps.ps.failover import records
 
 
@@ -107,6 +107,34 @@ def test_question_for_a_norm_that_cannot_be_computed_ends_those_who_asked(monkey
     machine.teardown()
     assert len(errors) == 2
     assert all("bug" in error for error in errors), errors
+
+
+def test_mean_that_fails_again_without_the_gradient_that_cannot_be_read_ends_no_shard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = job("sync")
+    machine.join(seed=3, name="h2", changes=0)
+    for _ in range(2):  # until both take part
+        for member in (*machine.others.values(), machine.honest):
+            push(machine, member)
+    mean, failures = Store.mean, list[int]()
+
+    def failing(self: Store, bucket: int, gradients: Sequence[Gradient]) -> Any:
+        if len(gradients) > 1 or gradients[0].worker == "h1":
+            failures.append(len(gradients))
+            raise MemoryError("planted")
+        return mean(self, bucket, gradients)
+
+    monkeypatch.setattr(Store, "mean", failing)
+    members = (*machine.others.values(), machine.honest)
+    for member in members:
+        push(machine, member)
+    monkeypatch.undo()
+    errors = [str(member.link and member.link.error) for member in members]
+    assert failures[:3] == [3, 1, 2]
+    assert all("bug" in error for error in errors), errors
+    assert machine.shard.shutdown.failure is None
+    machine.end()
 
 
 def test_copy_for_a_checkpoint_that_fails_costs_that_checkpoint(

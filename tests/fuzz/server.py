@@ -38,6 +38,10 @@ R = TypeVar("R")
 TURNS = 12
 
 
+async def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 class AtOnce(Executor):
     """Does what it is given before ``submit`` returns."""
 
@@ -146,8 +150,7 @@ class Server:
         )
         self.parts = root._compose(place, AtOnce(), self.metrics, Address("127.0.0.1", 1), self.shutdown)
         if self.parts.checkpointer is not None:
-            self.parts.checkpointer._thread.shutdown()
-            self.parts.checkpointer._thread = AtOnce()  # type: ignore[assignment]
+            self.parts.checkpointer._on_thread = _at_once  # type: ignore[method-assign, assignment]
         self.servicer = Servicer(self.parts, port=1, max_model=1 << 20)
         self.servicer._joins.take = lambda host, now: None  # type: ignore[method-assign]  # thousands of joins a minute
         self.bugs: list[BaseException] = []

@@ -48,7 +48,7 @@ def test_shard_serves_the_parameters_that_replace_others() -> None:
             assert reply.seed
             worker = Identity(name, reply.session, described.incarnation, secret)
             values = {bucket: torch.full((bucket.numel,), value) for bucket in buckets}
-            other.seed(worker.seeds(MODEL, buckets, values.__getitem__), SECONDS)
+            other.seed(functools.partial(worker.seeds, MODEL, buckets, values.__getitem__), SECONDS)
             assert pull(other, described.incarnation, buckets[0]) == {value}
             lead.leave(pb.LeaveRequest(worker=name, session=reply.session, secret=secret), SECONDS)
         lead.close()
@@ -74,17 +74,17 @@ def test_parameters_come_from_the_seeder_alone_on_every_shard_and_count_once() -
         stranger = Identity("w0", seeder.session, incarnation, secret_of("mallory"))
         for shard in (1, 0):
             with pytest.raises(torch_ps.UnknownWorker, match="joined with another secret"):
-                links[shard].seed(iter(frames(stranger, shard, 9.0)), SECONDS)
+                links[shard].seed(frames(stranger, shard, 9.0).copy, SECONDS)
             with pytest.raises(torch_ps.CorruptFrame, match="left out 1 buckets"):
-                links[shard].seed(iter(frames(seeder, shard, 8.0)[:-1]), SECONDS)
+                links[shard].seed(frames(seeder, shard, 8.0)[:-1].copy, SECONDS)
             with pytest.raises(torch_ps.CorruptFrame, match="came twice"):
-                links[shard].seed(iter([*(all_ := frames(seeder, shard, 8.0)), *all_[1:]]), SECONDS)
-            links[shard].seed(iter(frames(seeder, shard, 1.0)), SECONDS)
-            links[shard].seed(iter(frames(seeder, shard, 2.0)), SECONDS)  # its answer was lost
+                links[shard].seed([*(all_ := frames(seeder, shard, 8.0)), *all_[1:]].copy, SECONDS)
+            links[shard].seed(frames(seeder, shard, 1.0).copy, SECONDS)
+            links[shard].seed(frames(seeder, shard, 2.0).copy, SECONDS)  # its answer was lost
         other = join("w1")
         for shard in (1, 0):
             with pytest.raises(torch_ps.ProtocolError, match=f"'w1' was not told to send .* of shard {shard}"):
-                links[shard].seed(iter(frames(other, shard, 3.0)), SECONDS)
+                links[shard].seed(frames(other, shard, 3.0).copy, SECONDS)
             assert pull(links[shard], incarnation, buckets[shard][0]) == {1.0}
         for link in links:
             link.close()

@@ -1,6 +1,8 @@
 """Which connections without an accepted call are closed, which hosts are banned, and that the kernel does it."""
 
+import random
 import socket
+from collections import Counter
 
 import pytest
 
@@ -52,6 +54,21 @@ def test_of_many_hosts_those_with_the_most_strangers_lose_them() -> None:
     found = closed(strangers)
     assert len(found) == 20
     assert {each.host for each in found} == {"a", "c"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whom_of_many_hosts_it_meets_is_each_time_the_oldest_of_the_first_with_the_most(seed: int) -> None:
+    draw = random.Random(seed)
+    strangers = [Stranger(str(draw.randrange(1, 2 + int(200 * draw.random()))), 0.0) for _ in range(3 * MAX_STRANGERS)]
+    left, expected = list(strangers), list[Stranger]()
+    while len(left) > MAX_STRANGERS:
+        numbers = Counter(each.host for each in left)
+        hosts = list(dict.fromkeys(each.host for each in strangers))
+        most = max(hosts, key=numbers.__getitem__)
+        expected.append(gone := next(each for each in left if each.host == most))
+        left = [each for each in left if each is not gone]
+    assert max(Counter(each.host for each in strangers).values()) <= MAX_STRANGERS_OF_HOST
+    assert [id(each) for each in closed(strangers)] == [id(each) for each in expected]
 
 
 def test_host_whose_strangers_are_abusive_is_banned_for_a_while() -> None:

@@ -14,6 +14,7 @@ Rules of this file
 """
 
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -225,7 +226,7 @@ class Session(Part):
             self.job_model = schema.from_proto(self._links[0].model(self.timeout))
         else:
             for index in reversed(range(len(self._links))):  # the lead last: when it is ready, all are
-                frames = self.identity.seeds(model, self.plan.of_shard(index), values)
+                frames = functools.partial(self.identity.seeds, model, self.plan.of_shard(index), values)
                 self._links[index].seed(frames, self.timeout)
         self.shared_memory.share(self._links, self.plan, self.identity)
 

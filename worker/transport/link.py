@@ -8,7 +8,8 @@ Rules of this file
      waited for only while the server answers heartbeats.
   4. A server may come back under its name at another address, and the old one may vanish without a word. So after a
      call that nothing has answered the next one makes new connections, which look the name up.
-  5. Heartbeats and copies of pushes have a connection of their own. On a slow network a bucket fills the other one for
+  5. A server with more new calls than it reads drops some of them unread. Such a call is made again in its time.
+  6. Heartbeats and copies of pushes have a connection of their own. On a slow network a bucket fills the other one for
      longer than a lease, with megabytes in buffers that nothing can overtake.
 """
 
@@ -37,10 +38,11 @@ from torch_ps.common.errors import (
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import OPEN, Access
-from torch_ps.common.rpc.status import error_of
+from torch_ps.common.rpc.status import error_of, is_unread
 from torch_ps.common.security import tls_probe
 from torch_ps.common.wire.address import Address
 from torch_ps.worker.runtime import graceful_shutdown
+from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.grpc_stream import GrpcStream
 from torch_ps.worker.transport.server_sockets import NoDataPort, connect_data, connect_unix
 from torch_ps.worker.transport.socket_stream import SocketStream
@@ -48,6 +50,7 @@ from torch_ps.worker.transport.stream import OnEnd, OnMessage, Stream
 
 log = logging.getLogger("torch_ps.worker")
 Reply = TypeVar("Reply", bound=Message)
+Answer = TypeVar("Answer")
 
 #: Seconds that a probe of a port takes at most to find out why a TLS connection to it fails.
 PROBE_SECONDS = 3.0
@@ -235,19 +238,22 @@ class Link:
             Unreachable: no heartbeat was answered for a lease, and another server may take this one's place.
         """
         method = self._channel.unary_unary(channel.method(name), type(request).SerializeToString, reply.FromString)
-        channels, heard = self._heartbeat_channels, time.monotonic()  # to this server, wherever the link leads later
-        call = method.future(request, timeout=seconds, metadata=self._access.metadata)
-        try:
-            while True:
-                try:
-                    answer: Reply = call.result(self.lease / 3 if self.replaceable else None)
-                    return answer
-                except grpc.FutureTimeoutError:
-                    heard = self.renew(pb.RenewRequest(), heard, self.lease, channels)
-        except grpc.RpcError as failure:
-            raise error_of(failure, str(self.address)) from None
-        finally:
-            call.cancel()
+        channels = self._heartbeat_channels  # to this server, wherever the link leads later
+
+        def attempt(left: float) -> Reply:
+            heard = time.monotonic()
+            call = method.future(request, timeout=left, metadata=self._access.metadata)
+            try:
+                while True:
+                    try:
+                        answer: Reply = call.result(self.lease / 3 if self.replaceable else None)
+                        return answer
+                    except grpc.FutureTimeoutError:
+                        heard = self.renew(pb.RenewRequest(), heard, self.lease, channels)
+            finally:
+                call.cancel()
+
+        return self._until_read(attempt, seconds)
 
     def renew(self, request: pb.RenewRequest, heard: float, seconds: float, channels: _Channels | None = None) -> float:
         """Send one heartbeat, which renews the lease that ``request`` names, and wait for the answer.
@@ -299,20 +305,22 @@ class Link:
             channel.method("Data"), pb.DataRequest.SerializeToString, pb.DataReply.FromString
         )
         before = self._interrupts
-        call = method.future(request, timeout=seconds, metadata=self._access.metadata)
-        self._begin(call, before)
-        try:
-            with graceful_shutdown.interruptible(call.cancel) if request.wait else contextlib.nullcontext():
-                reply: pb.DataReply = call.result()
-        except grpc.FutureCancelledError:
-            if call not in self._interruptible:
-                raise self._interrupted() from None
-            raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
-        except grpc.RpcError as failure:
-            raise error_of(failure, str(self.address)) from None
-        finally:
-            self._interruptible.discard(call)
-        return reply
+
+        def attempt(left: float) -> pb.DataReply:
+            call = method.future(request, timeout=left, metadata=self._access.metadata)
+            self._begin(call, before)
+            try:
+                with graceful_shutdown.interruptible(call.cancel) if request.wait else contextlib.nullcontext():
+                    reply: pb.DataReply = call.result()
+                    return reply
+            except grpc.FutureCancelledError:
+                if call not in self._interruptible:
+                    raise self._interrupted() from None
+                raise ServerStopped(f"the wait for samples of server {self.address} was given up") from None
+            finally:
+                self._interruptible.discard(call)
+
+        return self._until_read(attempt, seconds)
 
     def _begin(self, call: Any, before: int) -> None:
         """Let ``interrupt`` end a call that has begun at ``before`` interrupts, also if one has come since."""
@@ -370,13 +378,15 @@ class Link:
         call: Any = self._heartbeat_channels[0].stream_unary(channel.method("Commit"), None, None)
         self._committing = call.future(iter((message,)), timeout=COMMIT_SECONDS, metadata=self._access.metadata)
 
-    def seed(self, frames: Iterable[bytes], seconds: float) -> None:
-        """Send the shard its first parameters, as ``Identity.seeds`` frames them."""
+    def seed(self, frames: Callable[[], Iterable[bytes]], seconds: float) -> None:
+        """Send the shard its first parameters.
+
+        Args:
+            frames: function that makes the frames of ``Identity.seeds``, for each try anew.
+            seconds: longest time for all tries.
+        """
         call: Callable[..., Any] = self._channel.stream_unary(channel.method("Seed"), None, pb.SeedReply.FromString)
-        try:
-            call(iter(frames), timeout=seconds, metadata=self._access.metadata)
-        except grpc.RpcError as failure:
-            raise error_of(failure, str(self.address)) from None
+        self._until_read(lambda left: call(iter(frames()), timeout=left, metadata=self._access.metadata), seconds)
 
     def rosters(self, seconds: float) -> Iterator[pb.RosterView]:
         """Every roster of the lead, the current one first.
@@ -425,9 +435,24 @@ class Link:
         call: Callable[..., Reply] = (over or self._channel).unary_unary(
             channel.method(name), type(request).SerializeToString, reply.FromString
         )
-        try:
-            return call(request, timeout=seconds, wait_for_ready=wait, metadata=self._access.metadata)
-        except grpc.RpcError as failure:
-            raise error_of(failure, str(self.address)) from None
-        except ValueError:  # gRPC raises it in a thread that looks for a server while another one closes the link
-            raise Unreachable(f"the connection to {self.address} is closed here") from None
+        attempt = functools.partial(call, request, wait_for_ready=wait, metadata=self._access.metadata)
+        return self._until_read(lambda left: attempt(timeout=left), seconds)
+
+    def _until_read(self, attempt: Callable[[float], Answer], seconds: float) -> Answer:
+        """Make a call, and again for ``seconds`` where the server drops it unread.
+
+        Args:
+            attempt: function that makes one try, with its deadline in seconds.
+            seconds: deadline of all tries together.
+        """
+        deadline, left = time.monotonic() + seconds, seconds
+        while True:
+            try:
+                return attempt(left)
+            except grpc.RpcError as failure:
+                left = deadline - time.monotonic() - RETRY_SECONDS
+                if left <= 0 or not is_unread(failure):
+                    raise error_of(failure, str(self.address)) from None
+            except ValueError:  # gRPC raises it in a thread that looks for a server while another one closes the link
+                raise Unreachable(f"the connection to {self.address} is closed here") from None
+            time.sleep(RETRY_SECONDS)
