@@ -390,6 +390,7 @@ class Session(Part):
         if bucket.index == 0 and self.sample_counts.used:
             header.covers.extend(self.sample_counts.cover())
         size, number = sum(map(len, parts)), self._number_ahead(bucket, codec, parts)
+        self.shared_memory.expect(bucket, step)
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
@@ -543,7 +544,7 @@ class Session(Part):
         with self._streams.changed:
             self._progress.add(header, version)
             self.pulled_bytes += size
-            if header.HasField("step") and self.shared_memory.shards:
+            if header.HasField("step") and self.shared_memory.holds_parameters:
                 self.shared_memory.free(bucket, header.step)
             self._streams.mark_answered(bucket.index)
 
@@ -558,6 +559,7 @@ class Session(Part):
             return self.shared_memory.read(bucket, header.place, write), 4 * bucket.numel
         with self.span("decode", step, bucket.index):
             values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta)
+            values = self.shared_memory.bring_here(bucket, values)
         write(bucket, values)
         return header.version, len(payload)
 
