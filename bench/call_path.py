@@ -11,7 +11,7 @@ What happens by the clock (a heartbeat, the renewal of a lease) falls into few o
 steps cross it. Not counted: what only ran before (opening the stream), other packages, generated code, and what has no
 Python frame (a dataclass's constructor, an attribute).
 
-A count is of the side's own room, ps/ or worker/, and of common/ together. Rows: "network" carries messages by gRPC,
+A count is of the side's own room, ps/ or worker/, and of common/ together. Rows: "network" carries messages by TCP,
 "memory" by a Unix socket and shared memory. The project's bound is on "network": 14 on the server, 12 on the worker.
 """
 

@@ -208,6 +208,8 @@ class SocketCarrier:
     def _flush(self) -> None:
         self._flush_is_due = False
         stream = self._stream
+        if stream is not None and self._writing and stream.outbox.error is not None:
+            self._finish(stream.outbox.error)  # the peer may never read what is before it
         if stream is None or self._ended.done() or self._writing:
             return
         try:

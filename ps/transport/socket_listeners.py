@@ -35,8 +35,10 @@ log = logging.getLogger("torch_ps.ps")
 TOKEN_SECONDS = 10.0
 #: Connections that may be about to be authenticated.
 MAX_WAITING = 64
-#: Connections that are accepted in a row, and seconds until the next ones are if more wait for authentication.
+#: Connections that are accepted in a row, and seconds until the next ones are if as many wait for authentication.
 ACCEPTED, PAUSE = 8, 0.02
+#: Seconds until the next ones are accepted where no descriptor is free.
+NO_DESCRIPTOR_PAUSE = 1.0
 #: Connections that the kernel keeps until they are accepted.
 BACKLOG = 128
 
@@ -91,17 +93,24 @@ class Acceptor:
                 return
             try:
                 connection, _ = listening.accept()
-            except BlockingIOError:
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # the peer has gone, or no descriptor is free
-                break
+            except OSError as error:
+                log.warning("streams of workers cannot be accepted: %s; raise the limit of open files", error)
+                self._rest(NO_DESCRIPTOR_PAUSE)
+                return
             task = asyncio.create_task(self._run(connection))
             self._waiting[task] = _host_of(connection)
             self._make_place()
-        if len(self._waiting) >= ACCEPTED and listening is not None:
+        if len(self._waiting) >= ACCEPTED:
+            self._rest(PAUSE)
+
+    def _rest(self, seconds: float) -> None:
+        """Accept nobody for a while."""
+        if self._listening is not None:
             loop = asyncio.get_running_loop()
-            loop.remove_reader(listening)
-            loop.call_later(PAUSE, self._resume)
+            loop.remove_reader(self._listening)
+            loop.call_later(seconds, self._resume)
 
     def _make_place(self) -> None:
         if len(self._waiting) <= MAX_WAITING:

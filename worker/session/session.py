@@ -74,6 +74,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
+#: Bytes of an answer from which on it is worth while to receive it where it stays.
+LARGE = 1 << 16
 #: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
 LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
@@ -257,6 +259,7 @@ class Session(Part):
             self.job.lease_seconds,
             self._receive,
             self._restore,
+            self._place,
         )
         self._wait_failed = self._abandoned = False  # nothing that was under way comes on these streams
         self._shard_streams.open()  # known by then: a server may ask for a vote in its first message
@@ -525,6 +528,16 @@ class Session(Part):
                     self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
+
+    def _place(self, shard: int, head: bytes, size: int) -> memoryview | None:
+        """Where the payload of an answer is received, if the model's tensors can live there."""
+        if size < LARGE or self._abandoned or not self.shared_memory.holds_parameters:
+            return None
+        header, _ = unpack(head, pb.DownHeader)
+        if header.codec != "none" or header.delta or header.bucket >= len(self.plan.buckets):
+            return None
+        bucket = self.plan.buckets[header.bucket]
+        return self.shared_memory.place_here(bucket) if (bucket.shard, 4 * bucket.numel) == (shard, size) else None
 
     def _take_norms(self, shard: int, measured: pb.Measured) -> None:
         with self._streams.changed:

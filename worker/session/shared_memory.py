@@ -106,12 +106,17 @@ class SharedMemory:
         if bucket.shard in self._here:
             self._busy[bucket.index] = step
 
+    def place_here(self, bucket: Bucket) -> memoryview | None:
+        """Where the fp32 values of a bucket are to be received, as bytes; None if there is no such region."""
+        region = self._here.get(bucket.shard)
+        return None if region is None or bucket.rule != "optimizer" else region.kept.values(bucket.index)
+
     def bring_here(self, bucket: Bucket, values: torch.Tensor) -> torch.Tensor:
         """Put what came for a bucket into the region of its shard, if there is one.
 
         Args:
             bucket: bucket of the values.
-            values: what came, shape (numel,), fp32.
+            values: what came, shape (numel,), fp32; nothing is copied if it was received there.
 
         Returns:
             The values where the model's tensors can live; ``values`` if there is no such region.
@@ -121,7 +126,9 @@ class SharedMemory:
             return values
         region.view.revert(bucket.index)
         span = region.kept.layout.span(bucket.index)
-        region.kept.tensor(*span).copy_(values)
+        kept = region.kept.tensor(*span)
+        if kept.data_ptr() != values.data_ptr():
+            kept.copy_(values)
         return region.view.tensor(*span)
 
     def has(self, shard: int) -> bool:

@@ -41,6 +41,7 @@ from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.rpc.status import error_of, is_unread
 from torch_ps.common.security import tls_probe
 from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.socket_frames import FindPlace
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.grpc_stream import GrpcStream
@@ -125,18 +126,23 @@ class Link:
         """Bring votes to a server, or ask it to take over; the reply may ask for more votes."""
         return self._unary("Ballot", request, pb.BallotReply, seconds)
 
-    def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream:
+    def open(self, on_message: OnMessage, on_end: OnEnd, place: FindPlace = lambda head, size: None) -> Stream:
         """Open the stream over the fastest carrier that reaches the server.
 
         That is its Unix socket if it is on this host and reached directly, else its data port, else gRPC.
+
+        Args:
+            on_message: function that takes each message.
+            on_end: function that takes the error that ends the stream.
+            place: function that finds where a payload is to be received if a socket carries the stream.
         """
         if self._plane in ("auto", "memory") and self._socket.port == self.address.port:
             try:
-                return SocketStream(connect_unix(self._socket), self.address, on_message, on_end)
+                return SocketStream(connect_unix(self._socket), self.address, on_message, on_end, place)
             except NoSharedMemory as error:
                 log.debug("the stream to %s goes over the network: %s", self.address, error)
         try:
-            return SocketStream(self._connect_data(), self.address, on_message, on_end)
+            return SocketStream(self._connect_data(), self.address, on_message, on_end, place)
         except NoDataPort as error:
             return GrpcStream(functools.partial(self._start_exchange, str(error)), self.address, on_message, on_end)
 
