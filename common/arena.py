@@ -31,7 +31,7 @@ import select
 import stat
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,6 +218,12 @@ class Arena:
         finally:
             entry[1] = version
             entry[0] = lock + 1 & _LARGEST
+
+    def unchanged(self, bucket: int) -> Callable[[], bool]:
+        """Writer, between two changes: a function that says whether the values of a bucket are as they are now."""
+        entry = self._table[self.layout.places[bucket]]
+        now = int(entry[0])
+        return lambda: int(entry[0]) == now
 
     def attempts(self, bucket: int, writer: int) -> Iterator[int]:
         """Reader: yield the version for each attempt to copy; end after the first consistent copy.

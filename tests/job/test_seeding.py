@@ -18,7 +18,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket, plan
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.common.wire import address
-from torch_ps.common.wire.frames import pack, unpack_all
+from torch_ps.common.wire.frames import Frame, pack, unpack_all
 from torch_ps.worker.session.identity import Identity
 from torch_ps.worker.transport.link import Link
 
@@ -29,13 +29,13 @@ SMALL = Model("SGD", (Group((TensorSpec.of("x", torch.zeros(4)),), dict(SPEC.hyp
 
 def pull(shard: Link, incarnation: int, bucket: Bucket) -> set[float]:
     """The values of one bucket, as an observer gets them."""
-    came: queue.SimpleQueue[bytes | PsError] = queue.SimpleQueue()
+    came: queue.SimpleQueue[Frame | PsError] = queue.SimpleQueue()
     stream = shard.open(came.put, came.put)
     stream.send(Identity("", 0, incarnation).hello("none"))
     stream.send(pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
     message = came.get(timeout=SECONDS)
     stream.close()
-    assert isinstance(message, bytes), message
+    assert not isinstance(message, PsError), message
     (_, payload), *_ = unpack_all(message, pb.DownHeader)
     return set(torch.frombuffer(bytearray(payload), dtype=torch.float32).tolist())
 
