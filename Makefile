@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of this checkout and this environment only, whatever the caller's shell has.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo quick check test lint proto bench chaos loops fuzz hostile soak docs dist clean
+.PHONY: help demo quick check test lint proto bench gpu gpu-wheels chaos loops fuzz hostile soak docs dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -54,6 +54,14 @@ proto: $(VENV)/dev
 # make bench  seconds per round of this project beside others that do the same work, in one run
 bench: $(VENV)/dev
 	python bench/versus.py $(ARGS)
+
+# make gpu    the tests that need a GPU, then bits and samples per second there; at most six minutes, without a network
+gpu:
+	scripts/gpu $(ARGS)
+
+# make gpu-wheels  bring together what make gpu needs beside torch, for a machine without a network
+gpu-wheels: $(VENV)/python
+	scripts/gpu --collect
 
 # make chaos  random faults in real jobs, and what they cost; SECONDS=3600 SEED=7 ARGS="--shards 3 --data-sets 40"
 chaos: $(VENV)/dev

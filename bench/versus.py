@@ -39,7 +39,12 @@ Figures = dict[str, float]
 Record = dict[str, float | str | None]
 
 #: This project's: codec and plane.
-OURS = {"network-fp32": ("none", "network"), "network-fp16": ("fp16", "network"), "memory": ("none", "memory")}
+OURS = {
+    "network-fp32": ("none", "network"),
+    "network-fp16": ("fp16", "network"),
+    "grpc-fp32": ("none", "grpc"),
+    "memory": ("none", "memory"),
+}
 #: Others: module of bench/peers and variant.
 PEERS = {
     "gloo": ("gloo", ""),

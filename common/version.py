@@ -19,7 +19,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 #: Version of the package.
 PACKAGE = "0.2.0"
 #: Number of the wire contract.
-WIRE = 1
+WIRE = 2
 
 
 def current() -> pb.Version:

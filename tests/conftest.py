@@ -1,8 +1,10 @@
 """Settings of every test run: its tier, one thread of torch, a fixed seed, no option from the caller's environment."""
 
+import fcntl
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     config.addinivalue_line("markers", "tier(name): the lowest tier that runs this test, where imports do not tell")
+    config.addinivalue_line("markers", "gpu: needs a GPU")
+    config.addinivalue_line("markers", "whole_gpu: fills a GPU, so no other test uses it at the same time")
 
 
 def _asked(config: pytest.Config) -> Tier:
@@ -74,6 +78,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     sizes = {path: (max(map(_tier, each)), len(each)) for path, each in modules.items()}
     num_runners = getattr(config, "workerinput", {}).get("workercount", 1)
     items[:] = [item for path in spread(sizes, num_runners) for item in modules[path]]
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="torch finds no GPU here"))
 
 
 def _tier(item: pytest.Item) -> Tier:
@@ -84,6 +92,18 @@ def _tier(item: pytest.Item) -> Tier:
 def schedule_share(request: pytest.FixtureRequest) -> float:
     """The share of its random schedules that a simulation runs: every one, or a fifth in a lower tier than all."""
     return 1.0 if _asked(request.config) is Tier.ALL else 0.2
+
+
+@pytest.fixture(autouse=True)
+def _memory_of_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of several runners share a GPU, but for one that fills it."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    whole = request.node.get_closest_marker("whole_gpu") is not None
+    with Path(tempfile.gettempdir(), f"torch-ps-tests-gpu-{os.getuid()}").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if whole else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,8 @@ class Client(JobMember):
         compress_pull: codec of parameters.
         feedback: whether what a codec leaves out is added to the next push: "auto" for biased ones, "on", "off".
         compress_warmup: steps in which topk and randk send more than their density.
-        plane: "auto" shares memory with servers on this host, "memory" insists on it, "network" does not.
+        plane: "auto" shares memory with servers on this host, "memory" insists on it, "network" does not and takes
+            their data ports, or gRPC where these cannot be reached; "grpc" takes gRPC.
         tls: path of the authorities (PEM) that the servers' certificates have to be of, or a ``torch_ps.Tls`` that also
             has a certificate to show; ``$PS_TLS_CA``, ``$PS_TLS_CERT`` and ``$PS_TLS_KEY`` if None.
         token_file: path of the job's secret; ``$PS_TOKEN_FILE`` if None.

@@ -13,13 +13,18 @@ from torch_ps.common.options.server_config import ServerConfig, names_of_models
 from torch_ps.common.wire import address
 from torch_ps.common.wire.address import Address
 
-__all__ = ["names_of_models", "options_of_model", "shift_port"]
+__all__ = ["names_of_models", "options_of_model", "shift_data_port", "shift_port"]
 
 
 def shift_port(text: str, ports: int) -> str:
     """Shift the port of an address by ``ports``; port 0, any free one, stays."""
     first = address.parse(text, free_port=True)
     return str(Address(first.host, first.port and first.port + ports))
+
+
+def shift_data_port(text: str, ports: int) -> str:
+    """Shift a data port by ``ports``; 0, any free one, and off stay."""
+    return text if text in ("0", "off") else str(int(text) + ports)
 
 
 def options_of_model(config: ServerConfig, index: int) -> ServerConfig:
@@ -36,6 +41,7 @@ def options_of_model(config: ServerConfig, index: int) -> ServerConfig:
         models="",
         job=name,
         listen=shift_port(config.listen, ports),
+        data_port=shift_data_port(config.data_port, ports),
         metrics=config.metrics if config.metrics == "off" else shift_port(config.metrics, ports),
         checkpoint=f"{config.checkpoint.rstrip('/')}/{name}" if config.checkpoint else "",
         trace=_file_of(config.trace, name),

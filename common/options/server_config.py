@@ -118,6 +118,14 @@ class ServerConfig:
         metavar="URL[,URL...]",
         check=Check("", lambda text: not text or bool(parse_etcd(text))),
     )
+    data_port: str = option(
+        "0",
+        "port for the streams of workers, beside that of listen, whose host it shares; 0 is any free one; off: gRPC "
+        "carries them",
+        metavar="PORT|off",
+        check=Check("0 to 65535, or off", lambda text: text == "off" or (text.isdecimal() and int(text) <= 65535)),
+        per_process=True,
+    )
     metrics: str = option(
         "127.0.0.1:0",
         "address of the Prometheus page /metrics, or off",
@@ -241,9 +249,10 @@ class ServerConfig:
             )
         models = self._check_models()
         listen = address.parse(self.listen, free_port=True)
-        if listen.port + models * self.shards - 1 > 65535:
-            of = f" of each of {models} models" if models > 1 else ""
-            raise ConfigError(f"{self.shards} shards{of} from port {listen.port} on would end above port 65535")
+        data = 0 if self.data_port == "off" else int(self.data_port)
+        if max(listen.port, data) + models * self.shards - 1 > 65535:
+            of, first = f" of each of {models} models" if models > 1 else "", max(listen.port, data)
+            raise ConfigError(f"{self.shards} shards{of} from port {first} on would end above port 65535")
         if self.workers > self.max_workers:
             raise ConfigError(f"workers={self.workers} would wait for more than max_workers={self.max_workers} let in")
         protection.check_server(

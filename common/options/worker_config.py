@@ -21,7 +21,7 @@ from torch_ps.common.options.fields import Check, at_least, check_all, more_than
 from torch_ps.common.options.shared_options import DEVICE, codec_modules, log_level
 from torch_ps.common.wire import job_servers
 
-PLANES = ("auto", "memory", "network")
+PLANES = ("auto", "memory", "network", "grpc")
 OVERLAPS = ("auto", "on", "off", "forward", "eager", "eager,forward")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -156,7 +156,11 @@ class WorkerConfig:
         "sync: running statistics are averaged, other buffers are those of rank 0; local: each worker keeps its own",
         choices=("sync", "local"),
     )
-    plane: str = option("auto", "what carries buckets; auto is memory between processes of one host", choices=PLANES)
+    plane: str = option(
+        "auto",
+        "what carries buckets; auto is memory between processes of one host, network the servers' data ports or gRPC",
+        choices=PLANES,
+    )
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()

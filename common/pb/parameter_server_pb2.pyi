@@ -96,7 +96,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, model: bool = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "resumed_version", "configuration", "closed", "options", "incarnation", "trace", "version", "averages")
+    __slots__ = ("mode", "shard", "num_shards", "bucket_bytes", "lease_seconds", "quorum", "initialised", "model", "codec", "mode_details", "clip_norm", "socket", "data_port", "resumed_version", "configuration", "closed", "options", "incarnation", "trace", "version", "averages")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class JobDescription(_message.Message):
     MODE_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     SOCKET_FIELD_NUMBER: _ClassVar[int]
+    DATA_PORT_FIELD_NUMBER: _ClassVar[int]
     RESUMED_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +130,7 @@ class JobDescription(_message.Message):
     mode_details: str
     clip_norm: float
     socket: SocketOffer
+    data_port: DataPortOffer
     resumed_version: int
     configuration: Configuration
     closed: str
@@ -137,7 +139,7 @@ class JobDescription(_message.Message):
     trace: TraceSteps
     version: Version
     averages: bool
-    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., averages: bool = ...) -> None: ...
+    def __init__(self, mode: _Optional[str] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., bucket_bytes: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., initialised: bool = ..., model: _Optional[_Union[Model, _Mapping]] = ..., codec: _Optional[_Iterable[str]] = ..., mode_details: _Optional[str] = ..., clip_norm: _Optional[float] = ..., socket: _Optional[_Union[SocketOffer, _Mapping]] = ..., data_port: _Optional[_Union[DataPortOffer, _Mapping]] = ..., resumed_version: _Optional[int] = ..., configuration: _Optional[_Union[Configuration, _Mapping]] = ..., closed: _Optional[str] = ..., options: _Optional[str] = ..., incarnation: _Optional[int] = ..., trace: _Optional[_Union[TraceSteps, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., averages: bool = ...) -> None: ...
 
 class EnterRequest(_message.Message):
     __slots__ = ("shard", "num_shards", "version", "secret")
@@ -174,6 +176,16 @@ class SocketOffer(_message.Message):
     token: bytes
     port: int
     def __init__(self, host: _Optional[str] = ..., name: _Optional[str] = ..., token: _Optional[bytes] = ..., port: _Optional[int] = ...) -> None: ...
+
+class DataPortOffer(_message.Message):
+    __slots__ = ("port", "token", "server_port")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SERVER_PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    token: bytes
+    server_port: int
+    def __init__(self, port: _Optional[int] = ..., token: _Optional[bytes] = ..., server_port: _Optional[int] = ...) -> None: ...
 
 class StreamEnd(_message.Message):
     __slots__ = ("error", "text")
@@ -742,7 +754,7 @@ class ShardLoad(_message.Message):
     def __init__(self, queued: _Optional[int] = ..., apply_threads: _Optional[int] = ..., apply_seconds: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory", "samples", "staleness")
+    __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory", "samples", "staleness", "carrier", "carrier_reason")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -757,6 +769,8 @@ class WorkerStatus(_message.Message):
     SHARES_MEMORY_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_REASON_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     rank: int
@@ -771,7 +785,9 @@ class WorkerStatus(_message.Message):
     shares_memory: bool
     samples: float
     staleness: int
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ..., samples: _Optional[float] = ..., staleness: _Optional[int] = ...) -> None: ...
+    carrier: str
+    carrier_reason: str
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ..., samples: _Optional[float] = ..., staleness: _Optional[int] = ..., carrier: _Optional[str] = ..., carrier_reason: _Optional[str] = ...) -> None: ...
 
 class TraceSteps(_message.Message):
     __slots__ = ("first", "stop")

@@ -7,6 +7,9 @@ from torch_ps.common.wire.frames import MAX_MESSAGE_BYTES
 
 SERVICE = "torch_ps.v1.ParameterServer"
 
+#: Key of the metadata of an Exchange with which a worker tells why no faster carrier carries it, and the longest text.
+CARRIER_KEY, MAX_REASON = "torch-ps-carrier", 200
+
 Options = tuple[tuple[str, int | str], ...]
 
 OPTIONS: Options = (

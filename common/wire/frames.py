@@ -7,6 +7,8 @@
 Frames without a payload that wait for the same stream are sent as one message, one after the other: to protobuf the
 header is a repeated field. A round trip takes 0.4 ms, so that matters for small buckets and for shared memory.
 
+A frame that a socket carries stays *split*: the payload is sent from where it is, and received where it stays.
+
 protobuf's own parser would copy the payload out of the message, which for megabytes of gradient costs more than the
 parsing. So protobuf parses the header only, and the payload is a ``memoryview`` of the message that gRPC received. The
 bytes written here are those that protobuf would write; a test compares them.
@@ -15,7 +17,8 @@ Source: https://protobuf.dev/programming-guides/encoding/
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -37,6 +40,52 @@ Buffer = bytes | bytearray | memoryview
 Header = TypeVar("Header", bound=Message)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """A frame with a payload that is not joined to its header.
+
+    Attributes:
+        head: The header field, as in the joined frame.
+        payload: The payload in parts, at least one, which do not change while the frame is in use.
+        intact: Whether the payload is still that of the header. A payload that the sender shares with others may
+            change after all; what was sent of it must not be used then.
+    """
+
+    head: bytes
+    payload: tuple[memoryview, ...]
+    intact: Callable[[], bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.head) + sum(map(len, self.payload))
+
+
+#: One frame; of those without a payload, also several, one after the other.
+Frame = bytes | Split
+
+
+def split(header: Message, payload: Iterable[Buffer], intact: Callable[[], bool] | None = None) -> Frame:
+    """Serialize one frame without copying its payload; without parts it is that of ``pack``."""
+    parts = tuple([memoryview(part).cast("B") for part in payload])
+    head = header.SerializeToString()
+    start = bytes((_HEADER,)) + _varint(len(head)) + head
+    return Split(start, parts, intact) if parts else start
+
+
+def join(frame: Frame) -> bytes:
+    """The frame as bytes. Cost: one copy of a payload that is split."""
+    if isinstance(frame, bytes):
+        return frame
+    size = sum(map(len, frame.payload))
+    return b"".join((frame.head, bytes((_PAYLOAD,)), _varint(size), *frame.payload))
+
+
+def payload_of(frame: Frame, size: int) -> memoryview:
+    """The payload of a frame of this process, ``size`` bytes."""
+    if isinstance(frame, Split):
+        return frame.payload[0] if len(frame.payload) == 1 else memoryview(b"".join(frame.payload))
+    return memoryview(frame)[len(frame) - size :]
+
+
 def pack(header: Message, payload: Iterable[Buffer] = ()) -> bytes:
     """Serialize one frame. The payload is joined from its parts; without parts the frame has no payload field.
 
@@ -51,14 +100,17 @@ def pack(header: Message, payload: Iterable[Buffer] = ()) -> bytes:
     return b"".join((start, bytes((_PAYLOAD,)), _varint(size), *parts))
 
 
-def unpack(frame: bytes | memoryview, header_type: type[Header]) -> tuple[Header, memoryview]:
+def unpack(frame: Frame | memoryview, header_type: type[Header]) -> tuple[Header, memoryview]:
     """Parse one frame into its header and a view of its payload, empty if there is none.
 
     Raises:
         CorruptFrame: the bytes are not exactly one header and at most one payload.
 
-    Cost: no copy of the payload; the view keeps ``frame`` alive.
+    Cost: no copy of the payload, unless it is split into several parts; the view keeps it alive.
     """
+    if isinstance(frame, Split):
+        parts = frame.payload
+        return unpack(frame.head, header_type)[0], parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
     view = memoryview(frame)
     head, rest = _field(view, 0, _HEADER)
     payload, end = _field(view, rest, _PAYLOAD) if rest < len(view) else (view[:0], rest)
@@ -70,12 +122,15 @@ def unpack(frame: bytes | memoryview, header_type: type[Header]) -> tuple[Header
         raise CorruptFrame(f"header of {len(head)} bytes is not a {header_type.DESCRIPTOR.name}") from error
 
 
-def unpack_all(message: bytes, header_type: type[Header]) -> Iterator[tuple[Header, memoryview]]:
+def unpack_all(message: Frame, header_type: type[Header]) -> Iterator[tuple[Header, memoryview]]:
     """Parse the frames of one message, in order; only the last one may have a payload.
 
     Raises:
         CorruptFrame: a frame is malformed, or there are more than ``MAX_FRAMES``.
     """
+    if isinstance(message, Split):
+        yield _unpack_split(message, header_type)
+        return
     view, at = memoryview(message), 0
     for _ in range(MAX_FRAMES):
         end = _field(view, at, _HEADER)[1]
@@ -87,10 +142,22 @@ def unpack_all(message: bytes, header_type: type[Header]) -> Iterator[tuple[Head
     raise CorruptFrame(f"message of {len(view)} bytes has more than {MAX_FRAMES} frames")
 
 
-def messages(frames: Iterable[bytes]) -> Iterator[bytes]:
-    """Join ``frames``, in their order, into as few messages as possible."""
+def _unpack_split(message: Split, header_type: type[Header]) -> tuple[Header, memoryview]:
+    if _field(memoryview(message.head), 0, _HEADER)[1] != len(message.head):
+        raise CorruptFrame(f"the {len(message.head)} bytes before a payload are not one header")
+    return unpack(message, header_type)
+
+
+def messages(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Join ``frames``, in their order, into as few messages as possible; one with a payload stays alone."""
     run: list[bytes] = []
     for frame in frames:
+        if isinstance(frame, Split):
+            if run:
+                yield b"".join(run)
+                run = []
+            yield frame
+            continue
         alone = _has_payload(frame)
         if run and (alone or len(run) == MAX_FRAMES):
             yield b"".join(run)
@@ -103,11 +170,18 @@ def messages(frames: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(run)
 
 
-def take_message(frames: deque[bytes]) -> bytes:
+def take_message(frames: deque[Frame]) -> Frame:
     """Take frames from the left of ``frames``, which is not empty, as many as share one message, and join them."""
-    run = [frames.popleft()]
-    while frames and len(run) < MAX_FRAMES and not _has_payload(run[-1]) and not _has_payload(frames[0]):
-        run.append(frames.popleft())
+    first = frames.popleft()
+    if isinstance(first, Split) or _has_payload(first):
+        return first
+    run = [first]
+    while frames and len(run) < MAX_FRAMES:
+        following = frames[0]
+        if isinstance(following, Split) or _has_payload(following):
+            break
+        run.append(following)
+        frames.popleft()
     return run[0] if len(run) == 1 else b"".join(run)
 
 

@@ -29,7 +29,7 @@ Calls in
 Effects out
     ``Apply``     one optimizer step on one bucket        ``Discard``   forget a payload
     ``Release``   answer a push or a pull                 ``Evict``     end the streams of a session
-    ``Wait``      the answer comes later                  ``Announce``  there is a new roster
+    ``Wait``      the answer comes later (``Shard.holds``)   ``Announce``  there is a new roster
 
 Order
     1. One call at a time, for all machines of a process together: the core has no locks. The server makes every call on
@@ -94,7 +94,7 @@ A shell in full, with numbers for gradients and SGD for the optimizer:
     ...             case Release():
     ...                 print(f"{effect.worker} goes on with {parameters[effect.bucket]}: {effect.reason}")
     ...             case Wait():
-    ...                 print(f"{effect.worker} waits: {effect.reason}")
+    ...                 print(f"{effect.worker} waits: {core.holds(effect.worker, effect.session)[0].reason}")
     ...             case Discard():
     ...                 del held[effect.worker, effect.session, effect.bucket, effect.step]
     ...             case Evict():

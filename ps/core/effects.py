@@ -99,18 +99,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The answer to a push is held back, or with ``step`` None to a pull.
-
-    Attributes:
-        waiting_for: names of the workers that the answer waits for, in rank order.
-    """
+    """The answer to a push is held back, or with ``step`` None to a pull. ``Shard.holds`` says for whom it waits."""
 
     worker: str
     session: int
     bucket: int
     step: int | None
-    waiting_for: tuple[str, ...]
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

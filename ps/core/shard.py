@@ -21,6 +21,7 @@ from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
 from torch_ps.ps.core.consistent_cut import Cut, Sections
 from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.effects import Apply, Discard, Effect, Effects, Evict, Wait
+from torch_ps.ps.core.lowest_clock import LowestClock
 from torch_ps.ps.core.mean_norms import MeanNorms, NormAnswer, NormQuestion
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
@@ -82,6 +83,7 @@ class Shard:
         self._policies = [mode.policy(b) for b in range(buckets)]
         for policy in self._policies:
             policy.ledger.cut = self.cut
+        self._lowest_clock = self._count_clocks()
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
         self._pushed: dict[tuple[str, int], tuple[int, float]] = {}  # last step, and its largest weight
@@ -95,7 +97,10 @@ class Shard:
     @property
     def clock(self) -> int:
         """Number of steps that every member has finished here. The lead counts first steps from its own."""
-        return min((p.clock for p in self._policies), default=0)
+        return self._lowest_clock.value
+
+    def _count_clocks(self) -> LowestClock:
+        return LowestClock(policy.clock for policy in self._policies)
 
     def next_step(self, worker: str) -> int:
         """Step of the next push of a member to the first bucket of this shard; for "", the version of that bucket.
@@ -152,6 +157,7 @@ class Shard:
         """
         for policy, record in zip(self._policies, records, strict=True):
             policy.ledger.restore(record)
+        self._lowest_clock = self._count_clocks()
 
     def set_roster(self, roster: Roster) -> Effects:
         """Follow the lead to a new roster. A roster that is not newer changes nothing."""
@@ -163,6 +169,7 @@ class Shard:
         effects: list[Effect] = []
         for policy in self._policies:
             effects += policy.set_roster(roster)
+        self._lowest_clock = self._count_clocks()
         gone = {(m.name, m.session) for m in before.members if not self._is_member(m.name, m.session)}
         self._pushed = {key: last for key, last in self._pushed.items() if self._is_member(*key)}
         for key, parked in list(self._parked.items()):
@@ -176,8 +183,7 @@ class Shard:
                 if push is None:
                     effects += policy.pull(self._members[worker], parked.since)
                 else:
-                    self._note_pushed(push)
-                    effects += policy.push(push, self._members[worker], parked.since)
+                    effects += self._count_push(policy, push, parked.since)
                 continue
             gone.add((worker, session))
             if push is not None:
@@ -219,10 +225,9 @@ class Shard:
         if parked is None and (_needs(push) <= self.roster.epoch or policy.taken(push)):
             if data is not None and push.covers:
                 data.claim(push.worker, push.session, push.step, push.covers)
-            self._note_pushed(push)
-            return self._settled(policy.push(push, self._members[push.worker], now))
+            return self._settled(self._count_push(policy, push, now))
         self._parked.setdefault(key, _Parked(push, now))
-        return (Wait(push.worker, push.session, push.bucket, push.step, (), self._behind(_needs(first))),)
+        return (Wait(push.worker, push.session, push.bucket, push.step),)
 
     def pull(self, worker: str | None, session: int, bucket: int, now: float = 0.0) -> Effects:
         """Ask for parameters. An observer, ``worker`` None, is answered at once and gets its ``session`` back.
@@ -239,7 +244,7 @@ class Shard:
         if session <= self.roster.epoch:
             return policy.pull(self._members[worker], now)
         self._parked.setdefault((worker, session, bucket, False), _Parked(None, now))
-        return (Wait(worker, session, bucket, None, (), self._behind(session)),)
+        return (Wait(worker, session, bucket, None),)
 
     def ask_norm(self, question: NormQuestion, now: float = 0.0) -> tuple[NormAnswer, ...]:
         """Ask for the norm of a step's mean gradient; returns the answers that are due, see ``mean_norms.py``.
@@ -354,6 +359,13 @@ class Shard:
                         effect.progress["data"] = data.changes()
                 case Discard(bucket=0):
                     data.settle(effect.worker, effect.session, effect.step, applied=False)
+        return effects
+
+    def _count_push(self, policy: Policy, push: Push, now: float) -> Effects:
+        before = policy.clock
+        self._note_pushed(push)
+        effects = policy.push(push, self._members[push.worker], now)
+        self._lowest_clock.rise(before, policy.clock)
         return effects
 
     def _note_pushed(self, push: Push) -> None:

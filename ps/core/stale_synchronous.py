@@ -88,10 +88,12 @@ class StaleSynchronous(Asynchronous):
         return member.first_step if count is None else count
 
     def holds(self) -> tuple[Hold, ...]:
-        waiting = [(held, self._wait(held.member, held.verdict.step)) for held in self._held.values()]
-        return tuple(
-            Hold(w.worker, w.session, w.bucket, w.step, held.since, w.waiting_for, w.reason) for held, w in waiting
-        )
+        holds = []
+        for held in self._held.values():
+            member, step = held.member, held.verdict.step
+            slow, reason = self._slower(member)
+            holds.append(Hold(member.name, member.session, self.ledger.bucket, step, held.since, slow, reason))
+        return tuple(holds)
 
     def _count(self, worker: str, session: int) -> int | None:
         entry = self.ledger.entry(worker, session)
@@ -113,17 +115,17 @@ class StaleSynchronous(Asynchronous):
         if self._may_read(member):
             return (self._answer(member, verdict),)
         self._held[member.name, verdict.step] = _Held(member, verdict, now)
-        return (self._wait(member, verdict.step),)
+        return (Wait(member.name, member.session, self.ledger.bucket, verdict.step),)
 
     def _may_read(self, member: Member) -> bool:
         return self.next_step(member) - self.ledger.floor <= self._slack
 
-    def _wait(self, member: Member, step: int | None) -> Wait:
+    def _slower(self, member: Member) -> tuple[tuple[str, ...], str]:
+        """Whom this member waits for, in rank order, and the same as a sentence."""
         clock, bound = self.next_step(member), self.next_step(member) - self._slack
         slow = tuple([m.name for m in self._roster.members if self.next_step(m) < bound])
         if slow:
             why = f"waits for {name_list(slow)} at clock {min(map(self.next_step, self._roster.members))}"
         else:
             why = "waits for the first quorum"
-        reason = f"{member.name} at clock {clock} {why}; slack is {self._slack}"
-        return Wait(member.name, member.session, self.ledger.bucket, step, slow, reason)
+        return slow, f"{member.name} at clock {clock} {why}; slack is {self._slack}"

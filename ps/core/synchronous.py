@@ -126,10 +126,10 @@ class Synchronous:
         waiting = [(p.push.worker, p.push.session, p.push.step, p.since) for p in self._pushed.values()]
         waiting += [(m.name, m.session, step, since) for (_, step), (m, since) in self._early.items()]
         holds = []
+        waiting_for, reason = self._missing_pushes() if waiting else ((), "")
         for worker, session, step, since in waiting:
             if since is not None:
-                wait = self._wait(worker, session, step)
-                holds.append(Hold(worker, session, wait.bucket, step, since, wait.waiting_for, wait.reason))
+                holds.append(Hold(worker, session, self.ledger.bucket, step, since, waiting_for, reason))
         return tuple(holds)
 
     def _open(self) -> None:
@@ -211,6 +211,10 @@ class Synchronous:
         )
 
     def _wait(self, worker: str, session: int, step: int | None) -> Wait:
+        return Wait(worker, session, self.ledger.bucket, step)
+
+    def _missing_pushes(self) -> tuple[tuple[str, ...], str]:
+        """Whom the open step waits for, in rank order, and the same as a sentence."""
         waiting_for = tuple([w for w in self._required if w in self._missing])
         open_step = self.ledger.version
         if waiting_for:
@@ -219,4 +223,4 @@ class Synchronous:
             reason = f"step {open_step} waits for {some}{name_list(waiting_for)}"
         else:
             reason = f"step {open_step} waits for the first quorum; {name_list(self._required)} pushed it"
-        return Wait(worker, session, self.ledger.bucket, step, waiting_for, reason)
+        return waiting_for, reason

@@ -25,7 +25,7 @@ from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.trace import Trace
-from torch_ps.common.wire.frames import pack
+from torch_ps.common.wire.frames import Buffer, Frame, pack, payload_of, split
 from torch_ps.ps.core.effects import Apply, Release
 from torch_ps.ps.engine.delay_compensation import Compensator
 from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
@@ -42,8 +42,9 @@ LARGE_FRAME = 4096
 #: Worker (None: an observer), session, and the error that its stream ends with.
 Failure = tuple[str | None, int, PsError]
 
-#: Frame and payload bytes by serialized header, valid until the next step of the bucket.
-EncodedFrames = dict[bytes, tuple[bytes, int]]
+#: Frame and payload bytes by serialized header, ``Stream.by_reference`` and ``Release.stable``, valid until the next
+#: step of the bucket.
+EncodedFrames = dict[tuple[bytes, bool, bool], tuple[Frame, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Done:
             could not be read. Their streams end; the state of the bucket is as if they had not come.
     """
 
-    frames: list[tuple[Stream, bytes, int]]
+    frames: list[tuple[Stream, Frame, int]]
     left_out: list[NonFinite]
     steps: int
     seconds: float
@@ -150,32 +151,54 @@ class ResponseEncoder:
         self._store, self._arenas, self._compensator = store, arenas, compensator
         self._first, self._epoch = first, epoch
 
-    def encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[bytes, int]:
+    def encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[Frame, int]:
         """Frame of one response and the bytes of its payload. ``encoded`` is shared by workers that get the same."""
         store, stream, release = self._store, response.stream, response.release
         codec = codecs.codec("none") if bucket.rule != "optimizer" else stream.codec
         place = pb.FRAME
         if codec.name == "none" and (release.worker, release.session) in self._arenas.workers:
             place = self._arenas.place(release, bucket.index, store.host)
+        payload: tuple[Buffer, ...] = ()
+        frame: Frame
         difference = None
         if codec.coarse:
             difference = store.encode_lacking(bucket.index, codec, stream.copies, release.version)
         if difference is not None:
             if (whole := stream.copies.lost(bucket.index)) is not None:
-                codec, difference = codecs.codec("none"), codecs.codec("none").encode(whole)
-            header = self._header(bucket, release, codec, delta=whole is None)
-            frame, size = pack(header, difference), sum(map(len, difference))
+                codec = codecs.codec("none")
+                difference = store.keep(codec, codec.encode(whole))
+            header, payload = self._header(bucket, release, codec, delta=whole is None), difference
+            size = sum(map(len, payload))
+            frame = split(header, payload) if stream.by_reference else pack(header, payload)
         else:
             codec = codecs.codec("none") if codec.coarse else codec
             header = self._header(bucket, release, codec, place=place)
-            key = header.SerializeToString()
+            key = header.SerializeToString(), stream.by_reference, release.stable
             if key not in encoded:
-                parts = store.encode(bucket.index, codec) if place == pb.FRAME else ()
-                encoded[key] = pack(header, parts), sum(map(len, parts)) or 4 * bucket.numel
+                payload = store.encode(bucket.index, codec) if place == pb.FRAME else ()
+                size = sum(map(len, payload)) or 4 * bucket.numel
+                encoded[key] = self._frame(header, payload, bucket, release, codec, stream), size
             frame, size = encoded[key]
         if self._compensator is not None:
-            self._note_pulled(self._compensator, bucket, response, codec, memoryview(frame)[len(frame) - size :])
+            self._note_pulled(self._compensator, bucket, response, codec, payload_of(frame, size))
         return frame, size
+
+    def _frame(
+        self,
+        header: pb.DownHeader,
+        payload: tuple[Buffer, ...],
+        bucket: Bucket,
+        release: Release,
+        codec: Codec,
+        stream: Stream,
+    ) -> Frame:
+        """Frame of one response. Its payload stays where the parameters are if nobody changes them before it leaves."""
+        if not stream.by_reference:
+            return pack(header, payload)
+        intact = None
+        if release.stable and codec.name == "none" and payload:
+            intact = self._arenas.unchanged(bucket.index)
+        return split(header, self._store.keep(codec, payload) if intact is None else payload, intact)
 
     def _header(self, bucket: Bucket, release: Release, codec: Codec, **where: Any) -> pb.DownHeader:
         return pb.DownHeader(
@@ -241,7 +264,7 @@ class JobRunner:
 
     def run(self, bucket: Bucket, jobs: Iterable[BucketJob]) -> Done:
         """Execute the jobs of one bucket, oldest first."""
-        frames: list[tuple[Stream, bytes, int]] = []
+        frames: list[tuple[Stream, Frame, int]] = []
         left_out: list[NonFinite] = []
         encoded: EncodedFrames = {}
         records: list[bytes] = []
@@ -273,7 +296,7 @@ class JobRunner:
                 steps += 1
         return Done(frames, left_out, steps, time.perf_counter() - begin, records, turns, failed)
 
-    def _encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[Stream, bytes, int]:
+    def _encode(self, bucket: Bucket, response: Response, encoded: EncodedFrames) -> tuple[Stream, Frame, int]:
         step = -1 if response.release.step is None else response.release.step
         with self._trace.span("encode", step, bucket.index, response.release.worker or ""):
             frame, size = self._encoder.encode(bucket, response, encoded)

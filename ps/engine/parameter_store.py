@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from torch_ps.common.arena import Arena
@@ -38,6 +39,8 @@ from torch_ps.ps.engine.gpu_staging import Staging
 
 P = ParamSpec("P")
 R = TypeVar("R")
+#: Codecs whose payloads are never views of the values.
+_FRESH = ("fp16", "bf16")
 CPU = torch.device("cpu")  # "cpu:0" stands for a GPU in tests: the same steps as on a GPU, on the CPU
 
 
@@ -191,6 +194,10 @@ class Store:
         values = self._slots[bucket].values
         return codec.encode(values) if self._direct else self._staging.encode(codec, values)
 
+    def keep(self, codec: Codec, parts: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+        """The parts of what ``encode`` has made, or copies of them, which stay as they are until they are dropped."""
+        return parts if self._direct and codec.name in _FRESH else tuple(map(copy_of, parts))
+
     def decode(self, codec: Codec, payload: memoryview, scratch: torch.Tensor) -> torch.Tensor:
         """The values of a checked payload, in the shape of ``scratch``, on the store's device."""
         if self._direct:
@@ -339,6 +346,11 @@ class Store:
             self._scratch.staging = Staging(self.device, self._largest)
         staging: Staging = self._scratch.staging
         return staging
+
+
+def copy_of(part: Buffer) -> memoryview:
+    """A copy of a part of a payload, made with the interpreter's lock released."""
+    return np.frombuffer(part, np.uint8).copy().data
 
 
 def _absent_in_all(gradients: Sequence[Gradient]) -> tuple[int, ...]:

@@ -83,6 +83,15 @@ class Arenas:
         members = {(m.name, m.session) for m in roster.members}
         self.workers = {session: shared for session, shared in self.workers.items() if session in members}
 
+    def unchanged(self, bucket: int) -> Callable[[], bool] | None:
+        """A function that says whether one bucket's parameters are as they are now; None where they do not live here.
+
+        Called while no step of the bucket is being made.
+        """
+        if self.parameters is None or not self._in_place:
+            return None
+        return self.parameters.unchanged(bucket)
+
     def payload(self, worker: str, session: int, bucket: int, size: int, *, in_place: bool) -> memoryview:
         """The encoded gradient of one push.
 

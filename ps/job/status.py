@@ -81,6 +81,7 @@ class StatusReporter:
                 worker.connected = True
                 worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
                 worker.samples = stream.samples
+                worker.carrier, worker.carrier_reason = stream.carrier, stream.carrier_reason
                 if stream.staleness is not None:
                     worker.staleness = stream.staleness
             worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)

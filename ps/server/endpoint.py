@@ -21,6 +21,7 @@ from torch_ps.common.wire.address import Address
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.server.servicer import Servicer
 from torch_ps.ps.transport.auth import TokenInterceptor
+from torch_ps.ps.transport.socket_listeners import DataPort
 from torch_ps.ps.transport.stranger_watch import NoteAccepted, StrangerWatch
 from torch_ps.ps.transport.strangers import MAX_STRANGERS
 
@@ -39,6 +40,7 @@ class Endpoint:
 
     Attributes:
         address: Address that the port is bound to.
+        data_port: Port for the streams of workers; None: there is none.
 
     Raises:
         ConfigError: The address cannot be bound.
@@ -67,10 +69,13 @@ class Endpoint:
         except RuntimeError:
             raise _cannot_listen(wanted, "the port is in use or the address is not one of this machine") from None
         self.address = Address(wanted.host, port)
+        self.data_port: DataPort | None = None
+        if config.data_port != "off" and tls is None:  # over TLS gRPC carries the streams
+            self.data_port = DataPort(Address(wanted.host, int(config.data_port)))
 
     async def open(self, servicer: Servicer) -> None:
         """Serve ``servicer`` and health checks from now on."""
-        await servicer.listen()
+        servicer.listen()
         self._servicer = servicer
         self._server.add_generic_rpc_handlers((servicer.handlers(),))
         checks = health.aio.HealthServicer()

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 
 from torch_ps.common.memory_limit import memory
-from torch_ps.common.options.models import shift_port
+from torch_ps.common.options.models import shift_data_port, shift_port
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.ps.server.children import ServerChildren
 from torch_ps.ps.server.ready_file import write_ready
@@ -56,6 +56,7 @@ def shard_config(config: ServerConfig, index: int, servers: list[str], ready_fil
     return dataclasses.replace(
         config,
         listen=shift_port(config.listen, index),
+        data_port=shift_data_port(config.data_port, index),
         metrics=config.metrics if config.metrics == "off" else shift_port(config.metrics, index),
         shards=1,
         shard=f"{index}/{config.shards}",

@@ -319,7 +319,8 @@ async def _run(
     http = _serve_http(place.config, parts.job.metrics, health, refresh)  # first: nothing has to be undone if it fails
     most = int(place.config.max_model * 2**30) or memory().limit
     options = dump_options(place.config)
-    await endpoint.open(Servicer(parts, port=endpoint.address.port, max_model=most, options=options))
+    port, data_port = endpoint.address.port, endpoint.data_port
+    await endpoint.open(Servicer(parts, port=port, data_port=data_port, max_model=most, options=options))
     tasks = _start_tasks(parts, endpoint, health, shutdown)
     shutdown.listen_to_signals()
     # What is there by now stays: no collection has to look through torch again, a fifth of a second in which all wait.
@@ -329,6 +330,7 @@ async def _run(
     on_ready(Ready(endpoint.address, http.address if http else None))
     await shutdown.wait()
     await _stop(parts, endpoint, shutdown, tasks)
+    shutdown.ignore_signals()
 
 
 def _start_tasks(parts: Parts, endpoint: Endpoint, health: LoopHealth, shutdown: Shutdown) -> list[asyncio.Task[None]]:

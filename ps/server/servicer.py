@@ -29,6 +29,7 @@ from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.channel import SERVICE
 from torch_ps.common.trace import clock, clock_name, steps_to_proto
 from torch_ps.common.wire import ballots
+from torch_ps.common.wire.frames import Frame
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.engine.shard_state import Kept
 from torch_ps.ps.job.sample_requests import data_set
@@ -41,8 +42,8 @@ from torch_ps.ps.transport.error_mapping import map_errors, serve_exchange
 from torch_ps.ps.transport.first_messages import Admission, host_of
 from torch_ps.ps.transport.grpc_carrier import GrpcCarrier, messages_of
 from torch_ps.ps.transport.limits import Rate
+from torch_ps.ps.transport.socket_listeners import DataPort, UnixListener
 from torch_ps.ps.transport.streams import Stream
-from torch_ps.ps.transport.unix_carrier import UnixListener
 
 #: Seconds that a call without a deadline of its own may wait.
 DEFAULT_DEADLINE = 300.0
@@ -66,19 +67,35 @@ class Servicer:
     Args:
         parts: The shard.
         port: Port at which it listens.
+        data_port: Its data port; None: it has none.
         max_model: Largest size of parameters and optimizer state of this shard, in bytes.
         options: Options of this server for a standby, as JSON.
     """
 
-    def __init__(self, parts: Parts, *, port: int, max_model: int, options: str = "{}") -> None:
+    def __init__(
+        self, parts: Parts, *, port: int, max_model: int, data_port: DataPort | None = None, options: str = "{}"
+    ) -> None:
         self._parts, self._job, self._driver = parts, parts.job, parts.driver
         self._port, self._max_model, self._options = port, max_model, options
         self._max_workers = parts.job.settings.max_workers
         self._hellos, self._requests = Admission(), Admission()  # two, so that silent streams do not block ps-status
         self._joins = Rate(limits.JOIN_BURST, limits.JOINS_PER_SECOND)
         self._joining = self._observing = 0
-        self._unix = UnixListener(self._serve_exchange, 4 * self._max_workers)
-        self.listen, self.stop_listening = self._unix.listen, self._unix.close
+        self._most_streams = 4 * self._max_workers
+        self._unix = UnixListener(self._serve_exchange, self._most_streams)
+        self._data_port = data_port
+
+    def listen(self) -> None:
+        """Accept streams on sockets from now on."""
+        self._unix.listen()
+        if self._data_port is not None:
+            self._data_port.listen(self._serve_exchange, self._most_streams)
+
+    def stop_listening(self) -> None:
+        """Accept none any more; those that are open go on."""
+        self._unix.close()
+        if self._data_port is not None:
+            self._data_port.close()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Handlers of all methods, by their names in the contract."""
@@ -164,6 +181,7 @@ class Servicer:
             model=schema.to_proto(job.model) if request.model and job.model is not None else None,
             codec=codecs.names(),
             socket=self._unix.offer(self._port),
+            data_port=self._data_port.offer(self._port) if self._data_port is not None else None,
         )
 
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
@@ -329,6 +347,8 @@ class Servicer:
         """
         self._check_serving()
         stream, rest = await self._open_stream(carrier)
+        stream.carrier, stream.carrier_reason = carrier.kind, carrier.reason
+        stream.by_reference = carrier.by_reference
         self._observing += stream.worker is None
         try:
             self._handle(stream, rest)
@@ -381,7 +401,7 @@ class Servicer:
         limits.check_room(model, memory(), num_shards=settings.num_shards, is_held=self._job.engine is not None)
         return model
 
-    def _on_message(self, stream: Stream, message: bytes) -> None:
+    def _on_message(self, stream: Stream, message: Frame) -> None:
         """Handle one message of an open stream, which also renews the worker's lease."""
         now = time.monotonic()
         if now >= stream.renew_at:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.field_ranges import check
-from torch_ps.common.wire.frames import unpack, unpack_all
+from torch_ps.common.wire.frames import Frame, unpack, unpack_all
 
 Request = TypeVar("Request", bound=Message)
 
@@ -47,7 +47,7 @@ def read_seed_frame(data: bytes) -> tuple[pb.SeedHeader, memoryview]:
     return header, payload
 
 
-def read_frames(data: bytes, sender: str = "") -> Iterator[tuple[pb.UpHeader, memoryview]]:
+def read_frames(data: Frame, sender: str = "") -> Iterator[tuple[pb.UpHeader, memoryview]]:
     """Read the frames of one message of an Exchange, in order: headers, and views of payloads.
 
     Args:

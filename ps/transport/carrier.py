@@ -3,17 +3,18 @@
     accepted --receive()--> Hello --carry()--> messages to ``on_message``, frames of the outbox to the peer
                                                                  '--error--> end(error): the peer is told why
 
-``grpc_carrier.py`` and ``unix_carrier.py`` implement it. A carrier decides nothing about a stream.
+``grpc_carrier.py`` and ``socket_carrier.py`` implement it. A carrier decides nothing about a stream.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 from torch_ps.common.errors import PsError
+from torch_ps.common.wire.frames import Frame
 from torch_ps.ps.transport.streams import Stream
 
 #: Called with every message of an open stream; each holds one or more frames (``torch_ps.common.wire.frames``).
-MessageHandler = Callable[[bytes], None]
+MessageHandler = Callable[[Frame], None]
 
 
 class Carrier(Protocol):
@@ -27,7 +28,19 @@ class Carrier(Protocol):
     def peer(self) -> str:
         """Address of the peer for people: "ipv4:10.0.0.7:41234"; what follows the last colon names no host."""
 
-    async def receive(self) -> bytes:
+    @property
+    def kind(self) -> str:
+        """Kind of the carrier for people: "gRPC", "socket" or "Unix socket"."""
+
+    @property
+    def reason(self) -> str:
+        """Reason of the worker why it uses no faster carrier, for people; empty if there is none."""
+
+    @property
+    def by_reference(self) -> bool:
+        """Whether a split frame is sent from where its payload is; else it is joined first."""
+
+    async def receive(self) -> Frame:
         """Next message, before ``carry``; b"" once the peer has ended the stream.
 
         Raises:

@@ -16,8 +16,11 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from torch_ps.common.errors import Overloaded, WaitTimeout
+
+Message = TypeVar("Message")
 
 PLACES, PLACES_OF_HOST = 32, 16
 #: Seconds to wait for a place.
@@ -36,7 +39,9 @@ class Admission:
         self._taken: Counter[str] = Counter()
         self._freed = asyncio.Event()
 
-    async def read_first(self, receive: Callable[[], Awaitable[bytes]], peer: str, seconds: float, name: str) -> bytes:
+    async def read_first(
+        self, receive: Callable[[], Awaitable[Message]], peer: str, seconds: float, name: str
+    ) -> Message:
         """Read the first message of a call; b"" if the caller ended the call before it.
 
         Args:

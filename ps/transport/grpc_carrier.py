@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any
 
 from torch_ps.common.errors import PsError
+from torch_ps.common.rpc.channel import CARRIER_KEY, MAX_REASON
 from torch_ps.common.rpc.status import status_of, trailers_of
-from torch_ps.common.wire.frames import messages
+from torch_ps.common.wire.frames import Frame, join, messages
 from torch_ps.ps.transport.carrier import MessageHandler
 from torch_ps.ps.transport.streams import Stream
 
@@ -22,6 +23,8 @@ class GrpcCarrier:
         context: The call's ``grpc.aio.ServicerContext``.
     """
 
+    kind, by_reference = "gRPC", False
+
     def __init__(self, frames: AsyncIterable[bytes], context: Any) -> None:
         self._messages, self._context = messages_of(frames), context
 
@@ -29,7 +32,12 @@ class GrpcCarrier:
     def peer(self) -> str:
         return str(self._context.peer())
 
-    async def receive(self) -> bytes:
+    @property
+    def reason(self) -> str:
+        told = next((value for key, value in self._context.invocation_metadata() or () if key == CARRIER_KEY), "")
+        return "".join(each for each in str(told)[:MAX_REASON] if each.isprintable())
+
+    async def receive(self) -> Frame:
         return await anext(self._messages, b"")
 
     async def carry(self, stream: Stream, on_message: MessageHandler) -> None:
@@ -60,7 +68,7 @@ class GrpcCarrier:
         while True:
             frames = await _next_frames(stream)
             for message in messages(frames):
-                await self._context.write(message)
+                await self._context.write(join(message))
             stream.note_sent(len(frames))
 
 
@@ -70,15 +78,15 @@ def messages_of(frames: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
     return generator  # type: ignore[no-any-return]
 
 
-async def _next_frames(stream: Stream) -> list[bytes]:
+async def _next_frames(stream: Stream) -> list[Frame]:
     """All frames that are in the outbox; waits for the first.
 
     Raises:
         PsError: it is next.
     """
-    outbox, frames = stream.outbox, list[bytes]()
+    outbox, frames = stream.outbox, list[Frame]()
     item = await outbox.get()
-    while isinstance(item, bytes):
+    while not isinstance(item, PsError):
         frames.append(item)
         if outbox.empty():
             return frames

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.errors import Overloaded, PsError, UnknownWorker
+from torch_ps.common.wire.frames import Frame
 from torch_ps.ps.core.effects import Evict
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.observability.shard_metrics import Metrics
@@ -16,7 +17,7 @@ from torch_ps.ps.transport import limits
 from torch_ps.ps.transport.sent_ahead import SentAhead
 
 
-class Outbox(asyncio.Queue[bytes | PsError]):
+class Outbox(asyncio.Queue[Frame | PsError]):
     """Frames that wait to be sent. An error in the outbox ends the stream.
 
     Attributes:
@@ -34,9 +35,9 @@ class Outbox(asyncio.Queue[bytes | PsError]):
         self._full = False
 
     def _init(self, maxsize: int) -> None:
-        self._queue = deque[bytes | PsError]()
+        self._queue = deque[Frame | PsError]()
 
-    def _put(self, item: bytes | PsError) -> None:
+    def _put(self, item: Frame | PsError) -> None:
         if self._full:
             return
         self.bytes += 0 if isinstance(item, PsError) else len(item)
@@ -48,7 +49,7 @@ class Outbox(asyncio.Queue[bytes | PsError]):
         if self.on_put is not None:
             self.on_put()
 
-    def _get(self) -> bytes | PsError:
+    def _get(self) -> Frame | PsError:
         item = self._queue.popleft()
         self.bytes -= 0 if isinstance(item, PsError) else len(item)
         return item
@@ -77,6 +78,9 @@ class Stream:
         samples: Sum of the weights of the pushes of the shard's first bucket.
         staleness: Staleness of the last applied one of them, in versions; None: none was applied.
         pulls: An observer's pulls whose responses have not left.
+        carrier: Kind of its carrier, for people.
+        carrier_reason: Reason of the worker why it uses no faster carrier; empty if there is none.
+        by_reference: Whether responses may leave from where the parameters are.
     """
 
     worker: str | None
@@ -91,6 +95,9 @@ class Stream:
     staleness: int | None = None
     pulls: int = 0
     renew_at: float = -math.inf
+    carrier: str = ""
+    carrier_reason: str = ""
+    by_reference: bool = False
     _sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

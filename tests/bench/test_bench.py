@@ -172,6 +172,22 @@ def test_training_through_a_server_ends_with_the_bits_of_plain_training(tmp_path
     assert len(json.loads((tmp_path / "found").read_text())["runs"]) == 1
 
 
+def test_what_a_gpu_runs_works_with_the_cpu_in_its_place(tmp_path: Path) -> None:
+    options = ("--quick", "--only", "1 worker network gpu", "--json", str(tmp_path / "found"))
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [str(ROOT / "scripts/gpu"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 worker network gpu    the bits of plain training" in done.stdout
+    found = json.loads((tmp_path / "found").read_text())
+    if not found["gpu"]:
+        assert "torch finds no GPU here" in done.stdout
+        assert "no GPU: the CPU stands in for it, and no figure is of a GPU; " in done.stdout
+    (row,) = found["rows"]
+    assert row["seconds_per_round"] > 0
+    assert row["workers"][0]["compute"] > 0
+
+
 def test_idle_job_is_measured_on_both_sides() -> None:
     rows = [line.split() for line in bench("idle.py").splitlines()]
     assert [row[0] for row in rows] == ["server", "two"]

@@ -56,7 +56,7 @@ def told(effects: Effects) -> list[str]:
                 what = "pull" if effect.step is None else f"step {effect.step}"
                 lines.append(f"release {effect.worker} {what}{'' if effect.applied else ' dropped'}")
             case Wait():
-                lines.append(f"wait {effect.worker} for {' '.join(effect.waiting_for)}".removesuffix(" for "))
+                lines.append(f"wait {effect.worker}")
             case Discard():
                 lines.append(f"discard {effect.worker} {effect.step}")
             case Evict():
@@ -64,6 +64,12 @@ def told(effects: Effects) -> list[str]:
             case _:
                 lines.append(type(effect).__name__.lower())
     return lines
+
+
+def why(core: Shard, worker: str, session: int = 1) -> tuple[tuple[str, ...], str]:
+    """Whom the one answer waits for that is held back from a worker, and the same as a sentence."""
+    (hold,) = core.holds(worker, session)
+    return hold.waiting_for, hold.reason
 
 
 def trace(thing: Any) -> Any:

@@ -25,7 +25,7 @@ from tests.core.datadriven import Call
 from torch_ps.common.errors import PsError
 from torch_ps.ps.core.consistent_cut import CutPlanner
 from torch_ps.ps.core.dataset_progress import DatasetSpec
-from torch_ps.ps.core.effects import Announce, Apply, Discard, Effect, Effects, Evict, Release, Wait
+from torch_ps.ps.core.effects import Announce, Apply, Discard, Effects, Evict, Release, Wait
 from torch_ps.ps.core.mean_norms import NormAnswer, NormQuestion
 from torch_ps.ps.core.membership import Membership
 from torch_ps.ps.core.modes import Mode
@@ -228,7 +228,7 @@ class JobScript:
         """The effects, and those of the rosters among them."""
         lines = []
         for effect in effects:
-            lines.append(line(effect))
+            lines.append(self._wait_line(effect) if isinstance(effect, Wait) else line(effect))
             if isinstance(effect, Announce):
                 if self.rosters is None:
                     more = self._tell(self.core.set_roster(effect.roster))
@@ -239,6 +239,12 @@ class JobScript:
                 self.epochs[effect.worker] = max(self.epochs.get(effect.worker, 0), self.core.roster.epoch)
         return "\n".join(lines)
 
+    def _wait_line(self, wait: Wait) -> str:
+        holds = self.core.holds(wait.worker, wait.session)
+        hold = next(each for each in holds if (each.bucket, each.step) == (wait.bucket, wait.step))
+        names = " ".join(hold.waiting_for)
+        return f"Wait {wait.worker} {_request(wait.step)}{f' for {names}' if names else ''}: {hold.reason}"
+
 
 def norm_line(answer: NormAnswer) -> str:
     """The answer to one question, in one line."""
@@ -248,7 +254,7 @@ def norm_line(answer: NormAnswer) -> str:
     return f"Norm of step {step}, round {turn}, for {answer.worker}: {mean}{without}"
 
 
-def line(effect: Effect) -> str:
+def line(effect: Apply | Release | Discard | Evict | Announce) -> str:
     """One effect, in one line."""
     match effect:
         case Apply():
@@ -261,9 +267,6 @@ def line(effect: Effect) -> str:
             stale = f", staleness {effect.staleness}" if effect.staleness else ""
             what = f"version {effect.version}, next step {effect.next_step}{stale}{applied}"
             return f"Release {effect.worker or 'observer'} {_request(effect.step)} with {what}: {effect.reason}"
-        case Wait():
-            names = " ".join(effect.waiting_for)
-            return f"Wait {effect.worker} {_request(effect.step)}{f' for {names}' if names else ''}: {effect.reason}"
         case Discard():
             return f"Discard {effect.worker} {_request(effect.step)}: {effect.reason}"
         case Evict():

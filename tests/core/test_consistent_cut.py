@@ -131,7 +131,7 @@ def test_restored_shard_answers_a_push_of_before_and_takes_the_next_one() -> Non
     again.restore([json.loads(json.dumps(record))])
     again.set_roster(roster(1 << 20, member("a"), member("b")))
     assert told(again.push(push("a", 0))) == ["discard a 0", "release a step 0"]
-    assert told(again.push(push("a", 1))) == ["wait a for b"]
+    assert told(again.push(push("a", 1))) == ["wait a"]
     assert [each["version"] for each in again.records()] == [1]
     assert told(again.push(push("b", 1)))[0] == "apply 2: a b"
 

@@ -26,6 +26,7 @@ RUN_BY = {
     ": make bench": "test_each_system_has_a_row_and_the_right_answer",
     ": make chaos": "test_a_minute_of_random_faults_loses_doubles_and_leaves_nothing",
     ": make fuzz": "by hand: it needs minutes; tests/fuzz/test_corpus.py feeds its targets from the corpus",
+    ": make gpu": "test_what_a_gpu_runs_works_with_the_cpu_in_its_place",
     ": make hostile": HOSTILE,
     ": make loops": "test_random_loops_are_what_plain_torch_makes_of_them",
     ": make soak": "test_servers_of_workers_that_die_and_join_for_a_minute_hold_on_to_nothing",

@@ -132,8 +132,8 @@ def test_three_payloads_in_a_row_do_not_disturb_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--shards", "2"]])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
-def test_a_gpu_that_is_not_there_is_a_usage_error(arguments: list[str]) -> None:
+def test_a_gpu_that_is_not_there_is_a_usage_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = commands.run("ps-serve", "--device", "cuda", *arguments)
     assert found.exit_code == 2
     assert "device cuda: torch" in found.stderr

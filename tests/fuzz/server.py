@@ -63,6 +63,9 @@ class Context:
     def peer(self) -> str:
         return "memory:0"
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def time_remaining(self) -> float | None:
         return None
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from torch_ps.ps.core.effects import Apply, Contribution, Discard, Release, Wait
 from torch_ps.ps.core.modes import Mode
+from torch_ps.ps.core.policy import Hold
 from torch_ps.ps.core.roster import Member, Roster
 
 Key = tuple[str, int, int, int]  # (worker, session, bucket, step), names one push to one shard
@@ -209,23 +210,29 @@ class InvariantChecker:
         if decided and effect.step >= books.clocks.get(at, self.joined[key[:2]].first_step):
             books.clocks[at] = effect.step + 1
 
-    def waits(self, shard: int, effect: Wait, parked: bool) -> None:
-        """``parked``: the request speaks of a roster that the shard does not know yet."""
+    def waits(self, shard: int, effect: Wait, holds: list[Hold], parked: bool) -> None:
+        """Check one answer that is held back.
+
+        Args:
+            holds: what the shard says of it; none where a later effect of the same call answers it.
+            parked: whether the request speaks of a roster that the shard does not know yet.
+        """
         books = self.books[shard]
-        claim(bool(effect.reason), "a Wait without a reason")
-        claim(effect.worker not in effect.waiting_for, f"{effect.worker} waits for itself")
-        names = {m.name for m in books.roster.members}
-        claim(set(effect.waiting_for) <= names, f"{effect} waits for somebody who is not a member")
+        claim(len(holds) <= 1, f"{effect} is held {len(holds)} times")
+        nameless = parked or not books.roster.open or not (self.sync or self.mode.name == "ssp")
+        for hold in holds:
+            claim(bool(hold.reason), "an answer is held back without a reason")
+            claim(hold.worker not in hold.waiting_for, f"{hold.worker} waits for itself")
+            names = {m.name for m in books.roster.members}
+            claim(set(hold.waiting_for) <= names, f"{hold} waits for somebody who is not a member")
+            claim(nameless or bool(hold.waiting_for), f"{hold} does not know whom it waits for")
         if self.sync and not parked and books.roster.open:
-            claim(bool(effect.waiting_for), f"{effect} does not know whom it waits for")
             open_step = books.versions.get(effect.bucket, 0)
             required = {(m.name, m.session) for m in books.roster.members if m.first_step <= open_step}
             if effect.step == open_step and (effect.worker, effect.session) in required:
                 books.counted.add((effect.worker, effect.session, effect.bucket, open_step))
             came = sum((w, s) in required for w, s, b, step in books.counted if (b, step) == (effect.bucket, open_step))
             claim(came < self._needed(len(required)), f"{effect} though {came} of {len(required)} have pushed")
-        if self.mode.name == "ssp" and not parked and books.roster.open:
-            claim(bool(effect.waiting_for), f"{effect} does not know whom it waits for")
 
     def settled(self, shard: int) -> None:
         """With nothing on its way: what is held is the open step's, and nobody but members has anything here."""

@@ -363,7 +363,9 @@ class World:
                         if not stream.broken:
                             stream.down.append((effect, self.shards[shard].roster.epoch))
                 case Wait():
-                    self.checker.waits(shard, effect, parked)
+                    holds = self.shards[shard].holds(effect.worker, effect.session)
+                    held = [hold for hold in holds if (hold.bucket, hold.step) == (effect.bucket, effect.step)]
+                    self.checker.waits(shard, effect, held, parked)
                 case Discard():
                     self.checker.discards(shard, effect, decided)
                 case Evict():

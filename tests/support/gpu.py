@@ -1,7 +1,7 @@
 """Tests of what happens on a GPU: on one where torch finds it, and always on the CPU in its place.
 
-The CPU takes the same steps: packs, encodes and copies to (ordinary) memory; only streams and marks do nothing. What a
-missing wait would do there shows on a GPU alone.
+``scripts/gpu`` runs the former where there is a GPU. The CPU takes the same steps: packs, encodes and copies to
+(ordinary) memory; only streams and marks do nothing. What a missing wait would do there shows on a GPU alone.
 """
 
 import threading
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+#: Mark of a test that needs a GPU; ``tests/conftest.py`` skips it where torch finds none.
+GPU = pytest.mark.gpu
 #: Program of a server that stages its parameters on the CPU.
 STAGED = "tests.support.gpu:serve"
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]

@@ -136,7 +136,10 @@ class Poll:
             uptime_seconds=lead.uptime_seconds,
             samples=lead.samples,
             samples_per_second=self._rate(0, lambda reply: reply.samples),
-            advice=tuple(advice for reply in self._answers for advice in (*reply.advice, *_version(reply))),
+            advice=(
+                *(advice for reply in self._answers for advice in (*reply.advice, *_version(reply))),
+                *_slow(self._answers),
+            ),
             checkpoint=_checkpoint(lead.checkpoint) if lead.HasField("checkpoint") else "",
             workers=tuple(self._worker(worker) for worker in lead.worker),
             shards=tuple(self._shard(index, reply) for index, reply in enumerate(self._replies) if reply is not None),
@@ -238,6 +241,20 @@ def _standby(standby: pb.StandbyStatus) -> str:
 
 
 def _plane(views: Sequence[pb.WorkerStatus]) -> str:
-    """Data plane of a worker: "memory", "network", or "both" if its shards differ."""
-    shares = {view.shares_memory for view in views}
-    return "both" if len(shares) > 1 else "memory" if True in shares else "network"
+    """Data plane of a worker: "memory", else what carries its frames; several if its shards differ."""
+    planes = ["memory" if view.shares_memory else _network(view.carrier) for view in views]
+    return " and ".join(dict.fromkeys(planes))
+
+
+def _network(carrier: str) -> str:
+    return f"network, {carrier}" if carrier else "network"
+
+
+def _slow(replies: Sequence[pb.StatusReply]) -> tuple[str, ...]:
+    """Why workers use gRPC where a socket would be faster, as sentences; the workers of one reason share one."""
+    workers: dict[str, list[str]] = {}
+    for each in (worker for reply in replies for worker in reply.worker if worker.carrier_reason):
+        workers.setdefault(each.carrier_reason, []).append(each.worker)
+    return tuple(
+        f"gRPC carries the frames of {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in workers.items()
+    )

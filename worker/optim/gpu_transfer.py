@@ -154,7 +154,7 @@ class GpuTransfer(Part):
         slot.pinned.event.wait()
         read.clear()
         encoded = None if codec is None else (codec, (bytes_of(slot.pinned.bytes[:size]),))
-        send(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, **facts)
+        send(bucket, slot.pinned.values[: bucket.numel], encoded=encoded, reused=True, **facts)
 
     def wait(self) -> StepOutcome:
         """Wait until everything is sent and answered. Call ``FlatTensors.settle`` next: copies may be under way.

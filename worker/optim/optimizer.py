@@ -114,7 +114,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             The bits are the same; errors of ``step`` come where the waiting is.
         buffers: "sync" (the default) averages running means and variances over the workers with every step and gives
             all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
-        plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not.
+        plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not
+            and takes their data ports, or gRPC where these cannot be reached; "grpc" takes gRPC.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
         timeout: seconds that ``step`` may wait for other workers, 300 by default.

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import torch
 
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import Buffer, unpack
+from torch_ps.common.wire.frames import Buffer, Frame, unpack
 
 
-def number_if_same(frame: bytes | None, codec: str, parts: Iterable[Buffer]) -> int | None:
+def number_if_same(frame: Frame | None, codec: str, parts: Iterable[Buffer]) -> int | None:
     """The number of an ``Ahead`` frame that holds exactly ``parts``, encoded by ``codec``; None if it does not.
 
     Args:

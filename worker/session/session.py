@@ -43,8 +43,9 @@ from torch_ps.common.schema import Model
 from torch_ps.common.trace import NOTHING, Trace, steps_of
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.field_ranges import SECRET_BYTES
-from torch_ps.common.wire.frames import Buffer, pack, unpack, unpack_all
+from torch_ps.common.wire.frames import Buffer, Frame, pack, split, unpack, unpack_all
 from torch_ps.worker.gradients.compressor import Compressor, Decompressor
+from torch_ps.worker.gradients.flat_tensors import empty_fp32
 from torch_ps.worker.runtime.lifetime import Part, check_process, immortalise
 from torch_ps.worker.session.ahead_match import number_if_same
 from torch_ps.worker.session.answers import Progress, StepOutcome
@@ -103,7 +104,8 @@ class Session(Part):
         name: name of the worker.
         compressor: encodes what is pushed.
         compress_pull: codec of pulls.
-        plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none.
+        plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none; "grpc"
+            shares none and uses no socket either.
         timeout: seconds that a wait for other workers may take.
         access: TLS and token settings.
 
@@ -245,8 +247,6 @@ class Session(Part):
             self._shard_streams.close()
         self.plan: Plan = plan(model, self.job.bucket_bytes, len(self._links))
         buckets = self.plan.buckets
-        largest = max((b.numel for b in buckets), default=0)
-        self._staging = torch.empty(largest, dtype=torch.float32, device="cpu")
         self._progress = Progress(len(buckets), epoch)
         self.shared_memory = SharedMemory(self._plane)
         self._decompressor = Decompressor(self._pull_codec, buckets)
@@ -289,12 +289,13 @@ class Session(Part):
     def staging(self, bucket: Bucket) -> contextlib.AbstractContextManager[torch.Tensor]:
         """A tensor to build the gradient of one bucket in, shape (numel,), fp32, and to push it from.
 
-        If shared memory carries the bucket as it is, the tensor is the place from which the server reads.
+        If shared memory carries the bucket as it is, the tensor is the place from which the server reads. Else it is a
+        tensor of its own, for it may be sent from there, again too, until it is answered.
         """
         memory, place = self.shared_memory, None
         if memory.shards and self._compressor.leaves_alone(bucket):
             place = memory.place(bucket)
-        return contextlib.nullcontext(self._staging[: bucket.numel] if place is None else place)
+        return contextlib.nullcontext(empty_fp32(bucket.numel) if place is None else place)
 
     def sends_ahead(self, bucket: Bucket) -> bool:
         """Whether the gradient of a bucket can travel ahead of its push.
@@ -304,7 +305,13 @@ class Session(Part):
         return not self.shared_memory.has(bucket.shard) and self._compressor.repeats(bucket)
 
     def send_ahead(
-        self, bucket: Bucket, values: torch.Tensor, *, step: int, encoded: tuple[Codec, Sequence[Buffer]] | None = None
+        self,
+        bucket: Bucket,
+        values: torch.Tensor,
+        *,
+        step: int,
+        encoded: tuple[Codec, Sequence[Buffer]] | None = None,
+        reused: bool = False,
     ) -> None:
         """Send the gradient of one bucket for the server to hold. Only a ``push`` of the same bytes makes it count.
 
@@ -313,6 +320,7 @@ class Session(Part):
             values: gradient, shape (numel,), fp32; overwritten.
             step: step of the push that is to come.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
+            reused: whether the caller changes ``values`` or the payload after the call.
         """
         with self.span("send ahead", step, bucket.index):
             codec, parts = encoded or self._compressor.encode(bucket, values, step=step, weight=1.0)
@@ -321,7 +329,7 @@ class Session(Part):
             size = sum(map(len, parts))
             self.pushed_bytes += size
             self.ahead_bytes += size
-            self._streams.send_ahead(bucket.index, pack(pb.UpHeader(ahead=header), parts))
+            self._streams.send_ahead(bucket.index, (pack if reused else split)(pb.UpHeader(ahead=header), parts))
 
     def push(
         self,
@@ -338,6 +346,7 @@ class Session(Part):
         written: Written | None = None,
         nonfinite: bool = False,
         encoded: tuple[Codec, Sequence[Buffer]] | None = None,
+        reused: bool = False,
     ) -> None:
         """Send the gradient of one bucket; ``wait`` waits for the answer.
 
@@ -357,6 +366,7 @@ class Session(Part):
             written: what the training loop has written to parameters of the bucket since the last step.
             nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
             encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
+            reused: whether the caller changes ``values`` or the payload after the call.
         """
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
@@ -386,7 +396,7 @@ class Session(Part):
                 if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
                     header.arena_bytes, parts = size, ()
                 elif written is not None:  # a message has room for one of the two
-                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts))
+                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts), reused=reused)
                     self.pushed_bytes -= size
                     number = self._ahead_number
             if number is not None:
@@ -394,8 +404,8 @@ class Session(Part):
                 self.used_bytes += size
             if written is not None:
                 header.written.extend(written.pieces)
-                parts = (written.payload,)
-            frame = pack(pb.UpHeader(push=header), parts)
+                parts, reused = (written.payload,), True
+            frame = (pack if reused else split)(pb.UpHeader(push=header), parts)
             self._streams.send(bucket.index, frame, overtake=number is not None and not parts)
 
     def _number_ahead(self, bucket: Bucket, codec: Codec, parts: Sequence[Buffer]) -> int | None:
@@ -505,7 +515,7 @@ class Session(Part):
 
     # -------------------------------------------------------------- answers, on the reader thread of a shard
 
-    def _receive(self, shard: int, message: bytes) -> None:
+    def _receive(self, shard: int, message: Frame) -> None:
         for header, payload in unpack_all(message, pb.DownHeader):
             if header.HasField("measured"):
                 self._take_norms(shard, header.measured)
@@ -596,13 +606,13 @@ class Session(Part):
             parts: Sequence[Buffer] = ()
             if not header.missing:
                 place = self.shared_memory.place(bucket) if self.shared_memory.shards else None
-                values = self._staging[: bucket.numel] if place is None else place
+                values = empty_fp32(bucket.numel) if place is None else place
                 gather(bucket, values)
                 if place is not None:
                     header.arena_bytes = 4 * bucket.numel
                 elif (number := self._number_measured(bucket, parts := (bytes_of(values),))) is not None:
                     header.ahead, parts = number, ()
-            self._streams.send(bucket.index, pack(pb.UpHeader(measure=header), parts))
+            self._streams.send(bucket.index, split(pb.UpHeader(measure=header), parts))
         try:
             self.wait_for(None)
         except WaitTimeout:

@@ -6,7 +6,7 @@
     mark_answered(bucket) --> dropped <-- on_message <-- server
 
 Rules of this file
-  1. Frames and messages are bytes and buckets are numbers; the session knows what they mean.
+  1. Frames and messages are bytes, split or not, and buckets are numbers; the session knows what they mean.
   2. A frame that is not answered yet is kept as it was sent. When a stream breaks it is sent again on the next one; the
      servers apply it once.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import MAX_FRAMES
+from torch_ps.common.wire.frames import MAX_FRAMES, Frame
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.stream import Stream
@@ -56,7 +56,7 @@ class ShardStreams:
         hello: bytes,
         shard_of: Sequence[int],
         lease: float,
-        on_message: Callable[[int, bytes], None],
+        on_message: Callable[[int, Frame], None],
         on_back: Callable[[int, pb.JobDescription], None],
     ) -> None:
         self._shards, self._hello, self._shard_of, self._lease = shards, hello, shard_of, lease
@@ -67,8 +67,8 @@ class ShardStreams:
         self._streams: dict[int, Stream] = {}
         self._opened = [0] * len(shards)  # streams opened so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is being opened
-        self._unanswered: dict[int, bytes] = {}
-        self._ahead: dict[int, bytes] = {}  # gradients sent ahead of pushes that are not answered yet, or not made
+        self._unanswered: dict[int, Frame] = {}
+        self._ahead: dict[int, Frame] = {}  # gradients sent ahead of pushes that are not answered yet, or not made
         self._undecided: list[set[int]] = [set() for _ in shards]  # buckets sent ahead, while no push has come
         self._copies: list[list[bytes]] = [[] for _ in shards]  # pushes that name them, until the last one is decided
         self._ahead_bytes = [0] * len(shards)  # sent ahead since the last push
@@ -80,7 +80,7 @@ class ShardStreams:
         for shard in range(len(self._shards)):
             self._open(shard)
 
-    def send(self, bucket: int, frame: bytes, *, overtake: bool = False) -> None:
+    def send(self, bucket: int, frame: Frame, *, overtake: bool = False) -> None:
         """Send a frame of one bucket; ``wait`` waits for its answer. An error comes out there, too.
 
         Args:
@@ -99,11 +99,11 @@ class ShardStreams:
                 self._opening.add(shard)
         if stream is not None:
             stream.send(frame, overtake=overtake)
-            self._decide(bucket, frame if overtake else None)
+            self._decide(bucket, frame if overtake and isinstance(frame, bytes) else None)
         elif missing:
             self._open(shard)
 
-    def send_ahead(self, bucket: int, frame: bytes) -> None:
+    def send_ahead(self, bucket: int, frame: Frame) -> None:
         """Send a gradient ahead of its push. It is sent again with the push if the stream breaks before the answer."""
         with self.changed:
             if self._error is not None:
@@ -116,7 +116,7 @@ class ShardStreams:
         if stream is not None:
             stream.send(frame)
 
-    def ahead(self, bucket: int) -> bytes | None:
+    def ahead(self, bucket: int) -> Frame | None:
         """The frame that was sent ahead for a bucket; None if there is none."""
         return self._ahead.get(bucket)
 
@@ -161,11 +161,11 @@ class ShardStreams:
         if stream is not None:
             stream.fail(error)
 
-    def unanswered(self, bucket: int) -> bytes | None:
+    def unanswered(self, bucket: int) -> Frame | None:
         """The frame of a bucket that waits for its answer; None if there is none."""
         return self._unanswered.get(bucket)
 
-    def replace_unanswered(self, bucket: int, frame: bytes) -> None:
+    def replace_unanswered(self, bucket: int, frame: Frame) -> None:
         """Keep ``frame`` in place of the unanswered one of a bucket, to be sent if the stream is opened again."""
         with self.changed:
             if bucket in self._unanswered:
@@ -223,7 +223,7 @@ class ShardStreams:
         Raises:
             PsError: the error that ended a stream. Nothing waits for an answer then.
         """
-        awaited: set[int] | dict[int, bytes] = self._unanswered
+        awaited: set[int] | dict[int, Frame] = self._unanswered
         if buckets is not None:
             awaited = {bucket for bucket in buckets if bucket in self._unanswered}
             self._awaited.append(awaited)
@@ -288,7 +288,7 @@ class ShardStreams:
         for frame in again:
             stream.send(frame)
 
-    def _receive(self, shard: int, number: int, message: bytes) -> None:
+    def _receive(self, shard: int, number: int, message: Frame) -> None:
         """Take a message of the stream ``number``, on its reader thread; one of an earlier stream is ignored."""
         if number == self._opened[shard]:
             self._heard[shard] = time.monotonic()

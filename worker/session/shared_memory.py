@@ -42,7 +42,7 @@ class SharedMemory:
 
     Args:
         wanted: "auto" shares with the shards on this host that are reached directly, not through a proxy or tunnel;
-            "memory" insists on sharing with all; "network" shares with none.
+            "memory" insists on sharing with all; "network" and "grpc" share with none.
 
     Attributes:
         shards: memory that is shared with each shard; empty where the network carries everything.
@@ -61,7 +61,7 @@ class SharedMemory:
             Refused: a shard shares none, and the plane is "memory"; says why.
             PsError: a server does not answer.
         """
-        if self._wanted == "network":
+        if self._wanted in ("network", "grpc"):
             return
         for shard, link in enumerate(links):
             try:

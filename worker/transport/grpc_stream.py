@@ -17,7 +17,7 @@ import grpc
 from torch_ps.common.errors import PsError, Unreachable
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.frames import take_message
+from torch_ps.common.wire.frames import Frame, join, take_message
 from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
 #: Begins the call Exchange: takes the messages to send, returns the call, which iterates over the messages that come.
@@ -36,8 +36,8 @@ class GrpcStream:
 
     def __init__(self, start_call: StartCall, server: Address, on_message: OnMessage, on_end: OnEnd) -> None:
         self._server, self._on_message, self._on_end = server, on_message, on_end
-        self._frames: deque[bytes] = deque()
-        self._first: deque[bytes] = deque()  # frames that overtake the others
+        self._frames: deque[Frame] = deque()
+        self._first: deque[Frame] = deque()  # frames that overtake the others
         self._put = threading.Condition()
         self._closed = self._ended = False
         self._failure: PsError | None = None
@@ -45,7 +45,7 @@ class GrpcStream:
         self._reader = threading.Thread(target=self._read, name=f"read {server}", daemon=True)
         self._reader.start()
 
-    def send(self, frame: bytes, *, overtake: bool = False) -> None:
+    def send(self, frame: Frame, *, overtake: bool = False) -> None:
         with self._put:
             (self._first if overtake else self._frames).append(frame)
             self._put.notify()
@@ -68,7 +68,7 @@ class GrpcStream:
                 if not (self._first or self._frames):
                     return
                 message = take_message(self._first or self._frames)
-            yield message
+            yield join(message)
 
     def _end(self) -> None:
         """Let ``_messages`` end once everything that waits has left."""

@@ -16,6 +16,7 @@ Rules of this file
 import contextlib
 import functools
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -43,8 +44,9 @@ from torch_ps.common.wire.address import Address
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.grpc_stream import GrpcStream
+from torch_ps.worker.transport.server_sockets import NoDataPort, connect_data, connect_unix
+from torch_ps.worker.transport.socket_stream import SocketStream
 from torch_ps.worker.transport.stream import OnEnd, OnMessage, Stream
-from torch_ps.worker.transport.unix_stream import UnixStream, connect
 
 log = logging.getLogger("torch_ps.worker")
 Reply = TypeVar("Reply", bound=Message)
@@ -66,7 +68,8 @@ class Link:
     Args:
         address: address of the server.
         access: TLS and token settings.
-        plane: the plane of the ``Session``; with "network" the stream never goes over the server's Unix socket.
+        plane: the plane of the ``Session``; with "network" the stream never goes over the server's Unix socket, with
+            "grpc" over no socket at all.
 
     A server that was reached at another port than the one it listens on stands behind a proxy or a tunnel, and the
     stream goes through that, too.
@@ -83,7 +86,8 @@ class Link:
     def __init__(self, address: Address, access: Access = OPEN, plane: str = "network") -> None:
         access.check(address)
         self.address, self._access, self._plane = address, access, plane
-        self._socket = pb.SocketOffer()
+        self._socket, self._data_port = pb.SocketOffer(), pb.DataPortOffer()
+        self._data_ports = dict[bytes, bool]()  # by token of the offer: whether it was reached
         self._interruptible: set[Any] = set()  # calls that ``interrupt`` ends
         self._interrupts = 0  # times that ``interrupt`` was called
         self._committing: Any = None  # the last call Commit
@@ -122,18 +126,46 @@ class Link:
         return self._unary("Ballot", request, pb.BallotReply, seconds)
 
     def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream:
-        """Open the stream: over the server's Unix socket if it is on this host and reached directly, else over gRPC."""
-        if self._plane != "network" and self._socket.port == self.address.port:
-            try:
-                return UnixStream(connect(self._socket), self.address, on_message, on_end)
-            except NoSharedMemory as error:
-                log.debug("the stream to %s goes over gRPC: %s", self.address, error)
-        return GrpcStream(self._start_exchange, self.address, on_message, on_end)
+        """Open the stream over the fastest carrier that reaches the server.
 
-    def _start_exchange(self, frames: Iterator[bytes]) -> Any:
-        """Begin the call Exchange, which carries bytes both ways."""
+        That is its Unix socket if it is on this host and reached directly, else its data port, else gRPC.
+        """
+        if self._plane in ("auto", "memory") and self._socket.port == self.address.port:
+            try:
+                return SocketStream(connect_unix(self._socket), self.address, on_message, on_end)
+            except NoSharedMemory as error:
+                log.debug("the stream to %s goes over the network: %s", self.address, error)
+        try:
+            return SocketStream(self._connect_data(), self.address, on_message, on_end)
+        except NoDataPort as error:
+            return GrpcStream(functools.partial(self._start_exchange, str(error)), self.address, on_message, on_end)
+
+    def _connect_data(self) -> socket.socket:
+        """Connect to the server's data port. One that was never reached is tried once: that may take two seconds.
+
+        Raises:
+            NoDataPort: it cannot be used; says why.
+        """
+        offer, reached = self._data_port, self._data_ports.get(self._data_port.token)
+        if self._plane == "grpc":
+            raise NoDataPort("plane is grpc")
+        if reached is False:
+            raise NoDataPort("the data port could not be reached before")
+        try:
+            connection = connect_data(self.address, offer)
+        except NoDataPort as error:
+            if offer.port and reached is None:
+                log.warning("gRPC, which is slower, carries all frames to and from %s: %s", self.address, error)
+                self._data_ports[offer.token] = False
+            raise
+        self._data_ports[offer.token] = True
+        return connection
+
+    def _start_exchange(self, reason: str, frames: Iterator[bytes]) -> Any:
+        """Begin the call Exchange, which carries bytes both ways; ``reason`` says why no socket does."""
         call: Any = self._channel.stream_stream(channel.method("Exchange"), None, None)
-        return call(frames, metadata=self._access.metadata)
+        told = (channel.CARRIER_KEY, reason[: channel.MAX_REASON].encode("ascii", "replace").decode("ascii"))
+        return call(frames, metadata=(*self._access.metadata, told))
 
     def describe(self, seconds: float) -> pb.JobDescription:
         """Ask the server to describe its job, without the model; waits until it answers.
@@ -170,7 +202,8 @@ class Link:
             self._suspect = True
             raise
         version.check(f"the server at {self.address}", job.version, "this worker")
-        self._socket, self.lease, self._incarnation = job.socket, job.lease_seconds, job.incarnation
+        self._socket, self._data_port = job.socket, job.data_port
+        self.lease, self._incarnation = job.lease_seconds, job.incarnation
         return job
 
     def _why(self) -> str:

@@ -3,18 +3,19 @@
     send(frame) --> carrier --> server
     on_message(message) <-- reader thread <-- carrier <-- server
 
-``grpc_stream.py`` carries frames over gRPC, ``unix_stream.py`` over a Unix socket; ``Link.open`` chooses. A carrier
-knows frames as bytes and never looks into one.
+``grpc_stream.py`` carries frames over gRPC, ``socket_stream.py`` over a socket; ``Link.open`` chooses. A carrier knows
+frames as bytes and never looks into one.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 from torch_ps.common.errors import PsError
+from torch_ps.common.wire.frames import Frame
 
 #: Takes one message, which holds one frame or several (``common.wire.frames.unpack_all``). Called on the reader thread,
 #: one message at a time. A ``PsError`` that it raises ends the stream with this error.
-OnMessage = Callable[[bytes], None]
+OnMessage = Callable[[Frame], None]
 #: Takes the error that ended the stream. Called once, on the reader thread, and never after ``close`` was called.
 OnEnd = Callable[[PsError], None]
 
@@ -26,11 +27,11 @@ class Stream(Protocol):
     that has ended stays ended; whoever needs another one opens it and sends again what was not answered.
     """
 
-    def send(self, frame: bytes, *, overtake: bool = False) -> None:
+    def send(self, frame: Frame, *, overtake: bool = False) -> None:
         """Send one frame. Never raises: what goes wrong comes out at ``on_end``. May be called on any thread.
 
         Args:
-            frame: frame to send.
+            frame: frame to send. A split payload stays as it is until the frame is answered or the stream has ended.
             overtake: whether the frame passes those that still wait to leave.
         """
 

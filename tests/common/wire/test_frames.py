@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import MAX_FRAMES, messages, pack, unpack, unpack_all
+from torch_ps.common.wire.frames import MAX_FRAMES, join, messages, pack, unpack, unpack_all
 
 PUSH = pb.UpHeader(push=pb.Push(step=3, bucket=7, base=2, weight=0.5, codec="fp16", epoch=1))
 PAYLOADS = st.one_of(st.binary(max_size=300), st.sampled_from([bytes(127), bytes(128), bytes(16384), bytes(1 << 21)]))
@@ -49,7 +49,7 @@ def test_frames_that_travel_together_come_out_one_by_one(payloads: list[bytes]) 
     # Those with a payload travel alone, all between two of them together; protobuf reads the same.
     runs = [len(list(run)) if alone else 1 for alone, run in groupby(payloads, key=bool)]
     assert len(sent) == sum(runs)
-    assert sum(len(pb.UpFrame.FromString(message).header) for message in sent) == len(frames)
+    assert sum(len(pb.UpFrame.FromString(join(message)).header) for message in sent) == len(frames)
 
 
 def test_message_of_too_many_frames_is_refused() -> None:

@@ -9,16 +9,13 @@ import torch
 from torch import nn
 
 import torch_ps
+from tests.support.gpu import DEVICES
 from tests.support.jobs import job
 from tests.support.threads import at_once
 from tests.support.training import backward, batch, mlp, same, seeded
 
 Loop = Callable[[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler], None]
 STEPS = 12
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")),
-]
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

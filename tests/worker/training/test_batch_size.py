@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.gpu import GPU
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.tasks import Task
@@ -145,7 +146,8 @@ def test_a_task_without_batches_is_refused() -> None:
         batch_size.find_batch_size(task, task.model(), CPU, WorkerConfig(samples=4096))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: torch.cuda.is_available() is False")
+@GPU
+@pytest.mark.whole_gpu
 def test_a_gpu_is_filled_up_to_its_headroom_and_emptied_again() -> None:
     class Wide(Task):
         """A sample takes 64 MiB: a few hundred of them fill any GPU."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.gpu import DEVICES
 from tests.support.jobs import job
 from tests.support.training import seeded
 from torch_ps.common.options.worker_config import WorkerConfig
@@ -42,13 +43,7 @@ def test_task_learns_in_every_precision(precision: str, accumulate: int, tmp_pat
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")),
-    ],
-)
+@pytest.mark.parametrize("device", DEVICES)
 def test_matrices_are_multiplied_in_the_precision_and_gradients_come_in_fp32(
     name: str, dtype: torch.dtype | None, device: str
 ) -> None:

@@ -1,0 +1,80 @@
+"""Messages on a socket: what is put comes out of a ``Receiver``, however the bytes arrive."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_ps.common.errors import CorruptFrame
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire import port_proof
+from torch_ps.common.wire.frames import MAX_MESSAGE_BYTES, Frame, Split, join, pack, split, unpack
+from torch_ps.common.wire.socket_frames import PREFIX, READ_AHEAD, Receiver, put
+
+PUSH = pb.UpHeader(push=pb.Push(step=3, bucket=1, weight=1.0, codec="none"))
+
+
+def received(receiver: Receiver, data: bytes, chunk: int) -> list[tuple[Frame, bool]]:
+    """What comes out when ``data`` arrives ``chunk`` bytes at a time."""
+    found, left = [], memoryview(data)
+    while left:
+        room = receiver.room()
+        count = min(chunk, len(room), len(left))
+        room[:count] = left[:count]
+        receiver.add(count)
+        left = left[count:]
+        while (message := receiver.next()) is not None:
+            found.append(message)
+    return found
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 100, READ_AHEAD - 40, READ_AHEAD, 3 * READ_AHEAD]), max_size=6),
+    st.sampled_from([7, 1000, READ_AHEAD, 1 << 20]),
+)
+def test_messages_come_out_as_they_were_put_however_the_bytes_arrive(sizes: list[int], chunk: int) -> None:
+    frames = [split(PUSH, [bytes([size % 251]) * size] if size else []) for size in sizes]
+    data = b"".join(b"".join(put(frame)) for frame in frames)
+    found = received(Receiver(), data, chunk)
+    assert [join(message) for message, _ in found] == [join(frame) for frame in frames]
+    assert not any(end for _, end in found)
+
+
+def test_long_head_and_the_end_come_out_too() -> None:
+    head = pack(PUSH, [bytes(2 * READ_AHEAD)])
+    assert received(Receiver(), b"".join([*put(head), *put(b"why", end=True)]), 1000) == [(head, False), (b"why", True)]
+
+
+def test_split_frame_is_that_of_pack_and_keeps_its_payload_where_it_is() -> None:
+    values = bytearray(range(100))
+    frame = split(PUSH, [values[:3], memoryview(values)[3:]])
+    assert isinstance(frame, Split)
+    assert join(frame) == pack(PUSH, [bytes(values)])
+    assert unpack(frame, pb.UpHeader) == (PUSH, memoryview(bytes(values)))
+    assert frame.payload[1].obj is values
+
+
+def test_bytes_before_the_messages_can_be_taken() -> None:
+    receiver = Receiver()
+    assert receiver.take(5) is None
+    receiver.room()[:8] = b"helloyou"
+    receiver.add(8)
+    assert receiver.take(5) == b"hello"
+    assert receiver.take(5) is None
+
+
+@pytest.mark.parametrize("lengths", [(MAX_MESSAGE_BYTES + 1, 0), (1, MAX_MESSAGE_BYTES)])
+def test_message_that_is_too_long_is_refused_before_anything_is_allocated(lengths: tuple[int, int]) -> None:
+    receiver = Receiver()
+    with pytest.raises(CorruptFrame, match=f"a message of {MAX_MESSAGE_BYTES + 1} bytes"):
+        received(receiver, PREFIX.pack(*lengths), 8)
+    assert len(receiver.room()) <= READ_AHEAD
+
+
+def test_proof_holds_between_two_who_know_the_token_and_for_nobody_else() -> None:
+    greeting = port_proof.greet()
+    reply, expected = port_proof.answer(b"t" * 16, greeting)
+    assert port_proof.is_greeting(greeting)
+    assert not port_proof.is_greeting(b"GET / HTTP/1.1\r\nHost: "[:24])
+    assert port_proof.prove(b"t" * 16, greeting, reply) == expected
+    assert port_proof.prove(b"u" * 16, greeting, reply) is None
+    assert port_proof.prove(b"t" * 16, port_proof.greet(), reply) is None

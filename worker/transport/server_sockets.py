@@ -1,0 +1,121 @@
+"""Connects to the sockets that a server offers for its streams: a Unix socket on this host, its data port from others.
+
+A socket that cannot be reached is no error: the caller takes the next best carrier, and the reason is for people.
+
+Source: see ``torch_ps.common.wire.port_proof`` and ``torch_ps.common.wire.socket_frames``.
+"""
+
+import socket
+import time
+
+from torch_ps.common.arena import host_id
+from torch_ps.common.errors import NoSharedMemory, PsError
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire import port_proof
+from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.socket_frames import same_user, tune
+
+#: Seconds in which a server has to take a connection to its Unix socket.
+UNIX_SECONDS = 5.0
+#: Seconds in which a connection to a data port has to be made and proved.
+DATA_SECONDS = 2.0
+
+
+class NoDataPort(PsError):
+    """The data port of a server cannot be used from here; says why."""
+
+
+def connect_unix(offer: pb.SocketOffer) -> socket.socket:
+    """Connect to the Unix socket that a server offers.
+
+    Raises:
+        NoSharedMemory: the socket cannot be reached, as from another host or by another user; says why.
+    """
+    if not offer.name or offer.host != host_id():
+        raise NoSharedMemory("it is on another host")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(UNIX_SECONDS)
+        connection.connect("\0" + offer.name)
+        if not same_user(connection):
+            raise NoSharedMemory("its socket is another user's")
+        connection.sendall(offer.token)
+        connection.settimeout(None)
+    except OSError as error:
+        connection.close()
+        raise NoSharedMemory(f"its socket cannot be reached: {error}") from None
+    except NoSharedMemory:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_data(server: Address, offer: pb.DataPortOffer) -> socket.socket:
+    """Connect to the data port of a server.
+
+    Args:
+        server: address at which the server was reached.
+        offer: what the server has said of its data port.
+
+    Raises:
+        NoDataPort: it cannot be reached within ``DATA_SECONDS``, or something else answers there; says why.
+    """
+    if not offer.port:
+        raise NoDataPort("the server has no data port")
+    if offer.server_port != server.port:
+        raise NoDataPort(f"the server listens at port {offer.server_port}, so something stands between")
+    deadline, there = time.monotonic() + DATA_SECONDS, Address(server.host, offer.port)
+    try:
+        connection = _connect(there, deadline)
+        try:
+            tune(connection)
+            _prove(connection, there, offer.token, deadline)
+            connection.settimeout(None)
+        except BaseException:
+            connection.close()
+            raise
+    except TimeoutError:
+        raise NoDataPort(f"data port {there} does not answer within {DATA_SECONDS:g} s") from None
+    except OSError as error:
+        raise NoDataPort(f"data port {there} cannot be reached: {error.strerror or error}") from None
+    return connection
+
+
+def _connect(there: Address, deadline: float) -> socket.socket:
+    """Connect to the first address of a host that takes the connection."""
+    found = socket.getaddrinfo(there.host, there.port, type=socket.SOCK_STREAM)
+    for place, (family, kind, protocol, _, where) in enumerate(found):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(_left(deadline) / (len(found) - place))
+            connection.connect(where)
+            return connection
+        except OSError:
+            connection.close()
+            if place + 1 == len(found):
+                raise
+    raise OSError(f"{there.host} has no address")
+
+
+def _prove(connection: socket.socket, there: Address, token: bytes, deadline: float) -> None:
+    greeting = port_proof.greet()
+    connection.settimeout(_left(deadline))
+    connection.sendall(greeting)
+    answered = b""
+    while len(answered) < port_proof.ANSWER_BYTES:
+        connection.settimeout(_left(deadline))
+        data = connection.recv(port_proof.ANSWER_BYTES - len(answered))
+        if not data:
+            raise NoDataPort(f"what listens at data port {there} closes the connection, so it is another server")
+        answered += data
+    proof = port_proof.prove(token, greeting, answered)
+    if proof is None:
+        raise NoDataPort(f"what listens at data port {there} is another server")
+    connection.sendall(proof)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,186 @@
+"""A stream to a server over a socket: a Unix socket on this host, or a TCP connection to the server's data port.
+
+    send(frame) --socket is free--> socket --> server
+                '--else--> queue --> sending thread --> socket
+    on_message(message) <-- reader thread <-- Receiver <-- server
+
+Rules of this file
+  1. A small frame leaves on the thread that sends it, if nothing is before it: no other thread has to run first. A
+     larger one leaves on the sending thread, while its caller prepares the next.
+  2. Payloads are sent from where they are and received where they stay.
+  3. Those that overtake have a queue of their own, which is emptied first: before each message. A frame that has
+     begun to leave is finished first.
+
+Source: the frames are those of ``torch_ps.common.wire.socket_frames``.
+"""
+
+import contextlib
+import socket
+import threading
+from collections import deque
+
+from google.protobuf.message import DecodeError
+
+from torch_ps.common import errors
+from torch_ps.common.errors import CorruptFrame, PsError, Unreachable
+from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.frames import Frame, join, take_message
+from torch_ps.common.wire.socket_frames import Receiver, put
+from torch_ps.worker.transport.stream import OnEnd, OnMessage
+
+#: Bytes of a frame up to which the thread that sends it writes to the socket itself.
+SMALL = 1 << 14
+#: Seconds in which ``close`` lets what was sent leave, and the reader end.
+CLOSE_SECONDS = 1.0
+
+
+class SocketStream:
+    """A ``Stream`` over a connected socket.
+
+    Args:
+        connection: blocking socket that was connected and authenticated; the stream closes it.
+        address: address of the server for errors and for the names of the threads.
+        on_message: function that takes each message.
+        on_end: function that takes the error that ends the stream.
+    """
+
+    def __init__(self, connection: socket.socket, address: Address, on_message: OnMessage, on_end: OnEnd) -> None:
+        self._socket, self._address = connection, address
+        self._on_message, self._on_end = on_message, on_end
+        self._closed = False
+        self._failure: PsError | None = None
+        self._frames: deque[Frame] = deque()
+        self._first: deque[Frame] = deque()  # frames that overtake the others
+        self._rest: list[memoryview] = []  # of a frame that has begun to leave
+        self._put = threading.Condition()
+        self._busy = self._ended = False  # whether a thread sends now, and whether none may any more
+        self._reader = threading.Thread(target=self._read, name=f"read {address}", daemon=True)
+        self._sender = threading.Thread(target=self._write, name=f"send {address}", daemon=True)
+        self._reader.start()
+        self._sender.start()
+
+    def send(self, frame: Frame, *, overtake: bool = False) -> None:
+        with self._put:
+            at_once = not (self._busy or self._ended or self._first or self._frames) and len(frame) <= SMALL
+            if not at_once:
+                (self._first if overtake else self._frames).append(frame)
+                self._put.notify()
+                return
+            self._busy = True
+        # An error of the socket is the reader's to report: it sees the connection end, too.
+        rest = _views(frame)
+        with contextlib.suppress(OSError):
+            rest = _send(self._socket, rest, socket.MSG_DONTWAIT)
+        with self._put:
+            self._rest, self._busy = rest, False
+            if rest or self._first or self._frames:
+                self._put.notify()
+
+    def close(self) -> None:
+        self._closed = True
+        with self._put:
+            self._ended = True
+            self._put.notify()
+        self._sender.join(CLOSE_SECONDS)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self._reader.join(CLOSE_SECONDS)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def fail(self, error: PsError) -> None:
+        self._failure = error
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    # -------------------------------------------------------------- the sending thread
+
+    def _write(self) -> None:
+        """Send what waits, until ``close`` was called and everything has left, or the connection has ended."""
+        with contextlib.suppress(OSError):
+            while (views := self._next()) is not None:
+                while views:
+                    views = _send(self._socket, views)
+                with self._put:
+                    self._busy = False
+
+    def _next(self) -> list[memoryview] | None:
+        """The buffers that leave next; waits for some. None: there will be none."""
+        with self._put:
+            self._put.wait_for(lambda: not self._busy and (self._rest or self._first or self._frames or self._ended))
+            if self._rest:
+                views, self._rest = self._rest, []
+            elif self._first or self._frames:
+                views = _views(take_message(self._first or self._frames))
+            else:
+                return None
+            self._busy = True
+        return views
+
+    # -------------------------------------------------------------- the reader thread
+
+    def _read(self) -> None:
+        try:
+            end = self._until_end()
+        except OSError as error:
+            end = Unreachable(f"server {self._address} does not answer: {error}")
+        except PsError as error:
+            end = error
+        except Exception as error:  # noqa: BLE001 - a bug here must end the wait, not leave it to its deadline
+            end = PsError(f"a frame of server {self._address} could not be taken: {error!r}")
+            end.__cause__ = error
+        finally:
+            with contextlib.suppress(OSError):  # the sending thread may be in the middle of a frame
+                self._socket.shutdown(socket.SHUT_RDWR)
+            with self._put:
+                self._ended = True
+                self._frames.clear()
+                self._first.clear()
+                self._put.notify()
+            self._sender.join(CLOSE_SECONDS)
+            self._socket.close()
+        if not self._closed:
+            self._on_end(self._failure or end)
+
+    def _until_end(self) -> PsError:
+        """Hand messages to ``on_message`` until the stream ends; returns why it did."""
+        receiver = Receiver()
+        while count := self._socket.recv_into(receiver.room(), flags=socket.MSG_WAITALL if receiver.fills else 0):
+            receiver.add(count)
+            while (found := receiver.next()) is not None:
+                message, end = found
+                if end:
+                    return _error(join(message))
+                self._on_message(message)
+                del found, message  # its memory is free for the next one
+        return Unreachable(f"server {self._address} closed the stream")
+
+
+def _views(message: Frame) -> list[memoryview]:
+    return [memoryview(each) for each in put(message)]
+
+
+def _send(connection: socket.socket, views: list[memoryview], flags: int = 0) -> list[memoryview]:
+    """Send once; returns what has not left.
+
+    Raises:
+        OSError: the connection has ended.
+    """
+    try:
+        sent = connection.sendmsg(views, (), flags)
+    except BlockingIOError:
+        return views
+    for place, view in enumerate(views):
+        if sent < len(view):
+            return [view[sent:], *views[place + 1 :]]
+        sent -= len(view)
+    return []
+
+
+def _error(message: bytes) -> PsError:
+    try:
+        end = pb.StreamEnd.FromString(message)
+    except DecodeError:
+        return CorruptFrame(f"{len(message)} bytes are not a StreamEnd")
+    return errors.BY_NAME.get(end.error, PsError)(end.text)
