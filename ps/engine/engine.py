@@ -50,7 +50,7 @@ from torch_ps.ps.engine.lanes import SMALL, Lanes
 from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
-from torch_ps.ps.engine.written_weights import WeightWriter, Written, check_positions, of_push
+from torch_ps.ps.engine.written_weights import PushedWrites, WeightWriter, check_positions, of_push
 from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.sent_ahead import Encoded
@@ -68,7 +68,7 @@ class _Held:
 
     gradient: Gradient
     hyper: Hyper
-    written: Written | None
+    written: PushedWrites | None
     since: float  # on time.monotonic()
 
 
@@ -222,7 +222,7 @@ class Engine:
         push: pb.Push,
         hyper: Hyper,
         absent: tuple[int, ...],
-        written: Written | None,
+        written: PushedWrites | None,
         gradient: Encoded,
     ) -> None:
         """Have the core decide about a checked push."""
