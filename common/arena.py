@@ -46,6 +46,8 @@ from torch_ps.common.private_pages import written_pages
 _TOKEN = 16
 _HEAD = 64
 _ENTRY = 16  # lock and version of one bucket, uint64 each
+#: Largest value of a lock; the next one is 0.
+_LARGEST = (1 << 64) - 1
 #: Seal that leaves the mapping which exists the only one that can write; Linux 5.1, not named by Python before 3.13.
 _SEAL_FUTURE_WRITE = 0x0010
 #: Buckets begin on cache lines, their values on a page of their own.
@@ -208,12 +210,14 @@ class Arena:
     def changing(self, bucket: int, version: int) -> Iterator[None]:
         """Writer: hold the lock while the values become those of ``version``. One writer per bucket at a time."""
         entry = self._table[self.layout.places[bucket]]
-        entry[0] = int(entry[0]) + 1 | 1  # odd, even if an earlier writer was killed in here
+        # Odd, even if an earlier writer was killed in here; whatever is there, as a worker can write to its answers.
+        lock = (int(entry[0]) + 1 | 1) & _LARGEST
+        entry[0] = lock
         try:
             yield
         finally:
             entry[1] = version
-            entry[0] += 1
+            entry[0] = lock + 1 & _LARGEST
 
     def unchanged(self, bucket: int) -> Callable[[], bool]:
         """Writer, between two changes: a function that says whether the values of a bucket are as they are now."""

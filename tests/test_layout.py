@@ -63,6 +63,7 @@ ORDER = {
             "parent_death",
             "private_pages",
             "pb",
+            "slow_start",
             "standard_streams",
             "tensor_words",
             "typed_numbers",

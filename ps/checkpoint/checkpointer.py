@@ -231,11 +231,11 @@ class Checkpointer(JobListener):
         metrics.checkpoint_failures.inc()
         log.error(
             "no checkpoint of version %d: %s; training goes on and the next one is tried as planned, so make room or "
-            "see to %s (the last good one is of version %d)",
+            "see to %s%s",
             version,
             error,
             facts.url,
-            facts.version,
+            f" ({last})" if (last := self._last_good) else "",
         )
 
     # -------------------------------------------------------------- the end
@@ -257,8 +257,16 @@ class Checkpointer(JobListener):
         facts = self.facts
         if not facts.error:
             return ""
-        last = f"the last good one is of version {facts.version}" if facts.version else "there is none at all"
-        return f"the last checkpoint in {facts.url} has failed, {last}: {facts.error}"
+        last = f", {last}" if (last := self._last_good) else ""
+        return f"the last checkpoint in {facts.url} has failed{last}: {facts.error}"
+
+    @property
+    def _last_good(self) -> str:
+        """Clause about the checkpoint to go on from; "" on another shard than the lead, which alone knows."""
+        if self._planner is None:
+            return ""
+        version = self.facts.version
+        return f"the last good one is of version {version}" if version else "no good one is known"
 
     async def _keep_last(self) -> None:
         engine, begin = self._job.engine, time.monotonic()

@@ -7,8 +7,10 @@ Rules of this file
   1. Only the member that the roster marks as the seeder is heard, on every shard. What it has sent whole counts once: a
      repeat, after an answer that was lost, changes nothing.
   2. Another worker's parameters take the place of those of a seeder that has left before the job could begin.
+  3. A stream that another one has taken the place of holds no memory, also where its worker neither sends nor ends it.
 """
 
+import gc
 import logging
 
 from torch_ps.common import codecs
@@ -33,6 +35,20 @@ class SeedStream:
         self._job, self._plain = job, codecs.codec("none")
         self._buckets = {bucket.index: bucket for bucket in engine.buckets} if engine is not None else {}
         self._missing = set(self._buckets)
+        self._replaced = False
+
+    def replace(self) -> None:
+        """Another stream takes its place: let go of the memory of the parameters."""
+        self.engine, self._replaced = None, True
+
+    def check(self) -> None:
+        """Refuse what comes on a stream that another one has taken the place of.
+
+        Raises:
+            ProtocolError: The worker has begun to send its parameters on another stream.
+        """
+        if self._replaced or (self.engine is not None and self.engine is not self._job.engine):
+            raise ProtocolError(f"worker {self.key[0]!r} sends the parameters on another stream now")
 
     @property
     def missing(self) -> int:
@@ -46,10 +62,9 @@ class SeedStream:
             CorruptFrame: The bucket is not of this shard, came before, or the payload has not its size.
             ProtocolError: The worker has begun to send its parameters on another stream.
         """
+        self.check()
         if self.engine is None:
             return
-        if self.engine is not self._job.engine:
-            raise ProtocolError(f"worker {self.key[0]!r} sends the parameters on another stream now")
         if bucket not in self._missing:
             what = "came twice" if bucket in self._buckets else f"is not one of shard {self._job.settings.index}"
             raise CorruptFrame(f"bucket {bucket} of the parameters of worker {self.key[0]!r} {what}")
@@ -64,6 +79,7 @@ class SeedReceiver:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._sent: SessionKey = ("", 0)  # who has sent all parameters of this shard
+        self._stream: SeedStream | None = None  # the last one that was begun, if it has not ended
 
     async def begin(self, worker: str, session: int, secret: bytes, model: Model) -> SeedStream:
         """Build the engine that the parameters of this shard go into.
@@ -71,6 +87,7 @@ class SeedReceiver:
         Raises:
             UnknownWorker: The worker is not in the roster, or the secret is not its own.
             ProtocolError: The lead has not told this worker to send them.
+            ModelMismatch: On the lead, it is not the model with which the worker has joined.
         """
         job, key = self._job, (worker, session)
         await job.until_member(worker, session, secret)
@@ -81,10 +98,17 @@ class SeedReceiver:
         member = job.roster.member(worker)
         if member is None or not member.seeds or (job.membership is not None and job.seeding.initialised):
             raise ProtocolError(f"worker {worker!r} was not told to send the parameters of shard {job.settings.index}")
+        if job.membership is not None:
+            job.seeding.check(worker, model)
+        if self._stream is not None:
+            self._stream.replace()
         job.seeding.begin()
-        engine = job.begin(model)
+        again, engine = job.engine is not None, job.begin(model)
+        if again:
+            gc.collect()  # the engine before, whose parts know each other
         engine.set_roster(job.roster)
-        return SeedStream(job, key, engine)
+        self._stream = SeedStream(job, key, engine)
+        return self._stream
 
     def end(self, stream: SeedStream) -> None:
         """Finish, after the last bucket.
@@ -93,11 +117,10 @@ class SeedReceiver:
             CorruptFrame: Buckets are missing.
             ProtocolError: The worker has begun to send its parameters on another stream.
         """
+        stream.check()
         engine, (worker, _), index = stream.engine, stream.key, self._job.settings.index
         if engine is None:
             return
-        if engine is not self._job.engine:
-            raise ProtocolError(f"worker {worker!r} sends the parameters on another stream now")
         if stream.missing:
             raise CorruptFrame(f"worker {worker!r} left out {stream.missing} buckets of shard {index}")
         log.info(
@@ -107,5 +130,5 @@ class SeedReceiver:
             len(engine.buckets),
             engine.model.optimizer,
         )
-        self._sent = stream.key
+        self._sent, self._stream = stream.key, None
         self._job.finish_seeding()

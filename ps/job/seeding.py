@@ -92,6 +92,15 @@ class Seeding:
         """Lead: have this worker send the parameters of ``model``."""
         self.seeder, self._model = life, model
 
+    def check(self, worker: str, model: Model) -> None:
+        """Lead: refuse parameters of another model than that with which the seeder has joined.
+
+        Raises:
+            ModelMismatch: It is another model.
+        """
+        if self._model is not None:
+            schema.check_same(self._model, model, worker)
+
     def begin(self) -> None:
         """The parameters of this shard are being replaced."""
         self.initialised = False

@@ -19,9 +19,8 @@ from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.options.command_line import arguments_of
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
+from torch_ps.common.slow_start import SlowStart
 
-#: Seconds in which a shard has to be listening.
-START_SECONDS = 60.0
 #: Seconds in which the shards have to stop.
 STOP_SECONDS = 10.0
 #: The same if they write a last checkpoint.
@@ -33,10 +32,10 @@ class ServerChildren:
 
     Args:
         checkpoints: whether they write a last checkpoint when they are ended.
-        seconds: further seconds in which they have to start and to stop, as parents of servers have to.
+        seconds: further seconds in which they have to stop, as parents of servers have to.
 
     Attributes:
-        failed: whether a child has ended by itself, or did not listen in time.
+        failed: whether a child has ended by itself.
         ended_badly: whether a child had an error at its end, such as a last checkpoint that failed; set by the end of
             the context.
     """
@@ -44,7 +43,6 @@ class ServerChildren:
     def __init__(self, *, checkpoints: bool, seconds: float = 0.0) -> None:
         self.failed = self.ended_badly = False
         self._checkpoints = checkpoints
-        self._start_seconds = START_SECONDS + seconds
         self._stop_seconds = (CHECKPOINT_SECONDS if checkpoints else STOP_SECONDS) + seconds
         self._signals: list[int] = []
         self._lifeline = Lifeline()
@@ -77,14 +75,15 @@ class ServerChildren:
 
     def wait_for(self, ready: str) -> dict[str, Any] | None:
         """Wait for the ready file of a child. Returns what it says; None if a signal came or a child has ended."""
-        deadline = time.monotonic() + self._start_seconds
+        slow = SlowStart()
         while not self._signals:
             if Path(ready).exists():
                 told: dict[str, Any] = json.loads(Path(ready).read_text(encoding="utf-8"))
                 return told
-            if self._any_ended or time.monotonic() > deadline:
+            if self._any_ended:
                 self.failed = True
                 return None
+            slow.tell()
             time.sleep(0.02)
         return None
 

@@ -9,6 +9,7 @@ import sys
 import click
 
 from torch_ps.common import log, parent_death
+from torch_ps.common.ending_signals import ignore_ending_signals
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.output_files import check_output
 from torch_ps.common.options.server_config import ServerConfig
@@ -50,10 +51,13 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
         if server.models:
             from torch_ps.ps.server.multi_model import serve_models
 
-            sys.exit(serve_models(server))
-        from torch_ps.ps.server.multi_shard import serve_all
+            code = serve_models(server)
+        else:
+            from torch_ps.ps.server.multi_shard import serve_all
 
-        sys.exit(serve_all(server))
+            code = serve_all(server)
+        ignore_ending_signals()
+        sys.exit(code)
     from torch_ps.ps.server.server import Ready, serve  # torch is loaded only when the options are sound
 
     def on_ready(ready: Ready) -> None:

@@ -10,10 +10,13 @@ import logging
 from torch_ps.common.memory_limit import memory
 from torch_ps.common.options.models import names_of_models, options_of_model
 from torch_ps.common.options.server_config import ServerConfig
-from torch_ps.ps.server.children import START_SECONDS, ServerChildren
+from torch_ps.ps.server.children import ServerChildren
 from torch_ps.ps.server.ready_file import write_ready
 
 log = logging.getLogger("torch_ps.ps")
+
+#: Seconds that the parent of a model's shards needs beside their own to stop.
+PARENT_SECONDS = 5.0
 
 
 def serve_models(config: ServerConfig) -> int:
@@ -23,9 +26,7 @@ def serve_models(config: ServerConfig) -> int:
         config = dataclasses.replace(config, max_model=memory().free / 2**30 / config.shards / len(names))
     servers: list[str] = []
     metrics: list[str] = []
-    with ServerChildren(
-        checkpoints=bool(config.checkpoint), seconds=START_SECONDS * (config.shards - 1) + 5
-    ) as children:
+    with ServerChildren(checkpoints=bool(config.checkpoint), seconds=PARENT_SECONDS) as children:
         files = []
         for index in range(len(names)):
             files.append(children.new_ready_file())

@@ -330,6 +330,7 @@ async def _run(
     on_ready(Ready(endpoint.address, http.address if http else None))
     await shutdown.wait()
     await _stop(parts, endpoint, shutdown, tasks)
+    shutdown.ignore_signals()
 
 
 def _start_tasks(parts: Parts, endpoint: Endpoint, health: LoopHealth, shutdown: Shutdown) -> list[asyncio.Task[None]]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from torch_ps.common.ending_signals import ending_signals
+from torch_ps.common.ending_signals import ending_signals, ignore_ending_signals
 from torch_ps.common.errors import NotServing, PsError, Restarted, ServerStopped
 
 log = logging.getLogger("torch_ps.ps")
@@ -38,6 +38,13 @@ class Shutdown:
         loop = asyncio.get_running_loop()
         for number in ending_signals():
             loop.add_signal_handler(number, self._event.set)
+
+    def ignore_signals(self) -> None:
+        """Let no further signal end the process: it has done all that it had to."""
+        loop = asyncio.get_running_loop()
+        for number in ending_signals():
+            loop.remove_signal_handler(number)
+        ignore_ending_signals()
 
     def watch(self, task: asyncio.Task[None]) -> None:
         """End the process if ``task`` fails."""

@@ -26,11 +26,12 @@ from types import FrameType
 from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.command_line import arguments_of
-from torch_ps.common.options.server_config import ServerConfig, names_of_models
+from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
+from torch_ps.common.slow_start import SlowStart
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.job_servers import JobServers, format_jobs, parse_jobs
-from torch_ps.ps.server.children import CHECKPOINT_SECONDS, START_SECONDS, STOP_SECONDS
+from torch_ps.ps.server.children import CHECKPOINT_SECONDS, STOP_SECONDS
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -74,7 +75,7 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
             start_new_session=True,  # Ctrl-C is for the command; the servers end after it
         )
         try:
-            told = _wait_for(ready, servers, config.shards * len(names_of_models(config.models)), signals)
+            told = _wait_for(ready, servers, signals)
             code = 128 + signals[0] if told is None else _run(command, _environment(config, told), servers, signals)
         finally:
             _end(servers, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS)
@@ -85,14 +86,15 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
         return code
 
 
-def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", shards: int, signals: list[int]) -> str | None:
+def _wait_for(ready: Path, servers: "subprocess.Popen[bytes]", signals: list[int]) -> str | None:
     """The servers, once they listen, as in ``$PS_SERVERS``; None if a signal came first."""
-    deadline = time.monotonic() + START_SECONDS * shards
+    slow = SlowStart()
     while not ready.exists():
         if signals:
             return None
-        if servers.poll() is not None or time.monotonic() > deadline:
+        if servers.poll() is not None:
             sys.exit(servers.returncode or 1)  # its own lines say why
+        slow.tell()
         time.sleep(LOOK_EVERY / 5)
     return ",".join(json.loads(ready.read_text(encoding="utf-8"))["servers"])
 

@@ -72,6 +72,10 @@ def test_full_disk_costs_checkpoints_and_nothing_else_and_failed_ones_take_no_ro
             assert f"last good checkpoint: version {last}" in said
             assert "failed, the last: shard" in said
             assert "OSError: [Errno 28] No space left on device; training goes on and the next one is" in servers.log
+            errors = [line for line in servers.log.splitlines() if "error: no checkpoint of version" in line]
+            assert any(f"(the last good one is of version {last})" in line for line in errors if "server 0/2" in line)
+            # The part of another shard may have found room in a checkpoint that is not good.
+            assert not any("good one" in line for line in errors if "server 1/2" in line)
             good = {"owner.json", *(f"v{version:012d}" for version in Checkpoints(str(kept)).versions())}
             until(lambda: folders(servers, kept) == good, "nothing of the failed ones is left")
             taken.unlink()

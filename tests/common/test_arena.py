@@ -152,6 +152,16 @@ def test_reader_copies_again_what_changed_under_its_copy() -> None:
     assert versions == [0, 7]
 
 
+@pytest.mark.parametrize("found", [0, 1, 2**63, 2**64 - 2, 2**64 - 1])
+def test_whatever_a_peer_writes_into_a_lock_is_a_lock(found: int) -> None:
+    arena = Arena.create(LAYOUT, peer_writes=True)
+    reader = Arena.open(LAYOUT, arena.offer)
+    arena.memory[64:72] = found.to_bytes(8, "little")
+    with arena.changing(0, version=7):
+        assert int.from_bytes(reader.memory[64:72], "little") % 2
+    assert list(reader.attempts(0, os.getpid())) == [7]
+
+
 def test_reader_waits_while_a_bucket_is_being_changed() -> None:
     arena = Arena.create(LAYOUT)
     reader = Arena.open(LAYOUT, arena.offer)

@@ -1,14 +1,17 @@
 """The first parameters: those of the lowest rank, or where it leaves half-way, those of the next one."""
 
+import contextlib
 import functools
 import queue
+import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 import torch_ps
 from tests.support.jobs import SECONDS, Servers, job, until
-from tests.support.raw import secret_of
+from tests.support.raw import raw, secret_of
 from tests.support.threads import spawn
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -88,6 +91,53 @@ def test_parameters_come_from_the_seeder_alone_on_every_shard_and_count_once() -
             assert pull(links[shard], incarnation, buckets[shard][0]) == {1.0}
         for link in links:
             link.close()
+
+
+def test_stream_of_parameters_that_another_one_replaces_holds_no_memory() -> None:
+    large = Model("SGD", (Group((TensorSpec.of("x", torch.zeros(8 << 20)),), {}),))  # 32 MiB
+    with job(lease=SECONDS) as servers, contextlib.ExitStack() as left_open:
+        lead = Link(address.parse(servers.addresses[0]))
+        who = Identity("w0", 0, servers.incarnation, secret_of("w0"))
+        session = lead.join(who.join(large, None), SECONDS).session
+        who = Identity("w0", session, servers.incarnation, secret_of("w0"))
+        buckets = plan(large, lead.describe(SECONDS).bucket_bytes, 1).buckets
+        frames = list(who.seeds(large, buckets, lambda bucket: torch.ones(bucket.numel)))
+        peer = left_open.enter_context(raw(servers.addresses[0]))
+        before = servers.status().load.memory_bytes
+        for _ in range(8):
+            sent, end = threading.Event(), threading.Event()
+            left_open.callback(peer.call("Seed", all_but_one(frames, sent, end)).cancel)
+            left_open.callback(end.set)
+            assert sent.wait(SECONDS)
+        grown = servers.status().load.memory_bytes - before
+        lead.seed(frames.copy, SECONDS)
+        assert pull(lead, servers.incarnation, buckets[0]) == {1.0}
+        lead.close()
+    assert grown < 160 << 20, f"{grown / (1 << 20):.0f} MiB"
+
+
+def all_but_one(frames: list[bytes], sent: threading.Event, end: threading.Event) -> Iterator[bytes]:
+    yield from frames[:-1]
+    sent.set()  # gRPC has taken them all
+    end.wait(SECONDS)
+
+
+def test_seeder_cannot_send_the_parameters_of_another_model_than_it_joined_with() -> None:
+    with job() as servers:
+        lead = Link(address.parse(servers.addresses[0]))
+        who = Identity("w0", 0, servers.incarnation, secret_of("w0"))
+        session = lead.join(who.join(MODEL, None), SECONDS).session
+        who = Identity("w0", session, servers.incarnation, secret_of("w0"))
+        for model in (SMALL, MODEL):
+            buckets = plan(model, lead.describe(SECONDS).bucket_bytes, 1).buckets
+            frames = list(who.seeds(model, buckets, lambda bucket: torch.ones(bucket.numel)))
+            if model is SMALL:
+                with pytest.raises(torch_ps.ModelMismatch, match="worker 'w0' has tensor"):
+                    lead.seed(frames.copy, SECONDS)
+            else:
+                lead.seed(frames.copy, SECONDS)
+        assert pull(lead, servers.incarnation, buckets[0]) == {1.0}
+        lead.close()
 
 
 def joined(servers: Servers, rank: int) -> float:

@@ -1,8 +1,11 @@
 """ps-serve and ps-status as processes: ports in use, signals, orphans, and the table of a live job."""
 
+import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +56,25 @@ def test_signal_ends_a_server_with_exit_code_0(number: signal.Signals, tmp_path:
         assert child.wait(0.01) is None, child.output
     assert child.end(number) == 0
     assert child.output.splitlines()[-1].endswith("server: shard 0 stops")
+
+
+@pytest.mark.parametrize("shards", ["1", "2"])
+def test_signals_that_come_again_until_the_end_do_not_change_the_exit_code(shards: str, tmp_path: Path) -> None:
+    # Not a child of the fork server, which would end without an interpreter's last second.
+    arguments = ["--listen", "127.0.0.1:0", "--shards", shards, "--ready-file", str(tmp_path / "ready")]
+    command = [sys.executable, "-m", "torch_ps.ps.server.cli", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=commands.environment()) as server:
+        try:
+            while not (tmp_path / "ready").exists():
+                with pytest.raises(subprocess.TimeoutExpired):
+                    server.wait(0.01)
+            while server.poll() is None:
+                server.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.wait(0.001)
+        finally:
+            server.kill()
+    assert server.returncode == 0
 
 
 def test_command_serves_until_it_is_interrupted() -> None:

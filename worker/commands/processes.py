@@ -10,6 +10,7 @@ Rules of this file
                 forwards lines as "w0 | ...", returns the children that have ended
 """
 
+import logging
 import os
 import selectors
 import signal
@@ -23,6 +24,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from torch_ps.common.parent_death import Lifeline
+
+log = logging.getLogger("torch_ps.run")
 
 #: Bytes of a line after which it is forwarded in parts.
 LONGEST_LINE = 1 << 16
@@ -68,14 +71,22 @@ class Child:
 
 
 class _Forwarder:
-    """Copies one output stream of a child to one of this process, for as long as somebody reads that."""
+    """Copies one output stream of a child to one of this process, for as long as somebody reads that.
+
+    Lines that cannot be written, as where the disk is full, are lost, and ``on_lost`` is called.
+    """
 
     def __init__(
-        self, child: Child, stream: BinaryIO, target: BinaryIO, on_reader_gone: Callable[[], object] | None
+        self,
+        child: Child,
+        stream: BinaryIO,
+        target: BinaryIO,
+        on_reader_gone: Callable[[], object] | None,
+        on_lost: Callable[[Child, OSError], object],
     ) -> None:
         os.set_blocking(stream.fileno(), False)
         self.child, self.stream, self.target = child, stream, target
-        self._on_reader_gone, self._reader_gone = on_reader_gone, False
+        self._on_reader_gone, self._reader_gone, self._on_lost = on_reader_gone, False, on_lost
         self._rest = b""
 
     def forward(self) -> bool:
@@ -109,6 +120,8 @@ class _Forwarder:
                 raise
             self._reader_gone = True
             self._on_reader_gone()
+        except OSError as error:  # a log on a full disk ends no job, least of all before its last checkpoint
+            self._on_lost(self.child, error)
 
 
 class Processes:
@@ -119,6 +132,9 @@ class Processes:
         err: target of their stderr; None means this process's own.
         on_reader_gone: called when nobody reads a target any more, whose lines are dropped from then on; None raises
             BrokenPipeError.
+
+    Attributes:
+        lost: reason why lines were lost, such as "No space left on device"; "" if none were.
     """
 
     def __init__(
@@ -132,6 +148,7 @@ class Processes:
         self._lifeline = Lifeline()
         self._selector = selectors.DefaultSelector()
         self._running: list[Child] = []
+        self.lost = ""
 
     @property
     def running(self) -> tuple[Child, ...]:
@@ -154,7 +171,7 @@ class Processes:
         )
         child = Child(name, process)
         for stream, target in ((process.stdout, self._out), (process.stderr, self._err)):
-            forwarder = _Forwarder(child, stream, target, self._on_reader_gone)  # type: ignore[arg-type]  # PIPE: not None
+            forwarder = _Forwarder(child, stream, target, self._on_reader_gone, self._on_lost)  # type: ignore[arg-type]  # PIPE: not None
             self._selector.register(stream, selectors.EVENT_READ, forwarder)  # type: ignore[arg-type]
         self._running.append(child)
         return child
@@ -198,6 +215,11 @@ class Processes:
                 child.process.wait()
             self._selector.close()
             self._lifeline.cut()
+
+    def _on_lost(self, child: Child, error: OSError) -> None:
+        if not self.lost:
+            self.lost = str(error.strerror or error)
+            log.warning("lines of %s are lost, and the job goes on: %s", child.name, self.lost)
 
     def _finish(self, child: Child) -> None:
         """Forward the last output of a child that has ended, and kill what it has left behind."""

@@ -7,7 +7,7 @@
 
 Rules of this file
   1. The exit code is 0 if every worker and then the servers end with 0, which they do not if their last checkpoint has
-     failed; else it is that of the first child that failed, which is named.
+     failed; else it is that of the first child that failed, which is named. Where output was lost it is 1.
   2. Children are configured by environment variables alone, so nothing that they inherit can contradict the options.
 """
 
@@ -19,7 +19,6 @@ import re
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,18 +31,18 @@ from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.fields import environment_of, per_process
 from torch_ps.common.options.models import names_of_models, options_of_model
+from torch_ps.common.options.output_files import check_folder
 from torch_ps.common.options.run_config import RESTARTS, WITHOUT_GPU, RunConfig
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.slow_workers import slow_of
 from torch_ps.common.options.worker_config import WorkerConfig
+from torch_ps.common.slow_start import SlowStart
 from torch_ps.worker.commands import worker as ps_worker
 from torch_ps.worker.commands.processes import GRACE, Child, Processes
 from torch_ps.worker.runtime.torchrun_env import free_master, process_group
 
 log = logging.getLogger("torch_ps.run")
 
-#: Seconds within which the servers have to accept workers.
-START_SECONDS = 90.0
 #: Seconds between SIGTERM and SIGKILL for servers that write a last checkpoint.
 CHECKPOINT_SECONDS = 90.0
 #: Exit code of a process that had to be killed.
@@ -67,6 +66,8 @@ def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tup
     ps-run -n 2 --models generator,critic train.py --epochs 3
     """
     ps_worker.check(worker, script)
+    if run.events:
+        check_folder("events", run.events)
     if server.models and worker.task:
         raise ConfigError(f"models={server.models} is for scripts; task {worker.task!r} trains one model")
     logs.setup("ps-run", level=worker.log_level)
@@ -268,23 +269,24 @@ def run_job(job: JobSpec) -> int:
     if signals:
         return 128 + signals[0]
     code = server.exit_code or 0
-    if code != KILLED or job.has_checkpoints:  # without them nothing is lost with servers that had to be killed
-        if code:
-            log.error("all workers have ended well, but %s", _explain_end(server))
+    if code and (code != KILLED or job.has_checkpoints):  # else nothing is lost with servers that had to be killed
+        log.error("all workers have ended well, but %s", _explain_end(server))
         return code
+    if children.lost:
+        log.error("all workers have ended well, but lines of their output are lost: %s", children.lost)
+        return 1
     return 0
 
 
 def _wait_until_ready(file: Path, children: Processes, server: Child, signals: list[int]) -> str:
     """Wait until the servers accept workers. Returns their addresses, "" if a signal came first."""
-    deadline = time.monotonic() + START_SECONDS
+    slow = SlowStart()
     while not file.exists():
         if signals:
             return ""
         if server in children.poll(POLL_EVERY):
             raise JobFailed(f"the job did not start: {_explain_end(server)}", server.exit_code or 1)
-        if time.monotonic() > deadline:
-            raise JobFailed(f"the job did not start: the servers do not accept workers after {START_SECONDS:g} s", 1)
+        slow.tell()
     ready = json.loads(file.read_text(encoding="utf-8"))
     log.info(
         "servers %s%s", ",".join(ready["servers"]), "".join(f", metrics http://{m}/metrics" for m in ready["metrics"])

@@ -137,3 +137,12 @@ def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
         pid = int(process.stdout.readline().split()[-1])
         process.send_signal(signal.SIGKILL)
         assert wait_for_death(pid)
+
+
+def test_a_log_on_a_full_disk_ends_no_job(caplog: pytest.LogCaptureFixture) -> None:
+    with open("/dev/full", "wb", buffering=0) as full, Processes(full, io.BytesIO()) as children:
+        child = start(children, "w0", "for n in range(3): print('line', flush=True)")
+        wait_for_end(children, child)
+        assert child.exit_code == 0
+    assert children.lost == "No space left on device"
+    assert caplog.messages == ["lines of w0 are lost, and the job goes on: No space left on device"]

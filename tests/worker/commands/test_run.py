@@ -255,7 +255,7 @@ def test_job_that_keeps_no_checkpoint_does_not_end_with_0(tmp_path: Path) -> Non
     result = ps_run("-n1", "--checkpoint", folder, str(tmp_path / "train.py"), folder)
     assert result.returncode == 1
     assert "all workers have ended well, but ps ended with exit code 1: Error: shard 0 has ended" in result.stderr
-    assert "there is none at all" in result.stderr
+    assert "no good one is known" in result.stderr
     result = ps_run("-n1", "--checkpoint", "/proc/nope", "--task=digits", "--samples=64")
     assert result.returncode == 1
     assert "the job did not start: ps ended with exit code 1: Error: checkpoints cannot be written" in result.stderr
