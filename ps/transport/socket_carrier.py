@@ -46,7 +46,7 @@ class SocketCarrier:
     by_reference, reason = True, ""
 
     def __init__(self, connection: socket.socket, peer: str, kind: str) -> None:
-        self._socket, self.peer, self.kind = connection, peer, kind
+        self._socket, self.peer, self.kind, self.speaker = connection, peer, kind, ""
         connection.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._receiver, self._changed = Receiver(), asyncio.Event()
