@@ -19,8 +19,12 @@ def test_shard_that_has_lost_the_lead_says_when_it_has_found_it_again(tmp_path: 
             try:
                 ready(other, tmp_path / "ready1")
                 assert "lost the lead" not in other.output
-                proxy.sever()
-                until(lambda: "lost the lead" in other.output, "the shard notices")
+
+                def noticed() -> bool:
+                    proxy.sever()  # again, as the shard may not have been connected yet
+                    return "lost the lead" in other.output
+
+                until(noticed, "the shard notices")
                 until(lambda: "found the lead again, at 127.0.0.1:" in other.output, "the shard has it again")
             finally:
                 other.kill()
