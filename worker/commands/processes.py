@@ -134,7 +134,7 @@ class Processes:
             BrokenPipeError.
 
     Attributes:
-        lost: why lines were lost, as "No space left on device"; "" if none were.
+        lost: reason of the first loss of lines, such as "No space left on device"; empty if none was lost.
     """
 
     def __init__(
