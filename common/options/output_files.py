@@ -1,4 +1,4 @@
-"""Files that options name for writing are tried before anything starts, not when there is something to write."""
+"""Files and folders that options name for writing are tried before anything starts, not when something is written."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,24 @@ def check_output(option: str, path: str) -> None:
         raise ConfigError(f"{option} {path} exists and is no regular file; give another one")
     if not place.parent.is_dir():
         raise ConfigError(f"{option} {path} cannot be written: there is no folder {place.parent}; make it first")
+    _try(option, path, place.parent)
+
+
+def check_folder(option: str, path: str) -> None:
+    """Make a folder for files, and refuse one that could not be written to.
+
+    Raises:
+        ConfigError: It cannot be made or written to; the message says why.
+    """
     try:
-        tempfile.TemporaryFile(dir=place.parent).close()
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be made: {error.strerror}; give another folder") from None
+    _try(option, path, Path(path))
+
+
+def _try(option: str, path: str, folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; give another one") from None

@@ -220,7 +220,6 @@ ELECTED_SEAT = StateTable(
         confirming: tick > asking
         confirming: accepted > alone
         alone: refused > deposed
-        alone: voted > deposed
         asking: refused > deposed
         asking: voted > deposed
         confirming: refused > deposed

@@ -134,7 +134,7 @@ class Processes:
             BrokenPipeError.
 
     Attributes:
-        lost: reason of the first loss of lines, such as "No space left on device"; empty if none was lost.
+        lost: reason why lines were lost, such as "No space left on device"; "" if none were.
     """
 
     def __init__(

@@ -31,6 +31,7 @@ from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.fields import environment_of, per_process
 from torch_ps.common.options.models import names_of_models, options_of_model
+from torch_ps.common.options.output_files import check_folder
 from torch_ps.common.options.run_config import RESTARTS, WITHOUT_GPU, RunConfig
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.slow_workers import slow_of
@@ -65,6 +66,8 @@ def main(run: RunConfig, server: ServerConfig, worker: WorkerConfig, script: tup
     ps-run -n 2 --models generator,critic train.py --epochs 3
     """
     ps_worker.check(worker, script)
+    if run.events:
+        check_folder("events", run.events)
     if server.models and worker.task:
         raise ConfigError(f"models={server.models} is for scripts; task {worker.task!r} trains one model")
     logs.setup("ps-run", level=worker.log_level)

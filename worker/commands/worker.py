@@ -6,7 +6,7 @@
 Rules of this file
   1. An error of torch-ps is printed as one sentence; an error of the user's script as the script's own traceback.
   2. Ctrl-C unwinds the loop, so the worker leaves the job and nobody waits until its lease expires. SIGTERM does the
-     same after the current step; see ``torch_ps.worker.runtime.graceful_shutdown``.
+     same after the current step, and so does SIGHUP; see ``torch_ps.worker.runtime.graceful_shutdown``.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from types import TracebackType
 import click
 
 from torch_ps.common import log, parent_death
+from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.common.options.command_line import Command, options_of
 from torch_ps.common.options.fields import environment_of
@@ -42,7 +43,8 @@ def main(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     ps-worker --servers 127.0.0.1:50051 train.py --epochs 3
     """
     parent_death.hold()
-    signal.signal(signal.SIGTERM, graceful_shutdown.on_sigterm)
+    for number in set(ending_signals()) - {signal.SIGINT}:
+        signal.signal(number, graceful_shutdown.on_signal)
     check(worker, script)
     log.setup(f"worker {worker.name}".rstrip(), level=worker.log_level)
     try:

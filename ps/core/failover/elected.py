@@ -9,7 +9,9 @@ Rules of this file
   2. Terms grow: where a vote is refused because a higher term was promised, the server asks for a still higher one.
   3. A server that has the votes has the newest configuration that there can be. From then on that is the base of its
      requests, also where it has to ask again.
-  4. A worker does not speak to a server of a lower term than it has promised. A server that hears of such a promise
+  4. Where a server is ALONE nobody else can have come to serve, so what workers say of that is wrong, however many say
+     it. One that relies on a standby believes a majority, as the standby may serve by now.
+  5. A worker does not speak to a server of a lower term than it has promised. A server that hears of such a promise
      takes a higher term; one with a standby does so by a record, so that both agree.
 
 Source: Paxos over the configuration; the electorate changes by one at a time (Ongaro's thesis, section 4.1).
@@ -64,7 +66,7 @@ class ElectedSeat(Seat):
     def _served(self, elector: Elector, configuration: Configuration) -> Decisions:
         """Hear from a worker which configuration is in force. One worker may be wrong; a majority has made it so."""
         self._hear(configuration.term)
-        if elector not in self.electorate or configuration.term <= self.configuration.term:
+        if self.role is Role.ALONE or elector not in self.electorate or configuration.term <= self.configuration.term:
             return ()
         self._others = {**self._others, elector: configuration}
         told = {who for who, each in self._others.items() if each.term > self.configuration.term}

@@ -246,6 +246,20 @@ def test_repeats_and_gaps_change_nothing() -> None:
     assert p.accepted(A, Term(9, "P")) == ()
 
 
+def test_workers_however_many_depose_a_server_that_relies_on_a_standby_and_none_that_is_alone() -> None:
+    other = Configuration(Term(7, "X"))
+    lie = Vote(other.term, False, other.term, other)
+    alone = ElectedSeat("P", patience=10)
+    alone.set_roster([A, B, C])
+    assert [alone.voted(each, lie) for each in (A, B, C)] == [(), (), ()]
+    alone.attach("S")
+    assert alone.voted(A, lie) == ()
+    assert alone.record() == (1, (Acknowledge(1),))
+    p, _ = paired(A, B, C)
+    assert p.voted(A, lie) == p.voted(A, lie) == ()
+    assert p.voted(B, lie) == (StepDown(other, "term 7 of X is in force: X alone serves"),)
+
+
 # ---------------------------------------------------------------- every interleaving
 
 

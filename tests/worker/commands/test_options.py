@@ -141,3 +141,12 @@ def test_a_ready_made_task_has_one_model() -> None:
     result = CliRunner().invoke(ps_run.main, ["--task", "digits", "--models", "2"])
     assert result.exit_code == 2
     assert "models=2 is for scripts; task 'digits' trains one model" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("/proc/nope", "cannot be made: No such file"), ("/proc/self", "cannot be written")]
+)
+def test_folder_of_events_that_cannot_be_written_is_refused_before_the_job_starts(folder: str, said: str) -> None:
+    result = CliRunner().invoke(ps_run.main, ["-n1", "--task", "digits", "--events", folder])
+    assert result.exit_code == 2
+    assert f"events {folder} {said}" in " ".join(result.output.split())

@@ -1,4 +1,4 @@
-"""SIGTERM: a worker finishes its step and leaves with exit code 0; a second one ends it at once."""
+"""SIGTERM or SIGHUP: a worker finishes its step and leaves with exit code 0; a second one ends it at once."""
 
 import subprocess
 import sys
@@ -16,6 +16,7 @@ SCRIPT = """
 import os, signal, sys, torch, torch_ps
 from torch_ps.worker.runtime import graceful_shutdown
 def term(): os.kill(os.getpid(), signal.SIGTERM)
+def hang_up(): os.kill(os.getpid(), signal.SIGHUP)
 {before}
 model = torch.nn.Linear(2, 1)
 sgd = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -68,10 +69,10 @@ def in_fresh_interpreter(*arguments: str, **variables: str) -> tuple[int, list[s
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
-@pytest.mark.parametrize("run", [by_python, by_ps_worker])
-def test_sigterm_lets_the_step_finish_and_leaves(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("run", "third"), [(by_python, "term()"), (by_ps_worker, "hang_up()")])
+def test_signal_lets_the_step_finish_and_leaves(run: Run, third: str, tmp_path: Path) -> None:
     with job() as servers:
-        code, lines, err = run(script(tmp_path), servers)
+        code, lines, err = run(script(tmp_path, third), servers)
         status = servers.status()
         assert "worker w0 leaves" in servers.log
     assert (code, lines) == (0, ["1", "2", "cleaned up"]), err
@@ -86,10 +87,17 @@ def test_handler_of_the_script_stays(tmp_path: Path) -> None:
     assert (code, lines) == (0, ["1", "2", "own", *map(str, range(3, 11)), "cleaned up"]), err
 
 
-def test_second_sigterm_does_not_wait_for_the_step(tmp_path: Path) -> None:
+def test_worker_under_nohup_goes_on_where_its_terminal_closes(tmp_path: Path) -> None:
+    before = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with job() as servers:
-        code, lines, err = by_ps_worker(script(tmp_path, third="term(); term()"), servers)
-    assert (code, lines) == (143, ["1", "2", "cleaned up"]), err
+        code, lines, err = by_ps_worker(script(tmp_path, third="hang_up()", before=before), servers)
+    assert (code, lines) == (0, [*map(str, range(1, 11)), "cleaned up"]), err
+
+
+def test_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    with job() as servers:
+        code, lines, err = by_ps_worker(script(tmp_path, third="term(); hang_up()"), servers)
+    assert (code, lines) == (129, ["1", "2", "cleaned up"]), err
 
 
 def test_step_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
