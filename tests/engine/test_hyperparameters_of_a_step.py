@@ -5,6 +5,7 @@ import torch
 
 from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.optimizer_spec import Hyper
+from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Group, Model, TensorSpec
 from torch_ps.ps.engine.bucket_optimizer import BucketOptimizer
@@ -26,7 +27,7 @@ def stepped(name: str, *steps: Hyper) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
 def test_sets_of_values_that_are_good_by_themselves_are_good_one_after_the_other(name: str) -> None:
-    typed = optim.hyper_from_proto(optim.hyper_to_proto(optim.OptimizerSpec(name, lr=torch.tensor(0.5)).hyper))
+    typed = optim.hyper_from_proto({"lr": pb.HyperValue(number=0.5, type="torch.float32")})  # a tensor
     assert stepped(name, {"foreach": True}, typed, {}).isfinite().all()
 
 
