@@ -261,6 +261,11 @@ class Shard:
             )
         return self._norms.ask(question, self, now)
 
+    @property
+    def norms_waiting(self) -> bool:
+        """Whether a worker waits for a norm."""
+        return self._norms is not None and bool(self._norms.waiting)
+
     def norms_due(self) -> tuple[NormAnswer, ...]:
         """Answers that are due after pushes or a new roster."""
         return self._norms.due(self) if self._norms is not None and self._norms.waiting else ()

@@ -243,7 +243,8 @@ class Engine:
             self._writer.tell_lost(self._buckets[push.bucket], written, reason)
         self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
-        self._norms.answer_due()
+        if self.core.norms_waiting:
+            self._norms.answer_due()
 
     def _gradient(self, stream: Stream, bucket: Bucket, push: pb.Push, payload: memoryview) -> Encoded:
         """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
@@ -445,10 +446,13 @@ def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
         ProtocolError: the bucket holds buffers, and the push has nothing for it.
         CorruptFrame: they are not positions of pieces in increasing order.
     """
-    absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
-    if push.missing and bucket.rule != "optimizer":
-        raise ProtocolError(f"bucket {bucket.index} holds buffers, for which no gradient can be missing")
-    check_positions(bucket, absent)
+    if push.missing:
+        if bucket.rule != "optimizer":
+            raise ProtocolError(f"bucket {bucket.index} holds buffers, for which no gradient can be missing")
+        return tuple(range(len(bucket.pieces)))
+    absent = tuple(push.absent)
+    if absent:
+        check_positions(bucket, absent)
     return absent
 
 
