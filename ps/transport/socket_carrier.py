@@ -252,7 +252,7 @@ class SocketCarrier:
         if stream is None or self._ended.done() or self._writing:
             return
         try:
-            while not self._leaving and not stream.outbox.empty():
+            while not (self._leaving or self._ended.done() or stream.outbox.empty()):
                 for message in messages(self._taken(stream)):
                     self._leaving += _leaving(message)
                 if self._send():
