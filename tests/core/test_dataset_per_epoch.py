@@ -1,4 +1,4 @@
-"""Loops with a data set per epoch: workers that go on after a rollback and workers that begin anew wait for nobody long.
+"""Loops with a data set per epoch: after a rollback, those that go on and those that begin anew never wait in a circle.
 
 A loop that lives through a rollback goes on with the data set that it reads, although samples of an earlier one are
 free again. One that begins anew asks for every data set in turn, and so for what is left of the earlier one.
