@@ -785,12 +785,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return self._local.applied if trained else self._local.passed
 
     def _share_views(self) -> None:
-        """Let tensors of the model live in the memory that this session shares with the servers."""
+        """Let tensors of the model live in the memory that this session shares with the servers, or has for answers."""
         self._lifetime.discard(self._views)
         self._views = None
         self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
         memory = self._session.shared_memory
-        if memory.shards and self._local is None and self._forward is None:
+        if self._local is not None or self._forward is not None:
+            return
+        if self._pusher is self._session:  # from a GPU values are copied anyway
+            memory.keep_here(self._session.plan, self._flat.read)
+        if memory.holds_parameters:
             self._views = SharedViews(
                 self._session.plan,
                 self._parameters,
