@@ -48,7 +48,7 @@ class SocketCarrier:
     by_reference, reason = True, ""
 
     def __init__(self, connection: socket.socket, peer: str, kind: str) -> None:
-        self.peer, self.kind = peer, kind
+        self.peer, self.kind, self.speaker = peer, kind, ""
         self._socket: socket.socket | TlsSocket = connection
         connection.setblocking(False)
         self._loop = asyncio.get_running_loop()

@@ -1,11 +1,13 @@
 """The sockets of a shard: who is let in, what goes over them, and how a stream on them ends."""
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.proxy import Proxy
 from tests.support.raw import secret_of
 from tests.support.threads import at_once
-from torch_ps.common.errors import NoSharedMemory, PsError
+from torch_ps.common.codecs.registry import codec
+from torch_ps.common.errors import NoSharedMemory, PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.security.tls import Tls
@@ -27,7 +30,9 @@ from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Frame, Split, pack, split, unpack
 from torch_ps.common.wire.socket_frames import PREFIX, TOKEN_BYTES, lengths_of
 from torch_ps.common.wire.socket_frames import put as buffers_of
+from torch_ps.ps.transport.socket_carrier import SocketCarrier
 from torch_ps.ps.transport.socket_listeners import MAX_WAITING
+from torch_ps.ps.transport.streams import Stream
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.server_sockets import NoDataPort, connect_data, connect_unix
 from torch_ps.worker.transport.socket_stream import SocketStream
@@ -426,3 +431,33 @@ def test_killed_server_ends_the_stream_on_its_data_port_at_once() -> None:
         until(lambda: bool(ends), "the stream ends")
         stream.close()
     assert isinstance(ends[0], torch_ps.Unreachable)
+
+
+def test_frames_behind_the_error_that_ends_a_stream_do_not_keep_the_server_busy() -> None:
+    stuck: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        stuck.append(number)
+        raise AssertionError("the event loop stands still")
+
+    async def ends() -> None:
+        ours, theirs = socket.socketpair()
+        carrier = SocketCarrier(ours, "peer", "Unix socket")
+        stream = Stream(worker="w0", session=1, codec=codec("none"))
+        carried = asyncio.create_task(carrier.carry(stream, lambda _: None))
+        await asyncio.sleep(0)
+        stream.outbox.put_nowait(UnknownWorker("no sign of life"))
+        stream.outbox.put_nowait(pack(pb.DownHeader()))  # as the roster that changes when another one is dropped
+        with pytest.raises(UnknownWorker):
+            await carried
+        carrier.dispose()
+        theirs.close()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(5)
+    try:
+        asyncio.run(ends())
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert not stuck
