@@ -134,7 +134,7 @@ class Processes:
             BrokenPipeError.
 
     Attributes:
-        lost: why lines were lost, as "No space left on device"; "" if none were.
+        lost: reason for lines that were lost, as "No space left on device"; "" if none were.
     """
 
     def __init__(
