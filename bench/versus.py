@@ -6,7 +6,8 @@
 
 Two workers and one server, one compute thread per process. What a round is and how it is checked: ``bench/rounds.py``.
 
-    network-fp32, network-fp16, memory   this project: over gRPC, over gRPC in 16 bits both ways, in shared memory
+    network-fp32, network-fp16, memory   this project: over sockets, the same in 16 bits both ways, in shared memory
+    grpc-fp32    this project with ``--plane grpc``
     gloo         torch.distributed: one all-reduce of the flat gradient, each worker makes the step itself; has no async
     rpc-tcp, rpc torch.distributed.rpc as in PyTorch's tutorials: over TCP, and with the shared memory that it prefers
     shm, tcp     ceilings: shared memory with copies, in lock step; the same bytes over TCP without any arithmetic

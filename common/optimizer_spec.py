@@ -284,7 +284,9 @@ def _try_steps(name: str, job: Mapping[str, HyperValue], hyper: Mapping[str, Hyp
         parameter = torch.ones(1, device="cpu")
         optimizer = build(name, [parameter], begin[0])
         group = optimizer.param_groups[0]
+        first = {key: value for key, value in group.items() if key != "params"}
         for number, values in enumerate(begin):
+            group.update(first)
             group.update(live(dict(values)))
             if number % 2:  # as where the rate shrinks with staleness
                 group["lr"] = group["lr"] * 0.5

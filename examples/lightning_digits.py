@@ -3,8 +3,8 @@
 ps-run -n 2 examples/lightning_digits.py --epochs 10
 ps-run -n 4 --mode ssp --slack 2 examples/lightning_digits.py
 
-Three things are not as without servers, marked with <--: Lightning is kept from starting torch.distributed, the
-optimizer, and where the batches come from.
+The lines marked with <-- are about the servers: one keeps Lightning from starting torch.distributed, the others
+wrap the optimizer and give this worker its part of the data.
 """
 
 import argparse

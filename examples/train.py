@@ -1,4 +1,4 @@
-"""A plain PyTorch loop that trains on several workers: only the lines marked with <-- are about that.
+"""A plain PyTorch loop that trains on several workers: the lines marked with <-- are the only difference.
 
 ps-run -n 2 examples/train.py                                  the whole job on this host
 ps-serve --workers 2                                           or by hand: the server,
@@ -28,7 +28,7 @@ def main() -> None:
 
     with optimizer:
         for epoch in range(args.epochs):
-            losses = []  # none for a worker that joins when this epoch is over
+            losses = []  # stays empty for a worker that joins after this epoch
             for images, labels in torch_ps.shard(training, optimizer, batch_size=32):  # <--
                 loss = F.cross_entropy(model(images), labels)
                 loss.backward()

@@ -3,8 +3,8 @@
 ps-run -n 2 examples/transformers_gpt2.py --steps 200
 ps-run -n 4 --mode async examples/transformers_gpt2.py      any mode and codec: the script is the same
 
-Three things are not as without servers, marked with <--: Transformers is kept from starting torch.distributed, the
-optimizer, and where the batches come from.
+The lines marked with <-- are about the servers: one keeps Transformers from starting torch.distributed, the others
+wrap the optimizer and give this worker its part of the data.
 """
 
 import argparse
@@ -20,7 +20,7 @@ LENGTH = 64
 
 
 def pieces() -> list[dict[str, torch.Tensor]]:
-    """Of Python's own source code, each shape (LENGTH,), int64."""
+    """Python's own source code in pieces, each of shape (LENGTH,), int64."""
     found = text.read().training.long()
     rows = found[: len(found) // LENGTH * LENGTH].view(-1, LENGTH)
     return [{"input_ids": row, "labels": row} for row in rows]

@@ -178,14 +178,16 @@ class SocketOffer(_message.Message):
     def __init__(self, host: _Optional[str] = ..., name: _Optional[str] = ..., token: _Optional[bytes] = ..., port: _Optional[int] = ...) -> None: ...
 
 class DataPortOffer(_message.Message):
-    __slots__ = ("port", "token", "server_port")
+    __slots__ = ("port", "token", "server_port", "tls")
     PORT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SERVER_PORT_FIELD_NUMBER: _ClassVar[int]
+    TLS_FIELD_NUMBER: _ClassVar[int]
     port: int
     token: bytes
     server_port: int
-    def __init__(self, port: _Optional[int] = ..., token: _Optional[bytes] = ..., server_port: _Optional[int] = ...) -> None: ...
+    tls: bool
+    def __init__(self, port: _Optional[int] = ..., token: _Optional[bytes] = ..., server_port: _Optional[int] = ..., tls: bool = ...) -> None: ...
 
 class StreamEnd(_message.Message):
     __slots__ = ("error", "text")

@@ -42,6 +42,9 @@ OPTIONS: Options = (
     ("grpc.so_reuseport", 0),
 )
 
+#: ``OPTIONS`` of a standby. A message of its primary is as long as the list of data sets, and may go with a bucket.
+STANDBY_OPTIONS: Options = tuple((dict(OPTIONS) | {"grpc.max_receive_message_length": -1}).items())
+
 #: Seconds in which a new connection has to complete its handshake.
 HANDSHAKE_SECONDS = 10
 
@@ -54,7 +57,7 @@ def server_options(connections: int, *, anybody: bool) -> Options:
         anybody: True if clients are not authenticated and the network is not declared trusted.
     """
     return (
-        *OPTIONS,
+        *(dict(OPTIONS) | {"grpc.max_send_message_length": -1}).items(),  # to a standby; see STANDBY_OPTIONS
         # Flow-control windows that grow with the rate of a link would buffer whole messages of calls that are not read,
         # gigabytes in a flood of calls. Without growth a message that is read gets the window it needs a round trip
         # later, each message anew: a third of the time on a 1 Gb/s link whose queues are full.

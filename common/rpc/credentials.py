@@ -67,11 +67,11 @@ class Access:
             return grpc.insecure_channel(str(address), options=channel.OPTIONS)
         return grpc.secure_channel(str(address), _client(self.tls.pem), options=channel.OPTIONS)
 
-    def connect_aio(self, address: Address) -> grpc.aio.Channel:
+    def connect_aio(self, address: Address, options: channel.Options = channel.OPTIONS) -> grpc.aio.Channel:
         """Open a channel for an event loop."""
         if self.tls is None:
-            return grpc.aio.insecure_channel(str(address), options=channel.OPTIONS)
-        return grpc.aio.secure_channel(str(address), _client(self.tls.pem), options=channel.OPTIONS)
+            return grpc.aio.insecure_channel(str(address), options=options)
+        return grpc.aio.secure_channel(str(address), _client(self.tls.pem), options=options)
 
 
 #: No TLS and no token, as between processes of one host.

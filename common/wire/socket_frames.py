@@ -10,7 +10,7 @@ four times as much CPU as a socket. A socket is read by the thread that waits fo
 
 Rules of this file
   1. No I/O: who has a socket reads into ``room`` and says how much came.
-  2. A payload is received into memory of its own, in which it stays; only what comes with its head is copied.
+  2. A payload is received into memory in which it stays; only what comes with its head is copied.
   3. Lengths are checked before anything is allocated for them.
   4. Messages are those of Exchange, see ``torch_ps.common.wire.frames``: the head is a frame's header, or several
      frames without payload.
@@ -19,6 +19,7 @@ Rules of this file
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,6 +34,9 @@ READ_AHEAD = 1 << 16
 #: Seconds of silence after which TCP asks whether the peer is there, between two such questions, and after which
 #: a peer that acknowledges nothing counts as gone. The heartbeats notice it sooner.
 _IDLE, _INTERVAL, _GONE = 5, 5, 60
+#: Takes the head of a message and the bytes of its payload; returns memory of that size, which only this message has
+#: until it was taken, or None.
+FindPlace = Callable[[bytes, int], memoryview | None]
 #: Least room for a read.
 _LEAST_ROOM = 1 << 12
 
@@ -59,9 +63,14 @@ def lengths_of(prefix: bytes | memoryview) -> tuple[int, int, bool]:
 
 
 class Receiver:
-    """Cuts messages out of the bytes of one socket."""
+    """Cuts messages out of the bytes of one socket.
 
-    def __init__(self) -> None:
+    Args:
+        place: finds where a payload is to be received; where it finds nothing the payload gets memory of its own.
+    """
+
+    def __init__(self, place: FindPlace = lambda head, size: None) -> None:
+        self._place = place
         self._buffer = memoryview(bytearray(READ_AHEAD))
         self._begin = self._end = 0  # of the bytes that are not taken yet
         self._head, self._filled = b"", 0
@@ -115,7 +124,8 @@ class Receiver:
         self._begin = begin + head
         if not size:
             return self._head, end
-        self._payload = np.empty(size, np.uint8).data
+        place = self._place(self._head, size)
+        self._payload = np.empty(size, np.uint8).data if place is None else place
         self._filled = min(size, self._end - self._begin)
         self._payload[: self._filled] = self._buffer[self._begin : self._begin + self._filled]
         self._begin += self._filled

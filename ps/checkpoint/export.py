@@ -48,9 +48,13 @@ def main(export: ExportConfig, checkpoint: str, out: Path) -> None:
         raise ConfigError(f"{out} exists and is no regular file; give another name")
     checkpoints = Checkpoints(checkpoint)
     checkpoints.storage.try_reading()
-    version = export.version or next(iter(checkpoints.versions()), 0)
-    if not version:
+    versions = checkpoints.versions()
+    if not versions:
         raise CheckpointError(f"there is no checkpoint in {checkpoint}")
+    version = export.version or versions[0]
+    if version not in versions:
+        known = ", ".join(map(str, versions))
+        raise CheckpointError(f"there is no checkpoint of version {version} in {checkpoint}; its versions are {known}")
     manifest = checkpoints.read(version)
     part = out.with_name(f"{out.name}.part")
     try:

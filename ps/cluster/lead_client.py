@@ -77,6 +77,7 @@ class LeadClient:
         self._norm_seconds = NORM_SECONDS + 2 * lease if norm_seconds is None else norm_seconds
         self._norms: _NormChannel | None = None  # what new requests for norms go over
         self._heard = True  # the lead answers, as far as the log says
+        self._lost = False  # the log says that it does not
         self._stopped = ""  # what the lead has said when it was told to stop
 
     # -------------------------------------------------------------- norms
@@ -224,6 +225,7 @@ class LeadClient:
             elif self._heard:
                 why = await asyncio.to_thread(tls_probe.explain_failure, lead.address, access.tls, PROBE_SECONDS)
                 log.warning("lost the lead at %s (%s); trying again", lead, why or reason)
+            self._lost = self._lost or (self._heard and not self._stopped)
             self._heard, self._stopped = False, ""
             if lead.several:
                 lead.skip(asked)
@@ -242,6 +244,9 @@ class LeadClient:
         try:
             async for view in watch(request, metadata=self._access.metadata):
                 self._heard = True
+                if self._lost:
+                    log.info("found the lead again, at %s", self._lead.address)
+                    self._lost = False
                 if view.stopped:
                     self._stopped = view.stopped
                     break

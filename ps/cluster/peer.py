@@ -115,5 +115,5 @@ async def connect(address: Address, access: Access) -> AsyncIterator[Peer]:
     Raises:
         ConfigError: The certificates of this process cannot be read.
     """
-    async with access.connect_aio(address) as connection:
+    async with access.connect_aio(address, channel.STANDBY_OPTIONS) as connection:
         yield Peer(address, connection, access)

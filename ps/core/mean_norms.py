@@ -98,17 +98,15 @@ class MeanNorms:
 
     Args:
         backups: number of workers that a step does not wait for, >= 0.
+
+    Attributes:
+        waiting: the question of each worker that waits for an answer, and since when.
     """
 
     def __init__(self, *, backups: int) -> None:
         self._backups = backups
-        self._waiting: dict[str, tuple[NormQuestion, float]] = {}
+        self.waiting: dict[str, tuple[NormQuestion, float]] = {}
         self._decided: dict[RoundKey, _Decided] = {}
-
-    @property
-    def waiting(self) -> bool:
-        """Whether anybody waits for an answer."""
-        return bool(self._waiting)
 
     def ask(self, question: NormQuestion, shard: StepView, now: float) -> tuple[NormAnswer, ...]:
         """Take a question, which replaces an earlier one of its worker; returns the answers that are due.
@@ -130,30 +128,30 @@ class MeanNorms:
         open_step = min(shard.versions, default=0)
         if question.step > open_step:
             raise StepConflict(f"worker {worker!r} asks for the norm of step {question.step}; step {open_step} is open")
-        for other, _ in self._waiting.values():
+        for other, _ in self.waiting.values():
             if other.worker != worker and other.key == question.key and other.power != question.power:
                 raise ProtocolError(
                     f"worker {worker!r} asks for the norm of type {question.power:g} of step {question.step}, worker "
                     f"{other.worker!r} for that of type {other.power:g}; all have to clip by the same norm"
                 )
-        self._waiting[worker] = question, now
+        self.waiting[worker] = question, now
         return self.due(shard)
 
     def due(self, shard: StepView) -> tuple[NormAnswer, ...]:
         """The answers that can be given now; the questions that they answer are forgotten."""
         roster = shard.roster
-        for question, _ in list(self._waiting.values()):
+        for question, _ in list(self.waiting.values()):
             if question.session <= roster.epoch and not _is_member(question, shard):
-                del self._waiting[question.worker]
+                del self.waiting[question.worker]
         open_step = min(shard.versions, default=0)
         self._decided = {key: decided for key, decided in self._decided.items() if key[0] >= open_step}
-        for key in sorted({question.key for question, _ in self._waiting.values()} - set(self._decided)):
+        for key in sorted({question.key for question, _ in self.waiting.values()} - set(self._decided)):
             self._decide(key, shard)
         last = max((turn for _, turn in self._decided), default=0)
         # Nobody can still miss an answer of a round before the last one: all have asked in the next one since.
         self._decided = {key: decided for key, decided in self._decided.items() if key[1] >= last - 1}
         answers = []
-        for question, _ in list(self._waiting.values()):
+        for question, _ in list(self.waiting.values()):
             if _needs(question) > roster.epoch:
                 continue
             decided = self._decided.get(question.key)
@@ -161,21 +159,21 @@ class MeanNorms:
             if late or (decided is None and not _takes_part(question, shard)):
                 decided = _Decided((question,), ())
             if decided is not None:
-                del self._waiting[question.worker]
+                del self.waiting[question.worker]
                 worker, session = question.worker, question.session
                 answers.append(NormAnswer(worker, session, question.key, decided.asked, decided.without))
         return tuple(answers)
 
     def disconnected(self, worker: str, session: int) -> None:
         """Forget the question of a session whose stream broke."""
-        held = self._waiting.get(worker)
+        held = self.waiting.get(worker)
         if held is not None and held[0].session == session:
-            del self._waiting[worker]
+            del self.waiting[worker]
 
     def holds(self, shard: StepView) -> tuple[Hold, ...]:
         """Every answer that is held back."""
         holds = []
-        for question, since in self._waiting.values():
+        for question, since in self.waiting.values():
             step, missing = question.step, self._missing(question.key, shard)
             whom = name_list(tuple(missing)) if missing else "the first quorum"
             reason = f"the norm of step {step} waits for {whom}"
@@ -187,7 +185,7 @@ class MeanNorms:
         roster, (step, _) = shard.roster, key
         required = roster.required(step)
         spare = min(self._backups, max(len(required) - 1, 0))
-        asked = [self._waiting[worker][0] for worker in required if self._asks(worker, key, shard)]
+        asked = [self.waiting[worker][0] for worker in required if self._asks(worker, key, shard)]
         if not (roster.open and asked) or step < max(shard.versions) or len(self._missing(key, shard)) > spare:
             return
         names = {question.worker for question in asked}
@@ -200,12 +198,12 @@ class MeanNorms:
         return [w for w in required if not self._asks(w, key, shard) and not self._has_gone_on(w, key, shard)]
 
     def _asks(self, worker: str, key: RoundKey, shard: StepView) -> bool:
-        held = self._waiting.get(worker)
+        held = self.waiting.get(worker)
         return held is not None and held[0].key == key and _needs(held[0]) <= shard.roster.epoch
 
     def _has_gone_on(self, worker: str, key: RoundKey, shard: StepView) -> bool:
         """Whether a worker will not ask in this round any more."""
-        held = self._waiting.get(worker)
+        held = self.waiting.get(worker)
         return shard.pushed_weight(worker, key[0]) is not None or (held is not None and held[0].key > key)
 
 

@@ -10,7 +10,9 @@ Rules of this file
   4. Where workers go in step, portions are dealt to all of them at once, in rounds of one batch each, in rank order and
      from the front: batch k of N workers with B samples holds the samples of batch k of one process with N B samples.
      So who gets what depends on the roster and the seed, never on who asked first, and an epoch begins when every
-     worker that still reads has asked for it. In the other modes a worker is served when it asks.
+     worker that still reads has asked for it. A worker that reads a dataset which was begun later does not come back
+     to an earlier one, of which a checkpoint or a worker that died has left samples: they are dealt without it. In the
+     other modes a worker is served when it asks.
 
     SampleRequest --> DatasetProgress --deal--> Portion
     push: check, claim --> settle --> done, or free again
@@ -85,7 +87,10 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """There is nothing now, and others cannot go on without this worker: push weight 0, then ask again."""
+    """There is nothing now, and others cannot go on without this worker: push weight 0, then ask again.
+
+    ``waiting_for`` names workers in rank order.
+    """
 
     waiting_for: tuple[str, ...]
     reason: str
@@ -113,6 +118,7 @@ class SampleAssigner:
         self._register = DatasetRegister()
         #: What pushes cover that are not decided, by session and step.
         self.claims: dict[SessionKey, dict[int, Covers]] = {}
+        self._newest: dict[SessionKey, int] = {}  # number of the newest dataset that a session has asked for
         self._before = 0  # newest session that may hold samples from an earlier lead
 
     def ask(self, request: SampleRequest, roster: Roster, open_step: int) -> SampleResponse:
@@ -130,6 +136,8 @@ class SampleAssigner:
         if number is None:
             number = self._register.begin(request.data, request.worker)
         self._register.changed(number)
+        key = request.worker, request.session
+        self._newest[key] = max(number, self._newest.get(key, 0))
         answer = self._ask(request, number, roster, open_step)
         if isinstance(answer, Over):
             self._register.end_if_over(number)
@@ -150,7 +158,7 @@ class SampleAssigner:
                 if request.together and (late := self._not_ended(dataset, roster, reader.epochs)):
                     return Later(late, f"{done} end for all at once, and not yet for {name_list(late)}")
                 return Over(f"{done} are over")
-            later = self._later(dataset, roster, open_step)
+            later = self._later(number, roster, open_step)
             if later is not None:
                 return later
             if dataset.complete:
@@ -222,6 +230,7 @@ class SampleAssigner:
     def keep(self, members: Container[SessionKey]) -> None:
         """Free whatever sessions hold that are not among ``members``."""
         self.claims = {key: claims for key, claims in self.claims.items() if key in members}
+        self._newest = {key: number for key, number in self._newest.items() if key in members}
         self._register.keep(members)
 
     # ------------------------------------------------------------ state
@@ -237,7 +246,7 @@ class SampleAssigner:
             KeyError, TypeError, ValueError: ``state`` is not what ``export`` gives; nothing has changed.
         """
         self._register.restore(state["sets"])
-        self.claims = {}
+        self.claims, self._newest = {}, {}
 
     def hand_over(self) -> dict[str, Any]:
         """All state but the claims, as plain JSON data; claims come again with the pushes that are not decided."""
@@ -260,6 +269,7 @@ class SampleAssigner:
         before = int(state["before"])
         self._register.take_over(state)
         self._before, self.claims = before, {}
+        self._newest = {key: number for number, dataset in self._register.live.items() for key in dataset.readers}
 
     def begin_after(self, epoch: int) -> None:
         """Have sessions of up to this roster epoch join again: they may hold samples that an earlier lead gave."""
@@ -285,16 +295,24 @@ class SampleAssigner:
         readers = [(m.name, dataset.readers.get(m.key)) for m in roster.members]
         return tuple([name for name, r in readers if r is not None and not r.stopped and r.ended < epochs])
 
-    def _later(self, dataset: DatasetProgress, roster: Roster, open_step: int) -> Later | None:
+    def _later(self, number: int, roster: Roster, open_step: int) -> Later | None:
         """Whom a deal waits for, where it is for all workers at once; None: it can be done now."""
         if self._mode.stale:
             return None
         if not roster.open:
             here = name_list(tuple([m.name for m in roster.members]))
             return Later((), f"the data is dealt when the first workers are complete; {here} joined")
+        dataset = self._register.live[number]
         epoch = dataset.epoch + dataset.complete
-        readers = [(m.name, dataset.readers.get(m.key)) for m in roster.members if m.first_step <= open_step]
-        names = tuple([name for name, r in readers if r is None or (r.epochs <= epoch and not r.stopped)])
+        readers = [(m, dataset.readers.get(m.key)) for m in roster.members if m.first_step <= open_step]
+        names = tuple(
+            [
+                m.name
+                for m, r in readers
+                if (r is None and self._newest.get(m.key, 0) <= number)
+                or (r is not None and r.epochs <= epoch and not r.stopped)
+            ]
+        )
         if not names:
             return None
         what = f"epoch {epoch} of {dataset.spec.title}"

@@ -26,7 +26,7 @@ from torch_ps.ps.core.mean_norms import MeanNorms, NormAnswer, NormQuestion
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
 from torch_ps.ps.core.roster import Member, Roster
-from torch_ps.ps.core.sample_assigner import SampleAssigner, SampleRequest, SampleResponse
+from torch_ps.ps.core.sample_assigner import Idle, Later, SampleAssigner, SampleRequest, SampleResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Shard:
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
         self._pushed: dict[tuple[str, int], tuple[int, float]] = {}  # last step, and its largest weight
+        self._stale = mode.stale
         self._norms = None if mode.stale else MeanNorms(backups=mode.backup_workers)
 
     @property
@@ -260,6 +261,11 @@ class Shard:
             )
         return self._norms.ask(question, self, now)
 
+    @property
+    def norms_waiting(self) -> bool:
+        """Whether a worker waits for a norm."""
+        return self._norms is not None and bool(self._norms.waiting)
+
     def norms_due(self) -> tuple[NormAnswer, ...]:
         """Answers that are due after pushes or a new roster."""
         return self._norms.due(self) if self._norms is not None and self._norms.waiting else ()
@@ -271,7 +277,17 @@ class Shard:
             UnknownWorker: (worker, session) is not in the roster; join again.
             ProtocolError: a number out of its range, or this is not the lead.
         """
-        return self._lead_data(ask.worker, ask.session).ask(ask, self.roster, self.clock)
+        answer = self._lead_data(ask.worker, ask.session).ask(ask, self.roster, self.clock)
+        if isinstance(answer, Later) and any(self._waits_in_step_for(ask.worker, name) for name in answer.waiting_for):
+            return Idle(answer.waiting_for, answer.reason)
+        return answer
+
+    def _waits_in_step_for(self, worker: str, name: str) -> bool:
+        """Whether ``name`` cannot ask for samples before ``worker`` pushes a step that it has not pushed."""
+        step = self.next_step(worker)
+        return (
+            not self._stale and self.pushed_weight(worker, step) is None and self.pushed_weight(name, step) is not None
+        )
 
     def return_samples(self, worker: str, session: int, data: DatasetSpec, received: int) -> None:
         """Free the samples of a worker that stops reading, but the ``received`` ones, on the lead.

@@ -32,7 +32,7 @@ from torch_ps.ps.engine.divergence_monitor import DivergenceMonitor
 from torch_ps.ps.engine.grad_clip import Update
 from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
 from torch_ps.ps.engine.shared_memory import Arenas
-from torch_ps.ps.engine.written_weights import Values, WeightWriter, Written
+from torch_ps.ps.engine.written_weights import PushedWrites, Values, WeightWriter
 from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.transport.streams import Stream
 
@@ -54,7 +54,7 @@ class Step:
     apply: Apply
     gradients: tuple[Gradient, ...]
     hyper: Hyper
-    written: tuple[Written, ...] = ()
+    written: tuple[PushedWrites, ...] = ()
 
 
 @dataclass(slots=True)

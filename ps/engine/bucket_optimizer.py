@@ -52,19 +52,22 @@ class BucketOptimizer:
         self._fused = bool(hyper.get("fused"))
         self._place(ends if self._fused else ())
         self._torch = optim.build(name, self._parts, hyper)
+        # What a step sets is of that step: a later one that does not name it, here or on a standby, finds this.
+        self._begin = {key: value for key, value in self._torch.param_groups[0].items() if key != "params"}
 
     def step(self, mean: torch.Tensor, hyper: Hyper, lr_scale: float, absent: Collection[int] = ()) -> None:
         """Make one step.
 
         Args:
             mean: Gradient, fp32 of shape (numel,).
-            hyper: Hyperparameters of this and later steps.
+            hyper: Hyperparameters of this step; those that it leaves out are as in the beginning.
             lr_scale: Factor on the learning rate of this step alone.
             absent: Positions of the pieces without a gradient, which are left alone.
         """
         if absent:
             self._cut(self._edges(absent))
         group = self._torch.param_groups[0]
+        group.update(self._begin)
         group.update(optim.live(hyper))
         rate = group["lr"]
         if lr_scale != 1.0:  # a factor of 1 would make another number of numpy's

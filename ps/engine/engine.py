@@ -50,7 +50,7 @@ from torch_ps.ps.engine.lanes import SMALL, Lanes
 from torch_ps.ps.engine.norm_meter import NormMeter
 from torch_ps.ps.engine.parameter_store import CPU, Gradient, Store
 from torch_ps.ps.engine.shared_memory import Arenas
-from torch_ps.ps.engine.written_weights import WeightWriter, Written, check_positions, of_push
+from torch_ps.ps.engine.written_weights import PushedWrites, WeightWriter, check_positions, of_push
 from torch_ps.ps.observability.bug_reports import report_bug
 from torch_ps.ps.observability.shard_metrics import Metrics
 from torch_ps.ps.transport.sent_ahead import Encoded
@@ -68,7 +68,7 @@ class _Held:
 
     gradient: Gradient
     hyper: Hyper
-    written: Written | None
+    written: PushedWrites | None
     since: float  # on time.monotonic()
 
 
@@ -222,7 +222,7 @@ class Engine:
         push: pb.Push,
         hyper: Hyper,
         absent: tuple[int, ...],
-        written: Written | None,
+        written: PushedWrites | None,
         gradient: Encoded,
     ) -> None:
         """Have the core decide about a checked push."""
@@ -243,7 +243,8 @@ class Engine:
             self._writer.tell_lost(self._buckets[push.bucket], written, reason)
         self._held.setdefault((worker, session, local, push.step), _Held(found, hyper, written, now))
         self.run(effects)
-        self._norms.answer_due()
+        if self.core.norms_waiting:
+            self._norms.answer_due()
 
     def _gradient(self, stream: Stream, bucket: Bucket, push: pb.Push, payload: memoryview) -> Encoded:
         """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
@@ -445,10 +446,13 @@ def _absent(bucket: Bucket, push: pb.Push) -> tuple[int, ...]:
         ProtocolError: the bucket holds buffers, and the push has nothing for it.
         CorruptFrame: they are not positions of pieces in increasing order.
     """
-    absent = tuple(range(len(bucket.pieces))) if push.missing else tuple(push.absent)
-    if push.missing and bucket.rule != "optimizer":
-        raise ProtocolError(f"bucket {bucket.index} holds buffers, for which no gradient can be missing")
-    check_positions(bucket, absent)
+    if push.missing:
+        if bucket.rule != "optimizer":
+            raise ProtocolError(f"bucket {bucket.index} holds buffers, for which no gradient can be missing")
+        return tuple(range(len(bucket.pieces)))
+    absent = tuple(push.absent)
+    if absent:
+        check_positions(bucket, absent)
     return absent
 
 

@@ -38,7 +38,7 @@ from torch_ps.common.wire.field_ranges import MAX_SQUARE
 from torch_ps.ps.core.effects import Apply, UpdateKey
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.parameter_store import Gradient, Mean, NonFinite, Store
-from torch_ps.ps.engine.written_weights import Written
+from torch_ps.ps.engine.written_weights import PushedWrites
 
 #: Added to the norm, as in torch.
 EPSILON = 1e-6
@@ -74,7 +74,7 @@ class Update:
     mean: Mean | None = None
     left_out: list[NonFinite] = field(default_factory=list)
     coefficient: float | None = None
-    written: tuple[Written, ...] = ()
+    written: tuple[PushedWrites, ...] = ()
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class GradientClipper:
         apply: Apply,
         gradients: Sequence[Gradient],
         hyper: Hyper,
-        written: tuple[Written, ...],
+        written: tuple[PushedWrites, ...],
     ) -> Update:
         """Start on one bucket's ``Apply`` of a group; returns the job that waits in the lane."""
         update = Update(bucket, apply, hyper, written=written)

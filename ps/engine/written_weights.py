@@ -1,6 +1,6 @@
 """Weights that training loops have written between two steps: set before the step of the push that brings them.
 
-    push: positions of pieces, values --of_push()--> Written --lane: write()--> parameters --> optimizer step
+    push: positions of pieces, values --of_push()--> PushedWrites --lane: write()--> parameters --> optimizer step
                                                                         '--> record for the standby
 
 Rules of this file
@@ -30,7 +30,7 @@ Values = Mapping[int, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class PushedWrites:
     """What the loop of one worker has written to one bucket.
 
     Attributes:
@@ -50,7 +50,7 @@ class Written:
         return split(bucket, self.positions, self.values)
 
 
-def of_push(bucket: Bucket, worker: str, session: int, push: pb.Push, payload: memoryview) -> Written | None:
+def of_push(bucket: Bucket, worker: str, session: int, push: pb.Push, payload: memoryview) -> PushedWrites | None:
     """What a push has written; None: nothing.
 
     Args:
@@ -76,7 +76,7 @@ def of_push(bucket: Bucket, worker: str, session: int, push: pb.Push, payload: m
     check_positions(bucket, positions)
     if len(payload) != 4 * (numel := sum(map(_numel, (bucket.pieces[each] for each in positions)))):
         raise CorruptFrame(f"{len(payload)} bytes of written weights for {numel} values of bucket {bucket.index}")
-    return Written(worker, session, push.step, positions, payload)
+    return PushedWrites(worker, session, push.step, positions, payload)
 
 
 def check_positions(bucket: Bucket, positions: Sequence[int]) -> None:
@@ -135,7 +135,7 @@ class WeightWriter:
         self._names = [tensor.name for tensor in model.tensors()]
         self._told_difference = self._told_lost = False
 
-    def write(self, bucket: Bucket, pushed: Sequence[Written]) -> Values:
+    def write(self, bucket: Bucket, pushed: Sequence[PushedWrites]) -> Values:
         """Set what the pushes of one step have written, on the bucket's lane; returns it.
 
         Args:
@@ -157,7 +157,7 @@ class WeightWriter:
             self._note(self._compensator, bucket, pushed)
         return chosen
 
-    def tell_lost(self, bucket: Bucket, written: Written, reason: str) -> None:
+    def tell_lost(self, bucket: Bucket, written: PushedWrites, reason: str) -> None:
         """Say once that what a push has written does not count, as the push itself does not."""
         if self._told_lost:
             return
@@ -168,14 +168,14 @@ class WeightWriter:
             "sync without backup workers or in mode async without a bound on staleness"
         )
 
-    def _note(self, compensator: Compensator, bucket: Bucket, pushed: Sequence[Written]) -> None:
+    def _note(self, compensator: Compensator, bucket: Bucket, pushed: Sequence[PushedWrites]) -> None:
         """Tell the compensator that these workers have computed their gradients from what they have written."""
         for written in pushed:
             for position, values in written.by_position(bucket).items():
                 start = bucket.pieces[position].offset
                 compensator.wrote(bucket.index, written.worker, written.session, start, _tensor(values))
 
-    def _difference(self, bucket: Bucket, position: int, pushed: Sequence[Written], other: Written) -> str:
+    def _difference(self, bucket: Bucket, position: int, pushed: Sequence[PushedWrites], other: PushedWrites) -> str:
         first = next(each for each in pushed if position in each.positions)
         return (
             f"workers {first.worker!r} and {other.worker!r} have written different values to tensor "

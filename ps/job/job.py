@@ -175,12 +175,12 @@ class Job:
         return member.session, not self.seeding.initialised
 
     async def _until_decided(self, worker: str, rank: int | None, model: Model, deadline: float) -> Model:
-        """As ``Seeding.until_decided``; the refusal of another model names the checkpoint that the job's is from."""
+        """As ``Seeding.until_decided``; the refusal of another model says what to do about it."""
         try:
             return await self.seeding.until_decided(worker, rank, model, deadline)
         except ModelMismatch as error:
             if not self.resumed_from:
-                raise
+                raise ModelMismatch(f"{error}; every worker of a job trains the same model") from None
             raise ModelMismatch(
                 f"{error}; the job has the model of version {self.resumed_version} of the checkpoint in "
                 f"{self.resumed_from}: train that model, or start the servers with another --checkpoint"

@@ -47,6 +47,7 @@ class ServerChildren:
         self._signals: list[int] = []
         self._lifeline = Lifeline()
         self._children: list[subprocess.Popen[bytes]] = []
+        self._ready_files: list[Path] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ps-serve-")
         self._files = 0
         for number in ending_signals():
@@ -72,6 +73,7 @@ class ServerChildren:
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends its children in order
         )
         self._children.append(child)
+        self._ready_files.append(Path(config.ready_file))
 
     def wait_for(self, ready: str) -> dict[str, Any] | None:
         """Wait for the ready file of a child. Returns what it says; None if a signal came or a child has ended."""
@@ -103,6 +105,7 @@ class ServerChildren:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        kept = [self._checkpoints and file.exists() for file in self._ready_files]  # by those that have listened
         for child in self._children:
             child.terminate()
         deadline = time.monotonic() + self._stop_seconds
@@ -112,8 +115,9 @@ class ServerChildren:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        # Without checkpoints nothing is lost with a server that had to be killed.
+        # Nothing is lost with a server that had to be killed and kept nothing.
         self.ended_badly = any(
-            child.returncode > 0 or (self._checkpoints and child.returncode) for child in self._children
+            child.returncode > 0 or (keeps and child.returncode)
+            for child, keeps in zip(self._children, kept, strict=True)
         )
         self._folder.cleanup()

@@ -4,7 +4,9 @@ The options are declared in ``common/options/server_config.py``.
 """
 
 import asyncio
+import signal
 import sys
+from pathlib import Path
 
 import click
 
@@ -30,8 +32,12 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
     ps-serve --workers 2 -- torchrun --nproc-per-node 2 train.py
     """
     parent_death.hold()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until there is something to end in order
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     check_output("ready_file", server.ready_file)
     check_output("trace", server.trace)
+    if server.ready_file:
+        Path(server.ready_file).unlink(missing_ok=True)  # of servers before these: nobody is to take their addresses
     allow_open_files(server.workers)
     if command:
         log.setup("ps-serve", level=server.log_level)

@@ -70,8 +70,8 @@ class Endpoint:
             raise _cannot_listen(wanted, "the port is in use or the address is not one of this machine") from None
         self.address = Address(wanted.host, port)
         self.data_port: DataPort | None = None
-        if config.data_port != "off" and tls is None:  # over TLS gRPC carries the streams
-            self.data_port = DataPort(Address(wanted.host, int(config.data_port)))
+        if config.data_port != "off":
+            self.data_port = DataPort(Address(wanted.host, int(config.data_port)), tls)
 
     async def open(self, servicer: Servicer) -> None:
         """Serve ``servicer`` and health checks from now on."""

@@ -348,6 +348,7 @@ class Servicer:
         self._check_serving()
         stream, rest = await self._open_stream(carrier)
         stream.carrier, stream.carrier_reason = carrier.kind, carrier.reason
+        carrier.speaker = "an observer" if stream.worker is None else f"worker {stream.worker!r}"
         stream.by_reference = carrier.by_reference
         self._observing += stream.worker is None
         try:

@@ -24,6 +24,9 @@ class Carrier(Protocol):
     as the peer reads them, and the outbox bounds what may wait there.
     """
 
+    #: Who speaks, for people: "worker 'w1'"; empty before its Hello.
+    speaker: str
+
     @property
     def peer(self) -> str:
         """Address of the peer for people: "ipv4:10.0.0.7:41234"; what follows the last colon names no host."""

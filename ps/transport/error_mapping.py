@@ -59,7 +59,10 @@ async def serve_exchange(exchange: Callable[[Carrier], Awaitable[None]], carrier
     except PEER_GONE:
         raise
     except Exception as error:  # noqa: BLE001 - as above
-        await carrier.end(_report(error, "exchange", carrier.peer, metrics))
+        # Many workers share a host, and a Unix socket names none.
+        named = not carrier.speaker or carrier.speaker in str(error)
+        who = carrier.peer if named else f"{carrier.speaker} at {carrier.peer}"
+        await carrier.end(_report(error, "exchange", who, metrics))
 
 
 def _report(error: Exception, method: str, peer: str, metrics: Metrics) -> PsError:

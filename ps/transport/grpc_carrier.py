@@ -26,7 +26,7 @@ class GrpcCarrier:
     kind, by_reference = "gRPC", False
 
     def __init__(self, frames: AsyncIterable[bytes], context: Any) -> None:
-        self._messages, self._context = messages_of(frames), context
+        self._messages, self._context, self.speaker = messages_of(frames), context, ""
 
     @property
     def peer(self) -> str:

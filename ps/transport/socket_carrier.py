@@ -16,18 +16,20 @@ Source: see ``torch_ps.common.wire.socket_frames``.
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.security.tls_socket import TlsSocket
 from torch_ps.common.wire.frames import Frame, Split, messages
-from torch_ps.common.wire.socket_frames import Receiver, put, same_user, tune
+from torch_ps.common.wire.socket_frames import Receiver, put, same_user
 from torch_ps.ps.transport.carrier import MessageHandler
 from torch_ps.ps.transport.streams import Stream
 
-#: Reads of one connection in a row, before others have their turn.
-READS = 8
+#: Reads of one connection in a row, before others have their turn; with TLS of a record each.
+READS, RECORDS = 8, 64
 #: Buffers that one system call sends, and bytes that are taken out of the outbox at a time.
 BUFFERS, TAKEN_BYTES = 64, 1 << 18
 #: Seconds in which a peer has to read why its stream ends, and to close its end.
@@ -46,7 +48,8 @@ class SocketCarrier:
     by_reference, reason = True, ""
 
     def __init__(self, connection: socket.socket, peer: str, kind: str) -> None:
-        self._socket, self.peer, self.kind = connection, peer, kind
+        self.peer, self.kind, self.speaker = peer, kind, ""
+        self._socket: socket.socket | TlsSocket = connection
         connection.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._receiver, self._changed = Receiver(), asyncio.Event()
@@ -65,6 +68,28 @@ class SocketCarrier:
         self._socket.close()
 
     # -------------------------------------------------------------- before the stream is open
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Complete the handshake of TLS.
+
+        Raises:
+            OSError: It has failed.
+        """
+        if isinstance(self._socket, socket.socket):
+            self._socket = tls = TlsSocket(self._socket, context, server_name=None)
+            while True:
+                try:
+                    return tls.handshake()
+                except BlockingIOError:
+                    await self._until_readable()
+
+    async def _until_readable(self) -> None:
+        readable = self._loop.create_future()
+        self._loop.add_reader(self._socket, _resolve, readable)
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(self._socket)
 
     async def receive_bytes(self, count: int) -> bytes:
         """The next ``count`` bytes, at most 4096, which are no message; b"" once the peer has ended the connection."""
@@ -126,8 +151,17 @@ class SocketCarrier:
                 await self._until_sent()
                 # Closed with unread bytes, TCP would reset the connection, and the peer could lose the reason.
                 self._socket.shutdown(socket.SHUT_WR)
-                while await self._loop.sock_recv(self._socket, 1 << 16):
-                    pass
+                await self._until_closed()
+
+    async def _until_closed(self) -> None:
+        """Drop what the peer sends until it has closed its end."""
+        dropped = memoryview(bytearray(1 << 16))
+        while True:
+            try:
+                if not self._socket.recv_into(dropped):
+                    return
+            except BlockingIOError:
+                await self._until_readable()
 
     async def _until_sent(self) -> None:
         while self._send():
@@ -160,7 +194,10 @@ class SocketCarrier:
             self._loop.remove_reader(self._socket)
 
     def _readable(self) -> None:
-        for _ in range(READS):
+        if not self._reading:
+            return
+        tls = self._socket if isinstance(self._socket, TlsSocket) else None
+        for _ in range(READS if tls is None else RECORDS):
             room, fills = self._receiver.room(), self._receiver.fills
             try:
                 count = self._socket.recv_into(room)
@@ -176,8 +213,10 @@ class SocketCarrier:
             self._changed.set()
             if self._stream is not None:
                 self._deliver()
-            if count < len(room) or not self._reading or not fills:
+            if not self._reading or (tls is None and (count < len(room) or not fills)):
                 return
+        if tls is not None and tls.pending():  # of which the loop would not tell
+            self._loop.call_soon(self._readable)
 
     def _deliver(self) -> None:
         """Hand over the messages that have come whole."""
@@ -208,10 +247,12 @@ class SocketCarrier:
     def _flush(self) -> None:
         self._flush_is_due = False
         stream = self._stream
+        if stream is not None and self._writing and stream.outbox.error is not None:
+            self._finish(stream.outbox.error)  # the peer may never read what is before it
         if stream is None or self._ended.done() or self._writing:
             return
         try:
-            while not self._leaving and not stream.outbox.empty():
+            while not (self._leaving or self._ended.done() or stream.outbox.empty()):
                 for message in messages(self._taken(stream)):
                     self._leaving += _leaving(message)
                 if self._send():
@@ -278,12 +319,8 @@ class SocketCarrier:
     # -------------------------------------------------------------- the socket
 
     def of_same_user(self) -> bool:
-        """Whether the peer, on this host, is a process of this user."""
-        return same_user(self._socket)
-
-    def tune(self) -> None:
-        """Set the options of a TCP connection."""
-        tune(self._socket)
+        """Whether the peer of a Unix socket is a process of this user."""
+        return isinstance(self._socket, socket.socket) and same_user(self._socket)
 
 
 #: What is left to send, and what has to hold before.

@@ -22,9 +22,11 @@ from collections.abc import Awaitable, Callable
 from torch_ps.common.arena import host_id
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.security.tls import Tls
+from torch_ps.common.security.tls_socket import Contexts
 from torch_ps.common.wire import port_proof
 from torch_ps.common.wire.address import Address
-from torch_ps.common.wire.socket_frames import TOKEN_BYTES
+from torch_ps.common.wire.socket_frames import TOKEN_BYTES, tune
 from torch_ps.ps.transport.carrier import Carrier
 from torch_ps.ps.transport.port_sockets import peer_of
 from torch_ps.ps.transport.socket_carrier import SocketCarrier
@@ -35,8 +37,10 @@ log = logging.getLogger("torch_ps.ps")
 TOKEN_SECONDS = 10.0
 #: Connections that may be about to be authenticated.
 MAX_WAITING = 64
-#: Connections that are accepted in a row, and seconds until the next ones are if more wait for authentication.
+#: Connections that are accepted in a row, and seconds until the next ones are if as many wait for authentication.
 ACCEPTED, PAUSE = 8, 0.02
+#: Seconds until the next ones are accepted where no descriptor is free.
+NO_DESCRIPTOR_PAUSE = 1.0
 #: Connections that the kernel keeps until they are accepted.
 BACKLOG = 128
 
@@ -91,17 +95,24 @@ class Acceptor:
                 return
             try:
                 connection, _ = listening.accept()
-            except BlockingIOError:
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # the peer has gone, or no descriptor is free
-                break
+            except OSError as error:
+                log.warning("streams of workers cannot be accepted: %s; raise the limit of open files", error)
+                self._rest(NO_DESCRIPTOR_PAUSE)
+                return
             task = asyncio.create_task(self._run(connection))
             self._waiting[task] = _host_of(connection)
             self._make_place()
-        if len(self._waiting) >= ACCEPTED and listening is not None:
+        if len(self._waiting) >= ACCEPTED:
+            self._rest(PAUSE)
+
+    def _rest(self, seconds: float) -> None:
+        """Accept nobody for a while."""
+        if self._listening is not None:
             loop = asyncio.get_running_loop()
-            loop.remove_reader(listening)
-            loop.call_later(PAUSE, self._resume)
+            loop.remove_reader(self._listening)
+            loop.call_later(seconds, self._resume)
 
     def _make_place(self) -> None:
         if len(self._waiting) <= MAX_WAITING:
@@ -117,6 +128,8 @@ class Acceptor:
             return
         carrier = SocketCarrier(connection, _name_of(connection), self._kind)
         try:
+            if connection.family != socket.AF_UNIX:
+                tune(connection)
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(TOKEN_SECONDS):
                     admitted = await self._admit(carrier)
@@ -178,6 +191,7 @@ class DataPort:
 
     Args:
         wanted: Host of the server's own port, and port of this one, 0 for any.
+        tls: Certificates of the port; None serves in the clear.
 
     Attributes:
         port: Number of the port.
@@ -186,7 +200,8 @@ class DataPort:
         ConfigError: The address cannot be bound.
     """
 
-    def __init__(self, wanted: Address) -> None:
+    def __init__(self, wanted: Address, tls: Tls | None = None) -> None:
+        self._contexts = Contexts(tls, server=True) if tls is not None else None
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._acceptor: Acceptor | None = None
         self._listening = _bind(wanted)
@@ -214,10 +229,11 @@ class DataPort:
         Args:
             port: Port of the server.
         """
-        return pb.DataPortOffer(port=self.port, token=self._token, server_port=port)
+        return pb.DataPortOffer(port=self.port, token=self._token, server_port=port, tls=self._contexts is not None)
 
     async def _admit(self, carrier: SocketCarrier) -> bool:
-        carrier.tune()
+        if self._contexts is not None:
+            await carrier.start_tls(self._contexts.current())
         greeting = await carrier.receive_bytes(port_proof.GREETING_BYTES)
         if not port_proof.is_greeting(greeting):
             return False

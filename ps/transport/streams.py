@@ -25,6 +25,7 @@ class Outbox(asyncio.Queue[Frame | PsError]):
             peer does not read.
         bytes: Number of bytes that wait.
         on_put: Called after each put; None: the carrier waits in ``get``.
+        error: The first error that was put.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class Outbox(asyncio.Queue[Frame | PsError]):
         self.most = limits.WORKER_BYTES
         self.bytes = 0
         self.on_put: Callable[[], None] | None = None
+        self.error: PsError | None = None
         self._full = False
 
     def _init(self, maxsize: int) -> None:
@@ -45,6 +47,8 @@ class Outbox(asyncio.Queue[Frame | PsError]):
             item = Overloaded(f"{self.bytes} bytes of answers wait and are not read; the stream ends")
             self._queue.clear()
             self.bytes, self._full = 0, True
+        if isinstance(item, PsError):
+            self.error = self.error or item
         self._queue.append(item)
         if self.on_put is not None:
             self.on_put()

@@ -1,6 +1,6 @@
-"""Memory and network carry the same: bits, counts and codecs do not depend on the plane, nor on who uses which.
+"""Memory, sockets and gRPC carry the same: bits, counts and codecs do not depend on the plane, nor on who uses which.
 
-The network plane is what everything else here was first shown on; the memory plane is compared with it to the bit.
+gRPC is what everything else here was first shown on; the other carriers are compared with it to the bit.
 """
 
 import contextlib
@@ -85,8 +85,8 @@ def together(planes: tuple[str, ...], spec: str, *, shards: int = 1, **options: 
     ids=["momentum", "AdamW", "fp16", "int8", "topk"],
 )
 def test_bits_do_not_depend_on_the_plane(spec: str, options: dict[str, Any]) -> None:
-    expected = together(("network", "network"), spec, **options)
-    for planes, shards in ((("memory", "memory"), 1), (("memory", "memory"), 3), (("network", "memory"), 2)):
+    expected = together(("grpc", "grpc"), spec, **options)
+    for planes, shards in ((("memory", "memory"), 1), (("network", "network"), 3), (("network", "memory"), 1)):
         if shards > 1 and options:
             continue  # a scale per bucket depends on how buckets are cut, whatever the plane
         found = together(planes, spec, shards=shards, **options)
@@ -108,7 +108,7 @@ def clients(servers: Servers, planes: tuple[str, ...], size: int, lr: float) -> 
 @pytest.mark.parametrize("mode", ["sync", "async", "ssp"])
 def test_every_push_counts_once_while_planes_are_mixed(mode: str) -> None:
     """One-hot pushes of exact size from all workers at once: the parameters are the count."""
-    planes = ("memory", "network", "memory")
+    planes = ("memory", "network", "grpc")
     with job(mode=mode, workers=3, bucket_size=2**-10) as servers, clients(servers, planes, 3000, 2**-10) as workers:
 
         def push(index: int) -> None:
@@ -192,7 +192,7 @@ def test_connection_through_a_proxy_carries_the_bytes_unless_memory_is_insisted_
 
 def test_memory_that_was_insisted_on_is_used_and_a_wrong_word_refused() -> None:
     with job() as servers:
-        with pytest.raises(ConfigError, match="plane must be one of auto, memory, network; got 'shared'"):
+        with pytest.raises(ConfigError, match="plane must be one of auto, memory, network, grpc; got 'shared'"):
             torch_ps.Client(str(servers), plane="shared")
         with clients(servers, ("memory",), 1000, 1.0) as (worker,):
             worker.push({"x": torch.ones(1000)})

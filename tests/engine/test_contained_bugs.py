@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz.hostile import Hostile, Member
+from tests.fuzz.whole_job import Member, WholeJob
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import pack
 from torch_ps.ps.engine.bucket_jobs import ResponseEncoder
@@ -17,41 +17,38 @@ from torch_ps.ps.engine.parameter_store import Gradient, Store
 from torch_ps.ps.failover import records
 
 
-def job(mode: str, *, clips: bool = False) -> Hostile:
+def job(mode: str, *, clips: bool = False) -> WholeJob:
     """A job of h0, which has made a step, and of h1."""
-    machine = Hostile()
-    machine.bugs_are_planted = True
-    machine.begin(seed=1, mode=mode, optimizer="SGD", clips=clips)
-    machine.join(seed=2, name="h1", changes=0)
-    assert "h1" in machine.others
-    return machine
+    whole = WholeJob(1, mode, "SGD", clips=clips, bugs_are_planted=True)
+    assert whole.other("h1") is not None
+    return whole
 
 
 @pytest.fixture
-def asynchronous() -> Iterator[Hostile]:
-    machine = job("async")
-    yield machine
-    machine.teardown()  # two more steps of h0, and a checkpoint
+def asynchronous() -> Iterator[WholeJob]:
+    whole = job("async")
+    yield whole
+    whole.close()  # two more steps of h0, and a checkpoint
 
 
 @pytest.fixture
-def clipping() -> Iterator[Hostile]:
-    machine = job("async", clips=True)
-    yield machine
-    machine.teardown()
+def clipping() -> Iterator[WholeJob]:
+    whole = job("async", clips=True)
+    yield whole
+    whole.close()
 
 
-def push(machine: Hostile, member: Member) -> None:
+def push(whole: WholeJob, member: Member) -> None:
     """Push every bucket once."""
     assert member.link is not None
-    for bucket in machine.buckets:
-        header, payload = machine._push_of(member, bucket)
+    for bucket in whole.buckets:
+        header, payload = whole.push_of(member, bucket)
         member.link.send(pack(pb.UpHeader(push=header), [payload]))
-    machine._pump(member)
+    whole.pump(member)
 
 
 def test_gradient_that_cannot_be_read_ends_its_worker(
-    asynchronous: Hostile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    asynchronous: WholeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Store, "_gradient", lambda self, slot, gradient, scratch: 1 / 0)
     other = asynchronous.others["h1"]
@@ -67,7 +64,7 @@ def test_gradient_that_cannot_be_read_ends_its_worker(
     asynchronous.honest_step()
 
 
-def test_answer_that_cannot_be_encoded_ends_its_worker(asynchronous: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_that_cannot_be_encoded_ends_its_worker(asynchronous: WholeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = ResponseEncoder.encode
 
     def failing(self: ResponseEncoder, bucket: Any, response: Any, encoded: Any) -> Any:
@@ -81,7 +78,7 @@ def test_answer_that_cannot_be_encoded_ends_its_worker(asynchronous: Hostile, mo
 
 
 def test_norm_of_a_mean_that_cannot_be_computed_ends_the_push(
-    clipping: Hostile, monkeypatch: pytest.MonkeyPatch
+    clipping: WholeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "_gradient", lambda self, slot, gradient, scratch: 1 / 0)
     other = clipping.others["h1"]
@@ -93,18 +90,18 @@ def test_norm_of_a_mean_that_cannot_be_computed_ends_the_push(
 
 def test_question_for_a_norm_that_cannot_be_computed_ends_those_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "norm", lambda self, *args: 1 / 0)
-    machine = job("sync")
-    machine.join(seed=3, name="h2", changes=0)
+    whole = job("sync")
+    assert whole.other("h2") is not None
     for _ in range(2):  # until both take part
-        for member in machine.others.values():
-            push(machine, member)
-        push(machine, machine.honest)
-    for member in machine.others.values():
-        machine._ask_norm(member, 0, len(machine.buckets))
-    machine._pump(machine.honest)
-    push(machine, machine.honest)
-    errors = [str(member.link and member.link.error) for member in machine.others.values()]
-    machine.teardown()
+        for member in whole.others.values():
+            push(whole, member)
+        push(whole, whole.honest)
+    for member in whole.others.values():
+        whole.ask_norm(member, 0, len(whole.buckets))
+    whole.pump(whole.honest)
+    push(whole, whole.honest)
+    errors = [str(member.link and member.link.error) for member in whole.others.values()]
+    whole.close()
     assert len(errors) == 2
     assert all("bug" in error for error in errors), errors
 
@@ -112,11 +109,11 @@ def test_question_for_a_norm_that_cannot_be_computed_ends_those_who_asked(monkey
 def test_mean_that_fails_again_without_the_gradient_that_cannot_be_read_ends_no_shard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    machine = job("sync")
-    machine.join(seed=3, name="h2", changes=0)
+    whole = job("sync")
+    assert whole.other("h2") is not None
     for _ in range(2):  # until both take part
-        for member in (*machine.others.values(), machine.honest):
-            push(machine, member)
+        for member in (*whole.others.values(), whole.honest):
+            push(whole, member)
     mean, failures = Store.mean, list[int]()
 
     def failing(self: Store, bucket: int, gradients: Sequence[Gradient]) -> Any:
@@ -126,21 +123,21 @@ def test_mean_that_fails_again_without_the_gradient_that_cannot_be_read_ends_no_
         return mean(self, bucket, gradients)
 
     monkeypatch.setattr(Store, "mean", failing)
-    members = (*machine.others.values(), machine.honest)
+    members = (*whole.others.values(), whole.honest)
     for member in members:
-        push(machine, member)
+        push(whole, member)
     monkeypatch.undo()
     errors = [str(member.link and member.link.error) for member in members]
     assert failures[:3] == [3, 1, 2]
     assert all("bug" in error for error in errors), errors
-    assert machine.shard.shutdown.failure is None
-    machine.end()
+    assert whole.server.shutdown.failure is None
+    whole.end()
 
 
 def test_copy_for_a_checkpoint_that_fails_costs_that_checkpoint(
-    asynchronous: Hostile, monkeypatch: pytest.MonkeyPatch
+    asynchronous: WholeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpointer = asynchronous.shard.parts.checkpointer
+    checkpointer = asynchronous.server.parts.checkpointer
     assert checkpointer is not None
     export, failures = Store.export, list[int]()
 
@@ -160,20 +157,20 @@ def test_copy_for_a_checkpoint_that_fails_costs_that_checkpoint(
 
 
 def test_record_for_the_standby_that_fails_ends_the_standby(
-    asynchronous: Hostile, monkeypatch: pytest.MonkeyPatch
+    asynchronous: WholeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asynchronous.attach()
-    assert asynchronous.shard.parts.replication.follower is not None
+    assert asynchronous.server.parts.replication.follower is not None
     monkeypatch.setattr(records, "of_step", lambda *args, **more: 1 / 0)
-    asynchronous._all_leave()
+    asynchronous.all_leave()
     for _ in range(3):
         asynchronous.honest_step()
-    assert asynchronous.shard.parts.replication.follower is None
+    assert asynchronous.server.parts.replication.follower is None
 
 
 def test_exception_of_the_optimizer_in_the_middle_of_a_step_ends_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = job("async")
+    whole = job("async")
     monkeypatch.setattr(Store, "step", lambda self, *args, **more: 1 / 0)
-    push(machine, machine.others["h1"])
-    assert isinstance(machine.shard.shutdown.failure, ZeroDivisionError)
-    machine.end()
+    push(whole, whole.others["h1"])
+    assert isinstance(whole.server.shutdown.failure, ZeroDivisionError)
+    whole.end()

@@ -52,7 +52,10 @@ def peer(running: Pair) -> Iterator[Raw]:
     ("params", "message"),
     [
         ({"x": torch.zeros(3, 4)}, r"worker 'w2' has tensor 'x' \[3, 4\] float32 where the job has 'x' \[8\] float32"),
-        ({"y": X}, r"'y' \[8\] float32 where the job has 'x'"),
+        (
+            {"y": X},
+            r"'y' \[8\] float32 where the job has 'x' \[8\] float32; every worker of a job trains the same model",
+        ),
         ({"x": X.double()}, r"'x' \[8\] float64 where the job has 'x' \[8\] float32"),
         ({"x": X, "more": X}, r"only worker 'w2' has tensor 'more' \[8\] float32"),
     ],

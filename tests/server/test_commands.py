@@ -77,6 +77,27 @@ def test_signals_that_come_again_until_the_end_do_not_change_the_exit_code(shard
     assert server.returncode == 0
 
 
+def test_ctrl_c_at_a_server_that_starts_ends_it_without_a_word(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    ready.write_text("of former servers")
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # a lead that does not answer
+        lead = f"127.0.0.1:{mute.getsockname()[1]}"
+        arguments = ["--listen", "127.0.0.1:0", "--shard", "1/2", "--lead", lead, "--ready-file", str(ready)]
+        command = [sys.executable, "-m", "torch_ps.ps.server.cli", *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=commands.environment()) as server:
+            try:
+                mute.settimeout(100)
+                connection, _ = mute.accept()
+                server.send_signal(signal.SIGINT)
+                _, said = server.communicate(timeout=20)
+            finally:
+                server.kill()
+            connection.close()
+    assert server.returncode == -signal.SIGINT
+    assert said == ""
+    assert not ready.exists()
+
+
 def test_command_serves_until_it_is_interrupted() -> None:
     with commands.serving("--listen", "127.0.0.1:0") as (process, ready):
         (server,) = json.loads(ready.read_text())["servers"]

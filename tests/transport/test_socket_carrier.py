@@ -1,28 +1,38 @@
 """The sockets of a shard: who is let in, what goes over them, and how a stream on them ends."""
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 
 import torch_ps
+from tests.support.certificates import Authority, options
 from tests.support.jobs import SECONDS, Servers, job, until
 from tests.support.proxy import Proxy
 from tests.support.raw import secret_of
 from tests.support.threads import at_once
-from torch_ps.common.errors import NoSharedMemory, PsError
+from torch_ps.common.codecs.registry import codec
+from torch_ps.common.errors import NoSharedMemory, PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.rpc.credentials import Access
+from torch_ps.common.security.tls import Tls
+from torch_ps.common.security.tls_socket import Contexts, TlsSocket
 from torch_ps.common.wire import address, port_proof
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Frame, Split, pack, split, unpack
 from torch_ps.common.wire.socket_frames import PREFIX, TOKEN_BYTES, lengths_of
 from torch_ps.common.wire.socket_frames import put as buffers_of
+from torch_ps.ps.transport.socket_carrier import SocketCarrier
 from torch_ps.ps.transport.socket_listeners import MAX_WAITING
+from torch_ps.ps.transport.streams import Stream
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.server_sockets import NoDataPort, connect_data, connect_unix
 from torch_ps.worker.transport.socket_stream import SocketStream
@@ -311,7 +321,7 @@ def test_data_port_that_drops_what_comes_is_given_up_and_grpc_carries_the_frames
     monkeypatch.setattr("torch_ps.worker.transport.server_sockets.DATA_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, job() as servers:  # takes connections, answers nothing
 
-        def elsewhere(server: Address, offer: pb.DataPortOffer) -> socket.socket:
+        def elsewhere(server: Address, offer: pb.DataPortOffer, contexts: None) -> socket.socket | TlsSocket:
             return connect_data(
                 server, pb.DataPortOffer(port=silent.getsockname()[1], token=offer.token, server_port=offer.server_port)
             )
@@ -359,6 +369,57 @@ def test_split_frame_with_two_headers_is_refused() -> None:
     assert "are not one header" in str(ends[0])
 
 
+@pytest.mark.parametrize("mutual", [True, False], ids=["mutual TLS", "TLS"])
+def test_data_port_speaks_the_tls_of_the_job(tmp_path: Path, mutual: bool) -> None:
+    authority = Authority(tmp_path)
+    server = authority.issue("server", mutual=mutual)
+    worker = authority.issue("worker") if mutual else Tls(ca=authority.ca)
+    size = 300_000
+    with (
+        job(**options(server)) as servers,
+        torch_ps.Client(str(servers), name="w0", plane="network", tls=worker) as client,
+    ):
+        client.init({"x": torch.zeros(size)}, SGD)
+        for _ in range(3):
+            values = client.push({"x": torch.arange(float(size))}).params["x"]
+        assert torch.equal(values, -3 * torch.arange(float(size)))
+        link = Link(address.parse(servers.addresses[0]), Access(worker))
+        offer = link.describe(SECONDS).data_port
+        assert [each.carrier for each in link.status(SECONDS).worker] == ["socket"]
+        link.close()
+        _strangers_are_kept_out(servers, offer, tmp_path, asks_for_certificates=mutual)
+        assert client.push({"x": torch.zeros(size)}).version == 4
+
+
+def _strangers_are_kept_out(
+    servers: Servers, offer: pb.DataPortOffer, folder: Path, *, asks_for_certificates: bool
+) -> None:
+    where, authority = address.parse(servers.addresses[0]), Path(folder, "authority.pem")
+    other = Authority(folder, "another")
+    with pytest.raises(NoDataPort, match="one of its two ports speaks TLS"):
+        connect_data(where, offer)
+    with pytest.raises(NoDataPort, match="cannot be reached"):  # its certificate is of another authority
+        connect_data(where, offer, Contexts(Tls(ca=other.ca), server=False))
+    if asks_for_certificates:
+        with pytest.raises(NoDataPort):
+            connect_data(where, offer, Contexts(Tls(ca=str(authority)), server=False))
+    with dialled(offer) as stranger:
+        stranger.sendall(port_proof.greet())
+        with contextlib.suppress(ConnectionError):
+            while stranger.recv(1 << 10):  # an alert of TLS, and no more
+                pass
+
+
+def test_certificate_that_was_renewed_is_shown_on_the_next_connection(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.issue("server", mutual=False)
+    contexts = Contexts(Tls(cert=server.cert, key=server.key), server=True)
+    before = contexts.current()
+    assert contexts.current() is before
+    authority.issue("server", mutual=False)
+    until(lambda: contexts.current() is not before, "the new files are read")
+
+
 def test_killed_server_ends_the_stream_on_its_data_port_at_once() -> None:
     ends: list[PsError] = []
     with contextlib.suppress(AssertionError), job() as servers:
@@ -370,3 +431,33 @@ def test_killed_server_ends_the_stream_on_its_data_port_at_once() -> None:
         until(lambda: bool(ends), "the stream ends")
         stream.close()
     assert isinstance(ends[0], torch_ps.Unreachable)
+
+
+def test_frames_behind_the_error_that_ends_a_stream_do_not_keep_the_server_busy() -> None:
+    stuck: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        stuck.append(number)
+        raise AssertionError("the event loop stands still")
+
+    async def ends() -> None:
+        ours, theirs = socket.socketpair()
+        carrier = SocketCarrier(ours, "peer", "Unix socket")
+        stream = Stream(worker="w0", session=1, codec=codec("none"))
+        carried = asyncio.create_task(carrier.carry(stream, lambda _: None))
+        await asyncio.sleep(0)
+        stream.outbox.put_nowait(UnknownWorker("no sign of life"))
+        stream.outbox.put_nowait(pack(pb.DownHeader()))  # as the roster that changes when another one is dropped
+        with pytest.raises(UnknownWorker):
+            await carried
+        carrier.dispose()
+        theirs.close()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(5)
+    try:
+        asyncio.run(ends())
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert not stuck

@@ -134,7 +134,7 @@ class Processes:
             BrokenPipeError.
 
     Attributes:
-        lost: reason for lines that were lost, as "No space left on device"; "" if none were.
+        lost: reason why lines were lost, such as "No space left on device"; "" if none were.
     """
 
     def __init__(

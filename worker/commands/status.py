@@ -57,10 +57,13 @@ def show(status: StatusConfig) -> int:
     """Do what ``status`` asks for. Returns the exit code.
 
     Raises:
+        ConfigError: no servers are given, or none of that job.
         PsError: no server of a job answers at the first poll.
     """
+    if not status.servers:
+        raise ConfigError("no servers: give --servers HOST:PORT[,...] or $PS_SERVERS")
     access = access_of(status.tls_ca, status.tls_cert, status.tls_key, status.token_file, insecure=status.insecure)
-    jobs = [job for job in jobs_of(status.servers or None) if status.job in ("", job.name)]
+    jobs = [job for job in jobs_of(status.servers) if status.job in ("", job.name)]
     if not jobs:
         raise ConfigError(f"job={status.job} is none of the jobs that servers lists")
     pollers = [

@@ -67,7 +67,8 @@ def check(worker: WorkerConfig, script: tuple[str, ...]) -> None:
     if not worker.task and not script:
         raise ConfigError("nothing to train: give --task gpt, --task digits, --task module:function, or a script")
     if script and not Path(script[0]).is_file():
-        raise ConfigError(f"script {script[0]!r} does not exist")
+        what = "is a folder; give the file in it" if Path(script[0]).is_dir() else "does not exist"
+        raise ConfigError(f"script {script[0]!r} {what}")
     if worker.task:
         tasks.check(worker.task)
     tensorboard.check(worker.tensorboard)

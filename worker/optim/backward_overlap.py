@@ -81,6 +81,7 @@ class BackwardOverlap(Part):
             for tensor in {piece.tensor for piece in bucket.pieces}:
                 self._of[tensor].append(bucket.index)
         self._waits_for = {bucket.index: len({p.tensor for p in bucket.pieces}) for bucket in buckets}
+        self._so_far = 0, 0  # bytes used, and sent ahead, until the last step
         self.armed = True
         self.on_ready: Callable[[], None] = lambda: None
         self.note: Callable[[int, torch.Tensor], None] = lambda index, parameter: None
@@ -99,8 +100,9 @@ class BackwardOverlap(Part):
         self.sent: set[int] = set()
 
     def learn(self, used: int, sent: int) -> None:
-        """Note what a step could use of what was sent ahead, in bytes; see ``AheadChoice.end``."""
-        if self._choice is not None and self._choice.end(used, sent):
+        """Note, at the end of a step, how many bytes were used so far of how many sent ahead; see ``AheadChoice``."""
+        (used_before, sent_before), self._so_far = self._so_far, (used, sent)
+        if self._choice is not None and self._choice.end(used - used_before, sent - sent_before):
             log.info("gradients change between backward and step, so most of them are sent at step")
 
     def ready(self, index: int, parameter: torch.Tensor) -> None:

@@ -199,7 +199,6 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         self._written: dict[int, Written] = {}  # by bucket, in a push
         self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
         self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
-        self._seen_bytes = 0, 0  # of the session: used, and sent ahead, until the last push
         local = config.local_steps > 1
         self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
         self._parameters, described, self._buffers = self._server_optimizer.tensors(model, config.buffers)
@@ -442,17 +441,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     def _forget(self) -> None:
         self._changed, self._written = None, {}
-        self._learn()
+        self._overlap.learn(self._session.used_bytes, self._session.ahead_bytes)
         self._overlap.reset()
         if self._eager is not None:
             self._eager.reset()
         self._source.reset()
-
-    def _learn(self) -> None:
-        """Let the overlap know how much of what was sent ahead since the last push could be used."""
-        used, sent = self._session.used_bytes, self._session.ahead_bytes
-        self._overlap.learn(used - self._seen_bytes[0], sent - self._seen_bytes[1])
-        self._seen_bytes = used, sent
 
     def wait(self) -> None:
         """Return when the parameters of the last step are in the model. Only overlap="forward" has to wait for them.
@@ -792,12 +785,16 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         return self._local.applied if trained else self._local.passed
 
     def _share_views(self) -> None:
-        """Let tensors of the model live in the memory that this session shares with the servers."""
+        """Let tensors of the model live in the memory that this session shares with the servers, or has for answers."""
         self._lifetime.discard(self._views)
         self._views = None
         self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
         memory = self._session.shared_memory
-        if memory.shards and self._local is None and self._forward is None:
+        if self._local is not None or self._forward is not None:
+            return
+        if self._pusher is self._session:  # from a GPU values are copied anyway
+            memory.keep_here(self._session.plan, self._flat.read)
+        if memory.holds_parameters:
             self._views = SharedViews(
                 self._session.plan,
                 self._parameters,

@@ -74,6 +74,8 @@ log = logging.getLogger("torch_ps.worker")
 
 #: Seconds in which a server has to answer the first call.
 CONNECT_SECONDS = 20.0
+#: Bytes of an answer from which on it is worth while to receive it where it stays.
+LARGE = 1 << 16
 #: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
 LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
@@ -257,6 +259,7 @@ class Session(Part):
             self.job.lease_seconds,
             self._receive,
             self._restore,
+            self._place,
         )
         self._wait_failed = self._abandoned = False  # nothing that was under way comes on these streams
         self._shard_streams.open()  # known by then: a server may ask for a vote in its first message
@@ -390,6 +393,7 @@ class Session(Part):
         if bucket.index == 0 and self.sample_counts.used:
             header.covers.extend(self.sample_counts.cover())
         size, number = sum(map(len, parts)), self._number_ahead(bucket, codec, parts)
+        self.shared_memory.expect(bucket, step)
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
@@ -525,6 +529,16 @@ class Session(Part):
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
 
+    def _place(self, shard: int, head: bytes, size: int) -> memoryview | None:
+        """Where the payload of an answer is received, if the model's tensors can live there."""
+        if size < LARGE or self._abandoned or not self.shared_memory.holds_parameters:
+            return None
+        header, _ = unpack(head, pb.DownHeader)
+        if header.codec != "none" or header.delta or header.bucket >= len(self.plan.buckets):
+            return None
+        bucket = self.plan.buckets[header.bucket]
+        return self.shared_memory.place_here(bucket) if (bucket.shard, 4 * bucket.numel) == (shard, size) else None
+
     def _take_norms(self, shard: int, measured: pb.Measured) -> None:
         with self._streams.changed:
             if self._norms.take(shard, measured):
@@ -543,7 +557,7 @@ class Session(Part):
         with self._streams.changed:
             self._progress.add(header, version)
             self.pulled_bytes += size
-            if header.HasField("step") and self.shared_memory.shards:
+            if header.HasField("step") and self.shared_memory.holds_parameters:
                 self.shared_memory.free(bucket, header.step)
             self._streams.mark_answered(bucket.index)
 
@@ -558,6 +572,7 @@ class Session(Part):
             return self.shared_memory.read(bucket, header.place, write), 4 * bucket.numel
         with self.span("decode", step, bucket.index):
             values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta)
+            values = self.shared_memory.bring_here(bucket, values)
         write(bucket, values)
         return header.version, len(payload)
 

@@ -45,6 +45,8 @@ class ShardStreams:
             ``mark_answered`` for each answer in the message.
         on_back: function that takes a shard that answers again and the description that its server gives of the job,
             before the stream is opened. A ``PsError`` that it raises means "not yet", unless it is one of ``FINAL``.
+        place: function that takes a shard, the head of a message of it and the bytes of its payload, and returns where
+            the payload is to be received, if anywhere.
 
     Attributes:
         changed: held while anything here changes; what the session keeps of the answers changes under it, too.
@@ -58,9 +60,10 @@ class ShardStreams:
         lease: float,
         on_message: Callable[[int, Frame], None],
         on_back: Callable[[int, pb.JobDescription], None],
+        place: Callable[[int, bytes, int], memoryview | None],
     ) -> None:
         self._shards, self._hello, self._shard_of, self._lease = shards, hello, shard_of, lease
-        self._on_message, self._on_back = on_message, on_back
+        self._on_message, self._on_back, self._place = on_message, on_back, place
         self.changed = threading.Condition()
         self._stopping = threading.Event()
         self._error: PsError | None = None
@@ -279,6 +282,7 @@ class ShardStreams:
             stream = self._shards[shard].link.open(
                 lambda message: self._receive(shard, number, message),
                 lambda error: self._end(shard, number, error),
+                lambda head, size: self._place(shard, head, size) if number == self._opened[shard] else None,
             )
             stream.send(self._hello, overtake=True)  # so that it stays ahead of those that overtake
             self._streams[shard] = stream

@@ -5,7 +5,8 @@
     answer   read from the server's parameters where nothing changes them before the next push, as in sync mode; else
              from the answers, to which the server has copied the version that it names
 
-Where a tensor of the model lives in such a region itself, nothing has to be copied: see ``optim/shared_views.py``.
+Where a tensor of the model lives in such a region itself, nothing has to be copied: see ``optim/shared_views.py``. What
+the network carries can come into a region of this worker alone, so that tensors live there in the same way.
 
 Rules of this file
   1. A place is written again only when its push is answered. Until then the network carries further pushes.
@@ -53,6 +54,7 @@ class SharedMemory:
         self.shards: dict[int, _ShardMemory] = {}
         self._busy: dict[int, int] = {}  # bucket -> step of the push that its place holds
         self._read: dict[int, _Region] = {}  # bucket -> where its parameters were read last
+        self._here: dict[int, _Region] = {}  # of shards that share none: where what they send comes
 
     def share(self, links: Sequence[Link], plan: Plan, who: Identity) -> None:
         """Offer memory to every shard.
@@ -74,13 +76,68 @@ class SharedMemory:
                     ) from None
                 log.info("the network carries all payloads to and from %s: %s", link.address, error)
 
+    def keep_here(self, plan: Plan, read: Callable[[Bucket, torch.Tensor], object]) -> None:
+        """Make a region of this worker's own for what comes from each shard that shares none.
+
+        Args:
+            plan: buckets of the job.
+            read: function that writes the values that a bucket has now into a tensor, shape (numel,), fp32.
+        """
+        for shard in {bucket.shard for bucket in plan.buckets} - self.shards.keys():
+            buckets = plan.of_shard(shard)
+            try:
+                kept = Arena.create(Layout(buckets))
+                region = _Region(kept, Arena.open(kept.layout, kept.offer, private=True))
+            except NoSharedMemory as error:
+                log.debug("parameters are copied into the model: %s", error)
+                continue
+            for bucket in buckets:
+                read(bucket, kept.tensor(*kept.layout.span(bucket.index)))
+                self._read[bucket.index] = region
+            self._here[shard] = region
+
+    @property
+    def holds_parameters(self) -> bool:
+        """Whether tensors of the model can live in a region."""
+        return bool(self.shards or self._here)
+
+    def expect(self, bucket: Bucket, step: int) -> None:
+        """Note that the answer to a push will come into the region of its shard, if there is one."""
+        if bucket.shard in self._here:
+            self._busy[bucket.index] = step
+
+    def place_here(self, bucket: Bucket) -> memoryview | None:
+        """Where the fp32 values of a bucket are to be received, as bytes; None if there is no such region."""
+        region = self._here.get(bucket.shard)
+        return None if region is None or bucket.rule != "optimizer" else region.kept.values(bucket.index)
+
+    def bring_here(self, bucket: Bucket, values: torch.Tensor) -> torch.Tensor:
+        """Put what came for a bucket into the region of its shard, if there is one.
+
+        Args:
+            bucket: bucket of the values.
+            values: what came, shape (numel,), fp32; nothing is copied if it was received there.
+
+        Returns:
+            The values where the model's tensors can live; ``values`` if there is no such region.
+        """
+        region = self._here.get(bucket.shard)
+        if region is None or bucket.rule != "optimizer":
+            return values
+        region.view.revert(bucket.index)
+        span = region.kept.layout.span(bucket.index)
+        kept = region.kept.tensor(*span)
+        if kept.data_ptr() != values.data_ptr():
+            kept.copy_(values)
+        return region.view.tensor(*span)
+
     def has(self, shard: int) -> bool:
         """Whether this shard shares memory."""
         return shard in self.shards
 
     @property
     def under_way(self) -> bool:
-        """Whether a push that this memory carries is not answered yet."""
+        """Whether a push that this memory carries, or whose answer comes into it, is not answered yet."""
         return bool(self._busy)
 
     def share_again(self, link: Link, shard: int, who: Identity) -> None:

@@ -40,7 +40,9 @@ from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.rpc.status import error_of, is_unread
 from torch_ps.common.security import tls_probe
+from torch_ps.common.security.tls_socket import Contexts, TlsSocket
 from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.socket_frames import FindPlace
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.grpc_stream import GrpcStream
@@ -87,6 +89,7 @@ class Link:
         access.check(address)
         self.address, self._access, self._plane = address, access, plane
         self._socket, self._data_port = pb.SocketOffer(), pb.DataPortOffer()
+        self._contexts = Contexts(access.tls, server=False) if access.tls is not None else None
         self._data_ports = dict[bytes, bool]()  # by token of the offer: whether it was reached
         self._interruptible: set[Any] = set()  # calls that ``interrupt`` ends
         self._interrupts = 0  # times that ``interrupt`` was called
@@ -125,22 +128,27 @@ class Link:
         """Bring votes to a server, or ask it to take over; the reply may ask for more votes."""
         return self._unary("Ballot", request, pb.BallotReply, seconds)
 
-    def open(self, on_message: OnMessage, on_end: OnEnd) -> Stream:
+    def open(self, on_message: OnMessage, on_end: OnEnd, place: FindPlace = lambda head, size: None) -> Stream:
         """Open the stream over the fastest carrier that reaches the server.
 
         That is its Unix socket if it is on this host and reached directly, else its data port, else gRPC.
+
+        Args:
+            on_message: function that takes each message.
+            on_end: function that takes the error that ends the stream.
+            place: function that finds where a payload is to be received if a socket carries the stream.
         """
         if self._plane in ("auto", "memory") and self._socket.port == self.address.port:
             try:
-                return SocketStream(connect_unix(self._socket), self.address, on_message, on_end)
+                return SocketStream(connect_unix(self._socket), self.address, on_message, on_end, place)
             except NoSharedMemory as error:
                 log.debug("the stream to %s goes over the network: %s", self.address, error)
         try:
-            return SocketStream(self._connect_data(), self.address, on_message, on_end)
+            return SocketStream(self._connect_data(), self.address, on_message, on_end, place)
         except NoDataPort as error:
             return GrpcStream(functools.partial(self._start_exchange, str(error)), self.address, on_message, on_end)
 
-    def _connect_data(self) -> socket.socket:
+    def _connect_data(self) -> socket.socket | TlsSocket:
         """Connect to the server's data port. One that was never reached is tried once: that may take two seconds.
 
         Raises:
@@ -152,7 +160,7 @@ class Link:
         if reached is False:
             raise NoDataPort("the data port could not be reached before")
         try:
-            connection = connect_data(self.address, offer)
+            connection = connect_data(self.address, offer, self._contexts)
         except NoDataPort as error:
             if offer.port and reached is None:
                 log.warning("gRPC, which is slower, carries all frames to and from %s: %s", self.address, error)

@@ -11,6 +11,7 @@ import time
 from torch_ps.common.arena import host_id
 from torch_ps.common.errors import NoSharedMemory, PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.security.tls_socket import Contexts, TlsSocket
 from torch_ps.common.wire import port_proof
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.socket_frames import same_user, tune
@@ -50,12 +51,15 @@ def connect_unix(offer: pb.SocketOffer) -> socket.socket:
     return connection
 
 
-def connect_data(server: Address, offer: pb.DataPortOffer) -> socket.socket:
+def connect_data(
+    server: Address, offer: pb.DataPortOffer, contexts: Contexts | None = None
+) -> socket.socket | TlsSocket:
     """Connect to the data port of a server.
 
     Args:
         server: address at which the server was reached.
         offer: what the server has said of its data port.
+        contexts: TLS settings; None where the server was reached in the clear.
 
     Raises:
         NoDataPort: it cannot be reached within ``DATA_SECONDS``, or something else answers there; says why.
@@ -64,11 +68,18 @@ def connect_data(server: Address, offer: pb.DataPortOffer) -> socket.socket:
         raise NoDataPort("the server has no data port")
     if offer.server_port != server.port:
         raise NoDataPort(f"the server listens at port {offer.server_port}, so something stands between")
+    if offer.tls != (contexts is not None):
+        raise NoDataPort("one of its two ports speaks TLS and the other does not")
     deadline, there = time.monotonic() + DATA_SECONDS, Address(server.host, offer.port)
     try:
-        connection = _connect(there, deadline)
+        plain = _connect(there, deadline)
+        connection: socket.socket | TlsSocket = plain
         try:
-            tune(connection)
+            tune(plain)
+            if contexts is not None:
+                connection = tls = TlsSocket(plain, contexts.current(), server_name=server.host)
+                tls.settimeout(_left(deadline))
+                tls.handshake()
             _prove(connection, there, offer.token, deadline)
             connection.settimeout(None)
         except BaseException:
@@ -97,10 +108,10 @@ def _connect(there: Address, deadline: float) -> socket.socket:
     raise OSError(f"{there.host} has no address")
 
 
-def _prove(connection: socket.socket, there: Address, token: bytes, deadline: float) -> None:
+def _prove(connection: socket.socket | TlsSocket, there: Address, token: bytes, deadline: float) -> None:
     greeting = port_proof.greet()
     connection.settimeout(_left(deadline))
-    connection.sendall(greeting)
+    connection.send(greeting)  # a few bytes, which a new connection takes whole
     answered = b""
     while len(answered) < port_proof.ANSWER_BYTES:
         connection.settimeout(_left(deadline))
@@ -111,7 +122,7 @@ def _prove(connection: socket.socket, there: Address, token: bytes, deadline: fl
     proof = port_proof.prove(token, greeting, answered)
     if proof is None:
         raise NoDataPort(f"what listens at data port {there} is another server")
-    connection.sendall(proof)
+    connection.send(proof)
 
 
 def _left(deadline: float) -> float:

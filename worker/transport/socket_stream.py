@@ -24,9 +24,10 @@ from google.protobuf.message import DecodeError
 from torch_ps.common import errors
 from torch_ps.common.errors import CorruptFrame, PsError, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.security.tls_socket import TlsSocket
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Frame, join, take_message
-from torch_ps.common.wire.socket_frames import Receiver, put
+from torch_ps.common.wire.socket_frames import FindPlace, Receiver, put
 from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
 #: Bytes of a frame up to which the thread that sends it writes to the socket itself.
@@ -39,14 +40,22 @@ class SocketStream:
     """A ``Stream`` over a connected socket.
 
     Args:
-        connection: blocking socket that was connected and authenticated; the stream closes it.
+        connection: socket whose calls wait, which was connected and authenticated; the stream closes it.
         address: address of the server for errors and for the names of the threads.
         on_message: function that takes each message.
         on_end: function that takes the error that ends the stream.
+        place: function that finds where a payload is to be received; called on the reader thread.
     """
 
-    def __init__(self, connection: socket.socket, address: Address, on_message: OnMessage, on_end: OnEnd) -> None:
-        self._socket, self._address = connection, address
+    def __init__(
+        self,
+        connection: socket.socket | TlsSocket,
+        address: Address,
+        on_message: OnMessage,
+        on_end: OnEnd,
+        place: FindPlace = lambda head, size: None,
+    ) -> None:
+        self._socket, self._address, self._place = connection, address, place
         self._on_message, self._on_end = on_message, on_end
         self._closed = False
         self._failure: PsError | None = None
@@ -62,8 +71,8 @@ class SocketStream:
 
     def send(self, frame: Frame, *, overtake: bool = False) -> None:
         with self._put:
-            at_once = not (self._busy or self._ended or self._first or self._frames) and len(frame) <= SMALL
-            if not at_once:
+            before = self._busy or self._ended or self._rest or self._first or self._frames
+            if before or len(frame) > SMALL:
                 (self._first if overtake else self._frames).append(frame)
                 self._put.notify()
                 return
@@ -145,7 +154,7 @@ class SocketStream:
 
     def _until_end(self) -> PsError:
         """Hand messages to ``on_message`` until the stream ends; returns why it did."""
-        receiver = Receiver()
+        receiver = Receiver(self._place)
         while count := self._socket.recv_into(receiver.room(), flags=socket.MSG_WAITALL if receiver.fills else 0):
             receiver.add(count)
             while (found := receiver.next()) is not None:
@@ -161,7 +170,7 @@ def _views(message: Frame) -> list[memoryview]:
     return [memoryview(each) for each in put(message)]
 
 
-def _send(connection: socket.socket, views: list[memoryview], flags: int = 0) -> list[memoryview]:
+def _send(connection: socket.socket | TlsSocket, views: list[memoryview], flags: int = 0) -> list[memoryview]:
     """Send once; returns what has not left.
 
     Raises:

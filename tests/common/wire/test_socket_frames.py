@@ -1,5 +1,7 @@
 """Messages on a socket: what is put comes out of a ``Receiver``, however the bytes arrive."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch_ps.common.errors import CorruptFrame
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import port_proof
-from torch_ps.common.wire.frames import MAX_MESSAGE_BYTES, Frame, Split, join, pack, split, unpack
+from torch_ps.common.wire.frames import MAX_MESSAGE_BYTES, Frame, Split, join, pack, split, unpack, unpack_all
 from torch_ps.common.wire.socket_frames import PREFIX, READ_AHEAD, Receiver, put
 
 PUSH = pb.UpHeader(push=pb.Push(step=3, bucket=1, weight=1.0, codec="none"))
@@ -68,6 +70,23 @@ def test_message_that_is_too_long_is_refused_before_anything_is_allocated(length
     with pytest.raises(CorruptFrame, match=f"a message of {MAX_MESSAGE_BYTES + 1} bytes"):
         received(receiver, PREFIX.pack(*lengths), 8)
     assert len(receiver.room()) <= READ_AHEAD
+
+
+@given(st.binary(max_size=400), st.integers(1, 50))
+def test_any_bytes_make_messages_or_are_refused(data: bytes, chunk: int) -> None:
+    with contextlib.suppress(CorruptFrame):
+        for message, _ in received(Receiver(), data, chunk):
+            with contextlib.suppress(CorruptFrame):
+                list(unpack_all(message, pb.UpHeader))
+
+
+def test_payload_is_received_where_it_is_to_be() -> None:
+    home = memoryview(bytearray(READ_AHEAD * 2))
+    receiver = Receiver(lambda head, size: home if size == len(home) else None)
+    frames = [split(PUSH, [bytes([n]) * size]) for n, size in enumerate((len(home), 50))]
+    data = b"".join(b"".join(put(frame)) for frame in frames)
+    assert [join(message) for message, _ in received(receiver, data, 1 << 20)] == [join(frame) for frame in frames]
+    assert bytes(home) == bytes(len(home))
 
 
 def test_proof_holds_between_two_who_know_the_token_and_for_nobody_else() -> None:

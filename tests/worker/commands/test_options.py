@@ -11,6 +11,7 @@ from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.options.slow_workers import parse_slow
 from torch_ps.common.options.worker_config import WorkerConfig
 from torch_ps.worker.commands import run as ps_run
+from torch_ps.worker.commands import status
 from torch_ps.worker.commands import worker as cli
 from torch_ps.worker.commands.run import JobSpec
 
@@ -109,6 +110,7 @@ def test_a_script_and_its_arguments_are_handed_on() -> None:
         ([], "nothing to train: give --task gpt"),
         (["--task=digits", "train.py"], "both task 'digits' and script 'train.py' are given; give one of them"),
         (["gone.py", "--epochs", "1"], "script 'gone.py' does not exist"),
+        ([str(Path(__file__).parent)], "is a folder; give the file in it"),
         (["--task=gtp"], "there is no task 'gtp'; known are gpt, digits, digits:cnn, and module:function"),
         (["--task=gpt", "--data=gone"], "data 'gone' does not exist"),
         (["--task=digits", "--batch-size=-1"], "batch_size must be >= 0; got -1"),
@@ -128,8 +130,9 @@ def test_help_fits_a_screen(command: object) -> None:
     assert len(result.output.splitlines()) <= 40
 
 
-def test_a_ready_made_task_needs_servers() -> None:
-    result = CliRunner().invoke(cli.main, ["--task", "digits"])
+@pytest.mark.parametrize(("command", "arguments"), [(cli.main, ["--task", "digits"]), (status.main, [])])
+def test_a_ready_made_task_and_a_look_at_a_job_need_servers(command: object, arguments: list[str]) -> None:
+    result = CliRunner().invoke(command, arguments)  # type: ignore[arg-type]
     assert result.exit_code == 2
     assert "no servers: give --servers HOST:PORT" in " ".join(result.output.split())
 
