@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.fuzz.hostile import Hostile
+from tests.fuzz.whole_job import WholeJob
 from torch_ps.ps.core.roster import Roster
 from torch_ps.ps.engine.engine import Engine
 
@@ -12,9 +12,8 @@ from torch_ps.ps.engine.engine import Engine
 def test_roster_that_is_overtaken_by_what_the_engine_sends_is_published_to_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    machine = Hostile()
-    machine.begin(seed=1, mode="sync", optimizer="SGD", clips=True)
-    job = machine.shard.parts.job
+    whole = WholeJob(1, "sync", "SGD", clips=True)
+    job = whole.shard.parts.job
     older = dataclasses.replace(job.roster, epoch=job.roster.epoch + 1)
     newer = dataclasses.replace(job.roster, epoch=job.roster.epoch + 2)
     set_roster = Engine.set_roster
@@ -31,4 +30,4 @@ def test_roster_that_is_overtaken_by_what_the_engine_sends_is_published_to_nobod
         assert queue.get_nowait() is newer
         assert queue.empty()
     assert job.roster is newer
-    machine.end()
+    whole.end()
