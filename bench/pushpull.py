@@ -40,6 +40,7 @@ class Case:
     plane: str = "network"
     server: tuple[str, ...] = ()  # further options of ps-serve
     fused: bool = False  # the optimizer's
+    tls: bool = False  # with certificates that are made for the run
 
     @property
     def name(self) -> str:
@@ -87,6 +88,7 @@ def worker(job: Job, rank: int, case: Case, servers: str) -> None:
         compress_pull=case.codec,
         overlap="off",
         plane=case.plane,
+        tls=str(Path(job.folder, "authority.pem")) if case.tls else None,
     ) as optimizer:
         rounds.measure(
             job,
@@ -121,12 +123,21 @@ def serve_command(case: Case, workers: int, *options: str) -> list[str]:
     return [*command, "--log-level", "warning", "--metrics", "off", *case.server, *options]
 
 
+def certificates(job: Job) -> tuple[str, ...]:
+    """Make certificates in the folder of a run; the options of its server."""
+    from tests.support.certificates import Authority  # its package is for development only
+
+    issued = Authority(Path(job.folder)).issue("server", mutual=False)
+    return "--tls-cert", issued.cert, "--tls-key", issued.key
+
+
 def run(case: Case, workers: int, work: Work | None = None) -> dict[str, float]:
     """One run of one case; the figures of its table row."""
     work = work or rounds.work(case.mode, case.size, workers)
-    command = serve_command(case, workers, "--listen", "127.0.0.1:0", "--shards", str(case.shards))
-    with rounds.jobs(work) as job, serving([command], job.folder) as (pids, servers):
-        found = rounds.gather(job, case.name, worker, case, servers, server=pids[0])
+    with rounds.jobs(work) as job:
+        options = ("--listen", "127.0.0.1:0", "--shards", str(case.shards), *(certificates(job) if case.tls else ()))
+        with serving([serve_command(case, workers, *options)], job.folder) as (pids, servers):
+            found = rounds.gather(job, case.name, worker, case, servers, server=pids[0])
     check_error(case.name, found, case.codec)
     return found
 

@@ -8,6 +8,7 @@ Two workers and one server, one compute thread per process. What a round is and 
 
     network-fp32, network-fp16, memory   this project: over sockets, the same in 16 bits both ways, in shared memory
     grpc-fp32    this project with ``--plane grpc``
+    tls-fp32, tls-grpc-fp32   network-fp32 and grpc-fp32 with TLS
     gloo         torch.distributed: one all-reduce of the flat gradient, each worker makes the step itself; has no async
     rpc-tcp, rpc torch.distributed.rpc as in PyTorch's tutorials: over TCP, and with the shared memory that it prefers
     shm, tcp     ceilings: shared memory with copies, in lock step; the same bytes over TCP without any arithmetic
@@ -39,11 +40,13 @@ from bench.rounds import Work
 Figures = dict[str, float]
 Record = dict[str, float | str | None]
 
-#: This project's: codec and plane.
+#: This project's: codec and plane; those whose name begins with tls use TLS.
 OURS = {
     "network-fp32": ("none", "network"),
     "network-fp16": ("fp16", "network"),
     "grpc-fp32": ("none", "grpc"),
+    "tls-fp32": ("none", "network"),
+    "tls-grpc-fp32": ("none", "grpc"),
     "memory": ("none", "memory"),
 }
 #: Others: module of bench/peers and variant.
@@ -74,7 +77,8 @@ class Row:
     def run(self, work: Work) -> Figures:
         if self.system in OURS:
             codec, plane = OURS[self.system]
-            return pushpull.run(Case(self.mode, codec, self.size, plane=plane, fused=True), work.workers, work)
+            tls = self.system.startswith("tls")
+            return pushpull.run(Case(self.mode, codec, self.size, plane=plane, fused=True, tls=tls), work.workers, work)
         peer, variant = PEERS.get(self.system, (self.system, ""))
         figures = common.run(peer, work, variant)
         pushpull.check_error(self.name, figures)

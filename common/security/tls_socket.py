@@ -95,16 +95,31 @@ class TlsSocket:
             self._wait(select.POLLIN)
 
     def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0) -> int:
-        """Read at most one record; ``flags`` are ignored. Returns 0 at the end.
+        """Read what has come, as far as there is room. Returns 0 at the end.
+
+        Args:
+            buffer: where it goes.
+            nbytes: nothing; all of the buffer is room.
+            flags: ``MSG_WAITALL`` waits until it is full.
 
         Raises:
             BlockingIOError: nothing has come, and calls do not wait.
             OSError: the connection has failed.
         """
-        while True:
-            with self._lock, contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return self._tls.recv_into(buffer, nbytes)
-            self._wait(select.POLLIN)
+        count = 0
+        while count < len(buffer):
+            try:
+                with self._lock:
+                    record = self._tls.recv_into(buffer[count:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if count and not flags & socket.MSG_WAITALL:
+                    break
+                self._wait(select.POLLIN)
+                continue
+            if not record:
+                break
+            count += record
+        return count
 
     def recv(self, nbytes: int) -> bytes:
         """Read at most ``nbytes`` of one record, as ``recv_into``."""

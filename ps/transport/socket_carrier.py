@@ -28,8 +28,8 @@ from torch_ps.common.wire.socket_frames import Receiver, put, same_user
 from torch_ps.ps.transport.carrier import MessageHandler
 from torch_ps.ps.transport.streams import Stream
 
-#: Reads of one connection in a row, before others have their turn; with TLS of a record each.
-READS, RECORDS = 8, 64
+#: Reads of one connection in a row, before others have their turn.
+READS = 8
 #: Buffers that one system call sends, and bytes that are taken out of the outbox at a time.
 BUFFERS, TAKEN_BYTES = 64, 1 << 18
 #: Seconds in which a peer has to read why its stream ends, and to close its end.
@@ -190,14 +190,19 @@ class SocketCarrier:
         self._reading = wanted
         if wanted:
             self._loop.add_reader(self._socket, self._readable)
+            self._read_pending()
         else:
             self._loop.remove_reader(self._socket)
+
+    def _read_pending(self) -> None:
+        """Read on soon where TLS has decrypted what nobody has taken: of that the loop would not tell."""
+        if isinstance(self._socket, TlsSocket) and self._socket.pending():
+            self._loop.call_soon(self._readable)
 
     def _readable(self) -> None:
         if not self._reading:
             return
-        tls = self._socket if isinstance(self._socket, TlsSocket) else None
-        for _ in range(READS if tls is None else RECORDS):
+        for _ in range(READS):
             room, fills = self._receiver.room(), self._receiver.fills
             try:
                 count = self._socket.recv_into(room)
@@ -213,10 +218,10 @@ class SocketCarrier:
             self._changed.set()
             if self._stream is not None:
                 self._deliver()
-            if not self._reading or (tls is None and (count < len(room) or not fills)):
-                return
-        if tls is not None and tls.pending():  # of which the loop would not tell
-            self._loop.call_soon(self._readable)
+            if not self._reading or count < len(room) or not fills:
+                break
+        if self._reading:
+            self._read_pending()
 
     def _deliver(self) -> None:
         """Hand over the messages that have come whole."""
