@@ -13,7 +13,7 @@ def test_roster_that_is_overtaken_by_what_the_engine_sends_is_published_to_nobod
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = WholeJob(1, "sync", "SGD", clips=True)
-    job = whole.shard.parts.job
+    job = whole.server.parts.job
     older = dataclasses.replace(job.roster, epoch=job.roster.epoch + 1)
     newer = dataclasses.replace(job.roster, epoch=job.roster.epoch + 2)
     set_roster = Engine.set_roster
@@ -30,4 +30,4 @@ def test_roster_that_is_overtaken_by_what_the_engine_sends_is_published_to_nobod
         assert queue.get_nowait() is newer
         assert queue.empty()
     assert job.roster is newer
-    whole.end()
+    whole.close()
