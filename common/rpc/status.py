@@ -91,6 +91,8 @@ def error_of(failure: grpc.RpcError, address: str) -> errors.PsError:
     code = failure.code()
     details = failure.details() or code.name
     known = errors.BY_NAME.get(str(_trailers(failure).get(TRAILER)))
+    if known is errors.Unauthenticated:  # said before the server knows whom it speaks for
+        return known(f"server {address}: {details}")
     if known is not None:
         return known(details)
     match code:

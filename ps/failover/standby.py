@@ -24,7 +24,7 @@ import secrets
 import socket
 
 from torch_ps.common import codecs, version
-from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable
+from torch_ps.common.errors import ConfigError, NotServing, PsError, Unreachable, WaitTimeout
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import Access
@@ -65,10 +65,11 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
     where = address.parse(config.standby_of)
     async with peer.connect(where, access) as primary:
         try:
-            told = await primary.describe(PRIMARY_SECONDS)
-        except PsError as error:
-            reason = await asyncio.to_thread(tls_probe.explain_failure, where, access.tls, PROBE_SECONDS)
-            raise (Unreachable(reason) if reason else error) from None
+            told = await primary.describe(ANSWER_SECONDS)
+        except (Unreachable, WaitTimeout):
+            if reason := await asyncio.to_thread(tls_probe.explain_failure, where, access.tls, PROBE_SECONDS):
+                raise Unreachable(reason) from None
+            told = await primary.describe(PRIMARY_SECONDS)  # it may come up
     version.check(f"the primary at {where}", told.version, "this standby")
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")

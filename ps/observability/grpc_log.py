@@ -1,14 +1,15 @@
-"""Turns what gRPC's C++ core writes to stderr into lines of our log: failed TLS handshakes, in words, throttled.
+"""Turns what gRPC's C++ core writes to stderr into lines of our log, in words, throttled.
 
-    C++ core --fd 2--> pipe --> thread --handshake failed--> log, at most some lines in a while
-                                       --anything else-----> the real stderr, as it is
+    C++ core --fd 2--> pipe --> thread --handshake failed, HTTP/2 refused--> log, at most some lines in a while
+                                       --anything else---------------------> the real stderr, as it is
 
-gRPC does not tell Python why a handshake failed; it prints the reason, once per connection, so that a client that keeps
-trying fills the disk. The line does not name the client either; a firewall's log does.
+gRPC does not tell Python why a handshake failed, or what it has refused of a peer; it prints the reason, once per
+connection, so that a client that keeps trying fills the disk. The line does not name the client either; a firewall's
+log does.
 
 Rules of this file
-  1. Only handshake lines are held back, and they are counted: every other line passes unchanged, and Python's own
-     stderr is untouched.
+  1. Only lines that a peer causes are held back, and they are counted: every other line passes unchanged, and Python's
+     own stderr is untouched.
   2. ``faulthandler`` reports a crash of the process past the pipe.
 
 Source: dup2(2).
@@ -26,7 +27,11 @@ from torch_ps.ps.observability.log_throttle import LogThrottle
 
 log = logging.getLogger("torch_ps.ps")
 
+#: Longest text of gRPC's that is passed on.
+_MOST_TEXT = 200
 _FAILED = re.compile(rb"ssl_transport_security\S* Handshake failed with .*?: (?:error:[0-9a-f]+:)?(.*)")
+#: Of the files of gRPC's core that read what a peer sends.
+_REFUSED = re.compile(rb"(?:hpack|frame|chttp2|http2|parsing)_?\w*\.cc:\d+\] (.*)")
 #: Marks in gRPC's line, and what they mean at a server's port.
 _MEANINGS = (
     ("WRONG_VERSION_NUMBER", "the peer does not speak TLS: a client without tls_ca, or something that is no client"),
@@ -42,12 +47,18 @@ _MEANINGS = (
 
 
 def meaning(line: bytes) -> str | None:
-    """The reason that a line about a failed handshake gives, in words; None for any other line."""
-    found = _FAILED.search(line)
-    if found is None:
-        return None
-    text = found[1].decode("ascii", "replace").strip()
-    return next((words for mark, words in _MEANINGS if mark in text), text)
+    """What a line says that a peer has caused, in words; None for any other line."""
+    if (found := _FAILED.search(line)) is not None:
+        text = _text(found[1])
+        return "a TLS handshake failed: " + next((words for mark, words in _MEANINGS if mark in text), text)
+    if (found := _REFUSED.search(line)) is not None:
+        return f"a peer has sent what is no call, and gRPC has refused it: {_text(found[1])}"
+    return None
+
+
+def _text(line: bytes) -> str:
+    text = line.decode("ascii", "replace").strip()
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)[:_MOST_TEXT]
 
 
 def listen() -> None:
@@ -71,5 +82,4 @@ def _pass_on(reading: int, real: int) -> None:
             if reason is None:
                 os.write(real, line)
             elif (kept := throttle.admit(time.monotonic())) is not None:
-                more = f" ({kept} more have failed since the last line)" if kept else ""
-                log.warning("a TLS handshake failed: %s%s", reason, more)
+                log.warning("%s%s", reason, f" ({kept} more since the last line)" if kept else "")

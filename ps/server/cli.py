@@ -44,7 +44,7 @@ def main(server: ServerConfig, command: tuple[str, ...]) -> None:
         from torch_ps.ps.server.with_command import serve_during
 
         sys.exit(serve_during(server, command))
-    if server.tls_cert and server.shards == 1 and not server.models:
+    if server.shards == 1 and not server.models:
         from torch_ps.ps.observability import grpc_log
 
         grpc_log.listen()

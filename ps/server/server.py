@@ -402,9 +402,8 @@ def _serve_http(
     try:
         return HttpServer(wanted, metrics.registry, lambda: health.problem(time.monotonic()), refresh)
     except OSError as error:
-        raise ConfigError(
-            f"cannot serve metrics on {wanted}: {error.strerror}; choose another with --metrics, or off"
-        ) from None
+        why = (error.strerror or str(error)).partition(" (while")[0]  # asyncio repeats the address
+        raise ConfigError(f"cannot serve metrics on {wanted}: {why}; choose another with --metrics, or off") from None
 
 
 def _log_start(place: _Place, endpoint: Endpoint, http: HttpServer | None) -> None:

@@ -126,20 +126,24 @@ def test_log_lines_beyond_a_number_are_counted_and_not_said() -> None:
         (
             b"I1124 23:33:25.1 1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
             b"error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired\n",
-            "the peer's certificate has expired",
+            "a TLS handshake failed: the peer's certificate has expired",
         ),
         (
             b"I1124 23:33:25.1 1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
             b"error:10000070:SSL routines:OPENSSL_internal:BAD_PACKET_LENGTH\n",
-            "the peer broke off: a client that does not trust this server's certificate does",
+            "a TLS handshake failed: the peer broke off: a client that does not trust this server's certificate does",
         ),
         (
             b"I1124 23:33:25.1 1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
             b"error:10000070:SSL routines:OPENSSL_internal:NO_SHARED_CIPHER\n",
-            "SSL routines:OPENSSL_internal:NO_SHARED_CIPHER",
+            "a TLS handshake failed: SSL routines:OPENSSL_internal:NO_SHARED_CIPHER",
+        ),
+        (
+            b"E1130 17:00:00.1 1 hpack_parser.cc:999] Error parsing 'x\x1b' metadata: invalid value\n",
+            "a peer has sent what is no call, and gRPC has refused it: Error parsing 'x\\x1b' metadata: invalid value",
         ),
         (b"terminate called after throwing\n", None),
     ],
 )
-def test_line_of_grpc_about_a_handshake_is_put_into_words(line: bytes, words: str | None) -> None:
+def test_line_of_grpc_that_a_peer_has_caused_is_put_into_words(line: bytes, words: str | None) -> None:
     assert meaning(line) == words

@@ -285,7 +285,8 @@ def _wait_until_ready(file: Path, children: Processes, server: Child, signals: l
         if signals:
             return ""
         if server in children.poll(POLL_EVERY):
-            raise JobFailed(f"the job did not start: {_explain_end(server)}", server.exit_code or 1)
+            said = "; its last line above says why" if any(server.last_lines) else ""  # alone, so it is the last
+            raise JobFailed(f"the job did not start: {server.ending}{said}", server.exit_code or 1)
         slow.tell()
     ready = json.loads(file.read_text(encoding="utf-8"))
     log.info(

@@ -224,7 +224,7 @@ class Link:
 
     def reason(self, error: PsError) -> str:
         """What an error of a call says, for a sentence that names the address already."""
-        text = str(error).removeprefix(f"server {self.address} ").removeprefix("does not answer: ")
+        text = str(error).removeprefix(f"server {self.address}").lstrip(": ").removeprefix("does not answer: ")
         return text.replace("did not answer", "it did not answer") if text.startswith("did not answer") else text
 
     def model(self, seconds: float) -> pb.Model:
