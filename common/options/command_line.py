@@ -286,8 +286,8 @@ def _read_file(context: click.Context) -> dict[str, Any]:
 
 
 def _parse_file(path: str) -> dict[str, Any]:
-    with open(path, "rb") as stream:
-        return tomllib.load(stream)
+    with open(path, encoding="utf-8-sig") as stream:  # some editors begin a file with a byte-order mark
+        return tomllib.loads(stream.read())
 
 
 def _check_names(file: Mapping[str, Any], context: click.Context) -> None:

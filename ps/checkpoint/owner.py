@@ -28,6 +28,8 @@ from torch_ps.common.errors import CheckpointError
 FORMAT = "torch-ps owner 1"
 #: Largest record that is read, in bytes.
 MAX_BYTES = 1 << 16
+#: Seconds since 1970 that a record may name, not included; beyond, the system knows no date.
+MAX_SINCE = 1 << 37
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,8 @@ def parse(data: bytes, place: str) -> Owner:
         for field in dataclasses.fields(Owner):
             if type(getattr(owner, field.name)) is not field.type:
                 raise TypeError(field.name)
+        if not 0 <= owner.since < MAX_SINCE:
+            raise ValueError("since")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise CheckpointError(
             f"{place} does not say whose these checkpoints are: it is damaged, or of another version of torch-ps; "

@@ -190,9 +190,12 @@ class Ownership:
         return owner.verdict(found, self._mine, alive=_alive(found) if found is not None else False)
 
     def _refusal(self, found: Owner) -> CheckpointError:
+        what = "" if found.ended else ", or end that one first"
+        if not found.ended and found.job == self._mine.job:
+            what += f"; if it has taken over from this server, start this one with --standby-of {found.address}"
         return CheckpointError(
             f"{self._storage.url} is the checkpoint folder of another job ({found}); give this job another "
-            "--checkpoint" + ("" if found.ended else ", or end that one first")
+            f"--checkpoint{what}"
         )
 
     def _read(self) -> Owner | None:

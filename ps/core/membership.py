@@ -102,7 +102,7 @@ class Membership:
             Overloaded: there are as many members as ``limit`` allows.
             ProtocolError: the name or the rank is out of its range.
         """
-        if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or name.isspace():
             raise ProtocolError(f"a worker's name has 1 to {MAX_NAME} printable characters; got {name[:MAX_NAME]!r}")
         if rank is not None and rank < 0:
             raise ProtocolError(f"rank of worker {name!r} must be >= 0; got {rank}")

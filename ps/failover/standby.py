@@ -69,7 +69,8 @@ async def inherit(config: ServerConfig, access: Access) -> tuple[ServerConfig, p
         except (Unreachable, WaitTimeout):
             if reason := await asyncio.to_thread(tls_probe.explain_failure, where, access.tls, PROBE_SECONDS):
                 raise Unreachable(reason) from None
-            told = await primary.describe(PRIMARY_SECONDS)  # it may come up
+            log.info("no primary answers at %s; it may come up and is waited for %g s", where, PRIMARY_SECONDS)
+            told = await primary.describe(PRIMARY_SECONDS)
     version.check(f"the primary at {where}", told.version, "this standby")
     if lacking := set(told.codec) - set(codecs.names()):
         raise ConfigError(f"the primary has a codec {min(lacking)!r}; give the standby the same --codecs")

@@ -59,6 +59,7 @@ def test_record_is_read_back_and_says_whose_the_folder_is() -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"{", b"[]", b"null", dump(FIRST)[:-9], dump(FIRST).replace(b"owner 1", b"owner 2"), b"[" * 99_999]
+    + [dump(FIRST).replace(b'"since": 0', b'"since": 1' + 40 * b"0")]
     + [dump(FIRST).replace(b'"pid": 7', each) for each in (b'"pid": "7"', b'"pid": true', b'"pit": 7')],
 )
 def test_record_that_cannot_be_read_is_no_free_folder(data: bytes) -> None:

@@ -75,7 +75,8 @@ def test_second_job_is_refused_at_its_start_and_costs_the_first_nothing(tmp_path
         said = first.refused(checkpoint=str(folder), resume=True, listen="127.0.0.1:0")
         pid = first.processes[0].pid
         assert f"{folder} is the checkpoint folder of another job (server {first}, process {pid} on host" in said
-        assert "give this job another --checkpoint, or end that one first" in said
+        assert "give this job another --checkpoint, or end that one first; if it has taken over from this" in said
+        assert said.rstrip().endswith(f"--standby-of {first}")
         push(first, 2, "w1")
         first.kill()
         first.start(resume=True)  # a crash locks nobody out

@@ -123,6 +123,7 @@ REFUSED: list[tuple[str, int | None, bool, type[ProtocolError], str]] = [
     ("c", -1, True, ProtocolError, "rank of worker 'c' must be >= 0; got -1"),
     ("", None, True, ProtocolError, "a worker's name has 1 to 100 printable characters"),
     ("x" * 101, None, True, ProtocolError, "a worker's name has 1 to 100 printable characters"),
+    ("  ", None, True, ProtocolError, "a worker's name has 1 to 100 printable characters"),
     ("a\nb", None, True, ProtocolError, "a worker's name has 1 to 100 printable characters"),
 ]
 

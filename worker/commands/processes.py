@@ -65,7 +65,9 @@ class Child:
         if code >= 0:
             return f"{self.name} ended with exit code {code}"
         try:
-            return f"{self.name} was killed by {signal.Signals(-code).name}"
+            name = signal.Signals(-code).name
+            out_of_memory = " (as the system does to a process where memory runs out)" if name == "SIGKILL" else ""
+            return f"{self.name} was killed by {name}{out_of_memory}"
         except ValueError:
             return f"{self.name} was killed by signal {-code}"
 

@@ -355,6 +355,12 @@ def test_file_that_is_missing_or_not_toml_is_refused(toml: Any, tmp_path: Path) 
     assert "is not a readable TOML file" in refusal(serve, "--config", toml("lease ="))
 
 
+def test_file_may_begin_with_a_byte_order_mark_and_have_the_line_ends_of_another_system(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"\xef\xbb\xbf[server]\r\nlease = 7\r\n")
+    assert server("--config", str(path)).lease == 7
+
+
 def test_help_shows_common_options_first_and_fits_a_screen() -> None:
     short = call(serve, "--help", COLUMNS="100").output
     assert "--lease SECONDS" in short
