@@ -33,12 +33,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from torch_ps.common.errors import NoSharedMemory, Unreachable
+from torch_ps.common.host_id import host_id
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.plan import Bucket
 from torch_ps.common.private_pages import written_pages
@@ -269,15 +269,3 @@ def offer_to_proto(offer: Offer) -> pb.ArenaOffer:
 
 def offer_from_proto(message: pb.ArenaOffer) -> Offer:
     return Offer(message.host, message.pid, message.fd, message.token, message.size)
-
-
-def host_id() -> str:
-    """Boot id of the kernel and network namespace of this process; "" where the system has neither.
-
-    A network namespace counts as a host of its own: traffic that leaves one is meant to use its links.
-    """
-    try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{kernel} {os.readlink('/proc/self/ns/net')}"
-    except OSError:
-        return ""

@@ -19,8 +19,8 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from torch_ps.common.arena import host_id
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.host_id import host_id
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.security.tls_socket import Contexts

@@ -23,8 +23,8 @@ from tests.support.proxy import Proxy
 from tests.support.raw import raw, secret_of
 from tests.support.raw_worker import raw_workers
 from tests.support.threads import at_once
-from torch_ps.common.arena import host_id
 from torch_ps.common.errors import ConfigError
+from torch_ps.common.host_id import host_id
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire import address
 from torch_ps.common.wire.frames import pack

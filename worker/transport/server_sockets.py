@@ -8,8 +8,8 @@ Source: see ``torch_ps.common.wire.port_proof`` and ``torch_ps.common.wire.socke
 import socket
 import time
 
-from torch_ps.common.arena import host_id
 from torch_ps.common.errors import NoSharedMemory, PsError
+from torch_ps.common.host_id import host_id
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.security.tls_socket import Contexts, TlsSocket
 from torch_ps.common.wire import port_proof
