@@ -58,6 +58,7 @@ ORDER = {
             "allocator",
             "ending_signals",
             "errors",
+            "host_id",
             "log",
             "memory_limit",
             "parent_death",
