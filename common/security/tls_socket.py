@@ -98,8 +98,8 @@ class TlsSocket:
         """Read what has come, as far as there is room. Returns 0 at the end.
 
         Args:
-            buffer: where it goes.
-            nbytes: nothing; all of the buffer is room.
+            buffer: memory that the bytes are written to.
+            nbytes: ignored, as all of the buffer is room.
             flags: ``MSG_WAITALL`` waits until it is full.
 
         Raises:
@@ -131,7 +131,7 @@ class TlsSocket:
 
         Args:
             buffers: what is to be sent, as to ``socket.sendmsg``.
-            ancillary: nothing.
+            ancillary: ignored, as TLS has no such data.
             flags: ``MSG_DONTWAIT`` does not wait.
 
         Raises:
