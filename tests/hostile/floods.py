@@ -26,6 +26,7 @@ from pathlib import Path
 from tests.support.processes import Child
 from torch_ps.common.rpc import channel
 from torch_ps.common.wire import address
+from torch_ps.common.wire.port_proof import greet
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
@@ -99,7 +100,7 @@ class Flood:
         pause: Seconds between two batches.
         once: Whether a connection ends after the first batch.
         everywhere: Whether each connection comes from another address.
-        port: "grpc", or "http" for that of /metrics and /health.
+        port: "grpc", "data", or "http" for that of /metrics and /health.
         handshake: Whether the peer speaks TLS where the server does; otherwise its bytes go out as they are.
     """
 
@@ -153,6 +154,9 @@ FLOODS: dict[str, Flood] = {
     "large visitors": Flood(opening=b"GET /metrics HTTP/1.1\r\n", batch=always(b"X: y\r\n" * 10_000), port="http"),
     **_both("busy visitors", opening=b"GET /metrics HTTP/1.1\r\n\r\n", connections=32, port="http"),
     "visitors of HTTP/2": Flood(batch=always(PINGS), port="http"),
+    "silence at the data port": Flood(opening=b"", connections=1000, port="data"),
+    "greetings at the data port": Flood(opening=b"", batch=lambda number: greet(), connections=200, port="data"),
+    "noise at the data port": Flood(opening=b"", batch=lambda number: os.urandom(1 << 16), port="data"),
 }
 
 

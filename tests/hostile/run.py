@@ -32,6 +32,7 @@ from tests.hostile.floods import FLOODS, Flood, attacking
 from tests.support.certificates import Authority, options
 from tests.support.etcd import BINARY, EtcdProcess
 from tests.support.jobs import Servers, job
+from torch_ps.common.rpc.credentials import access_of
 
 #: Most resident memory of a server in MiB, seconds of one push, of an answer of /health, and until a new
 #: worker has joined.
@@ -81,6 +82,12 @@ class Target:
     def pid(self) -> int:
         return self.servers.processes[0].pid
 
+    def address(self, port: str) -> str:
+        """Where a flood of this ``Flood.port`` goes."""
+        if port == "data":
+            return f"127.0.0.1:{self.servers.described().data_port.port}"
+        return (self.servers.metrics if port == "http" else self.servers.addresses)[0]
+
     def push(self) -> float:
         """Push once and check the result; seconds that it took."""
         begin = time.monotonic()
@@ -123,6 +130,7 @@ def target(*, tls: bool, etcd: str = "") -> Iterator[Target]:
             torch_ps.Client(str(servers), name="w0", **access) as worker,
         ):
             worker.init({"x": torch.zeros(SIZE)}, SPEC)
+            servers.access = access_of(authority.ca if authority is not None else "", "", "", str(token))
             yield Target(servers, access, worker, tls)
 
 
@@ -136,7 +144,7 @@ def withstand(job: Target, name: str, seconds: float) -> Cost:
     job.push()
     before = resident(job.pid), files(job.pid), threads(job.pid)
     Path(f"/proc/{job.pid}/clear_refs").write_text("5")  # VmHWM begins anew; see proc(5)
-    where = (job.servers.metrics if flood.port == "http" else job.servers.addresses)[0]
+    where = job.address(flood.port)
     end = time.monotonic() + seconds
     with attacking(name, where, tls=job.tls), _probing(job.servers.metrics[0], cost):
         while time.monotonic() < end:

@@ -47,8 +47,12 @@ class Addresses:
     @property
     def incarnation(self) -> int:
         """Of the lead, now."""
-        with self._link(0) as link:
-            return link.describe(SECONDS).incarnation
+        return self.described().incarnation
+
+    def described(self, shard: int = 0) -> pb.JobDescription:
+        """What a server says of its job, and where it can be reached."""
+        with self._link(shard) as link:
+            return link.describe(SECONDS)
 
     @contextlib.contextmanager
     def _link(self, shard: int) -> Iterator[Link]:

@@ -40,25 +40,17 @@ from torch_ps.worker.transport.socket_stream import SocketStream
 SGD = torch_ps.OptimizerSpec("SGD", lr=1.0)
 
 
-def described(servers: Servers) -> pb.JobDescription:
-    link = Link(address.parse(servers.addresses[0]))
-    try:
-        return link.describe(SECONDS)
-    finally:
-        link.close()
-
-
 def put(message: bytes) -> bytes:
     return b"".join(buffers_of(message))
 
 
 def offer_of(servers: Servers) -> pb.SocketOffer:
-    return described(servers).socket
+    return servers.described().socket
 
 
 def hello(servers: Servers, worker: str = "", session: int = 0) -> bytes:
     """First frame of a stream; without a worker, of an observer."""
-    hello = pb.Hello(worker=worker, session=session, incarnation=described(servers).incarnation)
+    hello = pb.Hello(worker=worker, session=session, incarnation=servers.described().incarnation)
     hello.secret = secret_of(worker)
     return pack(pb.UpHeader(hello=hello))
 
@@ -277,7 +269,7 @@ def test_proxy_in_between_carries_everything_over_grpc() -> None:
 def test_strangers_at_the_data_port_are_let_go_and_cost_nobody_anything() -> None:
     with job() as servers, torch_ps.Client(str(servers), name="w0", plane="network") as client:
         client.init({"x": torch.ones(2)}, SGD)
-        offer = described(servers).data_port
+        offer = servers.described().data_port
         greeting = port_proof.greet()
         with dialled(offer) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -294,7 +286,7 @@ def test_strangers_at_the_data_port_are_let_go_and_cost_nobody_anything() -> Non
 
 def test_silent_connections_to_the_data_port_do_not_keep_a_worker_out() -> None:
     with job() as servers, contextlib.ExitStack() as stack:
-        offer = described(servers).data_port
+        offer = servers.described().data_port
         silent = [stack.enter_context(dialled(offer)) for _ in range(MAX_WAITING)]
         with torch_ps.Client(str(servers), name="w0", plane="network") as client:
             client.init({"x": torch.ones(2)}, SGD)
@@ -305,7 +297,7 @@ def test_silent_connections_to_the_data_port_do_not_keep_a_worker_out() -> None:
 
 def test_worker_never_speaks_to_another_server_at_the_data_port() -> None:
     with job() as servers, job() as others:
-        ours, other = described(servers).data_port, described(others).data_port
+        ours, other = servers.described().data_port, others.described().data_port
         where = address.parse(servers.addresses[0])
         ours.port = other.port
         with pytest.raises(NoDataPort, match="is another server"):
@@ -359,7 +351,7 @@ def test_split_frame_with_two_headers_is_refused() -> None:
     with job() as servers:
         where = address.parse(servers.addresses[0])
         stream = SocketStream(
-            connect_data(where, described(servers).data_port), where, lambda message: None, ends.append
+            connect_data(where, servers.described().data_port), where, lambda message: None, ends.append
         )
         frame = split(pb.UpHeader(push=pb.Push(weight=1.0, codec="none")), [bytes(8)])
         assert isinstance(frame, Split)
@@ -425,7 +417,7 @@ def test_killed_server_ends_the_stream_on_its_data_port_at_once() -> None:
     with contextlib.suppress(AssertionError), job() as servers:
         where = address.parse(servers.addresses[0])
         stream = SocketStream(
-            connect_data(where, described(servers).data_port), where, lambda message: None, ends.append
+            connect_data(where, servers.described().data_port), where, lambda message: None, ends.append
         )
         os.kill(servers.processes[0].pid, signal.SIGKILL)
         until(lambda: bool(ends), "the stream ends")
