@@ -396,10 +396,14 @@ class Covers(_message.Message):
     def __init__(self, number: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("incarnation",)
+    __slots__ = ("incarnation", "shard", "secret")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
-    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+    shard: int
+    secret: bytes
+    def __init__(self, incarnation: _Optional[int] = ..., shard: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class RosterView(_message.Message):
     __slots__ = ("epoch", "open", "member", "lead", "cut", "stopped")
@@ -430,8 +434,8 @@ class RosterMember(_message.Message):
     rank: int
     first_step: int
     digest: str
-    seeds: bool
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., first_step: _Optional[int] = ..., digest: _Optional[str] = ..., seeds: bool = ...) -> None: ...
+    seeds: str
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., first_step: _Optional[int] = ..., digest: _Optional[str] = ..., seeds: _Optional[str] = ...) -> None: ...
 
 class UpFrame(_message.Message):
     __slots__ = ("header", "payload")
