@@ -40,7 +40,9 @@ def test_last_cut_does_not_count_a_report_of_the_part_that_is_written_anew() -> 
     plan = planner(every=4, num_shards=2)
     assert plan.due(0.0, 2, 2, stale=False) == 4
     assert plan.reported(0, 4, "old", 0.0) is None
-    assert plan.awaits_others(0, 4) and not plan.awaits_others(1, 4) and not plan.awaits_others(0, 8)
+    assert plan.awaits_others(0, 4)
+    assert not plan.awaits_others(1, 4)
+    assert not plan.awaits_others(0, 8)
     plan.last(0, 4)
     assert plan.reported(1, 4, "one", 1.0) is None
     assert plan.reported(0, 4, "zero", 1.0) == ("zero", "one")
