@@ -274,7 +274,7 @@ def cuts() -> set[Row]:
     calls: list[tuple[str, Callable[[Any], object]]] = [
         ("due", lambda planner: planner.due(0.0, 0, 1, stale=False)),
         ("due", lambda planner: planner.due(901.0, 0, 1, stale=False)),
-        ("last", lambda planner: planner.last(5)),
+        ("last", lambda planner: planner.last(1, 5)),
     ]
     for version in (2, 5):
         calls.append(("failed", partial(CutPlanner.failed, shard=0, version=version, now=0.0)))
