@@ -435,7 +435,9 @@ def test_connection_whose_place_in_a_stream_is_taken_or_does_not_exist_is_let_go
             first.recv(1)
 
 
-def test_connections_of_a_stream_that_do_not_come_together_or_send_too_early_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_of_a_stream_that_do_not_come_together_or_send_too_early_are_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch_ps.ps.transport.bundles.SECONDS", 0.1)
 
     async def served() -> None:
