@@ -17,9 +17,10 @@ from typing import Any, Literal
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options import security_options as protection
-from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option
+from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option, within
 from torch_ps.common.options.shared_options import DEVICE, codec_modules, log_level
 from torch_ps.common.wire import job_servers
+from torch_ps.common.wire.port_proof import MAX_CONNECTIONS
 
 PLANES = ("auto", "memory", "network", "grpc")
 OVERLAPS = ("auto", "on", "off", "forward", "eager", "eager,forward")
@@ -160,6 +161,11 @@ class WorkerConfig:
         "auto",
         "what carries buckets; auto is memory between processes of one host, network the servers' data ports or gRPC",
         choices=PLANES,
+    )
+    connections: int = option(
+        1,
+        "TCP connections to each data port; more for links with long round trips",
+        check=within(1, MAX_CONNECTIONS),
     )
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()

@@ -33,7 +33,7 @@ class _Entered:
     """A process that has entered.
 
     Attributes:
-        host: where it runs.
+        host: id of its host.
         heard: time in seconds when it was last heard of.
         streams: number of the streams with which it follows the lead; while there is one, it is not silent.
     """
@@ -91,7 +91,7 @@ class Incarnation:
 
         Args:
             digest: digest of the secret of the process, which names it.
-            host: where it runs.
+            host: id of its host.
             now: time in seconds.
 
         Raises:

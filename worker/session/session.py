@@ -108,6 +108,7 @@ class Session(Part):
         compress_pull: codec of pulls.
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none; "grpc"
             shares none and uses no socket either.
+        connections: number of connections to each server's data port that a stream goes over.
         timeout: seconds that a wait for other workers may take.
         access: TLS and token settings.
 
@@ -143,9 +144,10 @@ class Session(Part):
         compress_pull: str,
         timeout: float,
         plane: str = "auto",
+        connections: int = 1,
         access: Access = OPEN,
     ) -> None:
-        check_arguments(timeout, plane)
+        check_arguments(timeout, plane, connections)
         check_process()
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
@@ -165,7 +167,7 @@ class Session(Part):
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
-        self._links = [Link(addresses[0], access, plane) for addresses in servers]
+        self._links = [Link(addresses[0], access, plane, connections) for addresses in servers]
         self._shards = [ShardServers(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_links)
