@@ -131,8 +131,8 @@ def test_worker_is_told_when_not_all_servers_come_back(tmp_path: Path) -> None:
             servers.kill(0)
             servers.start_alone(0, resume=True)
             assert servers.ended(1)[0] == 1
-            client._session.timeout = 1.0
-            with pytest.raises(torch_ps.Unreachable, match=f"no server answers at {servers.addresses[1]} within [01]"):
+            client._session.timeout = 3.0
+            with pytest.raises(torch_ps.Unreachable, match=f"no server answers at {servers.addresses[1]} within [23]"):
                 client.once()
         servers.start_alone(1, resume=True)
 
