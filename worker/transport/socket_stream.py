@@ -86,6 +86,11 @@ class SocketStream:
             if rest or self._first or self._frames:
                 self._put.notify()
 
+    @property
+    def sending(self) -> bool:
+        with self._put:
+            return bool(self._busy or self._rest or self._first or self._frames)
+
     def close(self) -> None:
         self._closed = True
         with self._put:
