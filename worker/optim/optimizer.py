@@ -728,7 +728,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             if self._untracked_writes is not None:
                 self._untracked_writes.check(self._session.version)
             self._session.discard_unanswered()
-            self._flat.follow()
+            if self._weights is None:
+                self._flat.follow()  # else done when it looked for writes
             self._changed = self._server_optimizer.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
         with self._session.span("push", step, bucket.index), self._pusher.staging(bucket) as staging:
