@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 
-async def to_daemon_thread(
+def in_daemon_thread(
     function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments, name: str
-) -> Result:
-    """Call a function that blocks, and wait for its result; who is cancelled leaves the call to itself.
+) -> Future[Result]:
+    """Call a function that blocks; who stops waiting for the result leaves the call to itself.
 
     Args:
         name: name of the thread.
@@ -34,4 +34,11 @@ async def to_daemon_thread(
             future.set_result(result)
 
     threading.Thread(target=run, name=name, daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return future
+
+
+async def to_daemon_thread(
+    function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments, name: str
+) -> Result:
+    """Await the result of ``in_daemon_thread``; who is cancelled leaves the call to itself."""
+    return await asyncio.wrap_future(in_daemon_thread(function, *arguments, name=name))

@@ -8,6 +8,7 @@ Rules of this file
   2. A model that came over the wire is checked here, once, before anything is built from it.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -185,6 +186,11 @@ def check_same(job: Model, worker: Model, name: str) -> None:
                 optim.check_change(job.optimizer, own.hyper, {**own.hyper, **other.hyper})
             except ConfigError as error:
                 raise ModelMismatch(f"worker {name!r} brings other hyperparameters: {error}") from None
+
+
+def digest_of(model: Model) -> str:
+    """SHA-256 of a model with its hyperparameters, hexadecimal: equal models have equal digests in every process."""
+    return hashlib.sha256(to_proto(model).SerializeToString(deterministic=True)).hexdigest()
 
 
 def to_proto(model: Model) -> pb.Model:

@@ -396,10 +396,14 @@ class Covers(_message.Message):
     def __init__(self, number: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("incarnation",)
+    __slots__ = ("incarnation", "shard", "secret")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
-    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+    shard: int
+    secret: bytes
+    def __init__(self, incarnation: _Optional[int] = ..., shard: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class RosterView(_message.Message):
     __slots__ = ("epoch", "open", "member", "lead", "cut", "stopped")
@@ -430,8 +434,8 @@ class RosterMember(_message.Message):
     rank: int
     first_step: int
     digest: str
-    seeds: bool
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., first_step: _Optional[int] = ..., digest: _Optional[str] = ..., seeds: bool = ...) -> None: ...
+    seeds: str
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., first_step: _Optional[int] = ..., digest: _Optional[str] = ..., seeds: _Optional[str] = ...) -> None: ...
 
 class UpFrame(_message.Message):
     __slots__ = ("header", "payload")
@@ -683,7 +687,7 @@ class StatusRequest(_message.Message):
     def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "software", "checkpoint", "standby", "samples", "load", "joins")
+    __slots__ = ("shard", "num_shards", "mode", "initialised", "epoch", "open", "version", "num_buckets", "num_parameters", "uptime_seconds", "worker", "staleness", "late", "nonfinite", "mode_details", "advice", "software", "checkpoint", "standby", "samples", "load", "joins", "more_workers")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -713,6 +717,7 @@ class StatusReply(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     JOINS_FIELD_NUMBER: _ClassVar[int]
+    MORE_WORKERS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     num_shards: int
     mode: str
@@ -735,7 +740,8 @@ class StatusReply(_message.Message):
     samples: float
     load: ShardLoad
     joins: int
-    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., software: _Optional[_Union[Version, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ..., joins: _Optional[int] = ...) -> None: ...
+    more_workers: int
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., mode: _Optional[str] = ..., initialised: bool = ..., epoch: _Optional[int] = ..., open: bool = ..., version: _Optional[int] = ..., num_buckets: _Optional[int] = ..., num_parameters: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., worker: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., late: _Optional[int] = ..., nonfinite: _Optional[int] = ..., mode_details: _Optional[str] = ..., advice: _Optional[_Iterable[str]] = ..., software: _Optional[_Union[Version, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., standby: _Optional[_Union[StandbyStatus, _Mapping]] = ..., samples: _Optional[float] = ..., load: _Optional[_Union[ShardLoad, _Mapping]] = ..., joins: _Optional[int] = ..., more_workers: _Optional[int] = ...) -> None: ...
 
 class ShardLoad(_message.Message):
     __slots__ = ("queued", "apply_threads", "apply_seconds", "cpu_seconds", "memory_bytes", "bytes_pushed", "bytes_pulled")
@@ -756,7 +762,7 @@ class ShardLoad(_message.Message):
     def __init__(self, queued: _Optional[int] = ..., apply_threads: _Optional[int] = ..., apply_seconds: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "waiting_for", "reason", "bytes_pushed", "bytes_pulled", "shares_memory", "samples", "staleness", "carrier", "carrier_reason")
+    __slots__ = ("worker", "session", "rank", "clock", "connected", "silent_seconds", "waiting_seconds", "reason", "bytes_pushed", "bytes_pulled", "shares_memory", "samples", "staleness", "carrier", "carrier_reason", "waiting_for")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -764,7 +770,6 @@ class WorkerStatus(_message.Message):
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAITING_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     BYTES_PUSHED_FIELD_NUMBER: _ClassVar[int]
     BYTES_PULLED_FIELD_NUMBER: _ClassVar[int]
@@ -773,6 +778,7 @@ class WorkerStatus(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     CARRIER_FIELD_NUMBER: _ClassVar[int]
     CARRIER_REASON_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: int
     rank: int
@@ -780,7 +786,6 @@ class WorkerStatus(_message.Message):
     connected: bool
     silent_seconds: float
     waiting_seconds: float
-    waiting_for: _containers.RepeatedScalarFieldContainer[str]
     reason: str
     bytes_pushed: int
     bytes_pulled: int
@@ -789,7 +794,8 @@ class WorkerStatus(_message.Message):
     staleness: int
     carrier: str
     carrier_reason: str
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., waiting_for: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ..., samples: _Optional[float] = ..., staleness: _Optional[int] = ..., carrier: _Optional[str] = ..., carrier_reason: _Optional[str] = ...) -> None: ...
+    waiting_for: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[int] = ..., rank: _Optional[int] = ..., clock: _Optional[int] = ..., connected: bool = ..., silent_seconds: _Optional[float] = ..., waiting_seconds: _Optional[float] = ..., reason: _Optional[str] = ..., bytes_pushed: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., shares_memory: bool = ..., samples: _Optional[float] = ..., staleness: _Optional[int] = ..., carrier: _Optional[str] = ..., carrier_reason: _Optional[str] = ..., waiting_for: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TraceSteps(_message.Message):
     __slots__ = ("first", "stop")

@@ -1,15 +1,15 @@
 """Probe of a server's port: explains why a connection fails, as gRPC reports "failed to connect" for any reason.
 
     TCP --> TLS handshake --> the server's first byte
-     |        |                 '- none: the server refuses the client's certificate, or requires one
+     |        |                 '- none, every time: the server refuses the client's certificate, or requires one
      |        '- fails: its certificate is expired, of another authority or for another name; or it does not speak TLS
      '- fails: gRPC's own message is enough
 
 Rules of this file
   1. The probe shows the server the client's certificate and never sends the token.
   2. Every probe has a deadline. The result is None if TLS is not the reason.
-  3. A server that is about to end closes the connection in the handshake and refuses the next one; a server without
-     TLS closes it every time.
+  3. A server that is about to end closes one connection, in the handshake or after it, and refuses the next one. A
+     server without TLS, or one that refuses a certificate, closes every one.
 
 Source: https://www.openssl.org/docs/man3.0/man3/X509_STORE_CTX_get_error.html for the error numbers.
 """
@@ -27,11 +27,11 @@ _EXPIRED, _NOT_YET = 10, 9
 _OTHER_AUTHORITY = {18, 19, 20, 21}
 _OTHER_NAME = {62, 64}
 #: Times in a row that a server has to close the connection, and seconds between two attempts.
-_TIMES, _PAUSE_SECONDS = 4, 0.25
+_TIMES, _PAUSE_SECONDS = 3, 0.25
 
 
 class _HungUp(Exception):
-    """The server closed the connection in the handshake without an alert."""
+    """The server closed the connection without an alert; the text says why it does, if it does so every time."""
 
 
 class _Connected(ssl.SSLSocket):
@@ -55,15 +55,16 @@ def explain_failure(address: Address, tls: Tls | None, seconds: float) -> str | 
     Returns:
         The sentence, or None if TLS is not the reason or the reason cannot be found.
     """
-    deadline = time.monotonic() + seconds
+    deadline, reason = time.monotonic() + seconds, ""
     for _ in range(_TIMES):
         try:
             return _look(address, tls, max(deadline - time.monotonic(), 0.1) / 3)
         except OSError:
             return None
-        except _HungUp:
+        except _HungUp as end:
+            reason = str(end)
             time.sleep(min(_PAUSE_SECONDS, seconds / (2 * _TIMES)))
-    return f"server {address} does not speak TLS, or ends the handshake"
+    return reason
 
 
 def _look(address: Address, tls: Tls | None, seconds: float) -> str | None:
@@ -93,11 +94,15 @@ def _with_tls(plain: socket.socket, address: Address, tls: Tls) -> str | None:
         load(context, tls.cert, tls.key)
     try:
         with context.wrap_socket(plain, server_hostname=address.host) as secured:
-            return None if secured.recv(1) else _refused(address, tls)
+            if secured.recv(1):
+                return None
+            if _fault(tls):
+                return _refused(address, tls)
+            raise _HungUp(_refused(address, tls))
     except ssl.SSLCertVerificationError as error:
         return _not_believed(address, tls, error)
     except (ssl.SSLEOFError, ConnectionError):
-        raise _HungUp from None
+        raise _HungUp(f"server {address} does not speak TLS, or ends the handshake") from None
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
             return _refused(address, tls)
@@ -123,6 +128,11 @@ def _not_believed(address: Address, tls: Tls, error: ssl.SSLCertVerificationErro
 def _refused(address: Address, tls: Tls) -> str:
     if not tls.cert:
         return f"server {address} wants a certificate of its clients; give tls_cert and tls_key"
-    fault = find_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.ca else ""
+    fault = _fault(tls)
     reason = f": {fault}" if fault else ", though it is of the authority in tls_ca here" if tls.ca else ""
     return f"server {address} refuses the certificate {tls.cert}{reason}"
+
+
+def _fault(tls: Tls) -> str:
+    """What the authority of the servers has against this process's certificate; "" if that is not known."""
+    return find_fault(tls.cert, tls.key, tls.pem.ca or b"") if tls.cert and tls.ca else ""

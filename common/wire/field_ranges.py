@@ -186,7 +186,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "number": ANY,
         "secret": SECRET,
     },
-    "WatchRequest": {"incarnation": ANY},
+    "WatchRequest": {"incarnation": ANY, "shard": ANY, "secret": SECRET},
     # ------------------------------------------------------------ exchange
     "UpHeader": {
         "hello": ANY,

@@ -283,22 +283,31 @@ class Checkpointer(JobListener):
         ):
             await self._report(self._part, LAST_REPORT_SECONDS)
             return
+        index, planner = self._job.settings.index, self._planner
+        if planner is not None and planner.awaits_others(index, version):  # else what it has reported would be replaced
+            self._settled.clear()
+            await self._until_settled(version, LAST_REPORT_SECONDS)
+            return
         state = self._cutter.at_rest()
         if state is None:
             log.info("version %d is not kept: its step was under way when the shard stopped", version)
             if self._report_kept is not None:
-                await self._report(Kept(self._job.settings.index, version, 0, "", UNDER_WAY), LAST_REPORT_SECONDS)
+                await self._report(Kept(index, version, 0, "", UNDER_WAY), LAST_REPORT_SECONDS)
             return
-        if self._planner is not None:
-            self._planner.last(version)
+        if planner is not None:
+            planner.last(index, version)
             engine.core.cut.rest(version)
             self._settled.clear()
         await self._write(state, LAST_REPORT_SECONDS)
-        if self._planner is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), LAST_REPORT_SECONDS + 2 * (time.monotonic() - begin))
-                return
-            log.warning("version %d is not kept: not all shards have written their part", version)
+        if planner is not None:
+            await self._until_settled(version, LAST_REPORT_SECONDS + 2 * (time.monotonic() - begin))
+
+    async def _until_settled(self, version: int, seconds: float) -> None:
+        """Lead: wait until the last checkpoint is good, or never will be."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), seconds)
+            return
+        log.warning("version %d is not kept: not all shards have written their part", version)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

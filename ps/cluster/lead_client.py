@@ -240,7 +240,7 @@ class LeadClient:
         watch = connection.unary_stream(
             channel.method("WatchRoster"), pb.WatchRequest.SerializeToString, pb.RosterView.FromString
         )
-        request = pb.WatchRequest(incarnation=self._incarnation)
+        request = pb.WatchRequest(incarnation=self._incarnation, shard=self._shard, secret=self._lead.secret)
         try:
             async for view in watch(request, metadata=self._access.metadata):
                 self._heard = True

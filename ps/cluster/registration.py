@@ -7,12 +7,13 @@ later --> a call, the secret --> lead: is this the process in that place?
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from torch_ps.common import version
-from torch_ps.common.errors import Refused, Restarted, Unreachable, WaitTimeout
+from torch_ps.common.errors import Overloaded, Refused, Restarted, Unreachable, WaitTimeout
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
@@ -42,23 +43,43 @@ class Registrar:
     def __init__(self, incarnation: Incarnation, on_restart: Callable[[Restarted], None] | None) -> None:
         self._incarnation, self._on_restart = incarnation, on_restart
 
-    def register(self, shard: int, num_shards: int, secret: bytes) -> None:
+    def register(self, shard: int, num_shards: int, secret: bytes, host: str) -> None:
         """Give the process with this secret the place of a shard; to ask again changes nothing.
+
+        Args:
+            host: Where the process runs.
 
         Raises:
             ProtocolError: This server is not the lead, or the secret is not one.
             ConfigError: There is no such shard.
             Restarted: The shard was started alone, and this start of the servers ends for that: it has to ask again.
+            Overloaded: Too many processes have entered as this shard lately.
             Refused: The shard was started alone, and the servers go on.
         """
         try:
-            self._incarnation.enter(shard, num_shards, digest_of(secret, f"shard {shard}"))
+            self._incarnation.enter(shard, num_shards, digest_of(secret, f"shard {shard}"), host, time.monotonic())
+        except Overloaded:
+            raise
         except Refused:
             if self._on_restart is None:
                 raise
             error = Restarted(f"shard {shard} was started anew, so all servers have to start together again")
             self._on_restart(error)
             raise error from None
+
+    @contextmanager
+    def following(self, shard: int, secret: bytes) -> Iterator[None]:
+        """Keep the place of a shard that follows the lead, for as long as the context lasts.
+
+        Whoever has not entered keeps nothing, and may follow like a worker.
+        """
+        digest = digest_of(secret, f"shard {shard}") if secret else ""
+        entered = self._incarnation.follow(shard, digest)
+        try:
+            yield
+        finally:
+            if entered:
+                self._incarnation.unfollow(shard, digest, time.monotonic())
 
     def check(self, shard: int, secret: bytes) -> None:
         """Refuse a call in the name of a shard that is not that shard's.
@@ -96,7 +117,7 @@ async def register(lead: Address, shard: int, num_shards: int, secret: bytes, ac
                 return reply
         except grpc.aio.AioRpcError as error:
             failure = error_of(error, str(lead))
-            if not isinstance(failure, Unreachable | WaitTimeout | Restarted):
+            if not isinstance(failure, Unreachable | WaitTimeout | Restarted | Overloaded):
                 raise failure from None
         if reason := await asyncio.to_thread(tls_probe.explain_failure, lead, access.tls, PROBE_SECONDS):
             raise Unreachable(reason)

@@ -201,11 +201,21 @@ class CutPlanner(Generic[R]):
         """Whether parts of ``version`` are of no use any more. Parts of a later version may be of the last cut."""
         return version <= self._given_up
 
-    def last(self, version: int) -> None:
-        """Expect reports of ``version``, at which the job stands still, in place of any other."""
+    def awaits_others(self, shard: int, version: int) -> bool:
+        """Whether ``version`` is the cut under way and ``shard`` has reported its part, so that others are missing."""
+        return version == self._version and shard in self._reports
+
+    def last(self, shard: int, version: int) -> None:
+        """Expect reports of ``version``, at which the job stands still, in place of any other.
+
+        Args:
+            shard: number of the shard that writes its part anew, so that an earlier report of it no longer holds.
+            version: version of all buckets.
+        """
         if version != self._version:
-            early = {shard: report for shard, (told, report) in self._early.items() if told == version}
+            early = {each: report for each, (told, report) in self._early.items() if told == version}
             self._version, self._reports = version, early
+        self._reports.pop(shard, None)
 
     def _give_up(self, now: float) -> None:
         self._given_up = self._version

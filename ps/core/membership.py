@@ -84,7 +84,7 @@ class Membership:
         *,
         replace: bool = True,
         digest: str = "",
-        seeds: bool = False,
+        seeds: str = "",
     ) -> tuple[Member, Effects]:
         """Admit a worker, or the next life of one.
 
@@ -95,7 +95,7 @@ class Membership:
             replace: whether a live session of this name gives way. The shell passes False while a stream of that
                 session is alive, as it is another process then.
             digest: digest of the secret of the new session; "": nobody can show it, and no join is a repeat.
-            seeds: whether this worker has to send the first parameters.
+            seeds: digest of the model whose first parameters this worker has to send; "": it sends none.
 
         Raises:
             NameTaken: another live member has this rank or, without ``replace``, this name.

@@ -30,7 +30,7 @@ class Member:
         rank: rank that the worker asked for, >= 0; None leaves it to the order of names.
         first_step: first synchronous step that waits for this worker.
         digest: digest of the secret that shows who speaks for the session; "" where nobody does.
-        seeds: whether it has to send the first parameters.
+        seeds: digest of the model whose first parameters it has to send; "": it sends none.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Member:
     rank: int | None
     first_step: int
     digest: str = ""
-    seeds: bool = False
+    seeds: str = ""
 
     @property
     def key(self) -> SessionKey:

@@ -250,6 +250,11 @@ class Engine:
         """The gradient of a push that names no other frame: in its own, in shared memory, or none that counts."""
         codec = codecs.codec(push.codec)
         if push.HasField("arena_bytes"):
+            if len(payload):
+                raise CorruptFrame(
+                    f"worker {stream.worker!r} pushes the gradient of bucket {push.bucket} in shared memory and has "
+                    "another one in its frame"
+                )
             payload = self.arenas.payload(
                 stream.worker or "", stream.session, push.bucket, push.arena_bytes, in_place=codec.name == "none"
             )
@@ -270,6 +275,11 @@ class Engine:
         """
         bucket, plain = self._bucket(measure.bucket), codecs.codec("none")
         gradient = Encoded(plain, payload)
+        if len(payload) and (measure.missing or measure.HasField("ahead") or measure.HasField("arena_bytes")):
+            raise CorruptFrame(
+                f"worker {stream.worker!r} asks for the norm of a gradient of bucket {measure.bucket} that is missing "
+                "or elsewhere, and has another one in its frame"
+            )
         if measure.HasField("ahead"):
             gradient = stream.sent_ahead.look(measure.bucket, measure.ahead)
         elif measure.HasField("arena_bytes"):

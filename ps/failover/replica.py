@@ -220,7 +220,7 @@ class Replica:
             self._lead.secret = bytes.fromhex(told["secret"])  # this server is that shard once it takes over
             self._lead.learn(str(each) for each in told["lead"])
         else:
-            self._job.incarnation.digests = {int(shard): list(map(str, digests)) for shard, digests in told["shards"]}
+            self._job.incarnation.learn({int(shard): list(map(str, digests)) for shard, digests in told["shards"]})
         self._copies = {worker: copies for worker, copies in self._copies.items() if worker in members}
         for bucket, progress in self._progress.items():
             if len(progress["ledger"]) > 2 * len(members) + SPARE_ENTRIES:

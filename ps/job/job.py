@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+from torch_ps.common import schema
 from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.errors import ModelMismatch, NameTaken, NotInitialised, ProtocolError, PsError, UnknownWorker
 from torch_ps.common.plan import plan
@@ -154,10 +155,10 @@ class Job:
         """
         lead, deadline = self.lead, time.monotonic() + seconds
         digest = digest_of(secret, f"worker {worker!r}")
-        seeds = self.seeding.seeds(worker, lead.roster, digest)  # a repeat of the seeder, for whom the others wait
-        if not seeds:
+        repeats = self.seeding.repeats(worker, lead.roster, digest, model)  # of the seeder, for whom the others wait
+        if not repeats:
             model = await self._until_decided(worker, rank, model, deadline)
-            seeds = not self.seeding.initialised
+        seeds = "" if self.seeding.initialised else schema.digest_of(model)
         old = lead.roster.member(worker)
         if self.streams.connected(worker) and (old is None or old.digest != digest):
             raise NameTaken(f"a worker named {worker!r} is connected to this job; choose another name")

@@ -5,7 +5,7 @@
 
 Rules of this file
   1. Only the member that the roster marks as the seeder is heard, on every shard. What it has sent whole counts once: a
-     repeat, after an answer that was lost, changes nothing.
+     repeat, after an answer that was lost, changes nothing. The model is the one with which it has joined.
   2. Another worker's parameters take the place of those of a seeder that has left before the job could begin.
   3. A stream that another one has taken the place of holds no memory, also where its worker neither sends nor ends it.
 """
@@ -19,6 +19,7 @@ from torch_ps.common.schema import Model
 from torch_ps.ps.core.roster import SessionKey
 from torch_ps.ps.engine.engine import Engine
 from torch_ps.ps.job.job import Job
+from torch_ps.ps.job.seeding import check_seeded
 
 log = logging.getLogger("torch_ps.ps")
 
@@ -87,7 +88,7 @@ class SeedReceiver:
         Raises:
             UnknownWorker: The worker is not in the roster, or the secret is not its own.
             ProtocolError: The lead has not told this worker to send them.
-            ModelMismatch: On the lead, it is not the model with which the worker has joined.
+            ModelMismatch: It is not the model with which the worker has joined.
         """
         job, key = self._job, (worker, session)
         await job.until_member(worker, session, secret)
@@ -98,8 +99,7 @@ class SeedReceiver:
         member = job.roster.member(worker)
         if member is None or not member.seeds or (job.membership is not None and job.seeding.initialised):
             raise ProtocolError(f"worker {worker!r} was not told to send the parameters of shard {job.settings.index}")
-        if job.membership is not None:
-            job.seeding.check(worker, model)
+        check_seeded(member, model, f"shard {job.settings.index}")
         if self._stream is not None:
             self._stream.replace()
         job.seeding.begin()

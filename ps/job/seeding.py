@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 
 from torch_ps.common import schema
+from torch_ps.common.errors import ModelMismatch
 from torch_ps.common.schema import Model
-from torch_ps.ps.core.roster import Roster, SessionKey
+from torch_ps.ps.core.roster import Member, Roster, SessionKey
 from torch_ps.ps.core.seeder_choice import SeederChoice
 from torch_ps.ps.job.conditions import Conditions
 
@@ -79,10 +80,17 @@ class Seeding:
             self._choice.remove(worker, rank)
         return self._model is not None
 
-    def seeds(self, worker: str, roster: Roster, digest: str) -> bool:
-        """Lead: whether this is the seeder, which joins again with the same secret as it was not answered."""
+    def repeats(self, worker: str, roster: Roster, digest: str, model: Model) -> bool:
+        """Lead: whether this is the seeder, which joins again with the same secret as it was not answered.
+
+        Raises:
+            ModelMismatch: It brings another model now.
+        """
         member = roster.member(worker)
-        return not self.initialised and member is not None and member.key == self.seeder and member.digest == digest
+        if self.initialised or member is None or member.key != self.seeder or member.digest != digest:
+            return False
+        check_seeded(member, model, "the lead")
+        return True
 
     async def until_initialised(self) -> None:
         """Wait for the parameters, for as long as the caller lives."""
@@ -91,15 +99,6 @@ class Seeding:
     def choose(self, life: SessionKey, model: Model) -> None:
         """Lead: have this worker send the parameters of ``model``."""
         self.seeder, self._model = life, model
-
-    def check(self, worker: str, model: Model) -> None:
-        """Lead: refuse parameters of another model than that with which the seeder has joined.
-
-        Raises:
-            ModelMismatch: It is another model.
-        """
-        if self._model is not None:
-            schema.check_same(self._model, model, worker)
 
     def begin(self) -> None:
         """The parameters of this shard are being replaced."""
@@ -118,3 +117,21 @@ class Seeding:
             return ""
         self._model = None
         return self.seeder[0]
+
+
+def check_seeded(seeder: Member, model: Model, place: str) -> None:
+    """Refuse a model of the seeder that is not the one with which it has joined, by the digest in the roster.
+
+    All shards compare with the same digest, so they hold parameters of one model.
+
+    Args:
+        place: Server to which the seeder has sent ``model``, for the message.
+
+    Raises:
+        ModelMismatch: It is another model.
+    """
+    if schema.digest_of(model) != seeder.seeds:
+        raise ModelMismatch(
+            f"worker {seeder.name!r} sends {place} another model than the one with which it has joined; every shard "
+            "has to get the same"
+        )

@@ -8,11 +8,15 @@ from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.ballots import configuration_to_proto
 from torch_ps.ps.core.failover.seat import Seat
-from torch_ps.ps.core.roster import Roster
+from torch_ps.ps.core.roster import Member, Roster
+from torch_ps.ps.core.shard import MemberView
 from torch_ps.ps.engine.shard_state import CheckpointFacts
 from torch_ps.ps.job.job import Job
 from torch_ps.ps.job.replication_status import ReplicationStatus
 from torch_ps.ps.job.seat_driver import SeatDriver
+
+#: Bytes of the workers in one reply. A message of gRPC has room for them and the rest, whatever names the workers have.
+MAX_WORKER_BYTES = 4 << 20
 
 
 class StatusReporter:
@@ -73,29 +77,45 @@ class StatusReporter:
             reply.load.bytes_pushed, reply.load.bytes_pulled = engine.bytes_pushed, engine.bytes_pulled
         reply.load.apply_threads, reply.load.cpu_seconds = settings.apply_threads, time.process_time()
         reply.load.memory_bytes = resident_bytes()
-        views = {view.worker: view for view in engine.core.status().workers} if engine is not None else {}
-        for rank, member in enumerate(job.roster.members):
-            worker = reply.worker.add(worker=member.name, session=member.session, rank=rank)
-            stream = job.streams.get(member.name, member.session)
-            if stream is not None:
-                worker.connected = True
-                worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
-                worker.samples = stream.samples
-                worker.carrier, worker.carrier_reason = stream.carrier, stream.carrier_reason
-                if stream.staleness is not None:
-                    worker.staleness = stream.staleness
-            worker.shares_memory = engine is not None and engine.arenas.has(member.name, member.session)
-            if job.membership is not None and job.membership.roster.member(member.name):
-                worker.silent_seconds = job.membership.silent_for(member.name, now)
-            view = views.get(member.name)
-            if view is not None:
-                worker.clock = view.clock
-                wait = view.hold or job.sample_requests.waiting(member.name, member.session)
-                if wait is not None:
-                    worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
-                    worker.waiting_for.extend(wait.waiting_for)
-                    worker.reason = wait.reason
+        self._add_workers(reply, now)
         return reply
+
+    def _add_workers(self, reply: pb.StatusReply, now: float) -> None:
+        """Add the workers in rank order, as many as ``MAX_WORKER_BYTES`` have room for; others are counted."""
+        members, room = self._job.roster.members, MAX_WORKER_BYTES
+        views = {view.worker: view for view in self._job.engine.core.status().workers} if self._job.engine else {}
+        for rank, member in enumerate(members):
+            worker = self._worker(rank, member, views.get(member.name), now)
+            room -= worker.ByteSize()
+            if room < 0:
+                reply.more_workers = len(members) - rank
+                return
+            reply.worker.append(worker)
+
+    def _worker(self, rank: int, member: Member, view: MemberView | None, now: float) -> pb.WorkerStatus:
+        job = self._job
+        worker = pb.WorkerStatus(worker=member.name, session=member.session, rank=rank)
+        stream = job.streams.get(member.name, member.session)
+        if stream is not None:
+            worker.connected = True
+            worker.bytes_pushed, worker.bytes_pulled = stream.bytes_pushed, stream.bytes_pulled
+            worker.samples = stream.samples
+            worker.carrier, worker.carrier_reason = stream.carrier, stream.carrier_reason
+            if stream.staleness is not None:
+                worker.staleness = stream.staleness
+        worker.shares_memory = job.engine is not None and job.engine.arenas.has(member.name, member.session)
+        if job.membership is not None and job.membership.roster.member(member.name):
+            worker.silent_seconds = job.membership.silent_for(member.name, now)
+        if view is not None:
+            worker.clock = view.clock
+            wait = view.hold or job.sample_requests.waiting(member.name, member.session)
+            if wait is not None:
+                worker.waiting_seconds = max(now - wait.since, 1e-3)  # 0 says: does not wait
+                worker.waiting_for.extend(
+                    job.roster.rank_of(each) for each in wait.waiting_for if job.roster.member(each)
+                )
+                worker.reason = wait.reason
+        return worker
 
 
 def roster_view(roster: Roster) -> pb.RosterView:

@@ -199,7 +199,7 @@ async def _take_place(
             raise ConfigError(
                 f"the lead goes on from version {resumed} of a checkpoint; give shard {index} the same --checkpoint"
             )
-    incarnation = Incarnation(number, index, num_shards, continued=inherited is not None)
+    incarnation = Incarnation(number, index, num_shards, lease=settings.lease, continued=inherited is not None)
     return _Place(config, settings, incarnation, resumed, traced, lead, as_client, access)
 
 

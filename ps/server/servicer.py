@@ -187,7 +187,8 @@ class Servicer:
     async def enter(self, request: pb.EnterRequest, context: Context) -> pb.EnterReply:
         job = self._job
         version.check(f"shard {request.shard}", request.version, "the lead")
-        self._parts.registrar.register(request.shard, request.num_shards, request.secret)
+        host = host_of(context.peer())
+        self._parts.registrar.register(request.shard, request.num_shards, request.secret, host)
         steps = steps_to_proto(job.trace.steps)
         return pb.EnterReply(
             incarnation=job.incarnation.number,
@@ -382,7 +383,8 @@ class Servicer:
     async def watch_roster(self, request: pb.WatchRequest, context: Context) -> None:
         if request.incarnation:
             self._job.incarnation.check(request.incarnation, "a shard")
-        with self._job.rosters.watch() as queue:
+        registrar = self._parts.registrar
+        with self._job.rosters.watch() as queue, registrar.following(request.shard, request.secret):
             while (roster := await queue.get()) is not None:
                 view = roster_view(roster)
                 view.lead.extend(self._driver.addresses)

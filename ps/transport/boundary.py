@@ -19,6 +19,9 @@ from torch_ps.common.wire.frames import Frame, unpack, unpack_all
 
 Request = TypeVar("Request", bound=Message)
 
+#: Frames of an Exchange that carry a payload.
+WITH_PAYLOAD = ("push", "ahead", "measure")
+
 
 def read_request(data: bytes, request_type: type[Request]) -> Request:
     """Read the one message of a call.
@@ -39,11 +42,13 @@ def read_seed_frame(data: bytes) -> tuple[pb.SeedHeader, memoryview]:
     """Read one frame of Seed: its header, and a view of its payload.
 
     Raises:
-        CorruptFrame: The bytes are no such frame.
+        CorruptFrame: The bytes are no such frame, or the first one has a payload.
         ProtocolError: A field is out of its range.
     """
     header, payload = unpack(data, pb.SeedHeader)
     check(header, _sender(header))
+    if len(payload) and header.HasField("model"):
+        raise CorruptFrame(f"{_sender(header)}: the frame with the model has a payload of {len(payload)} bytes")
     return header, payload
 
 
@@ -55,11 +60,15 @@ def read_frames(data: Frame, sender: str = "") -> Iterator[tuple[pb.UpHeader, me
         sender: Who has sent it, for errors; "" where the first frame is to say so.
 
     Raises:
-        CorruptFrame: A frame is malformed, or there are too many.
+        CorruptFrame: A frame is malformed or has a payload that it cannot have, or there are too many.
         ProtocolError: A field is out of its range. Frames before it have been given out.
     """
     for header, payload in unpack_all(data, pb.UpHeader):
         check(header, sender)
+        if len(payload) and (kind := header.WhichOneof("kind")) not in WITH_PAYLOAD:
+            raise CorruptFrame(
+                f"{sender or 'a peer'} sends a payload of {len(payload)} bytes with {kind}, which has none"
+            )
         yield header, payload
 
 

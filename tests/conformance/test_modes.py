@@ -47,7 +47,7 @@ def test_worker_may_lead_by_the_slack_and_one_step_in_flight(slack: int) -> None
         status = servers.status()
         assert status.mode_details == f"ssp, slack {slack}"
         (held,) = [w for w in status.worker if w.waiting_for]
-        assert (held.worker, list(held.waiting_for)) == ("w0", ["w1"])
+        assert (held.worker, list(held.waiting_for)) == ("w0", [1])
         assert clocks(servers) == {"w0": slack + 1, "w1": 0}
         slow.push(one)
         # A read at clock slack + 1 holds every push of clock 0: the slow worker's own.

@@ -31,9 +31,21 @@ def test_last_cut_counts_the_parts_of_shards_that_were_told_to_stop_before_the_l
     assert plan.reported(1, 7, "old", 0.0) is None
     assert plan.reported(2, 8, "two", 0.0) is None
     assert not plan.gave_up(8)
-    plan.last(8)
+    plan.last(0, 8)
     assert plan.reported(0, 8, "zero", 1.0) is None  # that of shard 1 is of another version
     assert plan.reported(1, 8, "one", 1.0) == ("zero", "one", "two")
+
+
+def test_last_cut_does_not_count_a_report_of_the_part_that_is_written_anew() -> None:
+    plan = planner(every=4, num_shards=2)
+    assert plan.due(0.0, 2, 2, stale=False) == 4
+    assert plan.reported(0, 4, "old", 0.0) is None
+    assert plan.awaits_others(0, 4)
+    assert not plan.awaits_others(1, 4)
+    assert not plan.awaits_others(0, 8)
+    plan.last(0, 4)
+    assert plan.reported(1, 4, "one", 1.0) is None
+    assert plan.reported(0, 4, "zero", 1.0) == ("zero", "one")
 
 
 def test_next_cut_is_the_first_multiple_that_no_shard_can_have_passed() -> None:

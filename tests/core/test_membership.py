@@ -87,7 +87,7 @@ def test_joining_again_ends_the_old_session_in_the_same_epoch() -> None:
 
 def test_joining_again_with_the_digest_of_the_session_is_a_repeat_and_renews_its_lease() -> None:
     m = Membership(quorum=1, lease=10)
-    first, _ = m.join("a", 0, 0.0, 0, digest="d1", seeds=True)
+    first, _ = m.join("a", 0, 0.0, 0, digest="d1", seeds="m1")
     before = m.roster
     assert m.join("a", 0, 8.0, 5, digest="d1") == (first, ())
     assert (m.roster, m.num_joins, m.silent_for("a", 8.0)) == (before, 1, 0.0)
@@ -98,7 +98,7 @@ def test_joining_again_with_the_digest_of_the_session_is_a_repeat_and_renews_its
 
 def test_members_keep_their_digests_over_a_restart_and_a_takeover() -> None:
     m = Membership(quorum=1, lease=10)
-    m.join("a", 0, 0.0, 0, digest="d1", seeds=True)
+    m.join("a", 0, 0.0, 0, digest="d1", seeds="m1")
     for kept in (m.export(), m.hand_over()):
         restarted, successor = Membership(quorum=1, lease=10), Membership(quorum=1, lease=10)
         restarted.restore(kept)

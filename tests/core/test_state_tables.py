@@ -274,7 +274,7 @@ def cuts() -> set[Row]:
     calls: list[tuple[str, Callable[[Any], object]]] = [
         ("due", lambda planner: planner.due(0.0, 0, 1, stale=False)),
         ("due", lambda planner: planner.due(901.0, 0, 1, stale=False)),
-        ("last", lambda planner: planner.last(5)),
+        ("last", lambda planner: planner.last(1, 5)),
     ]
     for version in (2, 5):
         calls.append(("failed", partial(CutPlanner.failed, shard=0, version=version, now=0.0)))
@@ -291,11 +291,11 @@ def places(start: Incarnation | None = None) -> set[Row]:
         return words[1 in lead.digests]
 
     calls: list[tuple[str, Callable[[Any], object]]] = [
-        ("enter", lambda lead: lead.enter(1, 2, "a7")),
-        ("enter", lambda lead: lead.enter(1, 2, "a8")),
+        ("enter", lambda lead: lead.enter(1, 2, "a7", "here", 0.0)),
+        ("enter", lambda lead: lead.enter(1, 2, "a8", "here", 0.0)),
         ("close", Incarnation.close),
     ]
-    return changes(start or Incarnation(5, 0, 2), calls, state, 4)
+    return changes(start or Incarnation(5, 0, 2, lease=1.0), calls, state, 4)
 
 
 # ---------------------------------------------------------------- seats
@@ -393,11 +393,11 @@ def test_planted_change_of_a_machine_is_seen() -> None:
     class Reopens(Incarnation):
         """A place that is closed opens again."""
 
-        def enter(self, shard: int, num_shards: int, digest: str) -> None:
-            super().enter(shard, num_shards, digest)
+        def enter(self, shard: int, num_shards: int, digest: str, host: str, now: float) -> None:
+            super().enter(shard, num_shards, digest, host, now)
             self._closed = False
 
-    assert places(Reopens(5, 0, 2)) - state_tables.PLACE.rows == {("taken for good", "enter", "taken")}
+    assert places(Reopens(5, 0, 2, lease=1.0)) - state_tables.PLACE.rows == {("taken for good", "enter", "taken")}
 
 
 def test_tables_name_all_roles() -> None:

@@ -141,7 +141,7 @@ class Server:
         place = root._Place(
             config,
             settings,
-            Incarnation(self.incarnation, settings.index, settings.num_shards),
+            Incarnation(self.incarnation, settings.index, settings.num_shards, lease=settings.lease),
             0,
             range(2, 4),
             None,

@@ -13,6 +13,7 @@ from tests.support.processes import Child
 from tests.support.raw import described, raw
 from tests.support.threads import at_once, spawn
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.worker.transport.wait_reasons import waited_for
 
 ONES = {"x": torch.ones(SIZE)}
 
@@ -77,8 +78,9 @@ def test_wait_that_takes_too_long_names_who_is_waited_for() -> None:
             torch_ps.WaitTimeout, match=r"'w0' has waited 0.5 s for step 1: step 1 waits for w1.*-timeout"
         ):
             workers.workers[0].push(ONES)
-        status = {w.worker: w for w in workers.servers.status().worker}
-        assert list(status["w0"].waiting_for) == ["w1"]
+        reply = workers.servers.status()
+        status = {w.worker: w for w in reply.worker}
+        assert waited_for(status["w0"], reply) == ("w1",)
         assert status["w1"].waiting_seconds == 0
 
 

@@ -122,22 +122,27 @@ def all_but_one(frames: list[bytes], sent: threading.Event, end: threading.Event
     end.wait(SECONDS)
 
 
-def test_seeder_cannot_send_the_parameters_of_another_model_than_it_joined_with() -> None:
-    with job() as servers:
-        lead = Link(address.parse(servers.addresses[0]))
-        who = Identity("w0", 0, servers.incarnation, secret_of("w0"))
-        session = lead.join(who.join(MODEL, None), SECONDS).session
-        who = Identity("w0", session, servers.incarnation, secret_of("w0"))
-        for model in (SMALL, MODEL):
-            buckets = plan(model, lead.describe(SECONDS).bucket_bytes, 1).buckets
-            frames = list(who.seeds(model, buckets, lambda bucket: torch.ones(bucket.numel)))
-            if model is SMALL:
-                with pytest.raises(torch_ps.ModelMismatch, match="worker 'w0' has tensor"):
-                    lead.seed(frames.copy, SECONDS)
-            else:
-                lead.seed(frames.copy, SECONDS)
-        assert pull(lead, servers.incarnation, buckets[0]) == {1.0}
-        lead.close()
+def test_all_shards_get_the_model_with_which_the_seeder_has_joined() -> None:
+    other_lr = Model("SGD", (Group(MODEL.groups[0].tensors, {"lr": 9.0}),))
+    with job(shards=2, bucket_size=1 / 256) as servers, contextlib.ExitStack() as stack:
+        links = [stack.enter_context(contextlib.closing(Link(address.parse(each)))) for each in servers.addresses]
+        described = links[0].describe(SECONDS)
+        who = Identity("w0", 0, described.incarnation, secret_of("w0"))
+        session = links[0].join(who.join(MODEL, None), SECONDS).session
+        for model in (SMALL, other_lr):
+            with pytest.raises(torch_ps.ModelMismatch, match="'w0' sends the lead another model than"):
+                links[0].join(who.join(model, None), SECONDS)
+        who = Identity("w0", session, described.incarnation, secret_of("w0"))
+        for shard in (1, 0):
+            for model in (SMALL, other_lr, MODEL):
+                buckets = plan(model, described.bucket_bytes, 2).of_shard(shard)
+                frames = list(who.seeds(model, buckets, lambda bucket: torch.ones(bucket.numel)))
+                if model is MODEL:
+                    links[shard].seed(frames.copy, SECONDS)
+                else:
+                    with pytest.raises(torch_ps.ModelMismatch, match=f"'w0' sends shard {shard} another model than"):
+                        links[shard].seed(frames.copy, SECONDS)
+            assert pull(links[shard], described.incarnation, buckets[0]) == {1.0}
 
 
 def joined(servers: Servers, rank: int) -> float:

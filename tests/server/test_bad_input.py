@@ -196,6 +196,7 @@ NAN = pb.HyperValue(number=math.nan)
             "no argument 'zeal'",
         ),
         ({"codec": "none", "step": 10**9}, bytes(4 * SIZE), torch_ps.StepConflict, "step 1000000000 .* is open"),
+        ({"arena_bytes": 4 * SIZE}, b"1234", torch_ps.CorruptFrame, "bucket 0 in shared memory and has another one"),
     ],
 )
 def test_push_that_cannot_be_taken_is_refused(
@@ -224,6 +225,7 @@ def test_push_that_cannot_be_taken_is_refused(
         ({"power": math.nan}, bytes(4 * SIZE), torch_ps.ProtocolError, "Measure.power is nan"),
         ({"weight": math.inf}, bytes(4 * SIZE), torch_ps.ProtocolError, "worker 'v': Measure.weight is inf"),
         ({"step": 10**9}, bytes(4 * SIZE), torch_ps.StepConflict, "the norm of step 1000000000; step .* is open"),
+        ({"missing": True}, bytes(4 * SIZE), torch_ps.CorruptFrame, "missing or elsewhere, and has another one in its"),
     ],
 )
 def test_question_for_a_norm_that_cannot_be_answered_is_refused(
@@ -270,6 +272,14 @@ PUSH = pack(pb.UpHeader(push=pb.Push(weight=1.0, codec="none")), (bytes(4 * SIZE
             torch_ps.CorruptFrame,
             "bucket 99 is not one of",
         ),
+        *[
+            (
+                lambda peer, header=header: [peer.hello(), pack(header, (b"1234",))],
+                torch_ps.CorruptFrame,
+                f"an observer sends a payload of 4 bytes with {header.WhichOneof('kind')}, which has none",
+            )
+            for header in (pb.UpHeader(pull=pb.Pull()), pb.UpHeader(renew=pb.Renew()))
+        ],
     ],
 )
 def test_frame_that_breaks_the_contract_is_refused(
@@ -284,6 +294,8 @@ def test_seed_that_nobody_asked_for_is_refused(running: Pair, peer: Raw) -> None
     who = running.workers[1]._session.identity
     header = pb.SeedHeader(worker=who.worker, session=who.session, secret=who.secret, model=described(model()))
     header.incarnation = peer.incarnation
+    found = peer.error("Seed", [pack(header, (b"1234",))])
+    assert "'w1': the frame with the model has a payload of 4 bytes" in str(found)
     found = peer.error("Seed", [pack(header)])
     assert isinstance(found, torch_ps.ProtocolError)
     assert "cannot seed shard 0: training has begun" in str(found)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -325,6 +326,23 @@ def test_data_port_that_drops_what_comes_is_given_up_and_grpc_carries_the_frames
             assert carrier_of(servers)[0] == "gRPC"
             assert "does not answer within 0.2 s" in carrier_of(servers)[1]
     assert caplog.text.count("gRPC, which is slower, carries all frames") == 1
+
+
+def test_resolver_that_hangs_costs_a_worker_the_time_of_a_data_port_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch_ps.worker.transport.server_sockets.DATA_SECONDS", 0.2)
+    answers, look_up = threading.Event(), socket.getaddrinfo
+
+    def hangs(host: str, port: int, **named: Any) -> list[Any]:
+        if not named.get("flags", 0) & socket.AI_NUMERICHOST:
+            answers.wait(SECONDS)
+        return look_up(host, port, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    with pytest.raises(NoDataPort, match=r"the name localhost is not looked up within 0\.2 s"):
+        connect_data(Address("localhost", 9), pb.DataPortOffer(port=9, server_port=9))
+    answers.set()
 
 
 def test_values_come_over_the_data_port_while_the_parameters_change() -> None:

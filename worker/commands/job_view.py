@@ -80,6 +80,7 @@ class JobView:
 
     Attributes:
         job: name of the job; "" if it has none.
+        more_workers: number of workers that the reply of the server had no room for.
     """
 
     job: str
@@ -93,6 +94,7 @@ class JobView:
     advice: tuple[str, ...]
     checkpoint: str
     workers: tuple[WorkerView, ...]
+    more_workers: int
     shards: tuple[ShardView, ...]
     missing: tuple[MissingView, ...]
 
@@ -142,6 +144,7 @@ class Poll:
             ),
             checkpoint=_checkpoint(lead.checkpoint) if lead.HasField("checkpoint") else "",
             workers=tuple(self._worker(worker) for worker in lead.worker),
+            more_workers=lead.more_workers,
             shards=tuple(self._shard(index, reply) for index, reply in enumerate(self._replies) if reply is not None),
             missing=self._missing,
         )

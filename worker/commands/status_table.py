@@ -39,7 +39,8 @@ def render(job: JobView, width: int, *, live: bool = False) -> RenderableType:
     workers, shards = (_LIVE_WORKERS, _LIVE_SHARDS) if live else (_WORKERS, _SHARDS)
     if not any(shard.standby for shard in job.shards):
         shards = {title: text for title, text in shards.items() if title != "standby"}
-    return Group(*parts, _table("workers", workers, job.workers, width), _table("shards", shards, job.shards, width))
+    title = f"workers, without {job.more_workers} more" if job.more_workers else "workers"
+    return Group(*parts, _table(title, workers, job.workers, width), _table("shards", shards, job.shards, width))
 
 
 def _missing(shard: MissingView) -> str:

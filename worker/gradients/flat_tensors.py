@@ -79,6 +79,15 @@ class FlatTensors:
         found = [self._owners[piece.tensor].grad for piece in bucket.pieces]
         return [gradient for gradient in found if gradient is not None]
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors as the model has them now, the buffers last."""
+        return [*self._owners, *(self._buffers.tensors if self._buffers is not None else ())]
+
+    def absent_buffers(self, bucket: Bucket) -> tuple[int, ...]:
+        """Positions of the pieces of a bucket whose buffer is absent."""
+        return () if self._buffers is None else self._buffers.absent(bucket)
+
     def read(self, bucket: Bucket, into: torch.Tensor) -> torch.Tensor:
         """Copy the current values of one bucket into ``into``, shape (numel,), fp32; returns it."""
         if bucket.rule != "optimizer" and self._buffers is not None:

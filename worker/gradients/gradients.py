@@ -24,6 +24,7 @@ from torch._utils import _flatten_dense_tensors
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
 from torch_ps.worker.gradients.flat_tensors import gather
+from torch_ps.worker.gradients.passes import Passes
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -38,10 +39,10 @@ class Gradients:
     Args:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         names: names of the parameters.
-        accumulate: backward passes per push; their mean is pushed.
+        passes: backward passes of the coming push, whose mean is pushed.
 
     Attributes:
-        passes: backward passes of the coming push if they are fewer than ``accumulate``; else 0.
+        passes: backward passes of the coming push.
         scaled: whether a GradScaler scales the coming push, so that what left before ``begin_step`` was scaled.
         left_out: reason why the coming push has weight 0, such as the name of a tensor; "" if it has its weight.
         num_left_out: pushes of weight 0 so far.
@@ -53,9 +54,9 @@ class Gradients:
         self,
         parameters: Sequence[torch.Tensor],
         names: Sequence[str],
-        accumulate: int = 1,
+        passes: Passes,
     ) -> None:
-        self.parameters, self.names, self._accumulate = parameters, names, accumulate
+        self.parameters, self.names, self.passes = parameters, names, passes
         self.finite = FiniteCheck(parameters, names)
         self._warned = False
         self.num_left_out, self.in_a_row = 0, 0
@@ -63,7 +64,7 @@ class Gradients:
 
     def reset(self) -> None:
         """Begin a new push; the last one is done."""
-        self.passes, self.scaled, self.left_out = 0, False, ""
+        self.scaled, self.left_out = False, ""
         self._scale: float | None = None
         self._overflow = False
         self._dense: dict[int, torch.Tensor] = {}
@@ -76,7 +77,7 @@ class Gradients:
         Args:
             scale: factor of the gradients; None if ``unscale_`` has removed it, or without a GradScaler.
             overflow: above 0 if a gradient is not finite; None without a GradScaler.
-            last: whether this ``step`` pushes; only the last of ``accumulate`` does.
+            last: whether this pass is the last one of the push.
         """
         self._dense.clear()
         if overflow is not None:
@@ -198,8 +199,7 @@ class Gradients:
         """Turn values of ``.grad`` into the mean of the accumulated passes, without the scale; in place."""
         if self._scale is not None:
             values.mul_(1 / self._scale)
-        passes = self.passes or self._accumulate
-        return values.div_(passes) if passes > 1 else values
+        return values.div_(self.passes.in_mean) if self.passes.in_mean > 1 else values
 
     def _gradient(self, index: int) -> torch.Tensor | None:
         gradient = self.parameters[index].grad

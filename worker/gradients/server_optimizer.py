@@ -27,6 +27,7 @@ class ServerOptimizer:
 
     Args:
         optimizer: elementwise optimizer of ``torch.optim``.
+        corrects_momentum: whether this worker computes the momentum of SGD where it can.
 
     Attributes:
         name: class of the optimizer.
@@ -35,8 +36,8 @@ class ServerOptimizer:
         ConfigError: the optimizer cannot run on slices of the parameters.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: torch.optim.Optimizer, *, corrects_momentum: bool = False) -> None:
+        self._optimizer, self._corrects_momentum = optimizer, corrects_momentum
         self.name, self._hyper = optim.describe(optimizer)
         self._arguments = optim.arguments_of(self.name)
         #: The last call of ``changed``, where it can be repeated: the job's groups, all values, the result.
@@ -91,6 +92,8 @@ class ServerOptimizer:
         Returns:
             The hyperparameters of the momentum; None, and no change, if the server computes it.
         """
+        if not self._corrects_momentum:
+            return None
         hyper = self.hyper(bucket.group)
         if not MomentumCorrection.fits(self.name, hyper):
             return None

@@ -56,14 +56,15 @@ class BackwardOverlap(Part):
     Args:
         parameters: trained parameters, in the order of ``Model.tensors()``.
         buckets: buckets with gradients.
-        send: function that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
-            whether it has left.
         choice: the choice for each step whether anything is sent; None: everything always is.
+        promise: promise of the loop that what leaves may be applied at once; None: the loop promises nothing.
 
     Attributes:
+        promise: promise of the loop.
         armed: whether the next backward is the last one before a push.
+        send: function that takes a bucket whose gradients are ready, on the thread that runs backward, and returns
+            whether it has left.
         on_ready: called when a gradient has been computed, on the thread that did so.
-        note: called with the number of a parameter and the parameter when its gradient has been computed.
         sent: numbers of the buckets that have left since ``reset``.
     """
 
@@ -71,10 +72,10 @@ class BackwardOverlap(Part):
         self,
         parameters: Sequence[torch.Tensor],
         buckets: Sequence[Bucket],
-        send: Callable[[Bucket], bool],
         choice: AheadChoice | None = None,
+        promise: "EagerPromise | None" = None,
     ) -> None:
-        self._send, self._choice = send, choice
+        self._choice, self.promise = choice, promise
         self._buckets = {bucket.index: bucket for bucket in buckets}
         self._of: list[list[int]] = [[] for _ in parameters]
         for bucket in buckets:
@@ -83,8 +84,8 @@ class BackwardOverlap(Part):
         self._waits_for = {bucket.index: len({p.tensor for p in bucket.pieces}) for bucket in buckets}
         self._so_far = 0, 0  # bytes used, and sent ahead, until the last step
         self.armed = True
+        self.send: Callable[[Bucket], bool] = lambda bucket: False
         self.on_ready: Callable[[], None] = lambda: None
-        self.note: Callable[[int, torch.Tensor], None] = lambda index, parameter: None
         self.reset()
         self._handles = [
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -98,6 +99,8 @@ class BackwardOverlap(Part):
         self._seen: set[int] = set()
         self._missing = dict(self._waits_for)
         self.sent: set[int] = set()
+        if self.promise is not None:
+            self.promise.reset()
 
     def learn(self, used: int, sent: int) -> None:
         """Note, at the end of a step, how many bytes were used so far of how many sent ahead; see ``AheadChoice``."""
@@ -109,7 +112,8 @@ class BackwardOverlap(Part):
         """Note that a parameter has its gradient; the last one of a bucket sends it."""
         if not self.armed or parameter.grad is None:
             return
-        self.note(index, parameter)
+        if self.promise is not None:
+            self.promise.note(index, parameter)
         if self._choice is not None:
             if not self._seen:
                 self._choice.begin(time.monotonic())
@@ -122,7 +126,7 @@ class BackwardOverlap(Part):
         self.on_ready()
         for bucket in self._of[index]:
             self._missing[bucket] -= 1
-            if not self._missing[bucket] and self._send(self._buckets[bucket]):
+            if not self._missing[bucket] and self.send(self._buckets[bucket]):
                 self.sent.add(bucket)
 
     def close(self) -> None:

@@ -6,11 +6,9 @@
 
 Between two steps nothing happens to parameters, buffers or state, here or on the servers, whatever the loop does.
 
-    SharedParamGroups  groups and state of the wrapped optimizer    BackwardOverlap  which buckets leave in backward
-    Recovery           joining, and coming back                     ForwardOverlap   waiting layer by layer
-    WeightWrites       what the loop has written to weights         SharedViews      tensors in shared memory
-    MeanClip           clip_grad_norm_ over all workers             Lifetime         the end, and forks
-    Gradients, LocalSteps, NoGradients   what a push takes its buckets from
+    SharedParamGroups  groups and state of the wrapped optimizer    Recovery   joining, and coming back
+    ModelPush          sending, waiting, and what both leave        MeanClip   clip_grad_norm_ over all workers
+    Gradients          gradients of one or more passes              Lifetime   the end, and forks
 
 Rules of this file
   1. It is a ``torch.optim.Optimizer`` that shares the wrapped one's ``param_groups``: schedulers change them as with
@@ -29,17 +27,15 @@ from typing import Any, Self
 import torch
 
 from torch_ps.common.errors import PsError, StepConflict, UnknownWorker
-from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.options.fields import from_environment
 from torch_ps.common.options.worker_config import WorkerConfig
-from torch_ps.common.plan import Bucket
 from torch_ps.common.security.tls import Tls
 from torch_ps.common.trace import NOTHING
 from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import FlatTensors
-from torch_ps.worker.gradients.gradients import Gradients, NoGradients
+from torch_ps.worker.gradients.gradients import Gradients
 from torch_ps.worker.gradients.local_steps import LocalSteps, outer_optimizer, reuse_first_loss
-from torch_ps.worker.gradients.momentum_correction import MomentumCorrection
+from torch_ps.worker.gradients.passes import Passes
 from torch_ps.worker.gradients.server_optimizer import ServerOptimizer
 from torch_ps.worker.optim.ahead_choice import AheadChoice
 from torch_ps.worker.optim.backward_overlap import BackwardOverlap, EagerPromise, overlap_mode
@@ -47,14 +43,14 @@ from torch_ps.worker.optim.companions import take_part_elsewhere
 from torch_ps.worker.optim.forward_overlap import ForwardOverlap
 from torch_ps.worker.optim.gpu_transfer import choose_pusher
 from torch_ps.worker.optim.mean_clip import MeanClip
+from torch_ps.worker.optim.model_push import ModelPush
 from torch_ps.worker.optim.param_groups import SharedParamGroups
 from torch_ps.worker.optim.rejoin import Recovery
 from torch_ps.worker.optim.shared_views import SharedViews
 from torch_ps.worker.optim.step_hooks import load_with_hooks, state_dict_with_hooks, step_hooks
 from torch_ps.worker.optim.step_trace import StepTrace
 from torch_ps.worker.optim.trained_modules import TrainedModules
-from torch_ps.worker.optim.untracked_writes import FrozenParameters, UntrackedWrites
-from torch_ps.worker.optim.weight_writes import WeightWrites
+from torch_ps.worker.optim.untracked_writes import FrozenParameters
 from torch_ps.worker.runtime import graceful_shutdown, standalone_env, trainer_clipping
 from torch_ps.worker.runtime.access import access_fields, access_in, default_name, jobs_of
 from torch_ps.worker.runtime.jobs_here import choose_job, enter_job, leave_job
@@ -62,7 +58,7 @@ from torch_ps.worker.runtime.lifetime import weakly
 from torch_ps.worker.runtime.other_averaging import refuse_it_later, refuse_other_averaging
 from torch_ps.worker.session.answers import StepOutcome
 from torch_ps.worker.session.job_member import JobMember
-from torch_ps.worker.session.session import Session, Written
+from torch_ps.worker.session.session import Session
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -192,16 +188,14 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         refuse_other_averaging(model)
         self.job = chosen.name
         self.wrapped = optimizer
-        self.weight = 1.0
-        self._accumulate = config.accumulate
-        self._micro_step, self._earlier_weight = 0, 0.0  # passes since the last push, and their weights but the last
-        self._changed: list[Hyper] | None = None  # per group, from the first bucket of a push on
-        self._written: dict[int, Written] = {}  # by bucket, in a push
-        self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
-        self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
+        passes = self._passes = Passes(config.accumulate)
         local = config.local_steps > 1
-        self._server_optimizer = ServerOptimizer(outer_optimizer(optimizer, config) if local else optimizer)
-        self._parameters, described, self._buffers = self._server_optimizer.tensors(model, config.buffers)
+        compressor = Compressor(config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=name)
+        server_optimizer = ServerOptimizer(
+            outer_optimizer(optimizer, config) if local else optimizer,
+            corrects_momentum=config.momentum_correction == "auto" and compressor.corrects_momentum,
+        )
+        parameters, described, shared_buffers = server_optimizer.tensors(model, config.buffers)
         self._shared_groups = SharedParamGroups(
             optimizer,
             name,
@@ -210,15 +204,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             on_load=weakly(self._share_groups),
         )
         self._share_groups()
-        self._flat = FlatTensors(self._parameters, self._buffers)
-        self._compressor = Compressor(
-            config.compress, feedback=config.feedback, warmup=config.compress_warmup, worker=name
-        )
-        self._corrects = config.momentum_correction == "auto" and self._compressor.corrects_momentum
+        flat = FlatTensors(parameters, shared_buffers)
         session = Session(
             chosen.shards,
             name,
-            compressor=self._compressor,
+            compressor=compressor,
             compress_pull=config.compress_pull,
             timeout=config.timeout,
             plane=config.plane,
@@ -228,55 +218,54 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         enter_job(self, chosen, name, own_name=own_name, trains=trains)
         self._lifetime.add(self._shared_groups)
         session.on_long_wait = weakly(self._take_part_elsewhere)
-        session.on_values = self._flat.write
-        self._forward: ForwardOverlap | None = None
+        session.on_values = flat.write
         self._step_trace: StepTrace | None = None
-        self._views: SharedViews | None = None
         try:
-            self._recovery = Recovery(session, described, config.rank, config.world, self._flat)
+            self._recovery = Recovery(session, described, config.rank, config.world, flat)
             self._recovery.join()
             buckets = session.plan.buckets
             names = [spec.name for spec in described.tensors()]
             trained = [bucket for bucket in buckets if bucket.rule == "optimizer"]
-            own = names[: len(self._parameters)]
-            self._gradients = Gradients(self._parameters, own, self._accumulate)
+            self._gradients = Gradients(parameters, names[: len(parameters)], passes)
             self._clip = MeanClip(session, self._gradients, joint=session.job.averages and not local)
             self._lifetime.add(self._clip)
             self._model_order = list(model.parameters())
-            self._mode = overlap_mode("off" if local else config.overlap)
-            self._eager = EagerPromise(self._parameters, names) if self._mode.eager else None
+            mode = overlap_mode("off" if local else config.overlap)
             self._overlap = BackwardOverlap(
-                self._parameters,
-                trained if self._mode.during_backward else [],
-                weakly(self._send_eagerly if self._mode.eager else self._send_ahead),
-                AheadChoice() if self._mode.chooses else None,
+                parameters,
+                trained if mode.during_backward else [],
+                AheadChoice() if mode.chooses else None,
+                EagerPromise(parameters, names) if mode.eager else None,
             )
             self._lifetime.add(self._overlap)
-            if self._eager is not None:
-                self._overlap.note = self._eager.note
-            self._overlap.armed = self._accumulate == 1
-            self._pusher = choose_pusher(session, self._compressor, self._flat, self._overlap)
+            self._pusher = choose_pusher(session, compressor, flat, self._overlap)
             if not isinstance(self._pusher, Session):
                 self._lifetime.add(self._pusher)
-            self._outcome = self._recovery.pull(self._pusher)
+            outcome = self._recovery.pull(self._pusher)
+            flat.settle()
+            forward: ForwardOverlap | None = None
+            if mode.forward:
+                forward = ForwardOverlap(model, flat.tensors, names, buckets, self._pusher, flat)
+                self._lifetime.add(forward)
+            self._local = LocalSteps(config.local_steps, optimizer, self._gradients, flat, trained) if local else None
+            views = SharedViews(parameters, flat, lend_gradients=passes.per_push == 1 and compressor.lossless)
+            self._lifetime.add(views)
+            self._push = ModelPush(
+                session,
+                self._pusher,
+                flat,
+                server_optimizer,
+                self._gradients,
+                self._local,
+                self._overlap,
+                forward,
+                views,
+            )
+            self._push.begin(outcome)
+            self._frozen = FrozenParameters(model, parameters, optimizer.param_groups)
         except BaseException:
             self.close()
             raise
-        self._flat.settle()
-        if self._mode.forward:
-            self._forward = ForwardOverlap(model, self._tensors, names, buckets, self._pusher, self._flat)
-            self._lifetime.add(self._forward)
-        self._local = LocalSteps(config.local_steps, optimizer, self._gradients, self._flat, trained) if local else None
-        #: What a push takes its buckets from.
-        self._source: Gradients | LocalSteps | NoGradients = self._local or self._gradients
-        self._weights = None if local or self._eager else WeightWrites(session.plan, self._parameters, self._flat)
-        self._share_views()
-        self._frozen = FrozenParameters(model, self._parameters, optimizer.param_groups)
-        self._untracked_writes = (
-            None
-            if self._weights
-            else UntrackedWrites(self._parameters, names, always=not local and not self._mode.forward)
-        )
         if not local:
             self._shared_groups.warn_of_unused_state(optimizer.state, self.version)
         if session.trace.steps:
@@ -324,128 +313,20 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             self.exit_if_requested()
             return loss
         self._frozen.check()
-        self._clip.check_loop(len(self._outcome.contributors))
-        if self._local is not None and self._untracked_writes is not None:
-            self._untracked_writes.check(self._session.version)  # before an inner step, whose writes are known
-        self._micro_step += 1
-        last = self._micro_step == self._accumulate
-        self._gradients.begin_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None), last=last)
-        if self._gradients.scaled and self._views is not None:
-            self._views.release_gradients()
-        if not last:
-            self._earlier_weight += self.weight
-            self._overlap.armed = self._micro_step == self._accumulate - 1
+        self._clip.check_loop(len(self._push.outcome.contributors))
+        if not self._push.begin_step(getattr(self, "grad_scale", None), getattr(self, "found_inf", None)):
             self.exit_if_requested()
             return loss
-        self._micro_step = 0  # before the inner optimizer evaluates a closure again, which zeroes gradients
+        weight = self._passes.total_weight
         try:
-            if self._local is None or self._local.step(self._passed_weight, self.name, reuse_first_loss(closure, loss)):
-                self._push()
+            if self._local is None or self._local.step(weight, self.name, reuse_first_loss(closure, loss)):
+                self._push.push()
         except (UnknownWorker, StepConflict) as error:
             self.recover(error)
         finally:
-            self._earlier_weight = 0.0
-            self._overlap.armed = self._accumulate == 1
+            self._push.end_step()
         self.exit_if_requested()
         return loss
-
-    def _push(self) -> None:
-        """Send what the servers shall apply, and wait for it.
-
-        Except with overlap="eager", no gradient counts before all are known to be finite.
-        """
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-        try:
-            left = self._overlap.sent if self._eager is not None else set()
-            self._check_promise()
-            self._gradients.put_back()
-            if self._weights is not None:
-                self._written = self._weights.find()
-                kept = self._weights.keep() if self._failed else []
-            self._source.check()
-            if self._source.left_out and self._views is not None:
-                self._views.release_gradients()
-            self._source.report(self.name, f"step {self._session.next_step}")
-            self._stepped = self._find_stepped()
-            for bucket in self._order:
-                if bucket.index not in left:
-                    self._send(bucket)
-        except BaseException:
-            self._complete()  # what has left is answered, and the next step starts in order
-            raise
-        if self._forward is None:
-            self._complete()
-            self._failed = False
-            with torch.no_grad():  # the push may have been answered for the one before it, which lacked the writes
-                for parameter, values in kept:
-                    parameter.copy_(values)
-        else:
-            self._mark_stepped()
-            self._forward.begin(self._tensors)
-            self._forget()
-
-    def _check_promise(self) -> None:
-        """Check what a loop promises with overlap="eager".
-
-        Raises:
-            PsError: the promise is broken; says how.
-        """
-        if self._eager is None:
-            return
-        left = bool(self._overlap.sent)
-        hyper = left and self._changed != self._server_optimizer.changed(self._session.job_model.groups)
-        self._eager.check(left=left, scaled=self._gradients.scaled, hyper=hyper)
-
-    def _find_stepped(self) -> list[torch.Tensor]:
-        """The parameters that torch would step now; the others stay untouched unless other workers step them."""
-        if isinstance(self._source, NoGradients) or self._source.left_out:
-            stepped = []
-        else:
-            stepped = [parameter for parameter in self._parameters if parameter.grad is not None]
-        if self._local is None:
-            numbers = {id(parameter) for parameter in stepped}
-            self._flat.idle(index for index, each in enumerate(self._parameters) if id(each) not in numbers)
-        return stepped
-
-    def _mark_stepped(self) -> None:
-        """Count a write to every parameter that was stepped, as torch does, so that a graph from before is refused.
-
-        Values that are copied into a parameter count by themselves. Those that come into its memory do not, and with
-        overlap="forward" they come later.
-        """
-        if self._local is None and (self._views is not None or self._forward is not None):
-            last = self._outcome
-            others = self._forward is None and (len(last.contributors) > 1 or last.staleness)
-            torch.autograd.graph.increment_version(self._parameters if others else self._stepped)
-        self._stepped = []
-
-    def _complete(self) -> None:
-        try:
-            self._outcome = self._pusher.wait()
-        except BaseException:
-            self._failed = True
-            self._session.abandon()
-            if self._views is not None:
-                self._views.release()
-            if self._untracked_writes is not None:
-                self._untracked_writes.lose_count()
-            raise
-        finally:
-            self._flat.settle()
-            self._forget()
-        if self._views is not None:
-            self._views.settle()
-        self._mark_stepped()
-        if self._untracked_writes is not None:
-            self._untracked_writes.settle()
-
-    def _forget(self) -> None:
-        self._changed, self._written = None, {}
-        self._overlap.learn(self._session.used_bytes, self._session.ahead_bytes)
-        self._overlap.reset()
-        if self._eager is not None:
-            self._eager.reset()
-        self._source.reset()
 
     def wait(self) -> None:
         """Return when the parameters of the last step are in the model. Only overlap="forward" has to wait for them.
@@ -454,17 +335,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             WaitTimeout: says who is waited for.
             PsError: see its message; ``step`` raises the same without overlap="forward".
         """
-        if self._forward is not None and self._forward.open:
-            try:
-                self._outcome = self._forward.finish()
-                self._failed = False
-            except BaseException:
-                self._overlap.reset()
-                raise
+        self._push.wait()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients as torch does, but between two pushes of ``accumulate`` keep what has been accumulated."""
-        if not self._micro_step:
+        if not self._passes.count:
             super().zero_grad(set_to_none)
 
     def clip_grad_norm_(
@@ -503,19 +378,19 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         """
         self._session.check_member()
         self.wait()
-        if self._eager is not None and self._overlap.sent:
+        if self._overlap.promise is not None and self._overlap.sent:
             raise PsError(
                 "clip_grad_norm_ comes too late: overlap='eager' has pushed gradients during backward; leave overlap "
                 "out, or clip on the servers (ps-serve --clip-norm)"
             )
-        passes = self._micro_step + 1
+        passes = self._passes.count + 1
         order = self._model_order if in_order_of is None else in_order_of
-        if passes < self._accumulate:
+        if passes < self._passes.per_push:
             return self._clip.own_norm(norm_type, passes, order)
         return self._clip.clip(
             max_norm,
             norm_type,
-            weight=self._passed_weight,
+            weight=self._passes.total_weight,
             passes=passes,
             error_if_nonfinite=error_if_nonfinite,
             order=order,
@@ -523,31 +398,35 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
 
     # -------------------------------------------------------------- beside the steps
 
+    @property
+    def weight(self) -> float:
+        """Part of the next gradient in the mean, as the class describes."""
+        return self._passes.weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        self._passes.weight = weight
+
     def settle(self) -> None:
         """Take part in a step without a new batch: push what was gathered since the last push, or weight 0.
 
         Raises:
             WaitTimeout: says who is waited for.
         """
-        passes, self._micro_step = self._micro_step, 0
+        passes = self._passes.cut_short()
         weight, self.weight = self.weight, 0.0  # the weight of every pass so far is counted
         try:
-            if passes:
-                self._gradients.passes = passes
-                if self._local is not None:
-                    self._local.step(self._earlier_weight, self.name, None)
-            elif self._local is None or not self._local.begun:
-                if self._views is not None:
-                    self._views.release_gradients()  # they are not what is pushed
-                self._source = NoGradients()
-            self._push()
+            if not passes and not self.gathered:
+                self._push.push_nothing()
+            else:
+                if passes and self._local is not None:
+                    self._local.step(self._passes.total_weight, self.name, None)
+                self._push.push()
         except (UnknownWorker, StepConflict) as error:
-            self._source = self._local or self._gradients
             self.recover(error)
         finally:
-            self._source, self.weight = self._local or self._gradients, weight
-            self._earlier_weight = 0.0
-            self._overlap.armed = self._accumulate == 1
+            self.weight = weight
+            self._push.end_step()
         if passes:
             self.zero_grad()  # the loop's own did nothing
         self.exit_if_requested()
@@ -562,19 +441,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             NameTaken: another worker has taken the name or the rank meanwhile.
             WaitTimeout: says who is waited for.
         """
-        if self._views is not None:
-            self._views.release()
-        if self._forward is not None:
-            self._forward.abandon()
-        self._outcome = self._recovery.rejoin(why, self._pusher)
-        self._micro_step, self._earlier_weight, self._changed, self._failed = 0, 0.0, None, False
-        self._overlap.reset()
-        self._overlap.armed = self._accumulate == 1
-        self._flat.settle()
-        self._gradients.reset()
-        self._source.reset()
+        self._push.abandon()
+        outcome = self._recovery.rejoin(why, self._pusher)
+        self._passes.reset()
         self.zero_grad()
-        self._share_views()
+        self._push.begin(outcome)
 
     def exit_if_requested(self) -> None:
         """Between two steps: leave the job and end the process if SIGTERM has come."""
@@ -593,7 +464,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     @property
     def gathered(self) -> bool:
         """Whether there are passes that no push has taken yet."""
-        return bool(self._micro_step or (self._local is not None and self._local.begun))
+        return bool(self._passes.count or (self._local is not None and self._local.begun))
 
     # -------------------------------------------------------------- groups and state
 
@@ -629,7 +500,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     def _last(self) -> StepOutcome:
         """The outcome of the last step; waits for it if it is still under way."""
         self.wait()
-        return self._outcome
+        return self._push.outcome
 
     @property
     def version(self) -> int:
@@ -654,12 +525,12 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
     @property
     def left_out(self) -> int:
         """Steps of this worker that were not applied because a gradient was not finite; inner ones with local steps."""
-        return self._source.num_left_out
+        return (self._local or self._gradients).num_left_out
 
     @property
     def left_out_in_a_row(self) -> int:
         """How many of these there have been since the last push that was to be applied."""
-        return self._source.in_a_row
+        return (self._local or self._gradients).in_a_row
 
     @property
     def wait_seconds(self) -> float:
@@ -700,109 +571,3 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             if error is None:
                 raise
             log.warning("the model does not hold the parameters of the last step: %s", late)
-
-    # -------------------------------------------------------------- inside
-
-    def _send_ahead(self, bucket: Bucket) -> bool:
-        """Send one bucket for the servers to hold, on the thread of backward; returns whether it has left."""
-        if not self._session.sends_ahead(bucket):
-            return False
-        self.wait()
-        self._session.discard_unanswered()
-        step = self._session.next_step
-        with self._session.span("ahead", step, bucket.index), self._pusher.staging(bucket) as staging:
-            self._pusher.send_ahead(bucket, self._gradients.gather(bucket, staging), step=step)
-        return True
-
-    def _send_eagerly(self, bucket: Bucket) -> bool:
-        """Push one bucket, on the thread of backward; returns whether it has left."""
-        if self._eager is None or not self._eager.trusted:
-            return False
-        self._send(bucket)
-        return True
-
-    def _send(self, bucket: Bucket) -> None:
-        """Push one bucket."""
-        self.wait()
-        if self._changed is None:  # the first bucket of this push
-            if self._untracked_writes is not None:
-                self._untracked_writes.check(self._session.version)
-            self._session.discard_unanswered()
-            if self._weights is None:
-                self._flat.follow()  # else done when it looked for writes
-            self._changed = self._server_optimizer.changed(self._session.job_model.groups)
-        trained, step = bucket.rule == "optimizer", self._session.next_step
-        with self._session.span("push", step, bucket.index), self._pusher.staging(bucket) as staging:
-            if trained:
-                self._source.gather(bucket, staging)
-            else:
-                self._flat.read(bucket, staging)
-            hyper = self._changed[bucket.group] if trained else None
-            momentum = (
-                self._server_optimizer.momentum(bucket, staging, self._flat) if trained and self._corrects else None
-            )
-            if momentum is not None:
-                hyper = {**(hyper or {}), **MomentumCorrection.HYPER}
-            self._pusher.push(
-                bucket,
-                staging,
-                step=step,
-                base=self._session.version_of(bucket),
-                weight=self._weight_of(trained),
-                hyper=hyper,
-                momentum=momentum,
-                missing=trained and self._source.missing(bucket),
-                absent=self._source.absent(bucket) if trained else self._buffers.absent(bucket),
-                written=self._written.get(bucket.index),
-                nonfinite=trained and bool(self._source.left_out),
-            )
-
-    @property
-    def _order(self) -> list[Bucket]:
-        """All buckets, in the order in which ``step`` sends them.
-
-        With overlap="forward" the first layer is waited for first. Else all are, and the servers work on large ones
-        while small ones are still sent.
-        """
-        buckets = list(self._session.plan.buckets)
-        return buckets if self._forward is not None else sorted(reversed(buckets), key=lambda each: -each.numel)
-
-    @property
-    def _tensors(self) -> list[torch.Tensor]:
-        """The parameters and the buffers as they are now, in the order of ``Model.tensors()``."""
-        return [*self._parameters, *self._buffers.tensors]
-
-    @property
-    def _passed_weight(self) -> float:
-        """Sum of the weights of the accumulated passes."""
-        return self._earlier_weight + self.weight
-
-    def _weight_of(self, trained: bool) -> float:
-        """The weight of a bucket of parameters, or of buffers, which every pass has changed."""
-        if isinstance(self._source, NoGradients) or (trained and self._source.left_out):
-            return 0.0
-        if self._local is None:
-            return self._passed_weight
-        return self._local.applied if trained else self._local.passed
-
-    def _share_views(self) -> None:
-        """Let tensors of the model live in the memory that this session shares with the servers, or has for answers."""
-        self._lifetime.discard(self._views)
-        self._views = None
-        self._session.on_leave = lambda: None  # drops the views of an earlier session, and the memory under them
-        memory = self._session.shared_memory
-        if self._local is not None or self._forward is not None:
-            return
-        if self._pusher is self._session:  # from a GPU values are copied anyway
-            memory.keep_here(self._session.plan, self._flat.read)
-        if memory.holds_parameters:
-            self._views = SharedViews(
-                self._session.plan,
-                self._parameters,
-                memory,
-                self._flat,
-                lend_gradients=self._accumulate == 1 and self._compressor.lossless,
-            )
-            self._session.on_leave = self._views.release
-            self._lifetime.add(self._views)
-            self._views.settle()

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_ps.common.plan import Bucket, Piece, Plan
+from torch_ps.common.plan import Bucket, Piece
 from torch_ps.worker.gradients.flat_tensors import FlatTensors, is_aliased
 from torch_ps.worker.runtime.lifetime import Part
+from torch_ps.worker.session.session import Session
 from torch_ps.worker.session.shared_memory import SharedMemory
 
 #: First pushes after which gradients are checked for having outlived one.
@@ -30,49 +31,69 @@ _CHECKED_PUSHES = 3
 
 
 class SharedViews(Part):
-    """The parameters and gradients of one model that live in shared memory.
+    """The parameters and gradients of one model that live in shared memory; none do before ``share``.
 
     Args:
-        plan: buckets of the job.
         parameters: trained parameters, the first tensors of ``flat``.
-        memory: memory that the worker shares.
         flat: tensors of the model.
         lend_gradients: whether a push takes gradients as they are, neither encoded nor averaged over passes.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        parameters: Sequence[torch.Tensor],
-        memory: SharedMemory,
-        flat: FlatTensors,
-        *,
-        lend_gradients: bool,
-    ) -> None:
-        self._parameters, self._memory, self._flat = parameters, memory, flat
-        self._pieces: list[list[tuple[Bucket, Piece]]] = [[] for _ in parameters]
-        for bucket in plan.buckets:
-            for piece in bucket.pieces if bucket.rule == "optimizer" else ():
-                self._pieces[piece.tensor].append((bucket, piece))
+    def __init__(self, parameters: Sequence[torch.Tensor], flat: FlatTensors, *, lend_gradients: bool) -> None:
+        self._parameters, self._flat, self._lend_gradients = parameters, flat, lend_gradients
+        self._forget()
+
+    def _forget(self) -> None:
+        self._memory: SharedMemory | None = None
+        self._pieces: list[list[tuple[Bucket, Piece]]] = [[] for _ in self._parameters]
         self._parameters_in = False
-        self._checks = _CHECKED_PUSHES if lend_gradients else 0
+        self._checks = _CHECKED_PUSHES if self._lend_gradients else 0
         self._seen: dict[int, weakref.ref[torch.Tensor]] = {}  # gradients that were there at the last push
         self._places: dict[int, torch.Tensor] = {}  # parameter -> its .grad, which may live in the arena
         self._homes: dict[int, int] = {}  # the address of its place there, which does not move as long as there is one
 
+    @property
+    def shared(self) -> bool:
+        """Whether parameters can live in shared memory."""
+        return self._memory is not None
+
+    def share(self, session: Session, *, receive_here: bool) -> None:
+        """Let tensors live in the memory that a session shares with the servers, or has for answers.
+
+        Args:
+            session: session that has joined; what an earlier one had is forgotten.
+            receive_here: whether answers over the network may stay where they are received, so not on their way to a
+                GPU.
+        """
+        self._forget()
+        session.on_leave = lambda: None  # drops what an earlier session had
+        memory = session.shared_memory
+        if receive_here:
+            memory.keep_here(session.plan, self._flat.read)
+        if memory.holds_parameters:
+            self._memory = memory
+            for bucket in session.plan.buckets:
+                for piece in bucket.pieces if bucket.rule == "optimizer" else ():
+                    self._pieces[piece.tensor].append((bucket, piece))
+            session.on_leave = self.release
+            self.settle()
+
     def settle(self) -> None:
         """Let tensors move in. Call it when a push or pull is done."""
+        memory = self._memory
+        if memory is None:
+            return
         if not self._parameters_in:
             self._parameters_in = True
             for index in self._alone():
-                found = self._memory.parameter(self._pieces[index])
+                found = memory.parameter(self._pieces[index])
                 if found is not None:
                     self._flat.lend(index, *found)
         for index, gradient in self._places.items():
             if self._parameters[index].grad is gradient:
-                self._lend(index, gradient)
+                self._lend(memory, index, gradient)
         if self._checks:
-            self._take_gradients()
+            self._take_gradients(memory)
 
     def release(self) -> None:
         """Move all tensors out, with the values that they have."""
@@ -88,13 +109,14 @@ class SharedViews(Part):
 
     def before_fork(self) -> None:
         """Move all tensors out until the next push, unless one is under way, as one of another thread may be."""
-        if not self._memory.under_way:
+        if self._memory is not None and not self._memory.under_way:
             self._move_out()
 
     def after_fork_in_child(self) -> None:
         """Move all tensors out, in a forked child, which must not write to what its parent and the servers share."""
-        self._flat.forget_locks()
-        self._move_out()
+        if self._memory is not None:
+            self._flat.forget_locks()
+            self._move_out()
 
     def _move_out(self) -> None:
         """Give all tensors memory of their own; each stays the same object."""
@@ -117,7 +139,7 @@ class SharedViews(Part):
             and parameter.untyped_storage().nbytes() == 4 * parameter.numel()
         ]
 
-    def _take_gradients(self) -> None:
+    def _take_gradients(self, memory: SharedMemory) -> None:
         self._checks -= 1
         for index, parameter in enumerate(self._parameters):
             gradient = parameter.grad
@@ -128,16 +150,16 @@ class SharedViews(Part):
                 self._seen[index] = weakref.ref(gradient)
                 continue
             self._places[index] = gradient
-            self._lend(index, gradient)
+            self._lend(memory, index, gradient)
 
-    def _lend(self, index: int, gradient: torch.Tensor) -> None:
+    def _lend(self, memory: SharedMemory, index: int, gradient: torch.Tensor) -> None:
         """Let the gradient of one parameter live where the server reads it, unless something else sees its memory.
 
         It stays the same object.
         """
         if gradient.data_ptr() == self._homes.get(index):
             return
-        place = self._memory.gradient(self._pieces[index])
+        place = memory.gradient(self._pieces[index])
         if place is not None:
             self._homes[index] = place.data_ptr()
         if place is not None and place.data_ptr() != gradient.data_ptr() and not is_aliased(gradient):

@@ -68,7 +68,7 @@ from torch_ps.worker.session.trace_upload import upload_trace
 from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
-from torch_ps.worker.transport.wait_reasons import advise_timeout, explain_wait
+from torch_ps.worker.transport.wait_reasons import advise_timeout, explain_wait, waited_for
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -649,9 +649,10 @@ class Session(Part):
     def waits(self) -> dict[str, tuple[str, ...]]:
         """Whom each worker of the job waits for, as the lead says; empty where it does not answer."""
         try:
-            return {each.worker: tuple(each.waiting_for) for each in self._links[0].status(CONNECT_SECONDS).worker}
+            reply = self._links[0].status(CONNECT_SECONDS)
         except PsError:
             return {}
+        return {each.worker: waited_for(each, reply) for each in reply.worker}
 
     def request_samples(self, request: pb.DataRequest, seconds: float | None = None) -> pb.DataReply:
         """Ask the lead for samples, again while the connection is broken.

@@ -5,9 +5,12 @@ A socket that cannot be reached is no error: the caller takes the next best carr
 Source: see ``torch_ps.common.wire.port_proof`` and ``torch_ps.common.wire.socket_frames``.
 """
 
+import contextlib
 import socket
 import time
+from typing import Any
 
+from torch_ps.common.daemon_thread import in_daemon_thread
 from torch_ps.common.errors import NoSharedMemory, PsError
 from torch_ps.common.host_id import host_id
 from torch_ps.common.pb import parameter_server_pb2 as pb
@@ -94,7 +97,7 @@ def connect_data(
 
 def _connect(there: Address, deadline: float) -> socket.socket:
     """Connect to the first address of a host that takes the connection."""
-    found = socket.getaddrinfo(there.host, there.port, type=socket.SOCK_STREAM)
+    found = _look_up(there, deadline)
     for place, (family, kind, protocol, _, where) in enumerate(found):
         connection = socket.socket(family, kind, protocol)
         try:
@@ -106,6 +109,21 @@ def _connect(there: Address, deadline: float) -> socket.socket:
             if place + 1 == len(found):
                 raise
     raise OSError(f"{there.host} has no address")
+
+
+def _look_up(there: Address, deadline: float) -> list[Any]:
+    """What ``getaddrinfo`` says. It waits for as long as the system's resolver does, which may be a minute."""
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(there.host, there.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    looked_up = in_daemon_thread(_addresses, there, name=f"look up {there.host}")
+    try:
+        return looked_up.result(_left(deadline))
+    except TimeoutError:
+        raise NoDataPort(f"the name {there.host} is not looked up within {DATA_SECONDS:g} s") from None
+
+
+def _addresses(there: Address) -> list[Any]:
+    return socket.getaddrinfo(there.host, there.port, type=socket.SOCK_STREAM)
 
 
 def _prove(connection: socket.socket | TlsSocket, there: Address, token: bytes, deadline: float) -> None:

@@ -24,14 +24,27 @@ def describe_wait(worker: str, replies: Sequence[pb.StatusReply]) -> str:
         worker: name.
         replies: status of all shards, shard 0 first.
     """
-    views = [view for reply in replies for view in reply.worker if view.worker == worker]
-    longest = max(views, key=lambda view: view.waiting_seconds, default=pb.WorkerStatus())
+    views = [(view, reply) for reply in replies for view in reply.worker if view.worker == worker]
+    none = pb.WorkerStatus(), pb.StatusReply()
+    longest, reply = max(views, key=lambda each: each[0].waiting_seconds, default=none)
     if not longest.waiting_seconds:
         return ""
     silent = {w.worker: w.silent_seconds for w in replies[0].worker if w.silent_seconds > SILENT}
     words = [f"{longest.reason}, for {format_seconds(longest.waiting_seconds)}"]
-    words += [f"{who} is silent for {format_seconds(silent[who])}" for who in longest.waiting_for if who in silent]
+    words += [
+        f"{who} is silent for {format_seconds(silent[who])}" for who in waited_for(longest, reply) if who in silent
+    ]
     return "; ".join(words)
+
+
+def waited_for(worker: pb.WorkerStatus, reply: pb.StatusReply) -> tuple[str, ...]:
+    """Names of the workers that a worker waits for, as far as the reply has room for them.
+
+    Args:
+        worker: status of the worker in ``reply``.
+    """
+    names = {each.rank: each.worker for each in reply.worker} if worker.waiting_for else {}
+    return tuple(names[rank] for rank in worker.waiting_for if rank in names)
 
 
 def explain_wait(worker: str, links: Iterable[Link]) -> str:
@@ -42,7 +55,7 @@ def explain_wait(worker: str, links: Iterable[Link]) -> str:
             replies.append(link.status(STATUS_SECONDS))
         except PsError as error:
             return str(error)
-    if all(view.worker != worker for view in replies[0].worker):
+    if not replies[0].more_workers and all(view.worker != worker for view in replies[0].worker):
         return f"{worker} is not in the roster any more"
     return describe_wait(worker, replies) or "no server holds an answer back, so it or the push is still on its way"
 

@@ -2,6 +2,7 @@
 
 import gc
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -40,10 +41,14 @@ def test_connection_that_is_reset_in_the_handshake_is_closed(
 
 
 @pytest.mark.parametrize("ending", [True, False])
-def test_server_that_is_about_to_end_is_told_from_one_that_speaks_no_tls(
-    ending: bool, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("after_handshake", [True, False])
+def test_server_that_is_about_to_end_is_told_from_one_that_refuses(
+    after_handshake: bool, ending: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    tls = Authority(tmp_path_factory.mktemp("tls")).issue("worker")
+    authority = Authority(tmp_path_factory.mktemp("tls"))
+    tls, own = authority.issue("worker"), authority.issue("server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.cert, own.key)
     server = socket.create_server(("127.0.0.1", 0))
     address = Address("127.0.0.1", server.getsockname()[1])
 
@@ -51,11 +56,19 @@ def test_server_that_is_about_to_end_is_told_from_one_that_speaks_no_tls(
         with server:
             for _ in range(1 if ending else tls_probe._TIMES):
                 peer, _ = server.accept()
-                peer.recv(1)  # of the handshake
+                if after_handshake:
+                    peer = context.wrap_socket(peer, server_side=True)
+                else:
+                    peer.recv(1)
                 peer.close()
 
     hanging = threading.Thread(target=hang_up)
     hanging.start()
     said = tls_probe.explain_failure(address, tls, 30)
     hanging.join()
-    assert said == (None if ending else f"server {address} does not speak TLS, or ends the handshake")
+    refusal = (
+        f"server {address} refuses the certificate {tls.cert}, though it is of the authority in tls_ca here"
+        if after_handshake
+        else f"server {address} does not speak TLS, or ends the handshake"
+    )
+    assert said == (None if ending else refusal)

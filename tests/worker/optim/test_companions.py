@@ -100,7 +100,7 @@ def test_a_worker_that_joins_both_jobs_in_the_middle_takes_part_and_all_come_to_
 
         def wrap(optimizer: torch.optim.Optimizer, model: nn.Module, place: int) -> torch_ps.ParameterServerOptimizer:
             if (rank, place) == (2, 1):
-                wait_for_w2 = [["w2"], ["w2"]]
+                wait_for_w2 = [[2], [2]]
                 late = time.monotonic() + 3  # or they wait for samples, which no status says
                 until(
                     lambda: (

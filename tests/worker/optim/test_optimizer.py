@@ -241,14 +241,14 @@ def test_step_after_one_that_was_interrupted_takes_no_late_answer_for_its_own() 
         taken.append(bucket.index)
         if len(taken) == 2:
             until(lambda: bool(servers.status()) and optimizer._session.waiting, "the next step is sent")
-        optimizer._flat.write(bucket, values)
+        write_into_model(bucket, values)
 
     with (
         job() as servers,
         Proxy(str(servers)) as proxy,
         torch_ps.ParameterServerOptimizer(OPTIMIZERS["SGD"](model), model, proxy.address) as optimizer,
     ):
-        optimizer._session.on_values = write
+        write_into_model, optimizer._session.on_values = optimizer._session.on_values, write
         backward(model, 0)
         proxy.hold()
         interrupted = spawn(interrupt)
