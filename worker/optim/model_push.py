@@ -71,6 +71,7 @@ class ModelPush:
         self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
         self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
         overlap.send = weakly(self._send_ahead if overlap.promise is None else self._send_eagerly)
+        session.answers_meanwhile = forward is not None or overlap.promise is not None
         self._weights: WeightWrites | None = None
         self._untracked: UntrackedWrites | None = None
         if local is None and overlap.promise is None:
