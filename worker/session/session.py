@@ -72,8 +72,8 @@ from torch_ps.worker.transport.wait_reasons import advise_timeout, explain_wait,
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds in which a server has to answer the first call.
-CONNECT_SECONDS = 20.0
+#: Seconds in which the lead has to say whom workers wait for.
+STATUS_SECONDS = 20.0
 #: Bytes of an answer from which on it is worth while to receive it where it stays.
 LARGE = 1 << 16
 #: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
@@ -109,7 +109,8 @@ class Session(Part):
         compress_pull: codec of pulls.
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none; "grpc"
             shares none and uses no socket either.
-        timeout: seconds that a wait for other workers may take.
+        connections: number of connections to each server's data port that a stream goes over.
+        timeout: seconds that a wait for the servers or for other workers may take.
         access: TLS and token settings.
 
     Attributes:
@@ -146,9 +147,10 @@ class Session(Part):
         compress_pull: str,
         timeout: float,
         plane: str = "auto",
+        connections: int = 1,
         access: Access = OPEN,
     ) -> None:
-        check_arguments(timeout, plane)
+        check_arguments(timeout, plane, connections)
         check_process()
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
@@ -169,7 +171,7 @@ class Session(Part):
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
-        self._links = [Link(addresses[0], access, plane) for addresses in servers]
+        self._links = [Link(addresses[0], access, plane, connections) for addresses in servers]
         self._shards = [ShardServers(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_links)
@@ -183,7 +185,7 @@ class Session(Part):
         """Ask what the job is now; raises ServerStopped if it is not the one that this session has taken part in."""
         self.check_member()
         used = (self._compressor.codec.name, self._pull_codec.name)
-        return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._shard_streams is not None else None)
+        return describe_all(self._shards, used, self.timeout, self.job if self._shard_streams is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -657,7 +659,7 @@ class Session(Part):
     def waits(self) -> dict[str, tuple[str, ...]]:
         """Whom each worker of the job waits for, as the lead says; empty where it does not answer."""
         try:
-            reply = self._links[0].status(CONNECT_SECONDS)
+            reply = self._links[0].status(STATUS_SECONDS)
         except PsError:
             return {}
         return {each.worker: waited_for(each, reply) for each in reply.worker}
