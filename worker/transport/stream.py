@@ -14,9 +14,9 @@ from torch_ps.common.errors import PsError
 from torch_ps.common.wire.frames import Frame
 
 #: Takes one message, which holds one frame or several (``common.wire.frames.unpack_all``). Called on the reader thread,
-#: or on one that reads, one message at a time. Returns whether the reader thread has to read on: because more is awaited
-#: now, or may be while no thread waits. Else it may leave the next messages to ``Stream.read``. A ``PsError`` that it
-#: raises ends the stream with this error.
+#: or on one that reads, one message at a time. Returns whether the reader thread has to read on, as more is awaited now
+#: or may be while no thread waits. Else it may leave the next messages to ``Stream.read``. A ``PsError`` that it raises
+#: ends the stream with this error.
 OnMessage = Callable[[Frame], bool]
 #: Takes the error that ended the stream. Called once, on the reader thread, and never after ``close`` was called.
 OnEnd = Callable[[PsError], None]

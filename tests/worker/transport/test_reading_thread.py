@@ -36,7 +36,7 @@ def on_values_here(client: torch_ps.Client, call: Callable[[], object]) -> None:
 def test_thread_that_waits_reads_the_answer_after_the_reader_thread_has_read_one(client: torch_ps.Client) -> None:
     read: list[None] = []
     on_values_here(client, lambda: read.append(None))
-    until(lambda: client.push(ONES).applied and read, "this thread has read an answer")
+    until(lambda: client.push(ONES).applied and bool(read), "this thread has read an answer")
     snapshot = client.pull()
     assert torch.equal(snapshot.params["x"], torch.full((8,), -float(snapshot.version)))
 
