@@ -76,11 +76,13 @@ class Client(JobMember):
         compress_warmup: steps in which topk and randk send more than their density.
         plane: "auto" shares memory with servers on this host, "memory" insists on it, "network" does not and takes
             their data ports, or gRPC where these cannot be reached; "grpc" takes gRPC.
+        connections: TCP connections to each data port, at most 16; more fill links with long round trips.
         tls: path of the authorities (PEM) that the servers' certificates have to be of, or a ``torch_ps.Tls`` that also
             has a certificate to show; ``$PS_TLS_CA``, ``$PS_TLS_CERT`` and ``$PS_TLS_KEY`` if None.
         token_file: path of the job's secret; ``$PS_TOKEN_FILE`` if None.
         insecure: whether the token may travel in the clear to other machines.
-        timeout: seconds that ``push`` and ``pull`` may wait for other workers.
+        timeout: seconds in which the servers have to be found, and that ``push`` and ``pull`` may wait for other
+            workers.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -102,6 +104,7 @@ class Client(JobMember):
         feedback: str = "auto",
         compress_warmup: int = 0,
         plane: str = "auto",
+        connections: int = 1,
         tls: Tls | str | None = None,
         token_file: str | None = None,
         insecure: bool | None = None,
@@ -117,6 +120,7 @@ class Client(JobMember):
             compress_pull=compress_pull,
             timeout=timeout,
             plane=plane,
+            connections=connections,
             access=access(tls, token_file, insecure),
         )
         super().__init__(session)

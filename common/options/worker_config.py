@@ -17,9 +17,10 @@ from typing import Any, Literal
 from torch_ps.common import codecs as table
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options import security_options as protection
-from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option
+from torch_ps.common.options.fields import Check, at_least, check_all, more_than, option, within
 from torch_ps.common.options.shared_options import DEVICE, codec_modules, log_level
 from torch_ps.common.wire import job_servers
+from torch_ps.common.wire.port_proof import MAX_CONNECTIONS
 
 PLANES = ("auto", "memory", "network", "grpc")
 OVERLAPS = ("auto", "on", "off", "forward", "eager", "eager,forward")
@@ -161,12 +162,17 @@ class WorkerConfig:
         "what carries buckets; auto is memory between processes of one host, network the servers' data ports or gRPC",
         choices=PLANES,
     )
+    connections: int = option(
+        1,
+        "TCP connections to each data port; more for links with long round trips",
+        check=within(1, MAX_CONNECTIONS),
+    )
     tls_ca: str = protection.tls_ca()
     tls_cert: str = protection.tls_cert()
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
     insecure: bool = protection.insecure()
-    timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
+    timeout: float = option(300.0, "longest wait for servers and for other workers", unit="seconds", check=more_than(0))
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))
     events: str = option("", "file for events, in JSON lines", metavar="FILE")

@@ -100,10 +100,10 @@ class TlsSocket:
         Args:
             buffer: memory that the bytes are written to.
             nbytes: ignored, as all of the buffer is room.
-            flags: ``MSG_WAITALL`` waits until it is full.
+            flags: ``MSG_WAITALL`` waits until it is full, ``MSG_DONTWAIT`` does not wait.
 
         Raises:
-            BlockingIOError: nothing has come, and calls do not wait.
+            BlockingIOError: nothing has come, and calls do not wait or this one does not.
             OSError: the connection has failed.
         """
         count = 0
@@ -114,6 +114,8 @@ class TlsSocket:
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 if count and not flags & socket.MSG_WAITALL:
                     break
+                if flags & socket.MSG_DONTWAIT:
+                    raise BlockingIOError from None
                 self._wait(select.POLLIN)
                 continue
             if not record:
@@ -149,10 +151,6 @@ class TlsSocket:
     def send(self, data: bytes) -> int:
         """As ``sendmsg`` of one buffer."""
         return self.sendmsg([memoryview(data)])
-
-    def pending(self) -> int:
-        """Bytes that have been read from the network and not been taken."""
-        return self._tls.pending()
 
     def fileno(self) -> int:
         return self._tls.fileno()

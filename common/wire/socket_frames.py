@@ -81,6 +81,11 @@ class Receiver:
         return self._buffer[self._end :] if self._payload is None else self._payload[self._filled :]
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing has come that was not taken."""
+        return self._begin == self._end and self._payload is None
+
+    @property
     def fills(self) -> bool:
         """Whether nothing can be taken before ``room`` is full."""
         return self._payload is not None

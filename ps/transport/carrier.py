@@ -6,7 +6,7 @@
 ``grpc_carrier.py`` and ``socket_carrier.py`` implement it. A carrier decides nothing about a stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from torch_ps.common.errors import PsError
@@ -62,3 +62,7 @@ class Carrier(Protocol):
 
     async def end(self, error: PsError) -> None:
         """Tell the peer why the stream ends. Nothing can be sent after it."""
+
+
+#: Serves one stream from its Hello to its end.
+Serve = Callable[[Carrier], Awaitable[None]]

@@ -18,13 +18,14 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.security.tls_socket import TlsSocket
 from torch_ps.common.wire.frames import Frame, Split, messages
 from torch_ps.common.wire.socket_frames import Receiver, put, same_user
+from torch_ps.common.wire.striped_socket import Connection, StripedSocket
 from torch_ps.ps.transport.carrier import MessageHandler
 from torch_ps.ps.transport.streams import Stream
 
@@ -49,14 +50,15 @@ class SocketCarrier:
 
     def __init__(self, connection: socket.socket, peer: str, kind: str) -> None:
         self.peer, self.kind, self.speaker = peer, kind, ""
-        self._socket: socket.socket | TlsSocket = connection
+        self._socket: Connection | StripedSocket = connection
         connection.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._receiver, self._changed = Receiver(), asyncio.Event()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._stream: Stream | None = None
         self._on_message: MessageHandler = lambda message: None
-        self._reading = self._writing = self._flush_is_due = False
+        self._reading = self._writing = -1  # descriptor that the loop watches; -1: none
+        self._flush_is_due = False
         self._leaving: deque[_Leaving] = deque()
 
     def dispose(self) -> None:
@@ -83,6 +85,27 @@ class SocketCarrier:
                 except BlockingIOError:
                     await self._until_readable()
 
+    async def stripe(self, others: Sequence["SocketCarrier"], ready: bytes) -> bool:
+        """Carry the stream over the connections of other carriers, too, in this order; each keeps its own to close.
+
+        Args:
+            others: Carriers whose peer is that of this one.
+            ready: Bytes that tell the peer; sent over this connection alone.
+
+        Returns:
+            Whether that is possible: not where the peer has sent something before it was told.
+
+        Raises:
+            OSError: The peer cannot be told.
+        """
+        carriers = (self, *others)
+        if not all(each._receiver.empty for each in carriers):
+            return False
+        await self.send_bytes(ready)
+        self._socket = StripedSocket([each._socket for each in carriers if not isinstance(each._socket, StripedSocket)])
+        self.kind = f"{len(carriers)} {self.kind}s"
+        return True
+
     async def _until_readable(self) -> None:
         readable = self._loop.create_future()
         self._loop.add_reader(self._socket, _resolve, readable)
@@ -105,7 +128,7 @@ class SocketCarrier:
         Raises:
             OSError: They cannot be sent.
         """
-        if self._socket.send(data) != len(data):
+        if self._socket.sendmsg([memoryview(data)]) != len(data):
             raise BlockingIOError("the peer reads nothing")
 
     async def receive(self) -> Frame:
@@ -166,11 +189,11 @@ class SocketCarrier:
     async def _until_sent(self) -> None:
         while self._send():
             writable = self._loop.create_future()
-            self._loop.add_writer(self._socket, _resolve, writable)
+            self._loop.add_writer(self._writing_fileno(), _resolve, writable)
             try:
                 await writable
             finally:
-                self._loop.remove_writer(self._socket)
+                self._loop.remove_writer(self._writing_fileno())
 
     def _finish(self, error: Exception | None) -> None:
         """End reading and sending. ``error`` is the reason; None: the worker closed the socket."""
@@ -185,29 +208,33 @@ class SocketCarrier:
     # -------------------------------------------------------------- reading
 
     def _read(self, wanted: bool) -> None:
-        if wanted == self._reading or self._socket.fileno() < 0:
+        """Watch the connection that is read next, or none any more."""
+        descriptor = self._socket.fileno() if wanted else -1
+        if descriptor == self._reading:
             return
-        self._reading = wanted
-        if wanted:
-            self._loop.add_reader(self._socket, self._readable)
-            self._read_pending()
-        else:
-            self._loop.remove_reader(self._socket)
+        if self._reading >= 0:
+            self._loop.remove_reader(self._reading)
+        self._reading = descriptor
+        if descriptor >= 0:
+            self._loop.add_reader(descriptor, self._readable)
+            self._read_on()
 
-    def _read_pending(self) -> None:
-        """Read on soon where TLS has decrypted what nobody has taken: of that the loop would not tell."""
-        if isinstance(self._socket, TlsSocket) and self._socket.pending():
+    def _read_on(self) -> None:
+        """Read on soon where TLS may have decrypted what nobody has taken: of that the loop would not tell."""
+        if not isinstance(self._socket, socket.socket):
             self._loop.call_soon(self._readable)
 
     def _readable(self) -> None:
-        if not self._reading:
+        if self._reading < 0:
             return
+        full = False
         for _ in range(READS):
             room, fills = self._receiver.room(), self._receiver.fills
             try:
                 count = self._socket.recv_into(room)
             except (BlockingIOError, InterruptedError):
-                return
+                full = False
+                break
             except OSError:
                 count = 0
             if not count:
@@ -216,12 +243,15 @@ class SocketCarrier:
                 return
             self._receiver.add(count)
             self._changed.set()
+            full = count == len(room)
             if self._stream is not None:
                 self._deliver()
-            if not self._reading or count < len(room) or not fills:
+            if self._reading < 0 or not full or not fills:
                 break
-        if self._reading:
-            self._read_pending()
+        if self._reading >= 0:
+            self._read(True)
+            if full:
+                self._read_on()
 
     def _deliver(self) -> None:
         """Hand over the messages that have come whole."""
@@ -252,9 +282,9 @@ class SocketCarrier:
     def _flush(self) -> None:
         self._flush_is_due = False
         stream = self._stream
-        if stream is not None and self._writing and stream.outbox.error is not None:
+        if stream is not None and self._writing >= 0 and stream.outbox.error is not None:
             self._finish(stream.outbox.error)  # the peer may never read what is before it
-        if stream is None or self._ended.done() or self._writing:
+        if stream is None or self._ended.done() or self._writing >= 0:
             return
         try:
             while not (self._leaving or self._ended.done() or stream.outbox.empty()):
@@ -264,7 +294,7 @@ class SocketCarrier:
                     self._write(True)
         except OSError:
             self._finish(None)
-        if not stream.crowded and not self._reading and not self._ended.done():
+        if not stream.crowded and self._reading < 0 and not self._ended.done():
             self._read(True)
             self._deliver()
 
@@ -304,18 +334,23 @@ class SocketCarrier:
         return False
 
     def _write(self, wanted: bool) -> None:
-        if wanted == self._writing or self._socket.fileno() < 0:
+        """Watch the connection that is written next, or none any more."""
+        descriptor = self._writing_fileno() if wanted else -1
+        if descriptor == self._writing:
             return
-        self._writing = wanted
-        if wanted:
-            self._loop.add_writer(self._socket, self._writable)
-        else:
-            self._loop.remove_writer(self._socket)
+        if self._writing >= 0:
+            self._loop.remove_writer(self._writing)
+        self._writing = descriptor
+        if descriptor >= 0:
+            self._loop.add_writer(descriptor, self._writable)
+
+    def _writing_fileno(self) -> int:
+        return self._socket.writing_fileno() if isinstance(self._socket, StripedSocket) else self._socket.fileno()
 
     def _writable(self) -> None:
         try:
             if self._send():
-                return
+                return self._write(True)
         except OSError:
             self._finish(None)
         self._write(False)

@@ -13,6 +13,7 @@ Source: see ``torch_ps.common.wire.port_proof`` and ``torch_ps.common.wire.socke
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import socket
@@ -27,7 +28,8 @@ from torch_ps.common.security.tls_socket import Contexts
 from torch_ps.common.wire import port_proof
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.socket_frames import TOKEN_BYTES, tune
-from torch_ps.ps.transport.carrier import Carrier
+from torch_ps.ps.transport.bundles import Bundles
+from torch_ps.ps.transport.carrier import Serve
 from torch_ps.ps.transport.port_sockets import peer_of
 from torch_ps.ps.transport.socket_carrier import SocketCarrier
 
@@ -44,23 +46,21 @@ NO_DESCRIPTOR_PAUSE = 1.0
 #: Connections that the kernel keeps until they are accepted.
 BACKLOG = 128
 
-Serve = Callable[[Carrier], Awaitable[None]]
+#: Takes the first bytes of a connection; returns its stream if they are authentic, else None.
+Admit = Callable[[SocketCarrier], Awaitable[Callable[[], Awaitable[None]] | None]]
 
 
 class Acceptor:
     """Accepts connections of one listening socket, authenticates them, and has each served by a task of its own.
 
     Args:
-        admit: Returns whether a connection is authenticated.
-        exchange: Handler of an Exchange; ends the carrier with the error, if there is one.
+        admit: Authenticates a connection; returns what serves it then, None if it is not authentic.
         max_connections: Largest number of authenticated connections; further ones are closed at once.
         kind: Kind of the carriers, for people.
     """
 
-    def __init__(
-        self, admit: Callable[[SocketCarrier], Awaitable[bool]], exchange: Serve, max_connections: int, kind: str
-    ) -> None:
-        self._admit, self._exchange, self._max_connections, self._kind = admit, exchange, max_connections, kind
+    def __init__(self, admit: Admit, max_connections: int, kind: str) -> None:
+        self._admit, self._max_connections, self._kind = admit, max_connections, kind
         self._waiting: dict[asyncio.Task[None], str] = {}  # hosts, in the order they came
         self._open: set[asyncio.Task[None]] = set()
         self._listening: socket.socket | None = None
@@ -132,12 +132,12 @@ class Acceptor:
                 tune(connection)
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(TOKEN_SECONDS):
-                    admitted = await self._admit(carrier)
-                if not admitted or len(self._open) >= self._max_connections:
+                    serve = await self._admit(carrier)
+                if serve is None or len(self._open) >= self._max_connections:
                     return
                 self._waiting.pop(task, None)
                 self._open.add(task)
-                await self._exchange(carrier)
+                await serve()
         finally:
             self._waiting.pop(task, None)
             self._open.discard(task)
@@ -153,7 +153,8 @@ class UnixListener:
     """
 
     def __init__(self, exchange: Serve, max_connections: int) -> None:
-        self._acceptor = Acceptor(self._admit, exchange, max_connections, "Unix socket")
+        self._acceptor = Acceptor(self._admit, max_connections, "Unix socket")
+        self._exchange = exchange
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._name = f"torch-ps-{secrets.token_hex(16)}"
         self.close = self._acceptor.close
@@ -180,10 +181,12 @@ class UnixListener:
             return None
         return pb.SocketOffer(host=host_id(), name=self._name, token=self._token, port=port)
 
-    async def _admit(self, carrier: SocketCarrier) -> bool:
+    async def _admit(self, carrier: SocketCarrier) -> Callable[[], Awaitable[None]] | None:
         if not carrier.of_same_user():
-            return False
-        return secrets.compare_digest(await carrier.receive_bytes(TOKEN_BYTES), self._token)
+            return None
+        if not secrets.compare_digest(await carrier.receive_bytes(TOKEN_BYTES), self._token):
+            return None
+        return functools.partial(self._exchange, carrier)
 
 
 class DataPort:
@@ -204,17 +207,19 @@ class DataPort:
         self._contexts = Contexts(tls, server=True) if tls is not None else None
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._acceptor: Acceptor | None = None
+        self._bundles: Bundles | None = None
         self._listening = _bind(wanted)
         self.port: int = self._listening.getsockname()[1]
 
-    def listen(self, exchange: Serve, max_connections: int) -> None:
+    def listen(self, exchange: Serve, max_streams: int) -> None:
         """Start to accept.
 
         Args:
             exchange: Handler of an Exchange; ends the carrier with the error, if there is one.
-            max_connections: Largest number of authenticated connections.
+            max_streams: Largest number of streams, each of which has ``port_proof.MAX_CONNECTIONS`` at most.
         """
-        self._acceptor = Acceptor(self._admit, exchange, max_connections, "socket")
+        self._bundles = Bundles(exchange)
+        self._acceptor = Acceptor(self._admit, max_streams * port_proof.MAX_CONNECTIONS, "socket")
         self._acceptor.listen(self._listening)
 
     def close(self) -> None:
@@ -231,15 +236,21 @@ class DataPort:
         """
         return pb.DataPortOffer(port=self.port, token=self._token, server_port=port, tls=self._contexts is not None)
 
-    async def _admit(self, carrier: SocketCarrier) -> bool:
+    async def _admit(self, carrier: SocketCarrier) -> Callable[[], Awaitable[None]] | None:
         if self._contexts is not None:
             await carrier.start_tls(self._contexts.current())
-        greeting = await carrier.receive_bytes(port_proof.GREETING_BYTES)
-        if not port_proof.is_greeting(greeting):
-            return False
+        name = await carrier.receive_bytes(len(port_proof.NAME))
+        if name != port_proof.NAME:
+            return None  # before more is awaited: a stranger may have sent all that it will
+        greeting = name + await carrier.receive_bytes(port_proof.GREETING_BYTES - len(name))
+        place = port_proof.place_of(greeting)
+        if place is None or self._bundles is None:
+            return None
         reply, expected = port_proof.answer(self._token, greeting)
         await carrier.send_bytes(reply)
-        return secrets.compare_digest(await carrier.receive_bytes(len(expected)), expected)
+        if not secrets.compare_digest(await carrier.receive_bytes(len(expected)), expected):
+            return None
+        return functools.partial(self._bundles.serve, carrier, place)
 
 
 def _bind(wanted: Address) -> socket.socket:

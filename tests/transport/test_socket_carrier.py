@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +25,15 @@ from torch_ps.common.errors import NoSharedMemory, PsError, UnknownWorker
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.security.tls import Tls
-from torch_ps.common.security.tls_socket import Contexts, TlsSocket
+from torch_ps.common.security.tls_socket import Contexts
 from torch_ps.common.wire import address, port_proof
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Frame, Split, pack, split, unpack
 from torch_ps.common.wire.socket_frames import PREFIX, TOKEN_BYTES, lengths_of
 from torch_ps.common.wire.socket_frames import put as buffers_of
+from torch_ps.common.wire.striped_socket import StripedSocket
+from torch_ps.ps.transport.bundles import Bundles
+from torch_ps.ps.transport.carrier import Carrier
 from torch_ps.ps.transport.socket_carrier import SocketCarrier
 from torch_ps.ps.transport.socket_listeners import MAX_WAITING
 from torch_ps.ps.transport.streams import Stream
@@ -314,7 +317,7 @@ def test_data_port_that_drops_what_comes_is_given_up_and_grpc_carries_the_frames
     monkeypatch.setattr("torch_ps.worker.transport.server_sockets.DATA_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, job() as servers:  # takes connections, answers nothing
 
-        def elsewhere(server: Address, offer: pb.DataPortOffer, contexts: None) -> socket.socket | TlsSocket:
+        def elsewhere(server: Address, offer: pb.DataPortOffer, contexts: None, connections: int) -> Any:
             return connect_data(
                 server, pb.DataPortOffer(port=silent.getsockname()[1], token=offer.token, server_port=offer.server_port)
             )
@@ -364,6 +367,98 @@ def test_values_come_over_the_data_port_while_the_parameters_change() -> None:
         assert torch.equal(one.pull().params["x"], torch.full((size,), -10.0))
 
 
+def test_three_connections_give_the_bits_of_one_and_are_reported() -> None:
+    found = []
+    for connections in (1, 3):
+        with (
+            job(bucket_size=1.0) as servers,
+            torch_ps.Client(str(servers), name="w0", plane="network", connections=connections) as client,
+        ):
+            generator = torch.Generator().manual_seed(1)
+            client.init({"x": torch.randn(700_000, generator=generator)}, SGD)
+            for _ in range(3):
+                values = client.push({"x": torch.randn(700_000, generator=generator)}).params["x"]
+            found.append(values)
+            assert carrier_of(servers) == ("socket" if connections == 1 else "3 sockets", "")
+    assert torch.equal(*found)
+
+
+def test_push_that_one_killed_connection_of_three_cuts_off_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is killed between its blocks, so that the stream ends in the middle of a push."""
+    opened, killed = list[Any](), list[bool]()
+    send = StripedSocket.sendmsg
+
+    def kill_the_second(end: StripedSocket, buffers: Sequence[memoryview], *rest: Any) -> int:
+        if end in opened[:1] and not killed and end.writing_fileno() != end.fileno():
+            killed.append(True)
+            end._connections[1].shutdown(socket.SHUT_RDWR)
+        return send(end, buffers, *rest)
+
+    def connect(*arguments: Any) -> Any:
+        opened.append(connection := connect_data(*arguments))
+        return connection
+
+    monkeypatch.setattr("torch_ps.worker.transport.link.connect_data", connect)
+    size = 700_000
+    with job() as servers, torch_ps.Client(str(servers), name="w0", plane="network", connections=3) as client:
+        client.init({"x": torch.zeros(size)}, SGD)
+        client.push({"x": torch.ones(size)})
+        monkeypatch.setattr(StripedSocket, "sendmsg", kill_the_second)
+        for step in range(2, 4):
+            pushed = client.push({"x": torch.ones(size)})
+            assert pushed.version == step
+            assert torch.equal(pushed.params["x"], torch.full((size,), -float(step)))
+        assert killed
+        assert len(opened) == 2
+
+
+def test_connection_whose_place_in_a_stream_is_taken_or_does_not_exist_is_let_go() -> None:
+    with job() as servers, contextlib.ExitStack() as stack:
+        offer = servers.described().data_port
+        group = port_proof.places(3)
+
+        def prove(place: port_proof.Place) -> socket.socket:
+            connection = stack.enter_context(dialled(offer))
+            connection.sendall(greeting := port_proof.greet(place))
+            answered = connection.recv(port_proof.ANSWER_BYTES, socket.MSG_WAITALL)
+            connection.sendall(port_proof.prove(offer.token, greeting, answered) or b"")
+            return connection
+
+        first = prove(group[0])
+        for wrong in (group[0], port_proof.Place(group[0].group, 1, 2)):
+            assert prove(wrong).recv(1) == b""
+        with torch_ps.Client(str(servers), name="w0", plane="network", connections=2) as client:
+            client.init({"x": torch.ones(2)}, SGD)
+            assert client.push({"x": torch.ones(2)}).version == 1
+        first.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it waits for the two others
+            first.recv(1)
+
+
+def test_connections_of_a_stream_that_do_not_come_together_or_send_too_early_are_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch_ps.ps.transport.bundles.SECONDS", 0.1)
+
+    async def served() -> None:
+        async def exchange(carrier: Carrier) -> None:
+            raise AssertionError("a stream has begun")
+
+        bundles, places = Bundles(exchange), port_proof.places(3)
+        ends = [socket.socketpair() for _ in places]
+        carriers = [SocketCarrier(ours, "peer", "socket") for ours, _ in ends]
+        await asyncio.gather(*map(bundles.serve, carriers[:2], places[:2]))
+        monkeypatch.setattr("torch_ps.ps.transport.bundles.SECONDS", SECONDS)
+        ends[0][1].send(b"proof and more")
+        assert await carriers[0].receive_bytes(5) == b"proof"
+        await asyncio.gather(*map(bundles.serve, carriers, places))
+        for carrier, (_, theirs) in zip(carriers, ends, strict=True):
+            carrier.dispose()
+            theirs.close()
+
+    asyncio.run(asyncio.wait_for(served(), SECONDS))
+
+
 def test_split_frame_with_two_headers_is_refused() -> None:
     ends: list[PsError] = []
     with job() as servers:
@@ -387,7 +482,7 @@ def test_data_port_speaks_the_tls_of_the_job(tmp_path: Path, mutual: bool) -> No
     size = 300_000
     with (
         job(**options(server)) as servers,
-        torch_ps.Client(str(servers), name="w0", plane="network", tls=worker) as client,
+        torch_ps.Client(str(servers), name="w0", plane="network", connections=2 if mutual else 1, tls=worker) as client,
     ):
         client.init({"x": torch.zeros(size)}, SGD)
         for _ in range(3):
@@ -395,7 +490,7 @@ def test_data_port_speaks_the_tls_of_the_job(tmp_path: Path, mutual: bool) -> No
         assert torch.equal(values, -3 * torch.arange(float(size)))
         link = Link(address.parse(servers.addresses[0]), Access(worker))
         offer = link.describe(SECONDS).data_port
-        assert [each.carrier for each in link.status(SECONDS).worker] == ["socket"]
+        assert [each.carrier for each in link.status(SECONDS).worker] == ["2 sockets" if mutual else "socket"]
         link.close()
         _strangers_are_kept_out(servers, offer, tmp_path, asks_for_certificates=mutual)
         assert client.push({"x": torch.zeros(size)}).version == 4

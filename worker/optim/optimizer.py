@@ -112,9 +112,11 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             all workers rank 0's values of every other persistent buffer; "local" leaves each worker its own.
         plane: "auto" (the default) shares memory with servers on this host, "memory" insists on it, "network" does not
             and takes their data ports, or gRPC where these cannot be reached; "grpc" takes gRPC.
+        connections: TCP connections to each data port, 1 by default, at most 16; more fill links with long round trips.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
-        timeout: seconds that ``step`` may wait for other workers, 300 by default.
+        timeout: seconds in which the servers have to be found, and that ``step`` may wait for other workers; 300 by
+            default.
 
     Attributes:
         wrapped: the optimizer that was wrapped.
@@ -154,6 +156,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         overlap: str | None = None,
         buffers: str | None = None,
         plane: str | None = None,
+        connections: int | None = None,
         tls: Tls | str | None = None,
         token_file: str | None = None,
         timeout: float | None = None,
@@ -175,6 +178,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             "overlap": overlap,
             "buffers": buffers,
             "plane": plane,
+            "connections": connections,
             **access_fields(tls, token_file),
             "timeout": timeout,
         }
@@ -212,6 +216,7 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
             compress_pull=config.compress_pull,
             timeout=config.timeout,
             plane=config.plane,
+            connections=config.connections,
             access=access_in(config),
         )
         JobMember.__init__(self, session)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch_ps.common.errors import ConfigError, NameTaken, Overloaded, ServerStopped, WaitTimeout
 from torch_ps.common.options.worker_config import PLANES
 from torch_ps.common.pb import parameter_server_pb2 as pb
+from torch_ps.common.wire.port_proof import MAX_CONNECTIONS
 from torch_ps.worker.transport.call_retry import call_with_retry
 from torch_ps.worker.transport.link import Link
 from torch_ps.worker.transport.shard_servers import ShardServers
@@ -20,7 +21,7 @@ OVERLOADED_PAUSE_SECONDS = 2.0
 INCARNATION_PAUSE_SECONDS = 0.2
 
 
-def check_arguments(timeout: float, plane: str) -> None:
+def check_arguments(timeout: float, plane: str, connections: int) -> None:
     """Check the arguments of a session.
 
     Raises:
@@ -30,6 +31,8 @@ def check_arguments(timeout: float, plane: str) -> None:
         raise ConfigError(f"timeout must be > 0 seconds; got {timeout}")
     if plane not in PLANES:
         raise ConfigError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
+    if not 1 <= connections <= MAX_CONNECTIONS:
+        raise ConfigError(f"connections must be between 1 and {MAX_CONNECTIONS}; got {connections}")
 
 
 def describe_all(

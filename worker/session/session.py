@@ -72,8 +72,8 @@ from torch_ps.worker.transport.wait_reasons import advise_timeout, explain_wait,
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds in which a server has to answer the first call.
-CONNECT_SECONDS = 20.0
+#: Seconds in which the lead has to say whom workers wait for.
+STATUS_SECONDS = 20.0
 #: Bytes of an answer from which on it is worth while to receive it where it stays.
 LARGE = 1 << 16
 #: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
@@ -108,7 +108,8 @@ class Session(Part):
         compress_pull: codec of pulls.
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none; "grpc"
             shares none and uses no socket either.
-        timeout: seconds that a wait for other workers may take.
+        connections: number of connections to each server's data port that a stream goes over.
+        timeout: seconds that a wait for the servers or for other workers may take.
         access: TLS and token settings.
 
     Attributes:
@@ -143,9 +144,10 @@ class Session(Part):
         compress_pull: str,
         timeout: float,
         plane: str = "auto",
+        connections: int = 1,
         access: Access = OPEN,
     ) -> None:
-        check_arguments(timeout, plane)
+        check_arguments(timeout, plane, connections)
         check_process()
         self.name, self.timeout, self._plane = name, timeout, plane
         self._compressor, self._pull_codec = compressor, codecs.make_codec(compress_pull)
@@ -165,7 +167,7 @@ class Session(Part):
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
-        self._links = [Link(addresses[0], access, plane) for addresses in servers]
+        self._links = [Link(addresses[0], access, plane, connections) for addresses in servers]
         self._shards = [ShardServers(link, addresses) for link, addresses in zip(self._links, servers, strict=True)]
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_links)
@@ -179,7 +181,7 @@ class Session(Part):
         """Ask what the job is now; raises ServerStopped if it is not the one that this session has taken part in."""
         self.check_member()
         used = (self._compressor.codec.name, self._pull_codec.name)
-        return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._shard_streams is not None else None)
+        return describe_all(self._shards, used, self.timeout, self.job if self._shard_streams is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -300,6 +302,10 @@ class Session(Part):
             place = memory.place(bucket)
         return contextlib.nullcontext(empty_fp32(bucket.numel) if place is None else place)
 
+    def sends_in_place(self, bucket: Bucket) -> bool:
+        """Whether ``push`` can send the gradient of a bucket from where its parts are."""
+        return not self.shared_memory.has(bucket.shard) and self._compressor.leaves_alone(bucket)
+
     def sends_ahead(self, bucket: Bucket) -> bool:
         """Whether the gradient of a bucket can travel ahead of its push.
 
@@ -337,7 +343,7 @@ class Session(Part):
     def push(
         self,
         bucket: Bucket,
-        values: torch.Tensor,
+        values: torch.Tensor | Sequence[torch.Tensor],
         *,
         step: int,
         base: int,
@@ -357,7 +363,9 @@ class Session(Part):
 
         Args:
             bucket: bucket of the gradient.
-            values: gradient, shape (numel,), fp32; overwritten.
+            values: gradient, shape (numel,), fp32; overwritten. Or its parts, flat tensors one after the other, if
+                ``sends_in_place`` holds: they are sent from where they are, so they do not change until the push is
+                answered, or ``abandon`` was called.
             step: step of the push.
             base: version of the parameters that the gradient was computed from.
             weight: part of the gradient in the mean, finite and >= 0.
@@ -375,9 +383,14 @@ class Session(Part):
         part, self._step = 0.0 if missing else weight, step
         self._dropped.pushed(weight, nonfinite=nonfinite, idle=self.sample_counts.used)
         with self.span("encode", step, bucket.index):
-            codec, parts = encoded or self._compressor.encode(
-                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
-            )
+            whole = values if isinstance(values, torch.Tensor) else None
+            parts: Sequence[Buffer]
+            if whole is None:
+                codec, parts = codecs.codec("none"), [bytes_of(each) for each in values]
+            else:
+                codec, parts = encoded or self._compressor.encode(
+                    bucket, whole, step=step, weight=part, momentum=momentum, absent=absent
+                )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -397,10 +410,10 @@ class Session(Part):
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
-                if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
+                if self.shared_memory.shards and self.shared_memory.put(bucket, step, whole, parts):
                     header.arena_bytes, parts = size, ()
-                elif written is not None:  # a message has room for one of the two
-                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts), reused=reused)
+                elif written is not None and whole is not None:  # a message has room for one of the two
+                    self.send_ahead(bucket, whole, step=step, encoded=(codec, parts), reused=reused)
                     self.pushed_bytes -= size
                     number = self._ahead_number
             if number is not None:
@@ -435,8 +448,12 @@ class Session(Part):
             self._wait_failed = self._abandoned = False
 
     def abandon(self) -> None:
-        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``."""
+        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``.
+
+        What was pushed may change from now on: what is not answered is sent from copies.
+        """
         self._abandoned = self._wait_failed
+        self._streams.own_unanswered()
 
     @property
     def next_step(self) -> int:
@@ -649,7 +666,7 @@ class Session(Part):
     def waits(self) -> dict[str, tuple[str, ...]]:
         """Whom each worker of the job waits for, as the lead says; empty where it does not answer."""
         try:
-            reply = self._links[0].status(CONNECT_SECONDS)
+            reply = self._links[0].status(STATUS_SECONDS)
         except PsError:
             return {}
         return {each.worker: waited_for(each, reply) for each in reply.worker}

@@ -99,6 +99,7 @@ def train(setup: TrainingSetup) -> None:
             outer_momentum=config.outer_momentum,
             overlap=_overlap(config),
             plane=config.plane,
+            connections=config.connections,
             tls=tls_in(config),
             token_file=config.token_file,
             timeout=config.timeout,

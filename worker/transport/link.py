@@ -16,7 +16,6 @@ Rules of this file
 import contextlib
 import functools
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -40,9 +39,10 @@ from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import OPEN, Access
 from torch_ps.common.rpc.status import error_of, is_unread
 from torch_ps.common.security import tls_probe
-from torch_ps.common.security.tls_socket import Contexts, TlsSocket
+from torch_ps.common.security.tls_socket import Contexts
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.socket_frames import FindPlace
+from torch_ps.common.wire.striped_socket import Connection, StripedSocket
 from torch_ps.worker.runtime import graceful_shutdown
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.grpc_stream import GrpcStream
@@ -72,6 +72,7 @@ class Link:
         access: TLS and token settings.
         plane: the plane of the ``Session``; with "network" the stream never goes over the server's Unix socket, with
             "grpc" over no socket at all.
+        connections: number of connections to the server's data port that the stream goes over.
 
     A server that was reached at another port than the one it listens on stands behind a proxy or a tunnel, and the
     stream goes through that, too.
@@ -85,9 +86,9 @@ class Link:
         ConfigError: the token would travel in the clear to another machine.
     """
 
-    def __init__(self, address: Address, access: Access = OPEN, plane: str = "network") -> None:
+    def __init__(self, address: Address, access: Access = OPEN, plane: str = "network", connections: int = 1) -> None:
         access.check(address)
-        self.address, self._access, self._plane = address, access, plane
+        self.address, self._access, self._plane, self._connections = address, access, plane, connections
         self._socket, self._data_port = pb.SocketOffer(), pb.DataPortOffer()
         self._contexts = Contexts(access.tls, server=False) if access.tls is not None else None
         self._data_ports = dict[bytes, bool]()  # by token of the offer: whether it was reached
@@ -148,7 +149,7 @@ class Link:
         except NoDataPort as error:
             return GrpcStream(functools.partial(self._start_exchange, str(error)), self.address, on_message, on_end)
 
-    def _connect_data(self) -> socket.socket | TlsSocket:
+    def _connect_data(self) -> Connection | StripedSocket:
         """Connect to the server's data port. One that was never reached is tried once: that may take two seconds.
 
         Raises:
@@ -160,7 +161,7 @@ class Link:
         if reached is False:
             raise NoDataPort("the data port could not be reached before")
         try:
-            connection = connect_data(self.address, offer, self._contexts)
+            connection = connect_data(self.address, offer, self._contexts, self._connections)
         except NoDataPort as error:
             if offer.port and reached is None:
                 log.warning("gRPC, which is slower, carries all frames to and from %s: %s", self.address, error)
@@ -191,10 +192,11 @@ class Link:
             return self._described(request, seconds)
         except WaitTimeout:
             reason = "it takes the call and does not answer"
-        except (Unreachable, ServerStopped):  # the server may come up in time, unless TLS keeps this worker out
+        except (Unreachable, ServerStopped) as error:  # it may come up in time, unless TLS keeps this worker out
             self._check_tls(seconds)
+            left = max(deadline - time.monotonic(), 0.1)
+            log.warning("no server answers at %s yet (%s); looking for %.0f s", self.address, self.reason(error), left)
             try:
-                left = max(deadline - time.monotonic(), 0.1)
                 return self._described(request, left, wait=True)
             except WaitTimeout:
                 reason = self._why()

@@ -8,6 +8,8 @@ Source: see ``torch_ps.common.wire.port_proof`` and ``torch_ps.common.wire.socke
 import contextlib
 import socket
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from torch_ps.common.daemon_thread import in_daemon_thread
@@ -18,6 +20,7 @@ from torch_ps.common.security.tls_socket import Contexts, TlsSocket
 from torch_ps.common.wire import port_proof
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.socket_frames import same_user, tune
+from torch_ps.common.wire.striped_socket import Connection, StripedSocket
 
 #: Seconds in which a server has to take a connection to its Unix socket.
 UNIX_SECONDS = 5.0
@@ -55,14 +58,15 @@ def connect_unix(offer: pb.SocketOffer) -> socket.socket:
 
 
 def connect_data(
-    server: Address, offer: pb.DataPortOffer, contexts: Contexts | None = None
-) -> socket.socket | TlsSocket:
+    server: Address, offer: pb.DataPortOffer, contexts: Contexts | None = None, connections: int = 1
+) -> Connection | StripedSocket:
     """Connect to the data port of a server.
 
     Args:
         server: address at which the server was reached.
         offer: what the server has said of its data port.
         contexts: TLS settings; None where the server was reached in the clear.
+        connections: number of connections that the stream goes over, 1 to ``port_proof.MAX_CONNECTIONS``.
 
     Raises:
         NoDataPort: it cannot be reached within ``DATA_SECONDS``, or something else answers there; says why.
@@ -74,25 +78,73 @@ def connect_data(
     if offer.tls != (contexts is not None):
         raise NoDataPort("one of its two ports speaks TLS and the other does not")
     deadline, there = time.monotonic() + DATA_SECONDS, Address(server.host, offer.port)
-    try:
+    places = port_proof.places(connections)
+    if connections == 1:
+        return _open(there, offer.token, contexts, places[0], deadline)
+    with contextlib.ExitStack() as stack:
+        waiting = [
+            in_daemon_thread(_open, there, offer.token, contexts, each, deadline, name=f"connect {there}")
+            for each in places
+        ]
+        stack.callback(_close_all, waiting)
+        opened = [each.result() for each in waiting]  # each has the deadline
+        with _named(there):
+            if _receive(opened[0], len(port_proof.READY), there, deadline) != port_proof.READY:
+                raise NoDataPort(f"what listens at data port {there} is another server")
+            opened[0].settimeout(None)
+        stack.pop_all()
+    return StripedSocket(opened)
+
+
+def _open(
+    there: Address, token: bytes, contexts: Contexts | None, place: port_proof.Place, deadline: float
+) -> Connection:
+    """Open one connection, prove it, and have its calls wait.
+
+    Raises:
+        NoDataPort: that has failed; says why.
+    """
+    with _named(there):
         plain = _connect(there, deadline)
-        connection: socket.socket | TlsSocket = plain
+        connection: Connection = plain
         try:
             tune(plain)
             if contexts is not None:
-                connection = tls = TlsSocket(plain, contexts.current(), server_name=server.host)
+                connection = tls = TlsSocket(plain, contexts.current(), server_name=there.host)
                 tls.settimeout(_left(deadline))
                 tls.handshake()
-            _prove(connection, there, offer.token, deadline)
+            _prove(connection, there, token, place, deadline)
             connection.settimeout(None)
         except BaseException:
             connection.close()
             raise
+    return connection
+
+
+def _close_all(waiting: Sequence[Future[Connection]]) -> None:
+    """Close each connection as soon as it is open."""
+    for each in waiting:
+        each.add_done_callback(_close)
+
+
+def _close(opened: Future[Connection]) -> None:
+    if opened.exception() is None:
+        opened.result().close()
+
+
+@contextlib.contextmanager
+def _named(there: Address) -> Iterator[None]:
+    """Name the data port in what goes wrong.
+
+    Raises:
+        NoDataPort: the connection has failed or is too slow; says which.
+    """
+    try:
+        yield
     except TimeoutError:
         raise NoDataPort(f"data port {there} does not answer within {DATA_SECONDS:g} s") from None
     except OSError as error:
         raise NoDataPort(f"data port {there} cannot be reached: {error.strerror or error}") from None
-    return connection
 
 
 def _connect(there: Address, deadline: float) -> socket.socket:
@@ -126,21 +178,26 @@ def _addresses(there: Address) -> list[Any]:
     return socket.getaddrinfo(there.host, there.port, type=socket.SOCK_STREAM)
 
 
-def _prove(connection: socket.socket | TlsSocket, there: Address, token: bytes, deadline: float) -> None:
-    greeting = port_proof.greet()
+def _prove(connection: Connection, there: Address, token: bytes, place: port_proof.Place, deadline: float) -> None:
+    greeting = port_proof.greet(place)
     connection.settimeout(_left(deadline))
     connection.send(greeting)  # a few bytes, which a new connection takes whole
-    answered = b""
-    while len(answered) < port_proof.ANSWER_BYTES:
-        connection.settimeout(_left(deadline))
-        data = connection.recv(port_proof.ANSWER_BYTES - len(answered))
-        if not data:
-            raise NoDataPort(f"what listens at data port {there} closes the connection, so it is another server")
-        answered += data
+    answered = _receive(connection, port_proof.ANSWER_BYTES, there, deadline)
     proof = port_proof.prove(token, greeting, answered)
     if proof is None:
         raise NoDataPort(f"what listens at data port {there} is another server")
     connection.send(proof)
+
+
+def _receive(connection: Connection, count: int, there: Address, deadline: float) -> bytes:
+    received = b""
+    while len(received) < count:
+        connection.settimeout(_left(deadline))
+        data = connection.recv(count - len(received))
+        if not data:
+            raise NoDataPort(f"what listens at data port {there} closes the connection, so it is another server")
+        received += data
+    return received
 
 
 def _left(deadline: float) -> float:

@@ -24,10 +24,10 @@ from google.protobuf.message import DecodeError
 from torch_ps.common import errors
 from torch_ps.common.errors import CorruptFrame, PsError, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.security.tls_socket import TlsSocket
 from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Frame, join, take_message
 from torch_ps.common.wire.socket_frames import FindPlace, Receiver, put
+from torch_ps.common.wire.striped_socket import Connection, StripedSocket
 from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
 #: Bytes of a frame up to which the thread that sends it writes to the socket itself.
@@ -40,7 +40,7 @@ class SocketStream:
     """A ``Stream`` over a connected socket.
 
     Args:
-        connection: socket whose calls wait, which was connected and authenticated; the stream closes it.
+        connection: socket, or several as one, whose calls wait, connected and authenticated; the stream closes it.
         address: address of the server for errors and for the names of the threads.
         on_message: function that takes each message.
         on_end: function that takes the error that ends the stream.
@@ -49,7 +49,7 @@ class SocketStream:
 
     def __init__(
         self,
-        connection: socket.socket | TlsSocket,
+        connection: Connection | StripedSocket,
         address: Address,
         on_message: OnMessage,
         on_end: OnEnd,
@@ -85,6 +85,11 @@ class SocketStream:
             self._rest, self._busy = rest, False
             if rest or self._first or self._frames:
                 self._put.notify()
+
+    @property
+    def sending(self) -> bool:
+        with self._put:
+            return bool(self._busy or self._rest or self._first or self._frames)
 
     def close(self) -> None:
         self._closed = True
@@ -170,7 +175,7 @@ def _views(message: Frame) -> list[memoryview]:
     return [memoryview(each) for each in put(message)]
 
 
-def _send(connection: socket.socket | TlsSocket, views: list[memoryview], flags: int = 0) -> list[memoryview]:
+def _send(connection: Connection | StripedSocket, views: list[memoryview], flags: int = 0) -> list[memoryview]:
     """Send once; returns what has not left.
 
     Raises:

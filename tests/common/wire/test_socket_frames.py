@@ -92,8 +92,17 @@ def test_payload_is_received_where_it_is_to_be() -> None:
 def test_proof_holds_between_two_who_know_the_token_and_for_nobody_else() -> None:
     greeting = port_proof.greet()
     reply, expected = port_proof.answer(b"t" * 16, greeting)
-    assert port_proof.is_greeting(greeting)
-    assert not port_proof.is_greeting(b"GET / HTTP/1.1\r\nHost: "[:24])
+    assert port_proof.place_of(greeting) is not None
+    assert port_proof.place_of(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"[: port_proof.GREETING_BYTES]) is None
     assert port_proof.prove(b"t" * 16, greeting, reply) == expected
     assert port_proof.prove(b"u" * 16, greeting, reply) is None
     assert port_proof.prove(b"t" * 16, port_proof.greet(), reply) is None
+
+
+def test_greeting_says_which_connection_of_how_many_it_is() -> None:
+    places = port_proof.places(port_proof.MAX_CONNECTIONS)
+    assert [port_proof.place_of(port_proof.greet(place)) for place in places] == places
+    assert [place.number for place in places] == list(range(port_proof.MAX_CONNECTIONS))
+    for number, count in ((0, 0), (3, 3), (0, port_proof.MAX_CONNECTIONS + 1)):
+        wrong = port_proof.Place(places[0].group, number, count)
+        assert port_proof.place_of(port_proof.greet(wrong)) is None
