@@ -24,6 +24,9 @@ from torch_ps.worker.gradients.buffers import Buffers
 #: Elements up to which the gradients of a bucket are joined in one call and then copied. That takes a fifth of the time
 #: of a call for each of them, and both copies stay in the cache.
 SMALL = 65536
+#: Elements from which on a gradient is sent from where it is, in place of being copied first.
+LARGE = 16384
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 #: A piece of a bucket, where it lives, and its values.
@@ -272,6 +275,36 @@ def gather(
     for piece, part in zip(away, parts, strict=True):
         into[piece.offset : piece.offset + part.numel()].copy_(part)
     return into
+
+
+def in_place(bucket: Bucket, gradients: Mapping[int, torch.Tensor | None]) -> list[torch.Tensor] | None:
+    """The gradients of one bucket as flat fp32 tensors, one after the other: large ones where they are, others copied.
+
+    Returns:
+        None if no gradient is large, contiguous and in fp32, or one is sparse or not on the CPU.
+    """
+    found: list[torch.Tensor] = []
+    small: list[torch.Tensor] = []
+
+    def gathered() -> list[torch.Tensor]:
+        return [torch.cat(small)] if small else []
+
+    for piece in bucket.pieces:
+        gradient, numel = gradients[piece.tensor], piece.stop - piece.start
+        if gradient is not None and not (gradient.is_cpu and gradient.layout is torch.strided):
+            return None
+        part = _part(piece, gradient, _ZERO)
+        if gradient is None or numel < LARGE or part.dtype is not torch.float32 or not _lies_at(part, gradient, piece):
+            small.append(part.float())
+        else:
+            found += [*gathered(), part]
+            small.clear()
+    return [*found, *gathered()] if found else None
+
+
+def _lies_at(part: torch.Tensor, gradient: torch.Tensor, piece: Piece) -> bool:
+    """Whether ``part`` is a contiguous view of ``gradient`` and not a copy."""
+    return part.is_contiguous() and part.data_ptr() == gradient.data_ptr() + 4 * piece.start
 
 
 def _whole(

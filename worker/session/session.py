@@ -306,6 +306,10 @@ class Session(Part):
             place = memory.place(bucket)
         return contextlib.nullcontext(empty_fp32(bucket.numel) if place is None else place)
 
+    def sends_in_place(self, bucket: Bucket) -> bool:
+        """Whether ``push`` can send the gradient of a bucket from where its parts are."""
+        return not self.shared_memory.has(bucket.shard) and self._compressor.leaves_alone(bucket)
+
     def sends_ahead(self, bucket: Bucket) -> bool:
         """Whether the gradient of a bucket can travel ahead of its push.
 
@@ -343,7 +347,7 @@ class Session(Part):
     def push(
         self,
         bucket: Bucket,
-        values: torch.Tensor,
+        values: torch.Tensor | Sequence[torch.Tensor],
         *,
         step: int,
         base: int,
@@ -363,7 +367,9 @@ class Session(Part):
 
         Args:
             bucket: bucket of the gradient.
-            values: gradient, shape (numel,), fp32; overwritten.
+            values: gradient, shape (numel,), fp32; overwritten. Or its parts, flat tensors one after the other, if
+                ``sends_in_place`` holds: they are sent from where they are, so they do not change until the push is
+                answered, or ``abandon`` was called.
             step: step of the push.
             base: version of the parameters that the gradient was computed from.
             weight: part of the gradient in the mean, finite and >= 0.
@@ -381,9 +387,14 @@ class Session(Part):
         part, self._step = 0.0 if missing else weight, step
         self._dropped.pushed(weight, nonfinite=nonfinite, idle=self.sample_counts.used)
         with self.span("encode", step, bucket.index):
-            codec, parts = encoded or self._compressor.encode(
-                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
-            )
+            whole = values if isinstance(values, torch.Tensor) else None
+            parts: Sequence[Buffer]
+            if whole is None:
+                codec, parts = codecs.codec("none"), [bytes_of(each) for each in values]
+            else:
+                codec, parts = encoded or self._compressor.encode(
+                    bucket, whole, step=step, weight=part, momentum=momentum, absent=absent
+                )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -403,10 +414,10 @@ class Session(Part):
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
-                if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
+                if self.shared_memory.shards and self.shared_memory.put(bucket, step, whole, parts):
                     header.arena_bytes, parts = size, ()
-                elif written is not None:  # a message has room for one of the two
-                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts), reused=reused)
+                elif written is not None and whole is not None:  # a message has room for one of the two
+                    self.send_ahead(bucket, whole, step=step, encoded=(codec, parts), reused=reused)
                     self.pushed_bytes -= size
                     number = self._ahead_number
             if number is not None:
@@ -441,8 +452,12 @@ class Session(Part):
             self._wait_failed = self._abandoned = False
 
     def abandon(self) -> None:
-        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``."""
+        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``.
+
+        What was pushed may change from now on: what is not answered is sent from copies.
+        """
         self._abandoned = self._wait_failed
+        self._streams.own_unanswered()
 
     @property
     def next_step(self) -> int:

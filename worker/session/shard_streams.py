@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import MAX_FRAMES, Frame
+from torch_ps.common.wire.frames import MAX_FRAMES, Frame, Split
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.stream import Stream
@@ -177,6 +177,20 @@ class ShardStreams:
         with self.changed:
             if bucket in self._unanswered:
                 self._unanswered[bucket] = frame
+
+    def own_unanswered(self) -> None:
+        """Keep copies of the payloads that are not answered: their memory may change once this has returned.
+
+        A stream that may still send from that memory is ended, and opened again, where the copies are sent.
+        """
+        with self.changed:
+            for bucket, frame in self._unanswered.items():
+                if isinstance(frame, Split):
+                    self._unanswered[bucket] = Split(frame.head, (memoryview(b"".join(frame.payload)),))
+            streams = tuple(self._streams.values())
+        for stream in streams:
+            if stream.sending:
+                stream.fail(Unreachable("its step was given up while gradients were being sent"))
 
     def reset(self, hello: bytes) -> None:
         """Forget everything under way: open new streams, and ignore every answer to what was sent before.

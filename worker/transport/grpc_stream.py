@@ -53,6 +53,10 @@ class GrpcStream:
     def read(self, done: Callable[[], object], seconds: float) -> None:
         """Return: the reader thread takes all messages."""
 
+    @property
+    def sending(self) -> bool:
+        return True  # gRPC's thread joins frames when it likes
+
     def close(self) -> None:
         self._closed = True
         self._end()

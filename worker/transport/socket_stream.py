@@ -144,6 +144,11 @@ class SocketStream:
             self._reading.release()
         self._resumed.set()
 
+    @property
+    def sending(self) -> bool:
+        with self._put:
+            return bool(self._busy or self._rest or self._first or self._frames)
+
     def close(self) -> None:
         self._closed = True
         self._resumed.set()

@@ -45,6 +45,10 @@ class Stream(Protocol):
             seconds: longest time to read.
         """
 
+    @property
+    def sending(self) -> bool:
+        """Whether frames may still be read to be sent; if not, the payloads of all that were sent may change."""
+
     def close(self) -> None:
         """Deliver what was sent, end the stream, and wait for the reader thread, at most a second."""
 

@@ -259,6 +259,7 @@ def test_job_that_keeps_no_checkpoint_does_not_end_with_0(tmp_path: Path) -> Non
     result = ps_run("-n1", "--checkpoint", "/proc/nope", "--task=digits", "--samples=64")
     assert result.returncode == 1
     assert result.stderr.count("checkpoints cannot be written at /proc/nope") == 1
+    assert "; make that place writable, or give another --checkpoint" in result.stderr
     assert "the job did not start: ps ended with exit code 1; its last line above says why" in result.stderr
 
 
