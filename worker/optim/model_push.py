@@ -216,7 +216,9 @@ class ModelPush:
         parameters, stepped = self._gradients.parameters, list[torch.Tensor]()
         if not isinstance(self._source, NoGradients) and not self._source.left_out:
             stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        if self._local is None:
+        if self._local is None and len(stepped) == len(parameters):
+            self._flat.idle(())
+        elif self._local is None:
             numbers = {id(parameter) for parameter in stepped}
             self._flat.idle(index for index, each in enumerate(parameters) if id(each) not in numbers)
         return stepped
