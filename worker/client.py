@@ -81,7 +81,8 @@ class Client(JobMember):
             has a certificate to show; ``$PS_TLS_CA``, ``$PS_TLS_CERT`` and ``$PS_TLS_KEY`` if None.
         token_file: path of the job's secret; ``$PS_TOKEN_FILE`` if None.
         insecure: whether the token may travel in the clear to other machines.
-        timeout: seconds that ``push`` and ``pull`` may wait for other workers.
+        timeout: seconds in which the servers have to be found, and that ``push`` and ``pull`` may wait for other
+            workers.
 
     Raises:
         ConfigError: an argument is wrong.

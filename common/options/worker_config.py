@@ -172,7 +172,7 @@ class WorkerConfig:
     tls_key: str = protection.tls_key()
     token_file: str = protection.token_file()
     insecure: bool = protection.insecure()
-    timeout: float = option(300.0, "longest wait for the other workers", unit="seconds", check=more_than(0))
+    timeout: float = option(300.0, "longest wait for servers and for other workers", unit="seconds", check=more_than(0))
     slow: float = option(1.0, "take that many times as long for each step", metavar="FACTOR", check=at_least(1))
     evaluations: int = option(20, "points at which rank 0 measures the model", check=at_least(0))
     events: str = option("", "file for events, in JSON lines", metavar="FILE")

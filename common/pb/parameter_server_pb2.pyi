@@ -864,12 +864,14 @@ class TraceSpan(_message.Message):
     def __init__(self, name: _Optional[int] = ..., thread: _Optional[int] = ..., worker: _Optional[int] = ..., step: _Optional[int] = ..., bucket: _Optional[int] = ..., start: _Optional[int] = ..., duration: _Optional[int] = ...) -> None: ...
 
 class ReplicaUp(_message.Message):
-    __slots__ = ("hello", "received")
+    __slots__ = ("hello", "received", "failed")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     hello: ReplicaHello
     received: int
-    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., received: _Optional[int] = ...) -> None: ...
+    failed: str
+    def __init__(self, hello: _Optional[_Union[ReplicaHello, _Mapping]] = ..., received: _Optional[int] = ..., failed: _Optional[str] = ...) -> None: ...
 
 class ReplicaHello(_message.Message):
     __slots__ = ("server", "version")

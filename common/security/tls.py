@@ -58,7 +58,8 @@ class Tls:
     @cached_property
     def files(self) -> WatchedFiles[Pem]:
         """The contents, read again when the files change."""
-        return WatchedFiles([path for path in (self.ca, self.cert, self.key) if path], self._make)
+        named = {"tls_ca": self.ca, "tls_cert": self.cert, "tls_key": self.key}
+        return WatchedFiles({option: path for option, path in named.items() if path}, self._make)
 
     @property
     def pem(self) -> Pem:

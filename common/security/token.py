@@ -42,7 +42,7 @@ class TokenFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = WatchedFiles((path,), lambda contents: _tokens(path, contents[0]))
+        self._file = WatchedFiles({"token_file": path}, lambda contents: _tokens(path, contents[0]))
 
     def __repr__(self) -> str:
         return f"TokenFile({self._file.paths[0]!r})"

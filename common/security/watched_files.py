@@ -12,7 +12,7 @@ Cost: one ``stat`` per file and look.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from torch_ps.common.errors import ConfigError
@@ -27,14 +27,18 @@ _Marks = tuple[tuple[int, int, int] | None, ...]
 
 
 class WatchedFiles(Generic[T]):
-    """The value that ``make`` computes from the contents of ``paths``.
+    """The value that ``make`` computes from the contents of files.
+
+    Args:
+        paths: path of each file, by the name of the option that gives it.
+        make: function of the contents, in the order of ``paths``.
 
     Raises:
         ConfigError: a file cannot be read, or ``make`` refuses what is in it.
     """
 
-    def __init__(self, paths: Sequence[str], make: Callable[[Sequence[bytes]], T]) -> None:
-        self.paths, self._make = tuple(paths), make
+    def __init__(self, paths: Mapping[str, str], make: Callable[[Sequence[bytes]], T]) -> None:
+        self._options, self.paths, self._make = tuple(paths), tuple(paths.values()), make
         self._marks = self._look()
         self._value = self._read()
 
@@ -64,7 +68,7 @@ class WatchedFiles(Generic[T]):
         return tuple(map(_mark, self.paths))
 
     def _read(self) -> T:
-        return self._make([_content(path) for path in self.paths])
+        return self._make([_content(*each) for each in zip(self._options, self.paths, strict=True)])
 
 
 def _mark(path: str) -> tuple[int, int, int] | None:
@@ -76,12 +80,12 @@ def _mark(path: str) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _content(path: str) -> bytes:
+def _content(option: str, path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read {option} {path}: {error.strerror}") from None
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; it is no certificate, key or token")
+        raise ConfigError(f"{option} {path} is larger than {MAX_BYTES} bytes; it is no certificate, key or token")
     return content

@@ -275,7 +275,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "duration": ANY,
     },
     # ------------------------------------------------------------ hot standby
-    "ReplicaUp": {"hello": ANY, "received": ANY},
+    "ReplicaUp": {"hello": ANY, "received": ANY, "failed": SENTENCE},
     "ReplicaHello": {"server": Text(MAX_SERVER, 1), "version": ANY},
     "Term": {"number": Whole(0, 1 << 62), "server": SERVER},
     "Configuration": {"term": ANY, "standby": SERVER},

@@ -18,6 +18,10 @@ from torch_ps.common.rpc import channel
 from torch_ps.common.rpc.credentials import Access
 from torch_ps.common.rpc.status import error_of
 from torch_ps.common.wire.address import Address
+from torch_ps.common.wire.field_ranges import MAX_SENTENCE
+
+#: Seconds in which a primary has to end the stream of a standby that cannot follow.
+FAIL_SECONDS = 2.0
 
 
 class ReplicaStream:
@@ -37,6 +41,15 @@ class ReplicaStream:
         """Have the primary told that one more frame was taken."""
         self._received += 1
         self._changed.set()
+
+    async def fail(self, reason: str) -> None:
+        """Tell the primary why this standby cannot follow; wait until it has ended the stream, for a moment at most."""
+        text = "".join(each if each.isprintable() else " " for each in reason)[:MAX_SENTENCE]
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(FAIL_SECONDS):
+                await self._call.write(pb.ReplicaUp(failed=text).SerializeToString())
+                async for _ in self.frames():
+                    pass
 
     async def send_receipts(self, seconds: float) -> None:
         """Send how many frames were taken, at once and at least every ``seconds``, until the stream ends.

@@ -156,7 +156,10 @@ class Replication(JobListener, SeatListener):
         if not server:
             raise ProtocolError("the first message of a standby has to say its name")
         if self.follower is not None:
-            raise Refused(f"shard {index} has a standby at {self.follower.address} already")
+            raise Refused(
+                f"shard {index} has a standby at {self.follower.address} already and takes one at a time; this one "
+                "waits for its place, so stop it if it is not meant as a spare"
+            )
         if self._seat.role is not Role.ALONE:
             raise Refused(f"shard {index} has lost its standby, and whether it goes on alone is not settled; try again")
         self.follower = follower = Follower(server, self._seat.recorded)
@@ -197,7 +200,10 @@ class Replication(JobListener, SeatListener):
 
     async def _read(self, follower: Follower, messages: AsyncIterator[bytes]) -> None:
         while message := await self._next(follower, messages):
-            follower.received = max(follower.received, follower.number(read_request(message, pb.ReplicaUp).received))
+            told = read_request(message, pb.ReplicaUp)
+            if told.HasField("failed"):
+                raise ProtocolError(f"it cannot follow: {told.failed}")
+            follower.received = max(follower.received, follower.number(told.received))
             if follower.received > self._seat.recorded:
                 raise ProtocolError(f"the standby says to have record {follower.received}; there is none yet")
             self._driver.obey(self._seat.receipt(follower.server, follower.received))

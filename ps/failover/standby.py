@@ -208,7 +208,12 @@ class Standby(SeatListener):
         async with primary.replicate(seat.me, self._job.settings.lease / 4) as stream:
             async for message in stream.frames():
                 header, payload = unpack(message, pb.ReplicaHeader)
-                if not self._take(seat, replica, name, header, payload):
+                try:
+                    follows = self._take(seat, replica, name, header, payload)
+                except PsError as error:
+                    await stream.fail(str(error))
+                    raise
+                if not follows:
                     return
                 stream.confirm()
                 await replica.room()

@@ -5,6 +5,7 @@ with ServerChildren() as children:  start() --> wait_for() --> ... --> wait()
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from torch_ps.common.options.command_line import arguments_of
 from torch_ps.common.options.server_config import ServerConfig
 from torch_ps.common.parent_death import Lifeline
 from torch_ps.common.slow_start import SlowStart
+
+log = logging.getLogger("torch_ps.ps")
 
 #: Seconds in which the shards have to stop.
 STOP_SECONDS = 10.0
@@ -113,6 +116,8 @@ class ServerChildren:
             try:
                 child.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
+                cut = "; the checkpoint that it was writing is cut short, the one before is good" * self._checkpoints
+                log.error("process %d did not end within %g s and is killed%s", child.pid, self._stop_seconds, cut)
                 child.kill()
                 child.wait()
         # Nothing is lost with a server that had to be killed and kept nothing.

@@ -287,7 +287,10 @@ def _checkpointer(place: _Place, job: Job, lead: LeadClient | None, here: Addres
 def _resume(place: _Place, job: Job, checkpointer: Checkpointer) -> None:
     """Try the place of the checkpoints, and go on from the one that the lead chooses, if this server is no standby."""
     config, checkpoints = place.config, checkpointer.checkpoints
-    checkpoints.storage.try_writing()
+    try:
+        checkpoints.storage.try_writing()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; make that place writable, or give another --checkpoint") from None
     if place.lead is not None:
         try:
             checkpointer.ownership.check_place()

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -41,6 +42,8 @@ log = logging.getLogger("torch_ps.ps")
 PERIOD = 0.02
 #: Seconds after which all sockets are looked at, even if their number is what it was.
 LONGEST = 0.25
+#: Seconds after a connection was closed for what it had sent until what gRPC has freed of it goes back to the system.
+TRIM_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class StrangerWatch:
         self._listening: dict[int, int] = {}  # inode and descriptor of sockets among them
         self._num_open, self._next_search = -1, float("-inf")
         self._bans, self._banned = Bans(), frozenset[str]()
+        self._trim_at = math.inf
         self._accepted, self._refused = deque[Peer](), deque[Peer]()  # since the last look, by the event loop's thread
         self._arrived: set[Peer] = set()  # peers of accepted calls whose connections are not known yet
         self._over = threading.Event()
@@ -108,6 +112,9 @@ class StrangerWatch:
                 if self._blind.admit(now) is not None:
                     log.warning("new connections are not watched: %s; raise the limit of open files", error)
             self._num_open, self._next_search = num_open, now + LONGEST
+        if now >= self._trim_at:
+            self._trim_at = math.inf
+            give_back_freed_memory()  # each flood may have filled another heap of the allocator
         if not (self._strangers or self._refused or self._banned):
             return
         refused = Counter(_drained(self._refused))
@@ -163,7 +170,8 @@ class StrangerWatch:
             del self._strangers[inode]
             self._others.add(inode)
             if stranger.abusive:
-                self._bans.note(banned_hosts.host_of(stranger.host), now)
+                self._bans.note(banned_hosts.host_of(stranger.host), now, stranger.bytes)
+                self._trim_at = min(self._trim_at, now + TRIM_SECONDS)
             self._metrics.strangers.inc()
             if (held_back := self._throttle.admit(now)) is not None:
                 more = f" ({held_back} more were closed since the last line)" if held_back else ""
@@ -183,8 +191,6 @@ class StrangerWatch:
         for host in banned - self._banned:
             log.warning("%s may not connect for a while: much was sent, and no call to accept", host)
         self._banned = banned
-        if not banned:
-            give_back_freed_memory()  # what the flood took
 
 
 def _drained(peers: deque[Peer]) -> Iterator[Peer]:

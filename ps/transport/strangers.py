@@ -34,6 +34,9 @@ BAN_SECONDS, LONGEST_BAN_SECONDS, MAX_ABUSES, MAX_BANNED = 2.0, 60.0, 4, 512
 #: The same for all hosts together but those that have been banned lately, within ``CLOSED_SECONDS``; the port is then
 #: closed for as long.
 MAX_ABUSES_OF_ALL, CLOSED_SECONDS = 10, 10.0
+#: Bytes of such connections of all hosts but the one that has sent most. After more the port is closed at once, until
+#: the memory that they took is free again.
+MAX_BYTES_OF_ALL, SHORT_SECONDS = 16 << 20, 2.5
 #: What is banned when everybody is.
 EVERYBODY = "everybody"
 
@@ -91,18 +94,18 @@ class Bans:
     def __init__(self) -> None:
         self._abuses: dict[str, list[float]] = {}  # by host: times within MAX_SECONDS
         self._bans: dict[str, tuple[float, float]] = {}  # by host: when it ends, and its length; the latest last
-        self._latest = deque[float](maxlen=MAX_ABUSES_OF_ALL)
+        self._latest = deque[tuple[float, str, int]](maxlen=MAX_ABUSES_OF_ALL)  # time, host, bytes
         self._closed_until = float("-inf")
 
-    def note(self, host: str, now: float) -> None:
-        """Count a connection of ``host`` that was closed because of what it had sent."""
+    def note(self, host: str, now: float, num_bytes: int = 0) -> None:
+        """Count a connection of ``host`` that was closed because of the ``num_bytes`` or calls that it had sent."""
         until, length = self._bans.get(host, (now, 0.0))
         if until > now:
             return  # it had others open
         if not length:
-            self._latest.append(now)
-        if len(self._latest) == MAX_ABUSES_OF_ALL and now - self._latest[0] <= CLOSED_SECONDS:
-            self._closed_until = now + CLOSED_SECONDS
+            self._latest.append((now, host, num_bytes))
+        if seconds := self._seconds_to_close(now):
+            self._closed_until = now + seconds
             self._latest.clear()
         times = [each for each in self._abuses.pop(host, []) if now - each <= MAX_SECONDS] + [now]
         if len(times) < MAX_ABUSES:
@@ -111,6 +114,18 @@ class Bans:
             length = min(max(2 * length, BAN_SECONDS), LONGEST_BAN_SECONDS)
             self._bans.pop(host, None)
             self._bans[host] = now + length, length
+
+    def _seconds_to_close(self, now: float) -> float:
+        """Seconds to close the port for, as so much has come from several hosts that to ban each would be too late."""
+        recent, of_host = 0, defaultdict[str, int](int)
+        for then, host, num_bytes in self._latest:
+            if now - then <= CLOSED_SECONDS:
+                recent += 1
+                of_host[host] += num_bytes
+        most = max(of_host.values(), default=0)
+        if recent == MAX_ABUSES_OF_ALL:
+            return CLOSED_SECONDS
+        return SHORT_SECONDS if sum(of_host.values()) - most > MAX_BYTES_OF_ALL else 0.0
 
     def banned(self, now: float) -> frozenset[str]:
         """Hosts that are banned at ``now``; ``EVERYBODY`` is one of them while the port is closed."""

@@ -3,7 +3,8 @@
     python -m tests.fuzz.hostile --seconds 600 --seed 1
 
 One worker, h0, is honest. Others join, push, repeat, park, ask, leave and break their streams, with fields changed to
-what nobody would send (``messages.py``). After each of these
+what nobody would send (``messages.py``). gRPC or sockets carry the streams, drawn for each sequence; over a socket come
+also bytes that are no message. After each of these
 
   1. nothing has raised but a ``PsError``, on any path, and the server goes on;
   2. the stream of h0 is open, and its next push is answered, if need be once the others have left;
@@ -36,10 +37,12 @@ from hypothesis.stateful import (
 )
 
 from tests.fuzz.messages import changed
+from tests.fuzz.socket_link import SocketLink
 from tests.fuzz.whole_job import OPTIMIZERS, Member, WholeJob
 from torch_ps.common import version
 from torch_ps.common.pb import parameter_server_pb2 as pb
-from torch_ps.common.wire.frames import pack
+from torch_ps.common.wire.frames import MAX_MESSAGE_BYTES, pack
+from torch_ps.common.wire.socket_frames import PREFIX
 
 #: Values of gradients; their products with weights and with each other are far beyond fp32.
 VALUES = (0.0, 1.0, -1.0, 1e-30, 1e30, math.inf, math.nan)
@@ -67,9 +70,10 @@ class Hostile(RuleBasedStateMachine):
         mode=st.sampled_from(["sync", "async", "ssp", "compensated"]),
         optimizer=st.sampled_from(sorted(OPTIMIZERS)),
         clips=st.booleans(),
+        sockets=st.booleans(),
     )
-    def begin(self, seed: int, mode: str, optimizer: str, clips: bool) -> None:
-        self.job = WholeJob(seed, mode, optimizer, clips=clips)
+    def begin(self, seed: int, mode: str, optimizer: str, clips: bool, sockets: bool) -> None:
+        self.job = WholeJob(seed, mode, optimizer, clips=clips, sockets=sockets)
 
     # -------------------------------------------------------------- the others
 
@@ -142,6 +146,32 @@ class Hostile(RuleBasedStateMachine):
                 vote = pb.Vote(promised=term)
                 paper = self.job.random.choice((pb.BallotPaper(vote=vote), pb.BallotPaper(accepted=term)))
                 return pb.UpHeader(ballot=paper), b""
+
+    @rule(seed=SEEDS, name=st.sampled_from(OTHERS), kind=st.sampled_from(["long", "half", "end", "empty", "noise"]))
+    def rough(self, seed: int, name: str, kind: str) -> None:
+        """Over a socket, bytes that are no message, not all of one, or longer than any: that ends the stream."""
+        self.job.random.seed(seed)
+        member = self.job.other(name)
+        if member is None or not isinstance(member.link, SocketLink):
+            return
+        link, dice = member.link, self.job.random
+        match kind:
+            case "long":
+                over = MAX_MESSAGE_BYTES + dice.choice((1, 1 << 20, 1 << 30))
+                link.send_bytes(PREFIX.pack(*dice.choice(((over, 0), (0, over), (over >> 1, over)))))
+            case "half":
+                link.send_bytes(PREFIX.pack(100, 0)[: dice.randrange(1, PREFIX.size)] + bytes(dice.choice((0, 50))))
+            case "end":
+                link.send_bytes(PREFIX.pack(4 | 1 << 31, dice.choice((0, 4))) + dice.randbytes(8))
+            case "empty":
+                link.send_bytes(PREFIX.pack(0, dice.choice((0, 4))) + bytes(4))
+            case _:
+                link.send_bytes(dice.randbytes(64))
+        self.job.pump(member)
+        if kind in ("half", "noise"):
+            link.send(None)
+            self.job.pump(member)
+        assert not link.open, f"the stream goes on after {kind}"
 
     @rule(seed=SEEDS, name=st.sampled_from(OTHERS), hyper=st.sampled_from(["lr", "weight_decay", "momentum", "eps"]))
     def hyper(self, seed: int, name: str, hyper: str) -> None:

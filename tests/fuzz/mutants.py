@@ -12,7 +12,7 @@ import pytest
 from torch_ps.common import optimizer_spec
 from torch_ps.common.errors import Overloaded
 from torch_ps.common.typed_numbers import TypedNumber
-from torch_ps.common.wire import field_ranges
+from torch_ps.common.wire import field_ranges, socket_frames
 from torch_ps.common.wire.field_ranges import ANY, Real
 from torch_ps.ps.cluster.registration import Registrar
 from torch_ps.ps.core.effects import Effects, UpdateKey
@@ -21,6 +21,7 @@ from torch_ps.ps.core.policy import Push
 from torch_ps.ps.core.shard import Shard, _needs, _Parked
 from torch_ps.ps.engine.grad_clip import NormCollector
 from torch_ps.ps.engine.norm_meter import NormMeter
+from torch_ps.ps.transport.socket_carrier import SocketCarrier
 
 Patch = pytest.MonkeyPatch
 
@@ -90,6 +91,26 @@ def terms_have_no_bound(patch: Patch) -> None:
     patch.setattr(seat, "MAX_JUMP", 1 << 64)
 
 
+def lengths_have_no_bound(patch: Patch) -> None:
+    """A message over a socket is received however long it says to be."""
+
+    def lengths_of(prefix: bytes | memoryview) -> tuple[int, int, bool]:
+        head, payload = socket_frames.PREFIX.unpack(prefix)
+        return head & 0x7FFFFFFF, payload, bool(head >> 31)
+
+    patch.setattr(socket_frames, "lengths_of", lengths_of)
+
+
+def errors_of_messages_end_no_stream(patch: Patch) -> None:
+    """What a message over a socket raises goes to the event loop, and the stream goes on."""
+
+    def deliver(self: SocketCarrier) -> None:
+        while self._stream is not None and not self._ended.done() and (found := self._receiver.next()) is not None:
+            self._on_message(found[0])
+
+    patch.setattr(SocketCarrier, "_deliver", deliver)
+
+
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     each.__name__: each
     for each in (
@@ -99,6 +120,8 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
         weights_have_no_bound,
         question_loses_its_gradients,
         terms_have_no_bound,
+        lengths_have_no_bound,
+        errors_of_messages_end_no_stream,
     )
 }
 

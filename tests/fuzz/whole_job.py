@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.fuzz.messages import changed
 from tests.fuzz.server import Context, Link, Server
+from tests.fuzz.socket_link import SocketLink
 from torch_ps.common import schema, version
 from torch_ps.common.errors import PsError
 from torch_ps.common.optimizer_spec import Hyper
@@ -53,7 +54,7 @@ class Member:
 
     def __init__(self, name: str, session: int, secret: bytes) -> None:
         self.name, self.session, self.secret = name, session, secret
-        self.link: Link | None = None
+        self.link: Link | SocketLink | None = None
         self.step: dict[int, int] = {}  # next step, by bucket
         self.version: dict[int, int] = {}
         self.ahead = 0
@@ -71,6 +72,7 @@ class WholeJob:
         mode: sync, async, ssp, or compensated, which is async with delay compensation.
         optimizer: one of ``OPTIMIZERS``.
         clips: whether gradients are clipped, with the caller in the place of the other shard.
+        sockets: whether sockets carry the streams; False: gRPC does.
         bugs_are_planted: whether a test has planted bugs and wants them contained.
 
     Attributes:
@@ -78,7 +80,14 @@ class WholeJob:
     """
 
     def __init__(
-        self, seed: int, mode: str, optimizer: str, *, clips: bool = False, bugs_are_planted: bool = False
+        self,
+        seed: int,
+        mode: str,
+        optimizer: str,
+        *,
+        clips: bool = False,
+        sockets: bool = False,
+        bugs_are_planted: bool = False,
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory(prefix="torch-ps-hostile-")
@@ -109,7 +118,7 @@ class WholeJob:
             return Server(config)
 
         self.server = self.loop.run_until_complete(made())
-        self.model, self.clips = model(optimizer), clips
+        self.model, self.clips, self.sockets = model(optimizer), clips, sockets
         self.buckets = plan(self.model, 1024, 2 if clips else 1).of_shard(0)
         self.wild = False
         self.secret = self.random.randbytes(16)
@@ -176,8 +185,8 @@ class WholeJob:
     def connect(self, member: Member, changes: int = 0) -> None:
         hello = changed(self.random, pb.UpHeader(hello=self.hello(member)), changes)
 
-        async def opened() -> Link:
-            link = Link(self.server)
+        async def opened() -> Link | SocketLink:
+            link = SocketLink(self.server) if self.sockets else Link(self.server)
             link.send(pack(hello))
             return link
 

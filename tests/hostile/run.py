@@ -37,8 +37,8 @@ from torch_ps.common.rpc.credentials import access_of
 #: Most resident memory of a server in MiB, seconds of one push, of an answer of /health, and until a new
 #: worker has joined.
 MOST_MIB, MOST_PUSH, MOST_HEALTH, MOST_JOIN = 500.0, 1.0, 1.0, 10.0
-#: The same where a flood comes from many addresses, and anybody has to wait to join.
-MOST_MIB_EVERYWHERE, MOST_PUSH_EVERYWHERE = 1000.0, 5.0
+#: Seconds of one push where a flood comes from many addresses, and anybody has to wait to join.
+MOST_PUSH_EVERYWHERE = 5.0
 #: Files and threads that a server may have more than before.
 MOST_FILES, MOST_THREADS = 1400, 32
 SIZE, SPEC = 1 << 16, torch_ps.OptimizerSpec("SGD", lr=1.0)
@@ -160,7 +160,7 @@ def withstand(job: Target, name: str, seconds: float) -> Cost:
 
 def _problems(cost: Cost, flood: Flood) -> list[str]:
     limits = (
-        ("MiB", cost.mib[1], MOST_MIB_EVERYWHERE if flood.everywhere else MOST_MIB),
+        ("MiB", cost.mib[1], MOST_MIB),
         ("s a push", cost.push, MOST_PUSH_EVERYWHERE if flood.everywhere else MOST_PUSH),
         ("s for /health", cost.health, MOST_HEALTH),
         ("s to join", 0.0 if flood.everywhere else cost.join, MOST_JOIN),

@@ -16,10 +16,12 @@ from torch_ps.ps.transport.strangers import (
     MAX_ABUSES_OF_ALL,
     MAX_BANNED,
     MAX_BYTES,
+    MAX_BYTES_OF_ALL,
     MAX_REFUSED,
     MAX_SECONDS,
     MAX_STRANGERS,
     MAX_STRANGERS_OF_HOST,
+    SHORT_SECONDS,
     Bans,
     Stranger,
     excessive,
@@ -114,6 +116,20 @@ def test_port_is_closed_for_everybody_while_abuse_comes_from_many_hosts() -> Non
     bans.note("another", CLOSED_SECONDS)
     assert bans.banned(CLOSED_SECONDS) == {EVERYBODY}
     assert bans.banned(2 * CLOSED_SECONDS) == set()
+
+
+def test_port_is_closed_sooner_where_several_hosts_send_much_and_never_for_one() -> None:
+    bans = Bans()
+    bans.note("a", 0.0, 1 << 30)
+    bans.note("b", 0.0, MAX_BYTES_OF_ALL)
+    assert bans.banned(0.0) == set()
+    bans.note("c", 0.0, 1)
+    assert bans.banned(0.0) == {EVERYBODY}
+    assert bans.banned(SHORT_SECONDS) == set()
+    bans = Bans()
+    bans.note("a", 0.0, 1 << 30)
+    bans.note("b", CLOSED_SECONDS + 0.1, 1 << 30)
+    assert bans.banned(CLOSED_SECONDS + 0.1) == set()
 
 
 def test_number_of_banned_hosts_is_bounded() -> None:

@@ -43,12 +43,14 @@ class Child:
     Attributes:
         name: prefix of its lines, and its name in messages.
         last_lines: its last ``KEPT_LINES`` lines on stdout and stderr.
+        killed_after: seconds that it had to end before this process killed it; 0 if it did not.
     """
 
     def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.process = process
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.killed_after = 0.0
 
     @property
     def exit_code(self) -> int | None:
@@ -64,6 +66,8 @@ class Child:
             return f"{self.name} is still running"
         if code >= 0:
             return f"{self.name} ended with exit code {code}"
+        if self.killed_after:
+            return f"{self.name} did not end within {self.killed_after:g} s and was killed"
         try:
             name = signal.Signals(-code).name
             out_of_memory = " (as the system does to a process where memory runs out)" if name == "SIGKILL" else ""
@@ -199,6 +203,7 @@ class Processes:
                 self.poll(0.05)
         for child in chosen:
             if child in self._running:
+                child.killed_after = grace
                 self._kill(child)
                 child.process.wait()
                 self._finish(child)

@@ -270,7 +270,8 @@ def run_job(job: JobSpec) -> int:
         return 128 + signals[0]
     code = server.exit_code or 0
     if code and (code != KILLED or job.has_checkpoints):  # else nothing is lost with servers that had to be killed
-        log.error("all workers have ended well, but %s", _explain_end(server))
+        cut = "; the checkpoint that it was writing is cut short, the one before is good" if server.killed_after else ""
+        log.error("all workers have ended well, but %s%s", _explain_end(server), cut)
         return code
     if children.lost:
         log.error("all workers have ended well, but lines of their output are lost: %s", children.lost)

@@ -107,6 +107,8 @@ class Poller:
         found = list(self._threads.map(self._ask, self._shards))
         errors = [each for each in found if isinstance(each, PsError)]
         if len(errors) == len(found):
+            if self._last is None and isinstance(errors[0], Unreachable):
+                raise Unreachable(f"{errors[0]}; check --servers, and that ps-serve runs there")
             raise errors[0]
         self._answered = time.monotonic()
         missing = [

@@ -23,7 +23,7 @@ from torch._utils import _flatten_dense_tensors
 
 from torch_ps.common.errors import PsError
 from torch_ps.common.plan import Bucket
-from torch_ps.worker.gradients.flat_tensors import gather
+from torch_ps.worker.gradients.flat_tensors import gather, in_place
 from torch_ps.worker.gradients.passes import Passes
 
 log = logging.getLogger("torch_ps.worker")
@@ -194,6 +194,16 @@ class Gradients:
                     dense.reshape(-1)[piece.start : piece.stop]
                 )
         return self.average(into)
+
+    def in_place(self, bucket: Bucket) -> list[torch.Tensor] | None:
+        """The gradients of one bucket as flat fp32 tensors, one after the other, the large ones where they are.
+
+        Returns:
+            None if ``gather`` has to change the values, or nothing would be saved.
+        """
+        if self.left_out or self._earlier or self._scale is not None or self.passes.in_mean > 1:
+            return None
+        return in_place(bucket, {piece.tensor: self.parameters[piece.tensor].grad for piece in bucket.pieces})
 
     def average(self, values: torch.Tensor) -> torch.Tensor:
         """Turn values of ``.grad`` into the mean of the accumulated passes, without the scale; in place."""

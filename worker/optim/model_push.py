@@ -10,6 +10,9 @@ Rules of this file
   3. It reads no option: where an option asks for something, the part that does it is there; else that is None.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from torch_ps.common.optimizer_spec import Hyper
@@ -71,6 +74,7 @@ class ModelPush:
         self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
         self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
         overlap.send = weakly(self._send_ahead if overlap.promise is None else self._send_eagerly)
+        session.answers_meanwhile = forward is not None or overlap.promise is not None
         self._weights: WeightWrites | None = None
         self._untracked: UntrackedWrites | None = None
         if local is None and overlap.promise is None:
@@ -212,7 +216,9 @@ class ModelPush:
         parameters, stepped = self._gradients.parameters, list[torch.Tensor]()
         if not isinstance(self._source, NoGradients) and not self._source.left_out:
             stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        if self._local is None:
+        if self._local is None and len(stepped) == len(parameters):
+            self._flat.idle(())
+        elif self._local is None:
             numbers = {id(parameter) for parameter in stepped}
             self._flat.idle(index for index, each in enumerate(parameters) if id(each) not in numbers)
         return stepped
@@ -252,21 +258,20 @@ class ModelPush:
         if self._changed is None:  # the first bucket of this push
             self._check_untracked()
             self._session.discard_unanswered()
-            self._flat.follow()
+            if self._weights is None:
+                self._flat.follow()  # else done when it looked for writes
             self._changed = self._server_optimizer.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
-        with self._session.span("push", step, bucket.index), self._pusher.staging(bucket) as staging:
-            if trained:
-                self._source.gather(bucket, staging)
-            else:
-                self._flat.read(bucket, staging)
+        with self._session.span("push", step, bucket.index), self._values_of(bucket) as values:
             hyper = self._changed[bucket.group] if trained else None
-            momentum = self._server_optimizer.momentum(bucket, staging, self._flat) if trained else None
+            momentum = None
+            if trained and isinstance(values, torch.Tensor):
+                momentum = self._server_optimizer.momentum(bucket, values, self._flat)
             if momentum is not None:
                 hyper = {**(hyper or {}), **MomentumCorrection.HYPER}
             self._pusher.push(
                 bucket,
-                staging,
+                values,
                 step=step,
                 base=self._session.version_of(bucket),
                 weight=self._weight_of(trained),
@@ -277,6 +282,32 @@ class ModelPush:
                 written=self._written.get(bucket.index),
                 nonfinite=trained and bool(self._source.left_out),
             )
+
+    @contextlib.contextmanager
+    def _values_of(self, bucket: Bucket) -> Iterator[torch.Tensor | Sequence[torch.Tensor]]:
+        """What one bucket pushes, as ``Session.push`` takes it.
+
+        Gradients are sent from where they are if ``push`` waits until they are answered, so that the loop cannot change
+        them before.
+        """
+        if (
+            self._source is self._gradients
+            and self._pusher is self._session
+            and self._forward is None
+            and self._overlap.promise is None
+            and bucket.rule == "optimizer"
+            and bucket.index not in self._written
+            and self._session.sends_in_place(bucket)
+            and (parts := self._gradients.in_place(bucket)) is not None
+        ):
+            yield parts
+            return
+        with self._pusher.staging(bucket) as staging:
+            if bucket.rule == "optimizer":
+                self._source.gather(bucket, staging)
+            else:
+                self._flat.read(bucket, staging)
+            yield staging
 
     def _weight_of(self, trained: bool) -> float:
         """The weight of a bucket of parameters, or of buffers, which every pass has changed."""

@@ -115,7 +115,8 @@ class ParameterServerOptimizer(JobMember, torch.optim.Optimizer):
         connections: TCP connections to each data port, 1 by default, at most 16; more fill links with long round trips.
         tls: trusted authorities, and this worker's certificate and key, as for ``torch_ps.Client``.
         token_file: path of the file with the job's secret, as for ``torch_ps.Client``.
-        timeout: seconds that ``step`` may wait for other workers, 300 by default.
+        timeout: seconds in which the servers have to be found, and that ``step`` may wait for other workers; 300 by
+            default.
 
     Attributes:
         wrapped: the optimizer that was wrapped.

@@ -72,8 +72,8 @@ from torch_ps.worker.transport.wait_reasons import advise_timeout, explain_wait,
 
 log = logging.getLogger("torch_ps.worker")
 
-#: Seconds in which a server has to answer the first call.
-CONNECT_SECONDS = 20.0
+#: Seconds in which the lead has to say whom workers wait for.
+STATUS_SECONDS = 20.0
 #: Bytes of an answer from which on it is worth while to receive it where it stays.
 LARGE = 1 << 16
 #: Seconds of a wait after which a worker of several models looks whether it is itself waited for.
@@ -81,7 +81,8 @@ LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
 
-#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread.
+#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread,
+#: or on the one that waits.
 OnValues = Callable[[Bucket, torch.Tensor], None]
 
 
@@ -109,7 +110,7 @@ class Session(Part):
         plane: "auto" shares memory with the shards that can; "memory" insists on it; "network" shares none; "grpc"
             shares none and uses no socket either.
         connections: number of connections to each server's data port that a stream goes over.
-        timeout: seconds that a wait for other workers may take.
+        timeout: seconds that a wait for the servers or for other workers may take.
         access: TLS and token settings.
 
     Attributes:
@@ -123,6 +124,8 @@ class Session(Part):
         trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
         on_values: function that takes the values of every answer; set it before the first ``pull``.
         on_long_wait: called every ``LONG_WAIT_SECONDS`` of a wait, without a lock; None for nothing to do meanwhile.
+        answers_meanwhile: whether answers are to be taken while no thread waits for them; False where ``wait`` follows
+            the pushes at once, which then reads small answers itself.
         on_leave: called before the session ends, while shared memory is still mapped.
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
@@ -164,6 +167,7 @@ class Session(Part):
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self._abandoned = False  # they are ignored
         self.on_values: OnValues = lambda bucket, values: None
+        self.answers_meanwhile = False
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
@@ -181,7 +185,7 @@ class Session(Part):
         """Ask what the job is now; raises ServerStopped if it is not the one that this session has taken part in."""
         self.check_member()
         used = (self._compressor.codec.name, self._pull_codec.name)
-        return describe_all(self._shards, used, CONNECT_SECONDS, self.job if self._shard_streams is not None else None)
+        return describe_all(self._shards, used, self.timeout, self.job if self._shard_streams is not None else None)
 
     # -------------------------------------------------------------- joining
 
@@ -302,6 +306,10 @@ class Session(Part):
             place = memory.place(bucket)
         return contextlib.nullcontext(empty_fp32(bucket.numel) if place is None else place)
 
+    def sends_in_place(self, bucket: Bucket) -> bool:
+        """Whether ``push`` can send the gradient of a bucket from where its parts are."""
+        return not self.shared_memory.has(bucket.shard) and self._compressor.leaves_alone(bucket)
+
     def sends_ahead(self, bucket: Bucket) -> bool:
         """Whether the gradient of a bucket can travel ahead of its push.
 
@@ -339,7 +347,7 @@ class Session(Part):
     def push(
         self,
         bucket: Bucket,
-        values: torch.Tensor,
+        values: torch.Tensor | Sequence[torch.Tensor],
         *,
         step: int,
         base: int,
@@ -359,7 +367,9 @@ class Session(Part):
 
         Args:
             bucket: bucket of the gradient.
-            values: gradient, shape (numel,), fp32; overwritten.
+            values: gradient, shape (numel,), fp32; overwritten. Or its parts, flat tensors one after the other, if
+                ``sends_in_place`` holds: they are sent from where they are, so they do not change until the push is
+                answered, or ``abandon`` was called.
             step: step of the push.
             base: version of the parameters that the gradient was computed from.
             weight: part of the gradient in the mean, finite and >= 0.
@@ -377,9 +387,14 @@ class Session(Part):
         part, self._step = 0.0 if missing else weight, step
         self._dropped.pushed(weight, nonfinite=nonfinite, idle=self.sample_counts.used)
         with self.span("encode", step, bucket.index):
-            codec, parts = encoded or self._compressor.encode(
-                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
-            )
+            whole = values if isinstance(values, torch.Tensor) else None
+            parts: Sequence[Buffer]
+            if whole is None:
+                codec, parts = codecs.codec("none"), [bytes_of(each) for each in values]
+            else:
+                codec, parts = encoded or self._compressor.encode(
+                    bucket, whole, step=step, weight=part, momentum=momentum, absent=absent
+                )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -399,10 +414,10 @@ class Session(Part):
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
-                if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
+                if self.shared_memory.shards and self.shared_memory.put(bucket, step, whole, parts):
                     header.arena_bytes, parts = size, ()
-                elif written is not None:  # a message has room for one of the two
-                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts), reused=reused)
+                elif written is not None and whole is not None:  # a message has room for one of the two
+                    self.send_ahead(bucket, whole, step=step, encoded=(codec, parts), reused=reused)
                     self.pushed_bytes -= size
                     number = self._ahead_number
             if number is not None:
@@ -437,8 +452,12 @@ class Session(Part):
             self._wait_failed = self._abandoned = False
 
     def abandon(self) -> None:
-        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``."""
+        """Ignore the answers that a wait that failed or was interrupted has left, until ``discard_unanswered``.
+
+        What was pushed may change from now on: what is not answered is sent from copies.
+        """
         self._abandoned = self._wait_failed
+        self._streams.own_unanswered()
 
     @property
     def next_step(self) -> int:
@@ -490,9 +509,12 @@ class Session(Part):
     def _wait_until(self, deadline: float, buckets: Collection[int] | None) -> bool:
         """Wait as ``ShardStreams.wait`` does, and call ``on_long_wait`` from time to time."""
         while True:
-            left = deadline - time.monotonic()
+            begin = time.monotonic()
+            longest = deadline - begin if self.on_long_wait is None else min(deadline - begin, LONG_WAIT_SECONDS)
+            if buckets is None:
+                self._streams.read(longest)
             with self._streams.changed:
-                if self._streams.wait(left if self.on_long_wait is None else min(left, LONG_WAIT_SECONDS), buckets):
+                if self._streams.wait(begin + longest - time.monotonic(), buckets):
                     return True
             if self.on_long_wait is None or time.monotonic() >= deadline:
                 return False
@@ -519,9 +541,9 @@ class Session(Part):
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._shard_streams
 
-    # -------------------------------------------------------------- answers, on the reader thread of a shard
+    # -------------------------------------------------------------- answers, on the reader thread of a shard or in wait
 
-    def _receive(self, shard: int, message: Frame) -> None:
+    def _receive(self, shard: int, message: Frame) -> bool:
         for header, payload in unpack_all(message, pb.DownHeader):
             if header.HasField("measured"):
                 self._take_norms(shard, header.measured)
@@ -530,6 +552,7 @@ class Session(Part):
                     self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
+        return self.answers_meanwhile
 
     def _place(self, shard: int, head: bytes, size: int) -> memoryview | None:
         """Where the payload of an answer is received, if the model's tensors can live there."""
@@ -651,7 +674,7 @@ class Session(Part):
     def waits(self) -> dict[str, tuple[str, ...]]:
         """Whom each worker of the job waits for, as the lead says; empty where it does not answer."""
         try:
-            reply = self._links[0].status(CONNECT_SECONDS)
+            reply = self._links[0].status(STATUS_SECONDS)
         except PsError:
             return {}
         return {each.worker: waited_for(each, reply) for each in reply.worker}

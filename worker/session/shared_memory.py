@@ -163,14 +163,14 @@ class SharedMemory:
         memory = self.shards.get(bucket.shard)
         return None if memory is None or bucket.index in self._busy else memory.place(bucket.index)
 
-    def put(self, bucket: Bucket, step: int, values: torch.Tensor, parts: Sequence[Buffer]) -> bool:
+    def put(self, bucket: Bucket, step: int, values: torch.Tensor | None, parts: Sequence[Buffer]) -> bool:
         """Write the payload of one push to the bucket's place.
 
         Args:
             bucket: bucket of the gradient.
             step: step of the push.
             values: gradient that was encoded, shape (numel,), fp32. If it lies at the place and is its own encoding,
-                nothing is copied.
+                nothing is copied. None: the payload lies elsewhere.
             parts: payload.
 
         Returns:
@@ -180,7 +180,8 @@ class SharedMemory:
         if place is None or size > 4 * bucket.numel:
             return False
         self._busy[bucket.index] = step
-        if not (len(parts) == 1 and size == 4 * bucket.numel and values.data_ptr() == place.data_ptr()):
+        alike = len(parts) == 1 and size == 4 * bucket.numel
+        if values is None or not (alike and values.data_ptr() == place.data_ptr()):
             into, at = self.shards[bucket.shard].gradients.values(bucket.index), 0
             for part in parts:
                 into[at : at + len(part)] = part

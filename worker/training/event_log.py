@@ -16,17 +16,23 @@ Rules of this file
 """
 
 import json
+import logging
 import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from torch_ps.common.errors import ConfigError
+from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.worker.training.tensorboard import TensorBoard
+
+log = logging.getLogger("torch_ps.worker")
 
 
 class EventLog:
     """Writes events to a file. A context manager that closes it.
+
+    A file that cannot be written any more, as where a disk is full, ends no training: later events are lost, and
+    leaving the context says so.
 
     Args:
         path: file to write; "" writes none.
@@ -34,10 +40,11 @@ class EventLog:
 
     Raises:
         ConfigError: the file cannot be written; the message says why.
+        PsError: on leaving the context, events were lost.
     """
 
     def __init__(self, path: str = "", board: TensorBoard | None = None) -> None:
-        self._board = board
+        self._board, self._path, self._lost = board, path, ""
         self._file: TextIO | None = None
         if path:
             try:
@@ -49,8 +56,14 @@ class EventLog:
     def write(self, event: str, **facts: Any) -> None:
         if self._board is not None:
             self._board.write(event, facts)
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps(_finite({"event": event, **facts}), allow_nan=False) + "\n")
+        except OSError as error:
+            self._lost = f"events {self._path!r} cannot be written any more: {error.strerror or error}"
+            log.error("%s; training goes on, and later events are lost", self._lost)
+            self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -58,8 +71,17 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._close()
+        if self._lost and kind is None:
+            raise PsError(f"{self._lost}; the training itself has ended well, so make room or give another --events")
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:  # of what it had not written yet
+                self._lost = self._lost or f"events {self._path!r} cannot be written: {error.strerror or error}"
 
 
 def _finite(value: Any) -> Any:

@@ -192,10 +192,11 @@ class Link:
             return self._described(request, seconds)
         except WaitTimeout:
             reason = "it takes the call and does not answer"
-        except (Unreachable, ServerStopped):  # the server may come up in time, unless TLS keeps this worker out
+        except (Unreachable, ServerStopped) as error:  # it may come up in time, unless TLS keeps this worker out
             self._check_tls(seconds)
+            left = max(deadline - time.monotonic(), 0.1)
+            log.warning("no server answers at %s yet (%s); looking for %.0f s", self.address, self.reason(error), left)
             try:
-                left = max(deadline - time.monotonic(), 0.1)
                 return self._described(request, left, wait=True)
             except WaitTimeout:
                 reason = self._why()

@@ -43,7 +43,7 @@ def test_token_file_that_is_no_good_is_refused_by_name(tmp_path: Path, content: 
 
 
 def test_token_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"cannot read {tmp_path}/none: No such file"):
+    with pytest.raises(ConfigError, match=f"cannot read token_file {tmp_path}/none: No such file"):
         TokenFile(str(tmp_path / "none"))
 
 
@@ -92,7 +92,7 @@ def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
         ({}, "TLS needs files"),
         ({"cert": "c"}, "tls_cert c needs tls_key"),
         ({"key": "k"}, "tls_key k needs tls_cert"),
-        ({"ca": "/none"}, "cannot read /none"),
+        ({"ca": "/none"}, "cannot read tls_ca /none"),
         ({"ca": os.devnull}, "tls_ca /dev/null holds no certificate in PEM form"),
         ({"cert": os.devnull, "key": os.devnull}, "tls_cert /dev/null is not in PEM form"),
     ],

@@ -111,7 +111,7 @@ def test_a_child_that_will_not_end_is_ended_and_so_is_its_own_child() -> None:
         while len(streams.lines()) < 2:
             children.poll(0.05)
         children.stop([child], grace=0.1)
-        assert child.ending == f"w0 was killed by SIGKILL{OUT_OF_MEMORY}"
+        assert child.ending == "w0 did not end within 0.1 s and was killed"
     pids = [int(line.split()[-1]) for line in streams.lines()]
     assert len(set(pids)) == 2
     assert all(wait_for_death(pid) for pid in pids)

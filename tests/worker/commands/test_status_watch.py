@@ -95,6 +95,7 @@ def test_watch_without_a_job_is_an_error(tmp_path: Path) -> None:
     child = Child(PROGRAM, (["--servers", "127.0.0.1:1", "--watch"],), tmp_path / "log")
     assert child.wait(SECONDS) == 1
     assert "Error: server 127.0.0.1:1 does not answer" in child.output
+    assert "; check --servers, and that ps-serve runs there" in child.output
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_ps.common.errors import ConfigError
+from torch_ps.common.errors import ConfigError, PsError
 from torch_ps.worker.training.event_log import EventLog
 
 
@@ -37,3 +37,19 @@ def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> Non
         EventLog(str(tmp_path / "file" / "e"))
     with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
         EventLog(str(tmp_path))
+
+
+def log_on_a_full_disk(error: Exception | None = None) -> None:
+    with EventLog("/dev/full") as events:
+        for step in range(3):
+            events.write("step", step=step)
+        if error is not None:
+            raise error
+
+
+def test_full_disk_ends_no_training_and_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PsError, match="events '/dev/full' cannot be written any more: No space left on device; the tr"):
+        log_on_a_full_disk()
+    assert caplog.text.count("training goes on, and later events are lost") == 1
+    with pytest.raises(KeyError):
+        log_on_a_full_disk(KeyError("of the training"))
