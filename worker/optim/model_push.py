@@ -73,6 +73,7 @@ class ModelPush:
         self._failed = False  # the last push was not seen to its end, and may be what the next one is answered for
         self._stepped: list[torch.Tensor] = []  # parameters that the push under way steps
         overlap.send = weakly(self._send_ahead if overlap.promise is None else self._send_eagerly)
+        session.answers_meanwhile = forward is not None or overlap.promise is not None
         self._weights: WeightWrites | None = None
         self._untracked: UntrackedWrites | None = None
         if local is None and overlap.promise is None:
@@ -214,7 +215,9 @@ class ModelPush:
         parameters, stepped = self._gradients.parameters, list[torch.Tensor]()
         if not isinstance(self._source, NoGradients) and not self._source.left_out:
             stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        if self._local is None:
+        if self._local is None and len(stepped) == len(parameters):
+            self._flat.idle(())
+        elif self._local is None:
             numbers = {id(parameter) for parameter in stepped}
             self._flat.idle(index for index, each in enumerate(parameters) if id(each) not in numbers)
         return stepped
@@ -254,7 +257,8 @@ class ModelPush:
         if self._changed is None:  # the first bucket of this push
             self._check_untracked()
             self._session.discard_unanswered()
-            self._flat.follow()
+            if self._weights is None:
+                self._flat.follow()  # else done when it looked for writes
             self._changed = self._server_optimizer.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
         with self._session.span("push", step, bucket.index):

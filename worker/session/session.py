@@ -81,7 +81,8 @@ LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
 
-#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread.
+#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread,
+#: or on the one that waits.
 OnValues = Callable[[Bucket, torch.Tensor], None]
 
 
@@ -123,6 +124,8 @@ class Session(Part):
         trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
         on_values: function that takes the values of every answer; set it before the first ``pull``.
         on_long_wait: called every ``LONG_WAIT_SECONDS`` of a wait, without a lock; None for nothing to do meanwhile.
+        answers_meanwhile: whether answers are to be taken while no thread waits for them; False where ``wait`` follows
+            the pushes at once, which then reads small answers itself.
         on_leave: called before the session ends, while shared memory is still mapped.
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
@@ -164,6 +167,7 @@ class Session(Part):
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self._abandoned = False  # they are ignored
         self.on_values: OnValues = lambda bucket, values: None
+        self.answers_meanwhile = False
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
@@ -504,9 +508,12 @@ class Session(Part):
     def _wait_until(self, deadline: float, buckets: Collection[int] | None) -> bool:
         """Wait as ``ShardStreams.wait`` does, and call ``on_long_wait`` from time to time."""
         while True:
-            left = deadline - time.monotonic()
+            begin = time.monotonic()
+            longest = deadline - begin if self.on_long_wait is None else min(deadline - begin, LONG_WAIT_SECONDS)
+            if buckets is None:
+                self._streams.read(longest)
             with self._streams.changed:
-                if self._streams.wait(left if self.on_long_wait is None else min(left, LONG_WAIT_SECONDS), buckets):
+                if self._streams.wait(begin + longest - time.monotonic(), buckets):
                     return True
             if self.on_long_wait is None or time.monotonic() >= deadline:
                 return False
@@ -533,9 +540,9 @@ class Session(Part):
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._shard_streams
 
-    # -------------------------------------------------------------- answers, on the reader thread of a shard
+    # -------------------------------------------------------------- answers, on the reader thread of a shard or in wait
 
-    def _receive(self, shard: int, message: Frame) -> None:
+    def _receive(self, shard: int, message: Frame) -> bool:
         for header, payload in unpack_all(message, pb.DownHeader):
             if header.HasField("measured"):
                 self._take_norms(shard, header.measured)
@@ -544,6 +551,7 @@ class Session(Part):
                     self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
+        return self.answers_meanwhile
 
     def _place(self, shard: int, head: bytes, size: int) -> memoryview | None:
         """Where the payload of an answer is received, if the model's tensors can live there."""
