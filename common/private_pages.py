@@ -30,8 +30,11 @@ def written_pages(first: int, last: int) -> npt.NDArray[np.bool_] | None:
     """
     size = _ENTRY_BYTES * (last - first)
     try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as pages:
-            found = os.pread(pages.fileno(), size, _ENTRY_BYTES * first)
+        pages = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = os.pread(pages, size, _ENTRY_BYTES * first)
+        finally:
+            os.close(pages)
     except OSError:
         return None
     if len(found) < size:
@@ -42,37 +45,48 @@ def written_pages(first: int, last: int) -> npt.NDArray[np.bool_] | None:
     return written
 
 
-def untouched(spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether it is certain that this process has not written to spans of memory since they were mapped.
+class PageSpans:
+    """Spans of memory in mappings that are private to this process, of which it is asked again and again.
 
     Args:
-        spans: address of the first byte and length in bytes of each, in mappings that are private to this process.
-
-    Returns:
-        One for each span; False also where a neighbour on one of its pages was written to, or the system does not tell.
+        spans: address of the first byte and length in bytes of each.
     """
-    pages = [(address // mmap.PAGESIZE, -(-(address + size) // mmap.PAGESIZE)) for address, size in spans]
-    found = [False] * len(spans)
-    run: list[int] = []
-    end = 0
-    for at in sorted(range(len(spans)), key=pages.__getitem__):
-        if run and pages[at][0] > end + _NEAR:
-            _look(pages, run, end, found)
-            run, end = [], 0
-        run.append(at)
-        end = max(end, pages[at][1])
-    if run:
-        _look(pages, run, end, found)
-    return found
 
+    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
+        self._count = len(spans)
+        #: Runs of spans that are near each other: first page, page after the last, and for each span of the run its
+        #: number, its first page in the run and the page after its last.
+        self._runs: list[tuple[int, int, npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]] = []
+        pages = [(address // mmap.PAGESIZE, -(-(address + size) // mmap.PAGESIZE)) for address, size in spans]
+        run: list[int] = []
+        end = 0
+        for at in sorted(range(len(spans)), key=pages.__getitem__):
+            if run and pages[at][0] > end + _NEAR:
+                self._add(pages, run, end)
+                run, end = [], 0
+            run.append(at)
+            end = max(end, pages[at][1])
+        if run:
+            self._add(pages, run, end)
 
-def _look(pages: Sequence[tuple[int, int]], run: Sequence[int], end: int, found: list[bool]) -> None:
-    """Fill in ``found`` for the spans of ``run``, which begin with the first and end before page ``end``."""
-    begin = pages[run[0]][0]
-    written = written_pages(begin, end)
-    if written is None:
-        return
-    before = np.concatenate(([0], np.cumsum(written)))  # pages written to before each page
-    for at in run:
-        first, last = pages[at]
-        found[at] = bool(before[last - begin] == before[first - begin])
+    def _add(self, pages: Sequence[tuple[int, int]], run: Sequence[int], end: int) -> None:
+        begin = pages[run[0]][0]
+        bounds = np.array([pages[at] for at in run], np.intp) - begin
+        self._runs.append((begin, end, np.array(run, np.intp), bounds[:, 0], bounds[:, 1]))
+
+    def untouched(self) -> npt.NDArray[np.bool_]:
+        """Whether it is certain that this process has not written to each span since it was mapped.
+
+        Returns:
+            Shape (number of spans,); False also where a neighbour on one of its pages was written to, or the system
+            does not tell.
+        """
+        found = np.ones(self._count, np.bool_)
+        for begin, end, run, first, last in self._runs:
+            written = written_pages(begin, end)
+            if written is None:
+                found[run] = False
+            elif written.any():
+                before = np.concatenate(([0], np.cumsum(written)))  # pages written to before each page
+                found[run] = before[last] == before[first]
+        return found

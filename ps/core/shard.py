@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_ps.common.errors import ProtocolError, StepConflict, UnknownWorker
+from torch_ps.common.lowest import Lowest
 from torch_ps.ps.core.consistent_cut import Cut, Sections
 from torch_ps.ps.core.dataset_progress import DatasetSpec
 from torch_ps.ps.core.effects import Apply, Discard, Effect, Effects, Evict, Wait
-from torch_ps.ps.core.lowest_clock import LowestClock
 from torch_ps.ps.core.mean_norms import MeanNorms, NormAnswer, NormQuestion
 from torch_ps.ps.core.modes import Mode
 from torch_ps.ps.core.policy import Hold, Policy, Push
@@ -83,7 +83,7 @@ class Shard:
         self._policies = [mode.policy(b) for b in range(buckets)]
         for policy in self._policies:
             policy.ledger.cut = self.cut
-        self._lowest_clock = self._count_clocks()
+        self._clocks = self._read_clocks()
         self._members: dict[str, Member] = {}
         self._parked: dict[tuple[str, int, int, bool], _Parked] = {}  # (worker, session, bucket, is a push)
         self._pushed: dict[tuple[str, int], tuple[int, float]] = {}  # last step, and its largest weight
@@ -98,10 +98,10 @@ class Shard:
     @property
     def clock(self) -> int:
         """Number of steps that every member has finished here. The lead counts first steps from its own."""
-        return self._lowest_clock.value
+        return self._clocks.value
 
-    def _count_clocks(self) -> LowestClock:
-        return LowestClock(policy.clock for policy in self._policies)
+    def _read_clocks(self) -> Lowest:
+        return Lowest(policy.clock for policy in self._policies)
 
     def next_step(self, worker: str) -> int:
         """Step of the next push of a member to the first bucket of this shard; for "", the version of that bucket.
@@ -158,7 +158,7 @@ class Shard:
         """
         for policy, record in zip(self._policies, records, strict=True):
             policy.ledger.restore(record)
-        self._lowest_clock = self._count_clocks()
+        self._clocks = self._read_clocks()
 
     def set_roster(self, roster: Roster) -> Effects:
         """Follow the lead to a new roster. A roster that is not newer changes nothing."""
@@ -170,7 +170,7 @@ class Shard:
         effects: list[Effect] = []
         for policy in self._policies:
             effects += policy.set_roster(roster)
-        self._lowest_clock = self._count_clocks()
+        self._clocks = self._read_clocks()
         gone = {(m.name, m.session) for m in before.members if not self._is_member(m.name, m.session)}
         self._pushed = {key: last for key, last in self._pushed.items() if self._is_member(*key)}
         for key, parked in list(self._parked.items()):
@@ -378,10 +378,9 @@ class Shard:
         return effects
 
     def _count_push(self, policy: Policy, push: Push, now: float) -> Effects:
-        before = policy.clock
         self._note_pushed(push)
         effects = policy.push(push, self._members[push.worker], now)
-        self._lowest_clock.rise(before, policy.clock)
+        self._clocks[push.bucket] = policy.clock
         return effects
 
     def _note_pushed(self, push: Push) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 
 
 def start(program: str, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -30,7 +32,7 @@ def record(path: Path, row: str) -> dict[str, Any]:
 
 
 def test_each_system_has_a_row_and_the_right_answer(tmp_path: Path) -> None:
-    systems = ("network-fp16", "memory", "gloo", "rpc-tcp", "shm", "tcp")
+    systems = ("network-fp16", "memory", "gloo", "rpc-tcp", "tcp")
     only = ",".join(f"{system} sync small" for system in systems)
     printed = bench("versus.py", "--only", only, "--json", str(tmp_path / "found"))
     for system in systems:
@@ -79,11 +81,11 @@ def test_pushpull() -> None:
 
 
 def test_overlap_has_the_bits_of_training_alone(tmp_path: Path) -> None:
-    rate = "0" if reason_for_no_links() else "0,1000"
-    printed = bench("overlap.py", "--rates", rate, "--only", "off,forward", "--json", str(tmp_path / "found"))
-    for row in ("compute", "loopback off", "loopback forward", *(["1000 Mb/s forward"] if rate != "0" else [])):
-        assert row in printed
-        assert record(tmp_path / "found", row)["runs"][0]["error"] == 0
+    row, rates = ("loopback forward", "0") if reason_for_no_links() else ("1000 Mb/s forward", "0,1000")
+    printed = bench("overlap.py", "--rates", rates, "--only", f"loopback off,{row}", "--json", str(tmp_path / "found"))
+    for name in ("compute", "loopback off", row):
+        assert name in printed
+        assert record(tmp_path / "found", name)["runs"][0]["error"] == 0
 
 
 def test_memory() -> None:
@@ -103,17 +105,20 @@ def test_imports() -> None:
     assert "+ torch_ps" in bench("imports.py")
 
 
-def test_path_names_the_files_of_both_sides_and_the_server_keeps_its_bound() -> None:
+def test_way_of_a_push_crosses_no_more_files_than_the_documentation_says() -> None:
     printed = bench("call_path.py", "--only", "network")
-    assert int(printed.split(maxsplit=3)[2]) <= 22
-    for side, own in (("ps", "ps/server/servicer.py"), ("worker", "worker/session/session.py")):
-        assert f"network {side}: " in printed
-        assert f"    {own}\n" in printed
+    numbers = dict(re.findall(r"^network (ps|worker): (\d+) files", printed, re.MULTILINE))
+    said = re.search(r"(\d+) on the server, in this order, and (\d+) on the worker", ARCHITECTURE.read_text())
+    assert said is not None
+    assert int(numbers["ps"]) <= int(said[1])
+    assert int(numbers["worker"]) <= int(said[2])
+    server = re.findall(r"^    ((?:ps|common)/.*)$", printed.partition("network worker")[0], re.MULTILINE)
+    assert [path for path in server if f"`{path}`" not in ARCHITECTURE.read_text()] == []
 
 
 def test_buckets_measure_both_ends() -> None:
-    rows = bench("buckets.py", "--only", "10 buckets,2 workers,64 data sets").splitlines()
-    assert [row.rsplit(maxsplit=2)[0].strip() for row in rows[1:]] == ["10 buckets", "2 workers", "64 data sets"]
+    rows = bench("buckets.py", "--only", "2 workers,64 data sets").splitlines()
+    assert [row.rsplit(maxsplit=2)[0].strip() for row in rows[1:]] == ["2 workers", "64 data sets"]
     assert all(float(figure) > 0 for row in rows[1:] for figure in row.rsplit(maxsplit=2)[1:])
 
 
@@ -121,13 +126,18 @@ def test_divergence() -> None:
     assert "10,000 parameters" in bench("divergence.py")
 
 
-def reason_for_no_links() -> str:
-    """Empty where links can be emulated."""
+def test_tls_sends_and_receives_the_same_bytes_in_every_row() -> None:
+    assert [row.split()[0] for row in bench("tls.py").splitlines()[2:]] == ["plain", "ssl", "ssl", "torch-ps"]
+
+
+def reason_for_no_links(round_trip: float = 0.0) -> str:
+    """Empty where links can be emulated, with a round trip in seconds."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if not (shutil.which("ip") and shutil.which("tc")):
         return "iproute2 is not installed"
-    probe = [sys.executable, "-c", "from bench.network import network\nwith network(1, 100): pass"]
+    program = f"from bench.network import network\nwith network(1, 100, {round_trip}): pass"
+    probe = [sys.executable, "-c", program]
     done = subprocess.run(probe, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     return done.stderr.strip().rpartition("\n")[2]
 
@@ -140,11 +150,24 @@ def test_links_measure_and_leave_no_namespace(tmp_path: Path) -> None:
     if reason := reason_for_no_links():
         pytest.skip(reason)
     before = namespaces()
-    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32,tcp")
+    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "tcp")
     printed = bench("links.py", *options, "--json", str(tmp_path / "found"))
     found = json.loads((tmp_path / "found").read_text())
-    assert [row["row"] for row in found] == ["100 Mb/s k=2 tcp", "100 Mb/s k=2 fp32"]
+    assert [row["row"] for row in found] == ["100 Mb/s k=2 tcp"]
     assert all(row["row"] in printed and row["runs"][0]["error"] < 1e-3 for row in found)
+    assert namespaces() <= before
+
+
+def test_links_with_long_round_trips_measure_several_connections(tmp_path: Path) -> None:
+    if reason := reason_for_no_links(0.01):
+        pytest.skip(reason)
+    before = namespaces()
+    options = ("--size", "small", "--workers", "1", "--shards", "1", "--rates", "100", "--round-trip", "10")
+    bench("links.py", *options, "--connections", "2", "--only", "fp32", "--json", str(tmp_path / "found"))
+    (row,) = json.loads((tmp_path / "found").read_text())
+    assert row["row"] == "100 Mb/s k=1 fp32 N=2"
+    assert row["runs"][0]["error"] < 1e-3
+    assert row["runs"][0]["seconds_per_round"] > 0.01
     assert namespaces() <= before
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from torch_ps.common.private_pages import untouched
+from torch_ps.common.private_pages import PageSpans
 
 PAGE, PAGES = mmap.PAGESIZE, 8
 
@@ -31,29 +31,29 @@ def spans(address: int, *pages: tuple[float, float]) -> list[tuple[int, int]]:
 def test_memory_that_was_only_read_or_never_used_is_untouched(private: tuple[mmap.mmap, int]) -> None:
     region, address = private
     assert region[0] == ord("a")
-    assert untouched(spans(address, (0, 1), (1, 8))) == [True, True]
+    assert PageSpans(spans(address, (0, 1), (1, 8))).untouched().tolist() == [True, True]
 
 
 def test_write_of_one_byte_is_found_in_every_span_of_its_page_and_in_no_other(private: tuple[mmap.mmap, int]) -> None:
     region, address = private
     region[3 * PAGE + 17] = 0
-    found = untouched(spans(address, (4, 8), (0, 3), (3.5, 4), (2.5, 3.25), (0, 8)))
+    found = PageSpans(spans(address, (4, 8), (0, 3), (3.5, 4), (2.5, 3.25), (0, 8))).untouched().tolist()
     assert found == [True, True, False, False, False]
 
 
 def test_write_of_the_same_value_counts_and_dropping_the_page_ends_it(private: tuple[mmap.mmap, int]) -> None:
     region, address = private
     region[0] = ord("a")
-    assert untouched(spans(address, (0, 1))) == [False]
+    assert PageSpans(spans(address, (0, 1))).untouched().tolist() == [False]
     region.madvise(mmap.MADV_DONTNEED, 0, PAGE)
-    assert untouched(spans(address, (0, 1))) == [True]
+    assert PageSpans(spans(address, (0, 1))).untouched().tolist() == [True]
 
 
 def test_spans_far_apart_are_each_looked_up(private: tuple[mmap.mmap, int]) -> None:
     _, address = private
     ours = bytearray(2000 * PAGE)  # memory of no file counts as written to
     far = ctypes.addressof(ctypes.c_char.from_buffer(ours))
-    assert untouched([(far, 2000 * PAGE), *spans(address, (0, 8))]) == [False, True]
+    assert PageSpans([(far, 2000 * PAGE), *spans(address, (0, 8))]).untouched().tolist() == [False, True]
 
 
 def test_nothing_is_certain_where_the_system_does_not_tell(
@@ -63,4 +63,4 @@ def test_nothing_is_certain_where_the_system_does_not_tell(
         raise PermissionError("no")
 
     monkeypatch.setattr(os, "pread", refuse)
-    assert untouched(spans(private[1], (0, 8))) == [False]
+    assert PageSpans(spans(private[1], (0, 8))).untouched().tolist() == [False]

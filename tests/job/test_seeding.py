@@ -30,7 +30,12 @@ SMALL = Model("SGD", (Group((TensorSpec.of("x", torch.zeros(4)),), dict(SPEC.hyp
 def pull(shard: Link, incarnation: int, bucket: Bucket) -> set[float]:
     """The values of one bucket, as an observer gets them."""
     came: queue.SimpleQueue[Frame | PsError] = queue.SimpleQueue()
-    stream = shard.open(came.put, came.put)
+
+    def take(message: Frame) -> bool:
+        came.put(message)
+        return True
+
+    stream = shard.open(take, came.put)
     stream.send(Identity("", 0, incarnation).hello("none"))
     stream.send(pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
     message = came.get(timeout=SECONDS)

@@ -150,7 +150,7 @@ def test_error_of_a_stream_comes_out_as_its_class() -> None:
     with job() as servers:
         offer = offer_of(servers)
         where = address.parse(servers.addresses[0])
-        stream = SocketStream(connect_unix(offer), where, lambda message: None, ends.append)
+        stream = SocketStream(connect_unix(offer), where, lambda message: True, ends.append)
         stream.send(hello(servers, "w9", 9))
         until(lambda: bool(ends), "the stream ends")
         stream.close()
@@ -166,10 +166,11 @@ def test_large_frames_come_over_the_socket_whole() -> None:
         received: list[torch.Tensor] = []
         ends: list[PsError] = []
 
-        def take(message: Frame) -> None:
+        def take(message: Frame) -> bool:
             header, payload = unpack(message, pb.DownHeader)
             assert header.codec == "none"
             received.append(torch.frombuffer(bytearray(payload), dtype=torch.float32))
+            return True
 
         stream = SocketStream(connect_unix(offer_of(servers)), address.parse(servers.addresses[0]), take, ends.append)
         stream.send(hello(servers))
@@ -207,7 +208,7 @@ def test_killed_server_ends_the_stream_at_once() -> None:
     ends: list[PsError] = []
     with contextlib.suppress(AssertionError), job() as servers:
         stream = SocketStream(
-            connect_unix(offer_of(servers)), address.parse(servers.addresses[0]), lambda message: None, ends.append
+            connect_unix(offer_of(servers)), address.parse(servers.addresses[0]), lambda message: True, ends.append
         )
         os.kill(servers.processes[0].pid, signal.SIGKILL)
         until(lambda: bool(ends), "the stream ends")
@@ -464,7 +465,7 @@ def test_split_frame_with_two_headers_is_refused() -> None:
     with job() as servers:
         where = address.parse(servers.addresses[0])
         stream = SocketStream(
-            connect_data(where, servers.described().data_port), where, lambda message: None, ends.append
+            connect_data(where, servers.described().data_port), where, lambda message: True, ends.append
         )
         frame = split(pb.UpHeader(push=pb.Push(weight=1.0, codec="none")), [bytes(8)])
         assert isinstance(frame, Split)
@@ -530,7 +531,7 @@ def test_killed_server_ends_the_stream_on_its_data_port_at_once() -> None:
     with contextlib.suppress(AssertionError), job() as servers:
         where = address.parse(servers.addresses[0])
         stream = SocketStream(
-            connect_data(where, servers.described().data_port), where, lambda message: None, ends.append
+            connect_data(where, servers.described().data_port), where, lambda message: True, ends.append
         )
         os.kill(servers.processes[0].pid, signal.SIGKILL)
         until(lambda: bool(ends), "the stream ends")

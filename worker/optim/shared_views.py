@@ -50,6 +50,7 @@ class SharedViews(Part):
         self._checks = _CHECKED_PUSHES if self._lend_gradients else 0
         self._seen: dict[int, weakref.ref[torch.Tensor]] = {}  # gradients that were there at the last push
         self._places: dict[int, torch.Tensor] = {}  # parameter -> its .grad, which may live in the arena
+        self._homes: dict[int, int] = {}  # the address of its place there, which does not move as long as there is one
 
     @property
     def shared(self) -> bool:
@@ -156,7 +157,11 @@ class SharedViews(Part):
 
         It stays the same object.
         """
+        if gradient.data_ptr() == self._homes.get(index):
+            return
         place = memory.gradient(self._pieces[index])
+        if place is not None:
+            self._homes[index] = place.data_ptr()
         if place is not None and place.data_ptr() != gradient.data_ptr() and not is_aliased(gradient):
             gradient.data = place.as_strided(gradient.shape, gradient.stride()).copy_(gradient.detach())
 

@@ -4,9 +4,9 @@ answer of a bucket --add()--> version and next step of that bucket, lowest of al
 all answers of a step --take_outcome()--> StepOutcome
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
+from torch_ps.common.lowest import Lowest
 from torch_ps.common.pb import parameter_server_pb2 as pb
 
 
@@ -29,33 +29,6 @@ class StepOutcome:
     contributors: tuple[str, ...]
 
 
-class Lowest:
-    """The lowest of many numbers, at first 0, that change one at a time.
-
-    Cost of a change: that of the different numbers there are, which are few, not of all. In sync mode there are two.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._values = [0] * count
-        self._times = Counter(self._values)  # how often each number is there
-        self.value = 0
-
-    def __getitem__(self, index: int) -> int:
-        return self._values[index]
-
-    def __setitem__(self, index: int, value: int) -> None:
-        before, self._values[index] = self._values[index], value
-        self._times[value] += 1
-        self._times[before] -= 1
-        gone = not self._times[before]
-        if gone:
-            del self._times[before]
-        if value < self.value:
-            self.value = value
-        elif gone and before == self.value:
-            self.value = min(self._times)
-
-
 class Progress:
     """What the answers of one session have said.
 
@@ -70,7 +43,8 @@ class Progress:
     """
 
     def __init__(self, num_buckets: int, epoch: int) -> None:
-        self.versions, self.next_steps, self.epoch = Lowest(num_buckets), Lowest(num_buckets), epoch
+        zeros = [0] * num_buckets
+        self.versions, self.next_steps, self.epoch = Lowest(zeros), Lowest(zeros), epoch
         self._samples, self._contributors = 0.0, tuple[str, ...]()
         self._staleness, self._applied = 0, True
 

@@ -81,7 +81,8 @@ LONG_WAIT_SECONDS = 1.0
 #: Seconds in which the lead has to answer that the worker leaves.
 LEAVE_SECONDS = 5.0
 
-#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread.
+#: Takes the fresh fp32 values of one bucket, shape (numel,), which are valid during the call; on a reader thread,
+#: or on the one that waits.
 OnValues = Callable[[Bucket, torch.Tensor], None]
 
 
@@ -123,6 +124,8 @@ class Session(Part):
         trace: spans of the steps that are traced; ``span`` adds one, as ``Trace.span``.
         on_values: function that takes the values of every answer; set it before the first ``pull``.
         on_long_wait: called every ``LONG_WAIT_SECONDS`` of a wait, without a lock; None for nothing to do meanwhile.
+        answers_meanwhile: whether answers are to be taken while no thread waits for them; False where ``wait`` follows
+            the pushes at once, which then reads small answers itself.
         on_leave: called before the session ends, while shared memory is still mapped.
         wait_seconds: seconds spent in ``wait`` so far.
         pushed_bytes: encoded gradients sent so far.
@@ -164,6 +167,7 @@ class Session(Part):
         self._wait_failed = False  # the last wait was interrupted or has failed, so answers may be under way
         self._abandoned = False  # they are ignored
         self.on_values: OnValues = lambda bucket, values: None
+        self.answers_meanwhile = False
         self.on_leave: Callable[[], None] = lambda: None
         self.on_long_wait: Callable[[], None] | None = None
         keep_freed_memory()
@@ -302,9 +306,15 @@ class Session(Part):
             place = memory.place(bucket)
         return contextlib.nullcontext(empty_fp32(bucket.numel) if place is None else place)
 
-    def sends_in_place(self, bucket: Bucket) -> bool:
-        """Whether ``push`` can send the gradient of a bucket from where its parts are."""
-        return not self.shared_memory.has(bucket.shard) and self._compressor.leaves_alone(bucket)
+    def encode_in_place(self, bucket: Bucket, parts: Sequence[torch.Tensor]) -> tuple[Codec, Sequence[Buffer]] | None:
+        """Codec and payload of a gradient that lies in ``parts``, flat fp32 tensors one after the other.
+
+        If the payload is their memory, they must not change until the push is answered, or ``abandon`` was called.
+
+        Returns:
+            None if the values have to be copied, to ``staging``, before they are pushed.
+        """
+        return None if self.shared_memory.has(bucket.shard) else self._compressor.encode_parts(bucket, parts)
 
     def sends_ahead(self, bucket: Bucket) -> bool:
         """Whether the gradient of a bucket can travel ahead of its push.
@@ -343,7 +353,7 @@ class Session(Part):
     def push(
         self,
         bucket: Bucket,
-        values: torch.Tensor | Sequence[torch.Tensor],
+        values: torch.Tensor,
         *,
         step: int,
         base: int,
@@ -363,9 +373,7 @@ class Session(Part):
 
         Args:
             bucket: bucket of the gradient.
-            values: gradient, shape (numel,), fp32; overwritten. Or its parts, flat tensors one after the other, if
-                ``sends_in_place`` holds: they are sent from where they are, so they do not change until the push is
-                answered, or ``abandon`` was called.
+            values: gradient, shape (numel,), fp32; overwritten. With ``encoded`` nothing of it is read.
             step: step of the push.
             base: version of the parameters that the gradient was computed from.
             weight: part of the gradient in the mean, finite and >= 0.
@@ -376,21 +384,16 @@ class Session(Part):
             absent: positions of the bucket's pieces whose parameter has no gradient; ``values`` are 0 there.
             written: what the training loop has written to parameters of the bucket since the last step.
             nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
-            encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
+            encoded: codec and payload if they are made already; None if the compressor makes them here.
             reused: whether the caller changes ``values`` or the payload after the call.
         """
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
         self._dropped.pushed(weight, nonfinite=nonfinite, idle=self.sample_counts.used)
         with self.span("encode", step, bucket.index):
-            whole = values if isinstance(values, torch.Tensor) else None
-            parts: Sequence[Buffer]
-            if whole is None:
-                codec, parts = codecs.codec("none"), [bytes_of(each) for each in values]
-            else:
-                codec, parts = encoded or self._compressor.encode(
-                    bucket, whole, step=step, weight=part, momentum=momentum, absent=absent
-                )
+            codec, parts = encoded or self._compressor.encode(
+                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
+            )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -410,10 +413,10 @@ class Session(Part):
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
-                if self.shared_memory.shards and self.shared_memory.put(bucket, step, whole, parts):
+                if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
                     header.arena_bytes, parts = size, ()
-                elif written is not None and whole is not None:  # a message has room for one of the two
-                    self.send_ahead(bucket, whole, step=step, encoded=(codec, parts), reused=reused)
+                elif written is not None:  # a message has room for one of the two
+                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts), reused=reused)
                     self.pushed_bytes -= size
                     number = self._ahead_number
             if number is not None:
@@ -505,9 +508,12 @@ class Session(Part):
     def _wait_until(self, deadline: float, buckets: Collection[int] | None) -> bool:
         """Wait as ``ShardStreams.wait`` does, and call ``on_long_wait`` from time to time."""
         while True:
-            left = deadline - time.monotonic()
+            begin = time.monotonic()
+            longest = deadline - begin if self.on_long_wait is None else min(deadline - begin, LONG_WAIT_SECONDS)
+            if buckets is None:
+                self._streams.read(longest)
             with self._streams.changed:
-                if self._streams.wait(left if self.on_long_wait is None else min(left, LONG_WAIT_SECONDS), buckets):
+                if self._streams.wait(begin + longest - time.monotonic(), buckets):
                     return True
             if self.on_long_wait is None or time.monotonic() >= deadline:
                 return False
@@ -534,9 +540,9 @@ class Session(Part):
             raise NotInitialised(f"worker {self.name!r} has not joined the job")
         return self._shard_streams
 
-    # -------------------------------------------------------------- answers, on the reader thread of a shard
+    # -------------------------------------------------------------- answers, on the reader thread of a shard or in wait
 
-    def _receive(self, shard: int, message: Frame) -> None:
+    def _receive(self, shard: int, message: Frame) -> bool:
         for header, payload in unpack_all(message, pb.DownHeader):
             if header.HasField("measured"):
                 self._take_norms(shard, header.measured)
@@ -545,6 +551,7 @@ class Session(Part):
                     self._take_answer(shard, header, payload)
             elif (frame := self._shards[shard].answer_ballot(header.ballot)) is not None:
                 self._streams.send_unkept(shard, frame)
+        return self.answers_meanwhile
 
     def _place(self, shard: int, head: bytes, size: int) -> memoryview | None:
         """Where the payload of an answer is received, if the model's tensors can live there."""
@@ -588,7 +595,8 @@ class Session(Part):
         if header.place:
             return self.shared_memory.read(bucket, header.place, write), 4 * bucket.numel
         with self.span("decode", step, bucket.index):
-            values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta)
+            room = self.shared_memory.room_here(bucket)
+            values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta, room=room)
             values = self.shared_memory.bring_here(bucket, values)
         write(bucket, values)
         return header.version, len(payload)

@@ -11,6 +11,7 @@ Rules of this file
      servers apply it once.
 """
 
+import functools
 import logging
 import threading
 import time
@@ -41,8 +42,9 @@ class ShardStreams:
         hello: first frame of every stream.
         shard_of: shard of each bucket.
         lease: seconds in which a broken stream has to be open again; more where a standby may take over.
-        on_message: function that takes the shard and a message of it, on the reader thread of the shard; it calls
-            ``mark_answered`` for each answer in the message.
+        on_message: function that takes the shard and a message of it, on the reader thread of the shard or in ``read``;
+            it calls ``mark_answered`` for each answer in the message, and returns whether answers are to be taken even
+            while no thread waits for them.
         on_back: function that takes a shard that answers again and the description that its server gives of the job,
             before the stream is opened. A ``PsError`` that it raises means "not yet", unless it is one of ``FINAL``.
         place: function that takes a shard, the head of a message of it and the bytes of its payload, and returns where
@@ -58,7 +60,7 @@ class ShardStreams:
         hello: bytes,
         shard_of: Sequence[int],
         lease: float,
-        on_message: Callable[[int, Frame], None],
+        on_message: Callable[[int, Frame], bool],
         on_back: Callable[[int, pb.JobDescription], None],
         place: Callable[[int, bytes, int], memoryview | None],
     ) -> None:
@@ -71,6 +73,7 @@ class ShardStreams:
         self._opened = [0] * len(shards)  # streams opened so far; the number names the latest
         self._opening: set[int] = set()  # shards whose stream is being opened
         self._unanswered: dict[int, Frame] = {}
+        self._num_unanswered = [0] * len(shards)
         self._ahead: dict[int, Frame] = {}  # gradients sent ahead of pushes that are not answered yet, or not made
         self._undecided: list[set[int]] = [set() for _ in shards]  # buckets sent ahead, while no push has come
         self._copies: list[list[bytes]] = [[] for _ in shards]  # pushes that name them, until the last one is decided
@@ -95,6 +98,7 @@ class ShardStreams:
         with self.changed:
             if self._error is not None:
                 return  # wait() will raise it
+            self._num_unanswered[shard] += bucket not in self._unanswered
             self._unanswered[bucket] = frame
             stream = self._streams.get(shard)
             if stream is None and shard not in self._opening:
@@ -212,7 +216,8 @@ class ShardStreams:
             bucket: bucket of the frame.
             keep_ahead: whether a push may still name what was sent ahead.
         """
-        self._unanswered.pop(bucket, None)
+        if self._unanswered.pop(bucket, None) is not None:
+            self._num_unanswered[self._shard_of[bucket]] -= 1
         if not keep_ahead:
             self._ahead.pop(bucket, None)
         done = not self._unanswered
@@ -255,6 +260,20 @@ class ShardStreams:
             raise error
         return bool(done)
 
+    def read(self, seconds: float) -> None:
+        """Take the answers of all frames on this thread, as far as the streams let it; call ``wait`` after it.
+
+        Args:
+            seconds: longest time to read.
+        """
+        deadline = time.monotonic() + seconds
+        for shard, stream in tuple(self._streams.items()):
+            stream.read(functools.partial(self._done, shard), deadline - time.monotonic())
+
+    def _done(self, shard: int) -> bool:
+        """Whether nothing of a shard is awaited any more."""
+        return self._error is not None or not self._num_unanswered[shard]
+
     def pause(self, seconds: float) -> bool:
         """Wait for ``seconds``; returns True at once when ``close`` is called."""
         return self._stopping.wait(seconds)
@@ -278,7 +297,7 @@ class ShardStreams:
         for shard in range(len(self._shards)):
             self._undecided[shard].clear()
             self._copies[shard].clear()
-            self._ahead_bytes[shard] = 0
+            self._ahead_bytes[shard] = self._num_unanswered[shard] = 0
         for awaited in self._awaited:
             awaited.clear()
 
@@ -306,11 +325,12 @@ class ShardStreams:
         for frame in again:
             stream.send(frame)
 
-    def _receive(self, shard: int, number: int, message: Frame) -> None:
-        """Take a message of the stream ``number``, on its reader thread; one of an earlier stream is ignored."""
-        if number == self._opened[shard]:
-            self._heard[shard] = time.monotonic()
-            self._on_message(shard, message)
+    def _receive(self, shard: int, number: int, message: Frame) -> bool:
+        """Take a message of the stream ``number``; one of an earlier stream is ignored. Returns as ``OnMessage``."""
+        if number != self._opened[shard]:
+            return True
+        self._heard[shard] = time.monotonic()
+        return self._on_message(shard, message) or self._num_unanswered[shard] > 0
 
     def _end(self, shard: int, number: int, error: PsError) -> None:
         """Note the end of the stream ``number``, on its reader thread; open it again, also while nobody waits."""

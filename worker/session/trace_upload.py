@@ -1,6 +1,6 @@
 """Sends the spans that a worker has traced to the lead, in the lead's time.
 
-The session's spans are push, encode, send and wait, and on reader threads receive, decode and write; the parts of a
+The session's spans are push, encode, send and wait, and for each answer receive, decode and write; the parts of a
 training step are those of ``worker/optim/step_trace.py``.
 """
 

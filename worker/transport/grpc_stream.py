@@ -50,6 +50,9 @@ class GrpcStream:
             (self._first if overtake else self._frames).append(frame)
             self._put.notify()
 
+    def read(self, done: Callable[[], object], seconds: float) -> None:
+        """Return: the reader thread takes all messages."""
+
     @property
     def sending(self) -> bool:
         return True  # gRPC's thread joins frames when it likes

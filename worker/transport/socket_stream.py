@@ -2,7 +2,7 @@
 
     send(frame) --socket is free--> socket --> server
                 '--else--> queue --> sending thread --> socket
-    on_message(message) <-- reader thread <-- Receiver <-- server
+    on_message(message) <-- reader thread, or the one that waits <-- Receiver <-- server
 
 Rules of this file
   1. A small frame leaves on the thread that sends it, if nothing is before it: no other thread has to run first. A
@@ -10,14 +10,21 @@ Rules of this file
   2. Payloads are sent from where they are and received where they stay.
   3. Those that overtake have a queue of their own, which is emptied first: before each message. A frame that has
      begun to leave is finished first.
+  4. One thread reads at a time. When nothing is awaited any more the reader thread steps aside, and a thread that waits
+     for answers reads them itself: handing them over would take longer than a small answer. What is large, or is sent
+     over a longer time, has the reader thread back, which receives while other buckets are prepared.
 
 Source: the frames are those of ``torch_ps.common.wire.socket_frames``.
 """
 
 import contextlib
+import math
+import select
 import socket
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
@@ -31,7 +38,11 @@ from torch_ps.common.wire.striped_socket import Connection, StripedSocket
 from torch_ps.worker.transport.stream import OnEnd, OnMessage
 
 #: Bytes of a frame up to which the thread that sends it writes to the socket itself.
-SMALL = 1 << 14
+SMALL = 1 << 16
+#: Seconds of sending after which the reader thread is to receive meanwhile.
+LONG_SEND_SECONDS = 0.001
+#: Seconds after which the reader thread reads again if nobody else has: a server may say something by itself.
+ASIDE_SECONDS = 0.2
 #: Seconds in which ``close`` lets what was sent leave, and the reader end.
 CLOSE_SECONDS = 1.0
 
@@ -44,7 +55,7 @@ class SocketStream:
         address: address of the server for errors and for the names of the threads.
         on_message: function that takes each message.
         on_end: function that takes the error that ends the stream.
-        place: function that finds where a payload is to be received; called on the reader thread.
+        place: function that finds where a payload is to be received; called where ``on_message`` is.
     """
 
     def __init__(
@@ -55,7 +66,7 @@ class SocketStream:
         on_end: OnEnd,
         place: FindPlace = lambda head, size: None,
     ) -> None:
-        self._socket, self._address, self._place = connection, address, place
+        self._socket, self._address = connection, address
         self._on_message, self._on_end = on_message, on_end
         self._closed = False
         self._failure: PsError | None = None
@@ -64,12 +75,28 @@ class SocketStream:
         self._rest: list[memoryview] = []  # of a frame that has begun to leave
         self._put = threading.Condition()
         self._busy = self._ended = False  # whether a thread sends now, and whether none may any more
+        self._receiver = Receiver(place)
+        self._reading = threading.Lock()  # held by the thread that reads
+        self._aside = False  # whether the reader thread has stepped aside
+        self._resumed = threading.Event()  # set when it has to come back
+        self._read_here = False  # whether another thread has read since it stepped aside, or since it looked
+        self._end: PsError | None = None  # why the stream has ended, once it has
+        self._sending_since = math.inf  # first send since the last message, on time.monotonic()
+        self._poll: select.poll | None = None  # where another thread can read with a deadline
+        if isinstance(connection, socket.socket):
+            self._poll = select.poll()
+            self._poll.register(connection, select.POLLIN)
         self._reader = threading.Thread(target=self._read, name=f"read {address}", daemon=True)
         self._sender = threading.Thread(target=self._write, name=f"send {address}", daemon=True)
         self._reader.start()
         self._sender.start()
 
     def send(self, frame: Frame, *, overtake: bool = False) -> None:
+        if self._aside:
+            now = time.monotonic()
+            self._sending_since = min(self._sending_since, now)
+            if len(frame) > SMALL or now - self._sending_since > LONG_SEND_SECONDS:
+                self._resumed.set()
         with self._put:
             before = self._busy or self._ended or self._rest or self._first or self._frames
             if before or len(frame) > SMALL:
@@ -86,6 +113,37 @@ class SocketStream:
             if rest or self._first or self._frames:
                 self._put.notify()
 
+    def read(self, done: Callable[[], object], seconds: float) -> None:
+        if self._poll is None or not self._reading.acquire(blocking=False):
+            return
+        taking = False
+        try:
+            deadline, receiver = time.monotonic() + seconds, self._receiver
+            while self._end is None and not done():
+                if receiver.fills and len(receiver.room()) > SMALL:
+                    break  # the reader thread waits for all of it in one call
+                self._read_here = True
+                left = deadline - time.monotonic()
+                if self._poll.poll(1000 * max(0.0, min(left, ASIDE_SECONDS))):
+                    taking = True
+                    self._take(self._socket.recv_into(receiver.room()))
+                    taking = False
+                elif left <= 0:
+                    return
+            else:
+                if self._end is None:
+                    return
+        except OSError as error:
+            self._end = self._lost(error)
+        except BaseException:  # Ctrl-C in the middle of a message, which is lost
+            if taking:
+                self._end = Unreachable(f"reading from server {self._address} was interrupted")
+                self._resumed.set()
+            raise
+        finally:
+            self._reading.release()
+        self._resumed.set()
+
     @property
     def sending(self) -> bool:
         with self._put:
@@ -93,6 +151,7 @@ class SocketStream:
 
     def close(self) -> None:
         self._closed = True
+        self._resumed.set()
         with self._put:
             self._ended = True
             self._put.notify()
@@ -105,6 +164,7 @@ class SocketStream:
 
     def fail(self, error: PsError) -> None:
         self._failure = error
+        self._resumed.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -138,12 +198,7 @@ class SocketStream:
         try:
             end = self._until_end()
         except OSError as error:
-            end = Unreachable(f"server {self._address} does not answer: {error}")
-        except PsError as error:
-            end = error
-        except Exception as error:  # noqa: BLE001 - a bug here must end the wait, not leave it to its deadline
-            end = PsError(f"a frame of server {self._address} could not be taken: {error!r}")
-            end.__cause__ = error
+            end = self._end = self._lost(error)
         finally:
             with contextlib.suppress(OSError):  # the sending thread may be in the middle of a frame
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -153,22 +208,59 @@ class SocketStream:
                 self._first.clear()
                 self._put.notify()
             self._sender.join(CLOSE_SECONDS)
-            self._socket.close()
+            with self._reading:
+                self._socket.close()
         if not self._closed:
             self._on_end(self._failure or end)
 
     def _until_end(self) -> PsError:
         """Hand messages to ``on_message`` until the stream ends; returns why it did."""
-        receiver = Receiver(self._place)
-        while count := self._socket.recv_into(receiver.room(), flags=socket.MSG_WAITALL if receiver.fills else 0):
-            receiver.add(count)
-            while (found := receiver.next()) is not None:
+        while True:
+            with self._reading:
+                more = True
+                while self._end is None and more:
+                    flags = socket.MSG_WAITALL if self._receiver.fills else 0
+                    more = self._take(self._socket.recv_into(self._receiver.room(), flags=flags))
+                if self._end is not None:
+                    return self._end
+            self._step_aside()
+
+    def _step_aside(self) -> None:
+        """Let threads that wait read, until ``_resumed`` is set, or for a while nobody has."""
+        self._aside = True
+        while not self._resumed.wait(ASIDE_SECONDS) and (self._read_here or self._reading.locked()):
+            self._read_here = False
+        self._aside = False
+        self._resumed.clear()
+
+    def _take(self, count: int) -> bool:
+        """Hand over the messages that are whole with ``count`` bytes more; the caller holds ``_reading``.
+
+        Returns:
+            Whether the reader thread has to read on. ``_end`` is set if the stream has ended.
+        """
+        if not count:
+            self._end = Unreachable(f"server {self._address} closed the stream")
+            return False
+        more, self._sending_since = True, math.inf
+        try:
+            self._receiver.add(count)
+            while (found := self._receiver.next()) is not None:
                 message, end = found
                 if end:
-                    return _error(join(message))
-                self._on_message(message)
+                    self._end = _error(join(message))
+                    return False
+                more = self._on_message(message)
                 del found, message  # its memory is free for the next one
-        return Unreachable(f"server {self._address} closed the stream")
+        except PsError as error:
+            self._end = error
+        except Exception as error:  # noqa: BLE001 - a bug here must end the wait, not leave it to its deadline
+            self._end = PsError(f"a frame of server {self._address} could not be taken: {error!r}")
+            self._end.__cause__ = error
+        return more or self._poll is None
+
+    def _lost(self, error: OSError) -> PsError:
+        return Unreachable(f"server {self._address} does not answer: {error}")
 
 
 def _views(message: Frame) -> list[memoryview]:

@@ -1,7 +1,7 @@
 """The contract of a carrier: what a stream of frames to one shard does, whatever carries it.
 
     send(frame) --> carrier --> server
-    on_message(message) <-- reader thread <-- carrier <-- server
+    on_message(message) <-- reader thread, or one in ``read`` <-- carrier <-- server
 
 ``grpc_stream.py`` carries frames over gRPC, ``socket_stream.py`` over a socket; ``Link.open`` chooses. A carrier knows
 frames as bytes and never looks into one.
@@ -14,8 +14,10 @@ from torch_ps.common.errors import PsError
 from torch_ps.common.wire.frames import Frame
 
 #: Takes one message, which holds one frame or several (``common.wire.frames.unpack_all``). Called on the reader thread,
-#: one message at a time. A ``PsError`` that it raises ends the stream with this error.
-OnMessage = Callable[[Frame], None]
+#: or on one that reads, one message at a time. Returns whether the reader thread has to read on, as more is awaited now
+#: or may be while no thread waits. Else it may leave the next messages to ``Stream.read``. A ``PsError`` that it raises
+#: ends the stream with this error.
+OnMessage = Callable[[Frame], bool]
 #: Takes the error that ended the stream. Called once, on the reader thread, and never after ``close`` was called.
 OnEnd = Callable[[PsError], None]
 
@@ -33,6 +35,14 @@ class Stream(Protocol):
         Args:
             frame: frame to send. A split payload stays as it is until the frame is answered or the stream has ended.
             overtake: whether the frame passes those that still wait to leave.
+        """
+
+    def read(self, done: Callable[[], object], seconds: float) -> None:
+        """Take messages on this thread where the reader thread has left them to it; else return at once.
+
+        Args:
+            done: function that says whether what this thread waits for has come; called between two messages.
+            seconds: longest time to read.
         """
 
     @property

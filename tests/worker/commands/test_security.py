@@ -1,69 +1,67 @@
-"""A whole job of ps-run that speaks TLS and asks for the token, looked at by ps-status while it runs."""
+"""Jobs that speak TLS and ask for the token: ps-run starts one, ps-status looks at one."""
 
 import re
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+import torch
+
+import torch_ps
 from tests.support import commands
 from tests.support.certificates import Authority, options
-from tests.worker.commands.test_run import PS_RUN, ROOT, ps_run
+from tests.support.jobs import job
+from tests.worker.commands.test_run import ps_run
 from torch_ps.common.options.compare_config import CompareConfig
+from torch_ps.common.security.tls import Tls
 from torch_ps.compare.run_process import PlannedRun, arguments
 from torch_ps.compare.runs import Run
 
 TOKEN = "a-secret-of-the-job-0123456789"
 
 
-def flags(tmp_path: Path) -> list[str]:
-    tls = Authority(tmp_path).issue("job")
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    return [
-        *(f"--{name.replace('_', '-')}={value}" for name, value in options(tls).items()),
-        f"--token-file={token}",
-    ]
+@dataclass(frozen=True)
+class Keys:
+    """What a process of the job has to show, as options of a server, of a client, and as flags."""
+
+    tls: Tls
+    token_file: str
+
+    @property
+    def flags(self) -> list[str]:
+        files = {**options(self.tls), "token_file": self.token_file}
+        return [f"--{name.replace('_', '-')}={value}" for name, value in files.items()]
 
 
-def test_job_with_certificates_and_token_trains(tmp_path: Path) -> None:
-    found = ps_run("-n", "2", "--shards", "2", *flags(tmp_path), "--task", "digits", "--samples", "256")
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    (tmp_path / "token").write_text(TOKEN)
+    return Keys(Authority(tmp_path).issue("job"), str(tmp_path / "token"))
+
+
+def test_job_with_certificates_and_token_trains(keys: Keys) -> None:
+    found = ps_run("-n", "2", "--shards", "2", *keys.flags, "--task", "digits", "--samples", "256")
     assert found.returncode == 0, found.stderr
     assert len(re.findall("mutual TLS, with token", found.stderr)) == 2
     assert "validation: " in found.stdout + found.stderr
     assert TOKEN not in found.stdout + found.stderr
 
 
-def test_status_of_a_job_with_certificates_and_token(tmp_path: Path) -> None:
-    given = flags(tmp_path)
-    script = tmp_path / "wait.py"
-    script.write_text(
-        "import os, sys, torch, torch_ps\n"
-        "client = torch_ps.Client()\n"
-        "client.init({'x': torch.zeros(1)}, torch_ps.OptimizerSpec('SGD', lr=1.0))\n"
-        "print(os.environ['PS_SERVERS'], flush=True)\n"
-        "import signal; signal.pause()\n"
-    )
-    with subprocess.Popen(
-        [*PS_RUN, "-n", "1", *given, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            servers = process.stdout.readline().split()[-1]
-            seen = commands.run("ps-status", "--servers", servers, *given)
-            assert seen.exit_code == 0, seen.stderr
-            assert "mode sync, initialised" in seen.stdout
-            plain = commands.run("ps-status", "--servers", servers)
-            assert plain.exit_code == 1
-            assert "speaks TLS only and this process speaks in the clear" in plain.stderr
-            refused = commands.run("ps-status", "--servers", servers, *given[:-1])
-            assert refused.exit_code == 1
-            assert "this server wants a token and none was shown" in refused.stderr
-        finally:
-            process.terminate()
-            process.wait(60)
+def test_status_of_a_job_with_certificates_and_token(keys: Keys) -> None:
+    with (
+        job(token_file=keys.token_file, **options(keys.tls)) as servers,
+        torch_ps.Client(str(servers), name="w0", tls=keys.tls, token_file=keys.token_file) as client,
+    ):
+        client.init({"x": torch.zeros(1)}, torch_ps.OptimizerSpec("SGD", lr=1.0))
+        seen = commands.run("ps-status", "--servers", str(servers), *keys.flags)
+        assert seen.exit_code == 0, seen.stderr
+        assert "mode sync, initialised" in seen.stdout
+        plain = commands.run("ps-status", "--servers", str(servers))
+        assert plain.exit_code == 1
+        assert "speaks TLS only and this process speaks in the clear" in plain.stderr
+        refused = commands.run("ps-status", "--servers", str(servers), *keys.flags[:-1])
+        assert refused.exit_code == 1
+        assert "this server wants a token and none was shown" in refused.stderr
 
 
 def test_comparison_hands_the_files_to_its_runs(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.support.raw import raw
 from tests.support.threads import at_once, spawn
 from torch_ps.common import schema
 from torch_ps.common.wire import address
+from torch_ps.worker.session import heartbeat
 from torch_ps.worker.transport.link import Link
 
 LR = 2.0**-10
@@ -124,7 +125,10 @@ def test_what_is_asked_at_every_reconnection_is_short_whatever_the_model() -> No
         assert [tensor.name for tensor in schema.from_proto(link.model(SECONDS)).tensors()] == names
 
 
-def test_worker_to_whom_no_answer_comes_through_is_told_so_before_its_wait_is_over() -> None:
+def test_worker_to_whom_no_answer_comes_through_is_told_so_before_its_wait_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heartbeat, "ALONE_SECONDS", 4.0)
     with (
         job(lease=3.0) as servers,
         Proxy(str(servers)) as proxy,
