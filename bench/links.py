@@ -2,6 +2,7 @@
 
     python bench/links.py                                # the table of docs/benchmark-log.md; needs root and iproute2
     python bench/links.py --rates 1000 --shards 4,2,1 --workers 4
+    python bench/links.py --rates 1000 --shards 1 --workers 1 --round-trip 50 --connections 1,4,8
 
 The nodes are namespaces on this machine (``bench/network.py``): their links are slow, but they share its cores. "cores"
 says how many of them the run used on average, "all" how many there are. A row that uses all of them measures the cores.
@@ -15,11 +16,14 @@ what TCP and these links take. Headers of TCP, IP and Ethernet are not in the bo
 Source: Jiang et al., "A unified architecture for accelerating distributed DNN training", OSDI 2020.
 """
 
+import argparse
+import itertools
 import json
 import os
 import socket
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -50,11 +54,14 @@ class Row:
     codec: str
     size: str
     bucket: float | None = None  # MiB; None: the server's own choice
+    round_trip: float = 0.0  # ms
+    connections: int = 1  # to each data port
 
     @property
     def name(self) -> str:
         what = f"k={self.shards} {self.codec}" if self.shards else "gloo"
-        return f"{self.megabits} Mb/s {what}"
+        more = f" N={self.connections}" if self.connections > 1 else ""
+        return f"{self.megabits} Mb/s {what}{more}"
 
     @property
     def bound(self) -> float:
@@ -66,12 +73,13 @@ class Row:
         return max(1.0, self.workers / self.shards) * seconds
 
     def run(self, work: Work) -> dict[str, float]:
-        with network(self.workers + self.shards, self.megabits) as nodes, rounds.jobs(work) as job:
+        wires = network(self.workers + self.shards, self.megabits, self.round_trip / 1000)
+        with wires as nodes, rounds.jobs(work) as job:
             if not self.shards:
                 return rounds.gather(job, self.name, gloo_worker, nodes, server=None)
             if self.codec == TCP:
                 return self._tcp(nodes, job)
-            case = Case("sync", CODECS[self.codec][0], self.size, fused=True)
+            case = Case("sync", CODECS[self.codec][0], self.size, fused=True, connections=self.connections)
             addresses = [f"{nodes.address(self.workers + shard)}:{PORT}" for shard in range(self.shards)]
             commands = []
             for shard, address in enumerate(addresses):
@@ -152,6 +160,17 @@ def text(found: dict[Row, list[dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rows(wanted: argparse.Namespace) -> Iterator[Row]:
+    """The rows of all combinations of what is wanted."""
+    more = {"size": wanted.size, "bucket": wanted.bucket_size, "round_trip": wanted.round_trip}
+    for rate in wanted.rates:
+        if wanted.workers > 1:
+            yield Row(rate, wanted.workers, 0, "fp32", **more)
+        for shards, codec in itertools.product(wanted.shards, (TCP, *CODECS)):
+            for connections in (1,) if codec == TCP else wanted.connections:
+                yield Row(rate, wanted.workers, shards, codec, **more, connections=connections)
+
+
 def positive(words: str) -> list[int]:
     return rounds.numbers(words, 1)
 
@@ -161,22 +180,14 @@ def main() -> None:
     parser.add_argument("--rates", type=positive, default="1000,100", help="Mb/s of the links, comma-separated")
     parser.add_argument("--shards", type=positive, default="4,1", help="numbers of shards, comma-separated")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--round-trip", type=float, default=0.0, help="ms of a round trip; default: this machine's")
+    parser.add_argument("--connections", type=positive, default="1", help="connections to a data port, comma-separated")
     parser.add_argument("--bucket-size", type=float, help="MiB of a bucket; default: that of ps-serve")
     parser.add_argument("--size", choices=("big", "small"), default="big")
     arguments = parser.parse_args()
     try:
         check()
-        named = {}
-        for rate in arguments.rates:
-            for row in (
-                Row(rate, arguments.workers, 0, "fp32", arguments.size),
-                *(
-                    Row(rate, arguments.workers, shards, codec, arguments.size, arguments.bucket_size)
-                    for shards in arguments.shards
-                    for codec in (TCP, *CODECS)
-                ),
-            ):
-                named[row.name] = row
+        named = {row.name: row for row in rows(arguments)}
         found: dict[Row, list[dict[str, float]]] = {named[n]: [] for n in pushpull.pick(list(named), arguments.only)}
         for _ in range(1 if arguments.quick else arguments.repeat):
             for row, runs in found.items():
@@ -191,8 +202,8 @@ def main() -> None:
         sys.exit(130)
     sys.stdout.write(text(found))
     if arguments.json:
-        rows = [{"row": row.name, "bound": row.bound, "runs": runs} for row, runs in found.items()]
-        Path(arguments.json).write_text(json.dumps(rows, indent=1))
+        figures = [{"row": row.name, "bound": row.bound, "runs": runs} for row, runs in found.items()]
+        Path(arguments.json).write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

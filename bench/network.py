@@ -5,9 +5,10 @@
     ...
 
 The switch is a namespace too, so nothing of the host's own network is touched and all goes with the namespaces. A node
-sends through the token bucket of its end and receives through that of the switch's.
+sends through the token bucket of its end and receives through that of the switch's. With a round trip the switch is a
+process, ``bench/long_wires.py``, and TCP has the buffers that Linux begins with, and this kernel's congestion control.
 
-Source: ip-netns(8), veth(4), tc-tbf(8).
+Source: ip-netns(8), veth(4), tc-tbf(8), tcp(7).
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,11 @@ _PREFIX = "torch-ps"
 _CLONE_NEWNET = 0x40000000
 #: A bucket has to hold a whole segment that was not cut yet (64 KiB); the queue before it is that of a small switch.
 _BURST, _LATENCY = "256kb", "50ms"
+#: Buffers of TCP in the namespaces of long wires: those of Linux, whatever this machine was set to.
+_TCP = {
+    "tcp_rmem": "4096 131072 6291456",
+    "tcp_wmem": "4096 16384 4194304",
+}
 
 
 class NoNetwork(Exception):
@@ -67,13 +74,22 @@ def check() -> None:
 
 
 @contextmanager
-def network(nodes: int, megabits: int) -> Iterator[Network]:
+def network(nodes: int, megabits: int, round_trip: float = 0.0) -> Iterator[Network]:
     """Set up nodes with links of a rate in Mb/s; on exit, end every process in them.
 
+    Args:
+        nodes: number of nodes.
+        megabits: rate of each link in either direction.
+        round_trip: seconds of a round trip between two nodes; 0 for that of this machine.
+
     Raises:
-        NoNetwork: this system has no namespaces, veth, bridge or tbf.
+        NoNetwork: this system has no namespaces, or neither veth, bridge and tbf nor, for a round trip, tun.
     """
     check()
+    if round_trip:
+        with _long_wires(nodes, megabits, round_trip) as found:
+            yield found
+        return
     _sweep()
     names = [f"{_PREFIX}-{os.getpid()}-{node}" for node in range(nodes)]
     switch = f"{_PREFIX}-{os.getpid()}-switch"
@@ -97,6 +113,38 @@ def network(nodes: int, megabits: int) -> Iterator[Network]:
     finally:
         for name in (*names, switch):
             _remove(name)
+
+
+@contextmanager
+def _long_wires(nodes: int, megabits: int, round_trip: float) -> Iterator[Network]:
+    _sweep()
+    found = Network([f"{_PREFIX}-{os.getpid()}-{node}" for node in range(nodes)])
+    try:
+        for name in found.names:
+            _do("ip netns add", name)
+        command = [sys.executable, str(Path(__file__).with_name("long_wires.py")), str(megabits), str(round_trip)]
+        with subprocess.Popen([*command, *found.names], stdout=subprocess.PIPE) as switch:
+            try:
+                if switch.stdout is None or not switch.stdout.readline():
+                    raise NoNetwork("the switch of long wires did not start; its own message is above")
+                for node, name in enumerate(found.names):
+                    _do("ip -n", name, "address add", f"{found.address(node)}/24", "dev", INTERFACE)
+                    for interface in ("lo", INTERFACE):
+                        _do("ip -n", name, "link set", interface, "up")
+                    for setting, value in _TCP.items():
+                        _set(name, setting, value)
+                yield found
+            finally:
+                switch.kill()
+    finally:
+        for name in found.names:
+            _remove(name)
+
+
+def _set(name: str, setting: str, value: str) -> None:
+    """Set a setting of TCP in a namespace."""
+    write = f"echo {value} > /proc/sys/net/ipv4/{setting}"
+    subprocess.run(["ip", "netns", "exec", name, "sh", "-c", write], check=True)
 
 
 def _do(*words: str) -> None:

@@ -41,6 +41,7 @@ class Case:
     server: tuple[str, ...] = ()  # further options of ps-serve
     fused: bool = False  # the optimizer's
     tls: bool = False  # with certificates that are made for the run
+    connections: int = 1  # to each data port
 
     @property
     def name(self) -> str:
@@ -88,6 +89,7 @@ def worker(job: Job, rank: int, case: Case, servers: str) -> None:
         compress_pull=case.codec,
         overlap="off",
         plane=case.plane,
+        connections=case.connections,
         tls=str(Path(job.folder, "authority.pem")) if case.tls else None,
     ) as optimizer:
         rounds.measure(

@@ -4,11 +4,13 @@ Rules of this file
   1. Non-finite values stay non-finite: a gradient that overflowed is sent with one of these, so the server sees it.
   2. Each runs on a GPU too, see ``on_gpu.py``.
   3. Payloads are little-endian, as are all machines that torch runs on.
+  4. ``encode_parts`` gives the bytes of values that lie in several tensors, one after the other, and only reads them.
 """
 
 import math
 import struct
 import warnings
+from collections.abc import Sequence
 
 import torch
 
@@ -30,6 +32,9 @@ class Plain:
 
     def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
         return (bytes_of(values),)
+
+    def encode_parts(self, parts: Sequence[torch.Tensor]) -> tuple[Buffer, ...]:
+        return tuple([bytes_of(part) for part in parts])
 
     def check(self, payload: memoryview, numel: int) -> None:
         check_size(self.name, payload, 4 * numel)
@@ -59,14 +64,16 @@ class Fp16:
     _scale = struct.Struct("<f")
 
     def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
-        low, high = torch.aminmax(values)
-        largest = max(-low.item(), high.item())
-        scale = 1.0
-        if math.isfinite(largest) and largest > 0:
+        return self.encode_parts((values,))
+
+    def encode_parts(self, parts: Sequence[torch.Tensor]) -> tuple[Buffer, ...]:
+        bounds = [bound.abs().item() for part in parts for bound in torch.aminmax(part)]
+        largest, scale = max(bounds), 1.0
+        if all(map(math.isfinite, bounds)) and largest > 0:
             # The reciprocal has to be a normal fp32 number too.
             scale = math.ldexp(1.0, min(max(15 - math.frexp(largest)[1], -126), 126))
-        half = torch.mul(values, scale).half() if scale != 1.0 else values.half()
-        return self._scale.pack(scale), bytes_of(half)
+        halves = [torch.mul(part, scale).half() if scale != 1.0 else part.half() for part in parts]
+        return self._scale.pack(scale), *map(bytes_of, halves)
 
     def check(self, payload: memoryview, numel: int) -> None:
         check_size(self.name, payload, self._scale.size + 2 * numel)
@@ -101,7 +108,10 @@ class Bf16:
     biased = coarse = sparse = False
 
     def encode(self, values: torch.Tensor, seed: int = 0) -> tuple[Buffer, ...]:
-        return (bytes_of(values.bfloat16().view(torch.int16)),)
+        return self.encode_parts((values,))
+
+    def encode_parts(self, parts: Sequence[torch.Tensor]) -> tuple[Buffer, ...]:
+        return tuple([bytes_of(part.bfloat16().view(torch.int16)) for part in parts])
 
     def check(self, payload: memoryview, numel: int) -> None:
         check_size(self.name, payload, 2 * numel)

@@ -72,7 +72,8 @@ class BucketOptimizer:
         rate = group["lr"]
         if lr_scale != 1.0:  # a factor of 1 would make another number of numpy's
             group["lr"] = rate * lr_scale
-        for part, piece, gradient in zip(self._parts, self._pieces, torch.split(mean, self._sizes), strict=True):
+        gradients = torch.split(mean, self._sizes) if len(self._sizes) > 1 else (mean,)
+        for part, piece, gradient in zip(self._parts, self._pieces, gradients, strict=True):
             part.grad = None if piece in absent else gradient
         if self._fused and len(self._parts) > 1:
             self._step_newcomers()

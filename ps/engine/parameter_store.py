@@ -336,8 +336,12 @@ class Store:
         """Two scratch tensors of this thread, cut to ``numel``."""
         if not hasattr(self._scratch, "pair"):
             self._scratch.pair = tuple(torch.empty(self._largest, device=self.device) for _ in range(2))
-        first, second = self._scratch.pair
-        return first[:numel], second[:numel]
+            self._scratch.cut = {}  # by size
+        cut: tuple[torch.Tensor, torch.Tensor] | None = self._scratch.cut.get(numel)
+        if cut is None:
+            first, second = self._scratch.pair
+            cut = self._scratch.cut[numel] = first[:numel], second[:numel]
+        return cut
 
     @property
     def _staging(self) -> Staging:

@@ -126,13 +126,18 @@ def test_divergence() -> None:
     assert "10,000 parameters" in bench("divergence.py")
 
 
-def reason_for_no_links() -> str:
-    """Empty where links can be emulated."""
+def test_tls_sends_and_receives_the_same_bytes_in_every_row() -> None:
+    assert [row.split()[0] for row in bench("tls.py").splitlines()[2:]] == ["plain", "ssl", "ssl", "torch-ps"]
+
+
+def reason_for_no_links(round_trip: float = 0.0) -> str:
+    """Empty where links can be emulated, with a round trip in seconds."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if not (shutil.which("ip") and shutil.which("tc")):
         return "iproute2 is not installed"
-    probe = [sys.executable, "-c", "from bench.network import network\nwith network(1, 100): pass"]
+    program = f"from bench.network import network\nwith network(1, 100, {round_trip}): pass"
+    probe = [sys.executable, "-c", program]
     done = subprocess.run(probe, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     return done.stderr.strip().rpartition("\n")[2]
 
@@ -145,11 +150,24 @@ def test_links_measure_and_leave_no_namespace(tmp_path: Path) -> None:
     if reason := reason_for_no_links():
         pytest.skip(reason)
     before = namespaces()
-    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "fp32,tcp")
+    options = ("--size", "small", "--workers", "1", "--shards", "2", "--rates", "100", "--only", "tcp")
     printed = bench("links.py", *options, "--json", str(tmp_path / "found"))
     found = json.loads((tmp_path / "found").read_text())
-    assert [row["row"] for row in found] == ["100 Mb/s k=2 tcp", "100 Mb/s k=2 fp32"]
+    assert [row["row"] for row in found] == ["100 Mb/s k=2 tcp"]
     assert all(row["row"] in printed and row["runs"][0]["error"] < 1e-3 for row in found)
+    assert namespaces() <= before
+
+
+def test_links_with_long_round_trips_measure_several_connections(tmp_path: Path) -> None:
+    if reason := reason_for_no_links(0.01):
+        pytest.skip(reason)
+    before = namespaces()
+    options = ("--size", "small", "--workers", "1", "--shards", "1", "--rates", "100", "--round-trip", "10")
+    bench("links.py", *options, "--connections", "2", "--only", "fp32", "--json", str(tmp_path / "found"))
+    (row,) = json.loads((tmp_path / "found").read_text())
+    assert row["row"] == "100 Mb/s k=1 fp32 N=2"
+    assert row["runs"][0]["error"] < 1e-3
+    assert row["runs"][0]["seconds_per_round"] > 0.01
     assert namespaces() <= before
 
 

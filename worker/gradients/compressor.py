@@ -31,6 +31,7 @@ import torch
 from torch_ps.common import codecs
 from torch_ps.common.codecs import Codec
 from torch_ps.common.codecs.on_gpu import DeviceCodec, on_device
+from torch_ps.common.codecs.plain import Bf16, Fp16, Plain
 from torch_ps.common.codecs.pulled_copies import Copies
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.optimizer_spec import HyperValue
@@ -79,6 +80,16 @@ class Compressor:
     def leaves_alone(self, bucket: Bucket) -> bool:
         """Whether the payload of a bucket is the bytes of its fp32 values."""
         return bucket.rule != "optimizer" or self.lossless
+
+    def encode_parts(self, bucket: Bucket, parts: Sequence[torch.Tensor]) -> tuple[Codec, tuple[Buffer, ...]] | None:
+        """Encode the gradient of one bucket from where it is: flat fp32 tensors, one after the other, only read.
+
+        The payload may be their memory. None: what ``encode`` does has to be done on a copy of the values.
+        """
+        codec = self._plain if bucket.rule != "optimizer" else self.codec
+        if self._feedback or not isinstance(codec, Plain | Fp16 | Bf16):
+            return None
+        return codec, codec.encode_parts(parts)
 
     def repeats(self, bucket: Bucket) -> bool:
         """Whether encoding the same gradient again gives the same bytes and changes nothing here."""
@@ -199,7 +210,9 @@ class Decompressor:
         largest = max((bucket.numel for bucket in buckets), default=0)
         self._scratch = {shard: empty_fp32(largest) for shard in {bucket.shard for bucket in buckets}}
 
-    def decode(self, bucket: Bucket, name: str, payload: memoryview, *, delta: bool) -> torch.Tensor:
+    def decode(
+        self, bucket: Bucket, name: str, payload: memoryview, *, delta: bool, room: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Decode the parameters of one bucket.
 
         Args:
@@ -207,16 +220,19 @@ class Decompressor:
             name: codec of the payload.
             payload: bytes that came.
             delta: whether the payload is what the worker's copy lacks, not the values themselves.
+            room: where to decode to, shape (numel,), fp32; None for memory of this object.
 
         Returns:
-            Values, shape (numel,), fp32; valid until the next answer of the same shard.
+            Values, shape (numel,), fp32; valid until the next answer of the same shard. They are in ``room`` if they
+            had to be decoded.
 
         Raises:
             CorruptFrame: the payload does not fit the bucket.
         """
         codec = codecs.codec(name)
         codec.check(payload, bucket.numel)
-        values = codec.decode(payload, self._scratch[bucket.shard][: bucket.numel])
+        scratch = self._scratch[bucket.shard][: bucket.numel] if room is None or delta else room
+        values = codec.decode(payload, scratch)
         if self._codec.coarse and bucket.rule == "optimizer":
             values = self._copies.take(bucket.index, values, delta=delta)
         return values

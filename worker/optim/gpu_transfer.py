@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent import futures
 from typing import Any, TypeAlias
 
@@ -103,7 +103,7 @@ class GpuTransfer(Part):
         with self._up.running():
             yield slot.values[: bucket.numel]
 
-    def push(self, bucket: Bucket, values: torch.Tensor | Sequence[torch.Tensor], **facts: Any) -> None:
+    def push(self, bucket: Bucket, values: torch.Tensor, **facts: Any) -> None:
         """Send the gradient of one bucket as ``Session.push`` does; returns before it is sent.
 
         Args:
@@ -114,8 +114,6 @@ class GpuTransfer(Part):
         Raises:
             ValueError: ``values`` is another tensor.
         """
-        if not isinstance(values, torch.Tensor):
-            raise ValueError(f"bucket {bucket.index} is pushed from elsewhere than its staging")
         self._leave(bucket, values, self._session.push, facts)
 
     def send_ahead(self, bucket: Bucket, values: torch.Tensor, *, step: int) -> None:

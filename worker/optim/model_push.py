@@ -10,8 +10,7 @@ Rules of this file
   3. It reads no option: where an option asks for something, the part that does it is there; else that is None.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -216,7 +215,9 @@ class ModelPush:
         parameters, stepped = self._gradients.parameters, list[torch.Tensor]()
         if not isinstance(self._source, NoGradients) and not self._source.left_out:
             stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        if self._local is None:
+        if self._local is None and len(stepped) == len(parameters):
+            self._flat.idle(())
+        elif self._local is None:
             numbers = {id(parameter) for parameter in stepped}
             self._flat.idle(index for index, each in enumerate(parameters) if id(each) not in numbers)
         return stepped
@@ -260,52 +261,53 @@ class ModelPush:
                 self._flat.follow()  # else done when it looked for writes
             self._changed = self._server_optimizer.changed(self._session.job_model.groups)
         trained, step = bucket.rule == "optimizer", self._session.next_step
-        with self._session.span("push", step, bucket.index), self._values_of(bucket) as values:
-            hyper = self._changed[bucket.group] if trained else None
-            momentum = None
-            if trained and isinstance(values, torch.Tensor):
-                momentum = self._server_optimizer.momentum(bucket, values, self._flat)
-            if momentum is not None:
-                hyper = {**(hyper or {}), **MomentumCorrection.HYPER}
-            self._pusher.push(
-                bucket,
-                values,
-                step=step,
-                base=self._session.version_of(bucket),
-                weight=self._weight_of(trained),
-                hyper=hyper,
-                momentum=momentum,
-                missing=trained and self._source.missing(bucket),
-                absent=self._source.absent(bucket) if trained else self._flat.absent_buffers(bucket),
-                written=self._written.get(bucket.index),
-                nonfinite=trained and bool(self._source.left_out),
-            )
+        with self._session.span("push", step, bucket.index):
+            facts: dict[str, Any] = {
+                "step": step,
+                "base": self._session.version_of(bucket),
+                "weight": self._weight_of(trained),
+                "hyper": self._changed[bucket.group] if trained else None,
+                "missing": trained and self._source.missing(bucket),
+                "absent": self._source.absent(bucket) if trained else self._flat.absent_buffers(bucket),
+                "written": self._written.get(bucket.index),
+                "nonfinite": trained and bool(self._source.left_out),
+            }
+            if not self._push_in_place(bucket, facts):
+                self._push_copy(bucket, facts)
 
-    @contextlib.contextmanager
-    def _values_of(self, bucket: Bucket) -> Iterator[torch.Tensor | Sequence[torch.Tensor]]:
-        """What one bucket pushes, as ``Session.push`` takes it.
+    def _push_in_place(self, bucket: Bucket, facts: dict[str, Any]) -> bool:
+        """Push one bucket without a copy of its gradient; returns whether that can be done.
 
-        Gradients are sent from where they are if ``push`` waits until they are answered, so that the loop cannot change
-        them before.
+        It can if the gradient is pushed as it is, and ``push`` waits for the answer, so that the loop cannot change it
+        before.
         """
         if (
-            self._source is self._gradients
-            and self._pusher is self._session
-            and self._forward is None
-            and self._overlap.promise is None
-            and bucket.rule == "optimizer"
-            and bucket.index not in self._written
-            and self._session.sends_in_place(bucket)
-            and (parts := self._gradients.in_place(bucket)) is not None
+            self._source is not self._gradients
+            or self._pusher is not self._session
+            or self._forward is not None
+            or self._overlap.promise is not None
+            or bucket.rule != "optimizer"
+            or bucket.index in self._written
         ):
-            yield parts
-            return
+            return False
+        parts = self._gradients.in_place(bucket)
+        encoded = self._session.encode_in_place(bucket, parts) if parts else None
+        if not parts or encoded is None:
+            return False
+        self._session.push(bucket, parts[0], encoded=encoded, **facts)
+        return True
+
+    def _push_copy(self, bucket: Bucket, facts: dict[str, Any]) -> None:
+        """Push a copy of the values of one bucket."""
         with self._pusher.staging(bucket) as staging:
             if bucket.rule == "optimizer":
                 self._source.gather(bucket, staging)
+                momentum = self._server_optimizer.momentum(bucket, staging, self._flat)
+                if momentum is not None:
+                    facts |= {"momentum": momentum, "hyper": {**(facts["hyper"] or {}), **MomentumCorrection.HYPER}}
             else:
                 self._flat.read(bucket, staging)
-            yield staging
+            self._pusher.push(bucket, staging, **facts)
 
     def _weight_of(self, trained: bool) -> float:
         """The weight of a bucket of parameters, or of buffers, which every pass has changed."""

@@ -306,9 +306,15 @@ class Session(Part):
             place = memory.place(bucket)
         return contextlib.nullcontext(empty_fp32(bucket.numel) if place is None else place)
 
-    def sends_in_place(self, bucket: Bucket) -> bool:
-        """Whether ``push`` can send the gradient of a bucket from where its parts are."""
-        return not self.shared_memory.has(bucket.shard) and self._compressor.leaves_alone(bucket)
+    def encode_in_place(self, bucket: Bucket, parts: Sequence[torch.Tensor]) -> tuple[Codec, Sequence[Buffer]] | None:
+        """Codec and payload of a gradient that lies in ``parts``, flat fp32 tensors one after the other.
+
+        If the payload is their memory, they must not change until the push is answered, or ``abandon`` was called.
+
+        Returns:
+            None if the values have to be copied, to ``staging``, before they are pushed.
+        """
+        return None if self.shared_memory.has(bucket.shard) else self._compressor.encode_parts(bucket, parts)
 
     def sends_ahead(self, bucket: Bucket) -> bool:
         """Whether the gradient of a bucket can travel ahead of its push.
@@ -347,7 +353,7 @@ class Session(Part):
     def push(
         self,
         bucket: Bucket,
-        values: torch.Tensor | Sequence[torch.Tensor],
+        values: torch.Tensor,
         *,
         step: int,
         base: int,
@@ -367,9 +373,7 @@ class Session(Part):
 
         Args:
             bucket: bucket of the gradient.
-            values: gradient, shape (numel,), fp32; overwritten. Or its parts, flat tensors one after the other, if
-                ``sends_in_place`` holds: they are sent from where they are, so they do not change until the push is
-                answered, or ``abandon`` was called.
+            values: gradient, shape (numel,), fp32; overwritten. With ``encoded`` nothing of it is read.
             step: step of the push.
             base: version of the parameters that the gradient was computed from.
             weight: part of the gradient in the mean, finite and >= 0.
@@ -380,21 +384,16 @@ class Session(Part):
             absent: positions of the bucket's pieces whose parameter has no gradient; ``values`` are 0 there.
             written: what the training loop has written to parameters of the bucket since the last step.
             nonfinite: whether the weight is 0 because a gradient of this step is not finite; the server counts it.
-            encoded: codec and payload if a GPU has made them; None if the compressor makes them here.
+            encoded: codec and payload if they are made already; None if the compressor makes them here.
             reused: whether the caller changes ``values`` or the payload after the call.
         """
         # A push without a gradient may not be applied, so nothing of the residual goes with it.
         part, self._step = 0.0 if missing else weight, step
         self._dropped.pushed(weight, nonfinite=nonfinite, idle=self.sample_counts.used)
         with self.span("encode", step, bucket.index):
-            whole = values if isinstance(values, torch.Tensor) else None
-            parts: Sequence[Buffer]
-            if whole is None:
-                codec, parts = codecs.codec("none"), [bytes_of(each) for each in values]
-            else:
-                codec, parts = encoded or self._compressor.encode(
-                    bucket, whole, step=step, weight=part, momentum=momentum, absent=absent
-                )
+            codec, parts = encoded or self._compressor.encode(
+                bucket, values, step=step, weight=part, momentum=momentum, absent=absent
+            )
         header = pb.Push(
             step=step,
             bucket=bucket.index,
@@ -414,10 +413,10 @@ class Session(Part):
         with self.span("send", step, bucket.index):
             if number is None:
                 self.pushed_bytes += size
-                if self.shared_memory.shards and self.shared_memory.put(bucket, step, whole, parts):
+                if self.shared_memory.shards and self.shared_memory.put(bucket, step, values, parts):
                     header.arena_bytes, parts = size, ()
-                elif written is not None and whole is not None:  # a message has room for one of the two
-                    self.send_ahead(bucket, whole, step=step, encoded=(codec, parts), reused=reused)
+                elif written is not None:  # a message has room for one of the two
+                    self.send_ahead(bucket, values, step=step, encoded=(codec, parts), reused=reused)
                     self.pushed_bytes -= size
                     number = self._ahead_number
             if number is not None:
@@ -596,7 +595,8 @@ class Session(Part):
         if header.place:
             return self.shared_memory.read(bucket, header.place, write), 4 * bucket.numel
         with self.span("decode", step, bucket.index):
-            values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta)
+            room = self.shared_memory.room_here(bucket)
+            values = self._decompressor.decode(bucket, header.codec, payload, delta=header.delta, room=room)
             values = self.shared_memory.bring_here(bucket, values)
         write(bucket, values)
         return header.version, len(payload)

@@ -111,12 +111,19 @@ class SharedMemory:
         region = self._here.get(bucket.shard)
         return None if region is None or bucket.rule != "optimizer" else region.kept.values(bucket.index)
 
+    def room_here(self, bucket: Bucket) -> torch.Tensor | None:
+        """Where values of a bucket are to be decoded, shape (numel,), fp32; None if there is no such region."""
+        region = self._here.get(bucket.shard)
+        if region is None or bucket.rule != "optimizer":
+            return None
+        return region.kept.tensor(*region.kept.layout.span(bucket.index))
+
     def bring_here(self, bucket: Bucket, values: torch.Tensor) -> torch.Tensor:
         """Put what came for a bucket into the region of its shard, if there is one.
 
         Args:
             bucket: bucket of the values.
-            values: what came, shape (numel,), fp32; nothing is copied if it was received there.
+            values: what came, shape (numel,), fp32; nothing is copied if it was received or decoded there.
 
         Returns:
             The values where the model's tensors can live; ``values`` if there is no such region.
@@ -163,14 +170,14 @@ class SharedMemory:
         memory = self.shards.get(bucket.shard)
         return None if memory is None or bucket.index in self._busy else memory.place(bucket.index)
 
-    def put(self, bucket: Bucket, step: int, values: torch.Tensor | None, parts: Sequence[Buffer]) -> bool:
+    def put(self, bucket: Bucket, step: int, values: torch.Tensor, parts: Sequence[Buffer]) -> bool:
         """Write the payload of one push to the bucket's place.
 
         Args:
             bucket: bucket of the gradient.
             step: step of the push.
             values: gradient that was encoded, shape (numel,), fp32. If it lies at the place and is its own encoding,
-                nothing is copied. None: the payload lies elsewhere.
+                nothing is copied.
             parts: payload.
 
         Returns:
@@ -180,8 +187,7 @@ class SharedMemory:
         if place is None or size > 4 * bucket.numel:
             return False
         self._busy[bucket.index] = step
-        alike = len(parts) == 1 and size == 4 * bucket.numel
-        if values is None or not (alike and values.data_ptr() == place.data_ptr()):
+        if not (len(parts) == 1 and size == 4 * bucket.numel and values.data_ptr() == place.data_ptr()):
             into, at = self.shards[bucket.shard].gradients.values(bucket.index), 0
             for part in parts:
                 into[at : at + len(part)] = part

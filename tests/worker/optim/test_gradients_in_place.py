@@ -12,6 +12,7 @@ from tests.support.threads import spawn
 from torch_ps.common.optimizer_spec import Hyper
 from torch_ps.common.plan import plan
 from torch_ps.common.schema import Group, Model, TensorSpec
+from torch_ps.worker.gradients.compressor import Compressor
 from torch_ps.worker.gradients.flat_tensors import LARGE, gather, in_place
 
 LR = 0.25
@@ -93,3 +94,23 @@ def test_gradients_that_change_after_a_step_was_given_up_are_not_what_is_applied
                 assert torch.equal(parameter.detach(), torch.full_like(parameter, -LR))
         second.close()
         first.close()
+
+
+@pytest.mark.parametrize("codec", ["none", "fp16", "bf16"])
+@pytest.mark.parametrize("odd", [None, float("inf"), float("nan"), 1e30])
+def test_parts_are_encoded_as_the_whole_and_left_alone(codec: str, odd: float | None) -> None:
+    torch.manual_seed(5)
+    parts = [torch.randn(40), torch.randn(LARGE) * 1e-6, torch.zeros(3)]
+    if odd is not None:
+        parts[1][7] = odd
+    before = [part.clone() for part in parts]
+    bucket = plan(Model("SGD", (Group((TensorSpec("x", (LARGE + 43,), "float32"),), HYPER),)), 1 << 22, 1).buckets[0]
+    compressor = Compressor(codec)
+    whole = compressor.encode(bucket, torch.cat(parts), step=0, weight=1.0)
+    encoded = compressor.encode_parts(bucket, parts)
+    assert encoded is not None
+    assert encoded[0] is whole[0]
+    assert b"".join(encoded[1]) == b"".join(whole[1])
+    assert all(
+        torch.equal(part.view(torch.int32), same.view(torch.int32)) for part, same in zip(parts, before, strict=True)
+    )
