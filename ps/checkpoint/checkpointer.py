@@ -33,8 +33,9 @@ log = logging.getLogger("torch_ps.ps")
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
-#: Longest time in seconds that a stopping shard takes to write its last checkpoint.
-FINISH_SECONDS = 60.0
+#: Seconds without progress after which a stopping shard gives up its last checkpoint, between two looks at the
+#: progress, and between two lines about it.
+FINISH_SECONDS, LOOK_SECONDS, SAY_SECONDS = 60.0, 1.0, 20.0
 #: Seconds that a report to the lead may take; the same when stopping, where the lead waits as long for one.
 REPORT_SECONDS, LAST_REPORT_SECONDS = 300.0, 5.0
 #: Report of a shard that was not at rest when the job was stopped; no failure.
@@ -240,16 +241,36 @@ class Checkpointer(JobListener):
 
     # -------------------------------------------------------------- the end
 
-    async def finish(self) -> None:
-        """Write a last checkpoint, if the job is at rest. Takes ``FINISH_SECONDS`` at most."""
-        try:
-            async with asyncio.timeout(FINISH_SECONDS):
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
-                await self._keep_last()
-        except TimeoutError:
-            version = self._job.engine.core.open_step if self._job.engine is not None else 0
-            self._note(version, f"nothing was written within {FINISH_SECONDS:g} s of the end of the job")
+    async def finish(self, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Write a last checkpoint, if the job is at rest; give up where nothing is written for ``FINISH_SECONDS``.
+
+        Args:
+            on_progress: Called every ``LOOK_SECONDS`` in which something was written.
+        """
+        storage, finishing = self.checkpoints.storage, asyncio.create_task(self._finish())
+        written, moved = storage.written, time.monotonic()
+        said, first = moved, written
+        while not finishing.done():
+            await asyncio.wait({finishing}, timeout=min(LOOK_SECONDS, FINISH_SECONDS))
+            now = time.monotonic()
+            if storage.written != written:
+                written, moved = storage.written, now
+                on_progress()
+                if now - said > SAY_SECONDS and not finishing.done():
+                    said = now
+                    log.info("still writing the last checkpoint: %.0f MiB so far", (written - first) / 2**20)
+            elif now - moved > FINISH_SECONDS and not finishing.done():
+                finishing.cancel()
+                await asyncio.wait({finishing})
+                version = self._job.engine.core.open_step if self._job.engine is not None else 0
+                self._note(version, f"the job has ended, and nothing was written for {FINISH_SECONDS:g} s")
+                return
+        finishing.result()
+
+    async def _finish(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._keep_last()
 
     @property
     def unkept(self) -> str:

@@ -69,6 +69,7 @@ class Storage:
         self._fs, root = self._connect()
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._root = str(root).rstrip("/")
+        self.written = 0
 
     def _connect(self, **settings: Any) -> tuple[Any, str]:
         try:
@@ -186,6 +187,7 @@ class Storage:
                 digest.update(part)
                 size += len(part)
                 file.write(part)
+                self.written += len(part)
         return FileFact(name, size, digest.hexdigest())
 
     def read(self, name: str, most: int) -> bytes:

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from torch_ps.common.end_patience import Patience, show_work
 from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.options.command_line import arguments_of
 from torch_ps.common.options.server_config import ServerConfig
@@ -26,8 +28,10 @@ log = logging.getLogger("torch_ps.ps")
 
 #: Seconds in which the shards have to stop.
 STOP_SECONDS = 10.0
-#: The same if they write a last checkpoint.
+#: The same if they write a last checkpoint; anew whenever they have written a part of it.
 CHECKPOINT_SECONDS = 75.0
+#: Seconds between two looks at children that were told to stop.
+LOOK_SECONDS = 0.1
 
 
 class ServerChildren:
@@ -36,6 +40,7 @@ class ServerChildren:
     Args:
         checkpoints: whether they write a last checkpoint when they are ended.
         seconds: further seconds in which they have to stop, as parents of servers have to.
+        ready_file: ready file of this process, with which it says that a child still works; "": nobody looks.
 
     Attributes:
         failed: whether a child has ended by itself.
@@ -43,9 +48,9 @@ class ServerChildren:
             the context.
     """
 
-    def __init__(self, *, checkpoints: bool, seconds: float = 0.0) -> None:
+    def __init__(self, *, checkpoints: bool, seconds: float = 0.0, ready_file: str = "") -> None:
         self.failed = self.ended_badly = False
-        self._checkpoints = checkpoints
+        self._checkpoints, self._ready_file = checkpoints, ready_file
         self._stop_seconds = (CHECKPOINT_SECONDS if checkpoints else STOP_SECONDS) + seconds
         self._signals: list[int] = []
         self._lifeline = Lifeline()
@@ -111,11 +116,17 @@ class ServerChildren:
         kept = [self._checkpoints and file.exists() for file in self._ready_files]  # by those that have listened
         for child in self._children:
             child.terminate()
-        deadline = time.monotonic() + self._stop_seconds
+        patience = [Patience(file, self._stop_seconds) for file in self._ready_files]
+        renewals = 0
+        while left := [
+            (c, p) for c, p in zip(self._children, patience, strict=True) if c.poll() is None and not p.over
+        ]:
+            if renewals != (renewals := sum(each.renewals for each in patience)):
+                show_work(self._ready_file)
+            with suppress(subprocess.TimeoutExpired):
+                left[0][0].wait(LOOK_SECONDS)
         for child in self._children:
-            try:
-                child.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
+            if child.poll() is None:
                 cut = "; the checkpoint that it was writing is cut short, the one before is good" * self._checkpoints
                 log.error("process %d did not end within %g s and is killed%s", child.pid, self._stop_seconds, cut)
                 child.kill()

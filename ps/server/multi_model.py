@@ -26,7 +26,9 @@ def serve_models(config: ServerConfig) -> int:
         config = dataclasses.replace(config, max_model=memory().free / 2**30 / config.shards / len(names))
     servers: list[str] = []
     metrics: list[str] = []
-    with ServerChildren(checkpoints=bool(config.checkpoint), seconds=PARENT_SECONDS) as children:
+    with ServerChildren(
+        checkpoints=bool(config.checkpoint), seconds=PARENT_SECONDS, ready_file=config.ready_file
+    ) as children:
         files = []
         for index in range(len(names)):
             files.append(children.new_ready_file())

@@ -23,7 +23,7 @@ def serve_all(config: ServerConfig) -> int:
     metrics: list[str] = []
     if not config.max_model:  # all of them have this machine's memory together
         config = dataclasses.replace(config, max_model=memory().free / 2**30 / config.shards)
-    with ServerChildren(checkpoints=bool(config.checkpoint)) as children:
+    with ServerChildren(checkpoints=bool(config.checkpoint), ready_file=config.ready_file) as children:
         for index in range(config.shards):
             ready = children.new_ready_file()
             children.start(shard_config(config, index, servers, ready))

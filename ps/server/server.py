@@ -26,6 +26,7 @@ from torch_ps.common import optimizer_spec as optim
 from torch_ps.common.allocator import keep_freed_memory
 from torch_ps.common.daemon_thread import to_daemon_thread
 from torch_ps.common.devices import choose as choose_device
+from torch_ps.common.end_patience import show_work
 from torch_ps.common.errors import CheckpointError, ConfigError, PsError
 from torch_ps.common.memory_limit import memory
 from torch_ps.common.options.parsers import parse_etcd, parse_shard
@@ -332,7 +333,7 @@ async def _run(
     _log_start(place, endpoint, http)
     on_ready(Ready(endpoint.address, http.address if http else None))
     await shutdown.wait()
-    await _stop(parts, endpoint, shutdown, tasks)
+    await _stop(parts, endpoint, shutdown, tasks, place.config.ready_file)
     shutdown.ignore_signals()
 
 
@@ -370,12 +371,14 @@ async def _work(parts: Parts) -> None:
             parts.checkpointer.plan()
 
 
-async def _stop(parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: list[asyncio.Task[None]]) -> None:
+async def _stop(
+    parts: Parts, endpoint: Endpoint, shutdown: Shutdown, tasks: list[asyncio.Task[None]], ready_file: str
+) -> None:
     """Write the last checkpoint and trace, tell workers, close the port, give up the seat."""
     index, failure = parts.job.settings.index, shutdown.failure
     log.info("shard %d stops", index)
     if parts.checkpointer is not None and failure is None:
-        await parts.checkpointer.finish()
+        await parts.checkpointer.finish(lambda: show_work(ready_file))
     if parts.checkpointer is not None and parts.lead is None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(

@@ -19,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from torch_ps.common.end_patience import Patience
 from torch_ps.common.ending_signals import ending_signals
 from torch_ps.common.errors import ConfigError
 from torch_ps.common.options.command_line import arguments_of
@@ -78,7 +80,7 @@ def serve_during(config: ServerConfig, command: Sequence[str]) -> int:
             told = _wait_for(ready, servers, signals)
             code = 128 + signals[0] if told is None else _run(command, _environment(config, told), servers, signals)
         finally:
-            _end(servers, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS)
+            _end(servers, CHECKPOINT_SECONDS if config.checkpoint else STOP_SECONDS, ready)
         # Without checkpoints nothing is lost with servers that had to be killed.
         if not code and (servers.returncode > 0 or (config.checkpoint and servers.returncode)):
             log.error("%s has ended well, but the servers have not; their own lines above say why", command[0])
@@ -131,10 +133,14 @@ def exit_code(ended: "subprocess.Popen[bytes]") -> int:
     return ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
 
 
-def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+def _end(process: "subprocess.Popen[bytes]", seconds: float, ready: Path | None = None) -> None:
+    """End a process: SIGTERM, then SIGKILL after so many seconds, anew whenever its ready file says that it works."""
     process.terminate()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    patience = Patience(ready or "", seconds)
+    while process.poll() is None and not patience.over:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_EVERY)
+    if process.poll() is None:
+        log.error("process %d did not end within %g s and is killed", process.pid, seconds)
         process.kill()
         process.wait()

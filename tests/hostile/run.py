@@ -109,11 +109,12 @@ class Target:
 
 
 @contextmanager
-def target(*, tls: bool, etcd: str = "") -> Iterator[Target]:
+def target(*, tls: bool, etcd: str = "", mode: str = "async") -> Iterator[Target]:
     """Serve a job with a token and, with ``tls``, a certificate.
 
     Args:
         etcd: URL of the etcd in which the server holds its seat; "": it needs none.
+        mode: mode of the job.
     """
     with tempfile.TemporaryDirectory(prefix="torch-ps-hostile-") as name:
         folder = Path(name)
@@ -126,7 +127,7 @@ def target(*, tls: bool, etcd: str = "") -> Iterator[Target]:
             access["tls"] = authority.ca
             settings |= options(authority.issue("server", mutual=False))
         with (
-            job(mode="async", metrics="127.0.0.1:0", **settings) as servers,
+            job(mode=mode, metrics="127.0.0.1:0", **settings) as servers,
             torch_ps.Client(str(servers), name="w0", **access) as worker,
         ):
             worker.init({"x": torch.zeros(SIZE)}, SPEC)
@@ -226,25 +227,28 @@ def line(name: str, kind: str, cost: Cost) -> str:
 
 
 @contextmanager
-def targets() -> Iterator[dict[str, Target]]:
+def targets(mode: str) -> Iterator[dict[str, Target]]:
     """A job in the clear, one with TLS, and, where there is an etcd, one whose server holds its seat there."""
     with contextlib.ExitStack() as stack:
-        found = {"plain": stack.enter_context(target(tls=False)), "TLS": stack.enter_context(target(tls=True))}
+        found = {
+            "plain": stack.enter_context(target(tls=False, mode=mode)),
+            "TLS": stack.enter_context(target(tls=True, mode=mode)),
+        }
         if BINARY:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torch-ps-etcd-")))
             etcd = stack.enter_context(EtcdProcess(folder))
-            found["etcd"] = stack.enter_context(target(tls=False, etcd=etcd.url))
+            found["etcd"] = stack.enter_context(target(tls=False, etcd=etcd.url, mode=mode))
         yield found
 
 
-def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
+def floods(seconds: float, seed: int, names: list[str], each: float, mode: str) -> int:
     """Run every flood against every server, and begin again while there is time; the number that cost too much."""
     dice, failed = random.Random(seed), 0
     click.echo(HEAD)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         order = sorted(dice.sample(names, len(names)), key=lambda name: FLOODS[name].everywhere)  # these leave the most
-        with targets() as jobs:
+        with targets(mode) as jobs:
             for name in order:
                 for kind, job in jobs.items():
                     if kind != "plain" and FLOODS[name].port == "http":
@@ -262,7 +266,8 @@ def floods(seconds: float, seed: int, names: list[str], each: float) -> int:
 @click.option("--seed", default=0, help="Of the frames, and of the order of the floods.")
 @click.option("--only", default="", help=f"This flood only, one of {', '.join(FLOODS)}.")
 @click.option("--each", default=16.0, type=click.FloatRange(min=0, min_open=True), help="Seconds of one flood.")
-def main(seconds: float, seed: int, only: str, each: float) -> None:
+@click.option("--mode", default="async", type=click.Choice(["sync", "async", "ssp"]), help="Mode of the flooded jobs.")
+def main(seconds: float, seed: int, only: str, each: float, mode: str) -> None:
     """Send servers what hostile members and strangers would; fails when it costs more than it may."""
     if only not in ("", *FLOODS):
         raise click.BadParameter(f"there is no flood {only!r}", param_hint="--only")
@@ -270,7 +275,7 @@ def main(seconds: float, seed: int, only: str, each: float) -> None:
         seconds /= 2
         fuzz = [sys.executable, "-m", "tests.fuzz.hostile", "--seconds", str(math.ceil(seconds))]
         subprocess.run([*fuzz, "--seed", str(seed + 1)], check=True)
-    failed = floods(seconds, seed, [only] if only else list(FLOODS), each)
+    failed = floods(seconds, seed, [only] if only else list(FLOODS), each, mode)
     if failed:
         raise click.ClickException(f"{failed} floods cost more than they may")
 

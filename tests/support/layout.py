@@ -45,6 +45,7 @@ ORDER = {
         {"daemon_thread", "devices", "optimizer_spec", "version", "wire"},
         {
             "allocator",
+            "end_patience",
             "ending_signals",
             "errors",
             "host_id",

@@ -1,11 +1,12 @@
-"""A server whose disk stops to answer: ``Child("tests.support.stuck:main", (arguments,), log)``.
+"""A server whose disk is slow or stops to answer: ``Child("tests.support.stuck:main", (arguments,), log)``.
 
-Its checkpoints go to ``memory://NAME``, where every write waits for ever once the file exists that ``$STUCK`` names.
-In place of a minute it gives the disk half a second to write the last checkpoint.
+Its checkpoints go to ``memory://NAME``, where every file waits for ever once the file exists that ``$STUCK`` names, and
+every part of a file takes ``$SLOW`` seconds. In place of a minute it gives the disk half a second without progress.
 """
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,16 @@ class Stuck(MemoryFileSystem):  # type: ignore[misc]
     def _open(self, path: str, mode: str = "rb", **settings: Any) -> Any:
         if "w" in mode and Path(os.environ["STUCK"]).exists():
             threading.Event().wait()
-        return super()._open(path, mode, **settings)
+        file = super()._open(path, mode, **settings)
+        if "w" in mode and os.environ.get("SLOW"):
+            write = file.write
+
+            def slow(part: Any) -> Any:
+                time.sleep(float(os.environ["SLOW"]))
+                return write(part)
+
+            file.write = slow
+        return file
 
 
 def main(arguments: list[str]) -> None:

@@ -16,13 +16,13 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from torch_ps.common.end_patience import Patience
 from torch_ps.common.parent_death import Lifeline
 
 log = logging.getLogger("torch_ps.run")
@@ -192,14 +192,20 @@ class Processes:
             self._finish(child)
         return ended
 
-    def stop(self, children: Iterable[Child], grace: float = GRACE) -> None:
-        """End ``children``: SIGTERM, SIGTERM again after ``STEP_GRACE``, SIGKILL after ``grace`` seconds."""
+    def stop(self, children: Iterable[Child], grace: float = GRACE, works: str | os.PathLike[str] = "") -> None:
+        """End ``children``: SIGTERM, SIGTERM again after ``STEP_GRACE``, SIGKILL after ``grace`` seconds.
+
+        Args:
+            children: those of them that run.
+            grace: seconds that they have.
+            works: file with which they say that they still work, after which they have as long again; "": none.
+        """
         chosen = [child for child in children if child in self._running]
         for seconds in (min(STEP_GRACE, grace), max(grace - STEP_GRACE, 0.0)):
             for child in chosen:
                 child.process.terminate()
-            deadline = time.monotonic() + seconds
-            while any(child in self._running for child in chosen) and time.monotonic() < deadline:
+            patience = Patience(works, seconds)
+            while any(child in self._running for child in chosen) and not patience.over:
                 self.poll(0.05)
         for child in chosen:
             if child in self._running:

@@ -43,7 +43,7 @@ from torch_ps.worker.runtime.torchrun_env import free_master, process_group
 
 log = logging.getLogger("torch_ps.run")
 
-#: Seconds between SIGTERM and SIGKILL for servers that write a last checkpoint.
+#: Seconds between SIGTERM and SIGKILL for servers that write a last checkpoint; anew whenever a part is written.
 CHECKPOINT_SECONDS = 90.0
 #: Exit code of a process that had to be killed.
 KILLED = 128 + signal.SIGKILL
@@ -265,7 +265,7 @@ def run_job(job: JobSpec) -> int:
         finally:
             # Workers first: if a server ended before them, they would report an error.
             children.stop([child for child in children.running if child is not server])
-            children.stop(children.running, job.server_grace)
+            children.stop(children.running, job.server_grace, Path(folder, "ready"))
     if signals:
         return 128 + signals[0]
     code = server.exit_code or 0
