@@ -1,4 +1,4 @@
-"""One job with real processes, and the hands that break it: each fault is begun, and mended when its seconds are over.
+"""One job of real processes, and the faults that break it: each fault begins, and is mended when its time is over.
 
     worker i --> Proxy (i, server) --> a server, on the same port in every life
 
@@ -102,7 +102,7 @@ class Job:
         self.workers[number] = self._start(number)
 
     def _break(self, fault: Fault) -> Mend:
-        """Of servers that have another one."""
+        """Break servers that belong to a pair."""
         assert isinstance(self.servers, Pairs)
         some = self.servers.primaries if fault.kind.endswith("primary") else self.servers.standbys
         victims = [each.process for each in some[fault.victim : fault.victim + 1] or some]

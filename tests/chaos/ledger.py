@@ -90,5 +90,5 @@ class Ledger:
 
 
 def now() -> float:
-    """Of the clock that all processes of this machine share."""
+    """Time in seconds on the clock that all processes of this machine share."""
     return time.monotonic()

@@ -38,7 +38,7 @@ class Pairs(Replicated):
         return [each.process for each in self.primaries + self.standbys if each.process.wait(0) is None]
 
     def status(self, server: Server | None = None, seconds: float = ANSWER_SECONDS) -> pb.StatusReply:
-        """Of the lead, if no other is named."""
+        """Status of a server; None: the server that serves shard 0."""
         return super().status(server or self._serving(0), seconds)
 
     def settle(self, seconds: float) -> None:

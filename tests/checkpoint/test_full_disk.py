@@ -1,4 +1,4 @@
-"""A disk that is really full: a file system of its own, a megabyte in memory, and somebody who takes all of it."""
+"""A disk that is really full: a file system of one megabyte in memory, all of which another file takes."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A bucket in shared memory whose writer was killed: who waits for it is told, and its successor mends it."""
+"""A bucket in shared memory whose writer was killed: readers get an error, and the next server repairs the bucket."""
 
 import os
 import subprocess

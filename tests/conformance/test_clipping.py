@@ -1,4 +1,4 @@
-"""--clip-norm clips the averaged gradient as ``clip_grad_norm_`` does on one process, whoever dies on the way.
+"""--clip-norm clips the averaged gradient as ``clip_grad_norm_`` does on one process, also when workers or servers die.
 
 The model fills many small buckets on every shard, so a norm over one bucket or one shard alone would show.
 """

@@ -1,4 +1,4 @@
-"""Many datasets: what is over costs nothing, what a standby is told is what has changed, and nobody fills the lead."""
+"""Many datasets: finished ones cost nothing, a standby gets changes only, and no worker can fill the lead's memory."""
 
 import json
 from dataclasses import replace

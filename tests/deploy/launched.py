@@ -95,7 +95,7 @@ def started(folder: Path, /, **commands: tuple[str | Sequence[str], dict[str, st
 
 
 def ends_well(folder: Path, command: str, **variables: str) -> str:
-    """What it said."""
+    """Run a command, which has to end well; returns its output."""
     with started(folder, command=(command, variables)) as (process,):
         assert process.wait() == 0, process.said
         return process.said

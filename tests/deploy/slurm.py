@@ -41,7 +41,7 @@ class Cluster:
         until(lambda: self.daemons[0].ends_within(0.2) or true(), what, 3 * SECONDS)
 
     def run(self, *command: str, **variables: str) -> str:
-        """What a command says that ends well."""
+        """Run a command, which has to end well; returns its stdout."""
         done = subprocess.run(
             command,
             cwd=self.folder,

@@ -33,7 +33,7 @@ USED = {"weight": 1.0, "bias": 0.7, "scale": 0.2, "table": 0.4, "odd": 0.5, "ker
 
 
 def drawn(step: int) -> list[Gradients]:
-    """What each worker has."""
+    """Random gradients of each worker for one step; some parameters have none."""
     found: list[Gradients] = []
     for rank in range(WORKERS):
         lots, values = random.Random(100 * step + rank), gradients_of(100 * step + rank)

@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 def trained(
     job_options: dict[str, Any], name: str = "SGD", num_workers: int = 2, make: Make = conv, **options: Any
 ) -> nn.Module:
-    """What all workers hold in the end, after synchronous steps with unequal weights."""
+    """The model that all workers hold after synchronous steps with unequal weights."""
     models = [seeded(make) for _ in range(num_workers)]
     with job(workers=num_workers, bucket_size=0.001, shards=2, threads=2, **job_options) as servers:
 

@@ -16,7 +16,7 @@ NEXT = 100
 
 
 def collector() -> NormCollector:
-    """Of a job of three shards and one member w0, which comes to step 100."""
+    """Collector of a job of three shards with one member, w0, whose next step is 100."""
 
     def answer(group: UpdateKey, square: float | None, then: Callable[[], None]) -> None:
         then()

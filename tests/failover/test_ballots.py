@@ -29,7 +29,7 @@ class Elector:
         self._acceptor.learn(ballots.configuration_from_proto(standby.configuration))
 
     def say(self, server: Server, *papers: pb.BallotPaper, take_over: bool = False) -> list[pb.Ballot]:
-        """What the server asks next."""
+        """Send ballot papers; returns the requests for votes with which the server answers."""
         link = Link(address.parse(server.address))
         request = pb.BallotRequest(worker=self._name, session=self._session, paper=papers, take_over=take_over)
         request.secret = self._secret

@@ -55,7 +55,7 @@ class AtOnce(Executor):
 
 
 class Context:
-    """What a handler asks of gRPC."""
+    """Stands in for the part of gRPC's context that handlers use."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

@@ -21,7 +21,7 @@ Look = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Moment:
-    """What there is after a line; ``line`` is its number and text."""
+    """All values after one line; ``line`` is its number and text."""
 
     line: str
     values: dict[str, Any] = field(repr=False)
@@ -74,7 +74,7 @@ def observe(loop: Loop, run: Run, look: Look) -> tuple[list[Moment], BaseExcepti
 
 
 def end(run: Run) -> Moment:
-    """What there is when the loop is done."""
+    """All values when the loop is done."""
     return Moment("end", values(run, {}))
 
 
@@ -96,7 +96,7 @@ def values(run: Run, local: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(value: Any) -> Any:
-    """What a value is now."""
+    """A copy of a value as it is now."""
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach()

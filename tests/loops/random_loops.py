@@ -82,7 +82,7 @@ def _compiled(source: str) -> Loop:
 
 
 def run(setting: Setting) -> str:
-    """What comes of a loop: "equal", "refused: WORDS" or where it differs."""
+    """Run a loop; returns "equal", "refused: WORDS" or the place where it differs."""
     try:
         return compare(setting.kind, setting.plane, setting.overlap, setting.num_workers)
     except Exception as error:  # noqa: BLE001 - a loop that ends with any other error differs
@@ -114,7 +114,7 @@ def shrunk(setting: Setting, kept: Callable[[str], bool], seconds: float = 60.0)
 
 @dataclass
 class Found:
-    """What came of the loops of a run."""
+    """Results of all loops of a run."""
 
     count: Counter[str] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)

@@ -40,7 +40,7 @@ def worker(servers: Servers) -> Iterator[RawWorker]:
 
 
 def stepped(values: torch.Tensor, *gradients: torch.Tensor) -> torch.Tensor:
-    """What plain torch makes of ``values``."""
+    """``values`` after plain torch has made a step with each of ``gradients``."""
     parameter = values.clone().requires_grad_()
     optimizer = torch.optim.SGD([parameter], lr=LR)
     for each in gradients:

@@ -49,7 +49,7 @@ def by_rank(members: tuple[Member, ...]) -> list[str]:
 
 @dataclass
 class Payload:
-    """What a push carries besides its name."""
+    """Content of a push, without its name."""
 
     base: int
     weight: float
@@ -57,7 +57,7 @@ class Payload:
 
 @dataclass
 class Books:
-    """What the checker has counted for one shard."""
+    """Counts of the checker for one shard."""
 
     roster: Roster = field(default_factory=Roster)
     versions: dict[int, int] = field(default_factory=dict)

@@ -38,9 +38,9 @@ MOST_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Of one server. ``mib`` is resident memory; ``own`` what of it is no file's and not shared.
+    """Resources of one server. ``mib`` is resident memory, ``own`` the part of it that is private and of no file.
 
-    ``deaths``: of workers so far, each followed by another one.
+    ``deaths``: number of workers that have died so far, each replaced by another one.
     """
 
     seconds: float

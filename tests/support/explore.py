@@ -86,7 +86,7 @@ class Machines(Generic[V, Out]):
 
 @dataclass(slots=True)
 class Found:
-    """What an exploration has come to.
+    """Result of an exploration.
 
     Attributes:
         violation: description of the violated property; "" if none.

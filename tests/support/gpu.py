@@ -26,7 +26,7 @@ def serve(arguments: Sequence[str]) -> None:
 
 
 def names_of_threads() -> set[str]:
-    """Of this process, without the numbers behind them."""
+    """Names of the threads of this process, without the numbers at their ends."""
     return {thread.name.partition("_")[0] for thread in threading.enumerate()}
 
 

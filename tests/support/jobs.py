@@ -46,11 +46,11 @@ class Addresses:
 
     @property
     def incarnation(self) -> int:
-        """Of the lead, now."""
+        """Number of the incarnation that the lead names now."""
         return self.described().incarnation
 
     def described(self, shard: int = 0) -> pb.JobDescription:
-        """What a server says of its job, and where it can be reached."""
+        """Description of the job by the server of a shard."""
         with self._link(shard) as link:
             return link.describe(SECONDS)
 
@@ -147,7 +147,7 @@ def start_server(config: ServerConfig, log: Path, program: str = PROGRAM) -> Chi
 
 
 def ready(process: Child, file: Path) -> dict[str, list[str]]:
-    """What a server writes into its ready file."""
+    """Content of the ready file of a server."""
     deadline = time.monotonic() + SECONDS
     while not file.exists():
         code = process.wait(0.005)

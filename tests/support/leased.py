@@ -17,7 +17,7 @@ SIZE, BATCH, EPOCHS = 45, 4, 2
 
 @dataclass
 class Told:
-    """Of one worker: its samples and its loss at each step, and its model in the end."""
+    """Report of one worker: samples and loss of each step, and the model in the end."""
 
     samples: list[list[int]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)

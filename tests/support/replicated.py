@@ -90,7 +90,7 @@ class Replicated:
             link.close()
 
     def role(self, server: Server) -> str:
-        """What a server is; "" if it does not answer, or has never had to do with a standby."""
+        """Role of a server; "" if it does not answer, or has never been one of a pair."""
         try:
             return self.status(server).standby.role
         except PsError:

@@ -28,7 +28,7 @@ class Shards(Addresses):
 
     @property
     def log(self) -> str:
-        """Of all lives."""
+        """Log of all lives of the server, one after the other."""
         return "\n".join(log.read_text(encoding="utf-8") for log in sorted(self._folder.glob("log*")))
 
     def start(self, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""A model that tells which samples it was trained on, and how often.
+"""A model whose parameters count how often each sample was trained on.
 
 One parameter per sample, and the loss is the mean of the parameters of a batch: the gradient is not zero exactly where
 samples were. The job counts the weights of all pushes that were applied, which are the sizes of the batches. So if no

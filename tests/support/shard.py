@@ -27,7 +27,7 @@ LATE = 100.0
 
 
 class Budget(NamedTuple):
-    """What may yet happen; ``terms`` is the highest number of a term that is looked at."""
+    """Events that may still happen; ``terms`` is the highest number of a term that is explored."""
 
     records: int = 0
     restarts: int = 0
@@ -271,7 +271,7 @@ class World:
     # -------------------------------------------------------------- what must hold
 
     def check(self, state: State) -> str:
-        """What is wrong with a state: servers that could contradict each other, or what was acknowledged."""
+        """Reason why a state is wrong: a server contradicts another one or an acknowledgement; "" if it is right."""
         alone = [s for s in map(self.servers.__getitem__, state.servers) if s.up and s.seat.role is Role.ALONE]
         if len(alone) > 1:
             return f"{alone[0].seat.me} and {alone[1].seat.me} both serve alone"

@@ -94,7 +94,7 @@ def like(old: Any, new: float) -> Any:
 
 
 def schedule(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """What a user's script may change from step to step, different in each group."""
+    """Hyperparameters that a user's script may change from step to step, different in each group."""
     for number, group in enumerate(optimizer.param_groups):
         sign = -1 if step == 10 and "lambd" not in group else 1  # torch refuses a negative lr at the start alone
         group["lr"] = like(group["lr"], sign * 0.01 * (1 + number) * (1 - step / 40))
@@ -161,7 +161,7 @@ class Sliced:
 
 
 def gradient(worker: str, step: int, have: Gradients, bucket: Bucket) -> Gradient:
-    """What a worker pushes of one bucket."""
+    """Push of one bucket by one worker."""
     absent = tuple(at for at, piece in enumerate(bucket.pieces) if have[NAMES[piece.tensor]] is None)
     missing = len(absent) == len(bucket.pieces)
     return Gradient(worker, step, 1.0, codecs.codec("none"), payload(cut(have, bucket)), missing, absent)

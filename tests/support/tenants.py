@@ -60,7 +60,7 @@ class Tenant(Server):
 
 
 class Key(NamedTuple):
-    """What etcd has. ``leases``: of each server, which one it is and when it may run out; 0: it has none."""
+    """State of etcd. ``leases``: for each server its lease and the time when that may run out; 0: no lease."""
 
     revision: int
     configuration: Configuration | None

@@ -1,4 +1,4 @@
-"""TLS and tokens on real servers: who belongs trains, everybody else is told what is wrong, and the job goes on."""
+"""TLS and tokens on real servers: admitted clients train, every other one is refused with a reason, the job goes on."""
 
 import contextlib
 import re
@@ -68,7 +68,7 @@ def mutual(authority: Authority, token: str) -> Iterator[Pair]:
 
 
 def refusal(server: str, tls: Tls | str | None = None, token_file: str | None = None) -> torch_ps.PsError:
-    """What a client is told that should not be let in."""
+    """Error with which a server refuses a client that must not get in."""
     with pytest.raises(torch_ps.PsError) as caught, torch_ps.Client(server, name="x", tls=tls, token_file=token_file):
         pass
     return caught.value

@@ -47,7 +47,7 @@ def run(
 
 
 def ordered(size: int, seed: int, batch_size: int) -> Batches:
-    """What one process reads in an epoch."""
+    """Samples that one process reads in an epoch."""
     order = order_of(size, shuffle=True, seed=seed).tolist()
     return [order[start : start + batch_size] for start in range(0, size, batch_size)]
 

@@ -1,4 +1,4 @@
-"""int8, sign and randk on whatever values, sizes, seeds and bytes: bounds, lengths, refusals, sums."""
+"""int8, sign and randk on random values, sizes, seeds and bytes: bounds, lengths, refusals, sums."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def drop(servers: Servers, worker: torch_ps.ParameterServerOptimizer) -> None:
-    """What happens to a worker whose lease has run out."""
+    """Take a worker out of the roster, as the end of its lease does."""
     who = worker.session.identity
     link = Link(address.parse(servers.addresses[0]))
     link.leave(pb.LeaveRequest(worker=who.worker, session=who.session, secret=who.secret), 20)

@@ -1,4 +1,4 @@
-"""A worker nothing of whose pushes counts is told so once, with the reason and the way out."""
+"""A worker whose pushes do not count gets one warning, with the reason and what to do."""
 
 from typing import Any
 

@@ -6,7 +6,7 @@ KEY = b"a data set"
 
 
 def read_epoch(counts: SampleCounts, number: int, samples: int) -> list[tuple[int, int]]:
-    """What the push after an epoch says to cover."""
+    """Samples that the push after an epoch names as covered."""
     counts.add_received(KEY, number, samples)
     counts.start(KEY, samples)
     return [(each.number, each.samples) for each in counts.cover()]
