@@ -47,6 +47,7 @@ from torch_ps.ps.job.lead_address import LeadAddress
 from torch_ps.ps.job.listeners import JobListener
 from torch_ps.ps.job.seat_driver import SeatDriver, SeatListener
 from torch_ps.ps.observability.bug_reports import report_bug
+from torch_ps.ps.observability.log_throttle import LogThrottle
 from torch_ps.ps.transport.boundary import read_request
 
 log = logging.getLogger("torch_ps.ps")
@@ -109,6 +110,7 @@ class Replication(JobListener, SeatListener):
         self._job, self._driver, self._lead = job, driver, lead
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
+        self._comings, self._goings = LogThrottle(), LogThrottle()  # a standby that cannot follow tries again for ever
         self.follower: Follower | None = None
 
     @property
@@ -163,7 +165,8 @@ class Replication(JobListener, SeatListener):
         if self._seat.role is not Role.ALONE:
             raise Refused(f"shard {index} has lost its standby, and whether it goes on alone is not settled; try again")
         self.follower = follower = Follower(server, self._seat.recorded)
-        log.info("a standby at %s follows", follower.address)
+        if self._comings.admit(time.monotonic()) is not None:
+            log.info("a standby at %s follows", follower.address)
         return follower
 
     async def _fill(self, follower: Follower) -> None:
@@ -223,7 +226,9 @@ class Replication(JobListener, SeatListener):
         if self._job.engine is not None:
             self._job.engine.core.replicate_none()
         if self._seat.role is Role.ALONE:
-            log.info("the standby at %s has left before it had all: %s", follower.address, reason)
+            if (held_back := self._goings.admit(time.monotonic())) is not None:
+                more = f" ({held_back} more times since the last line)" if held_back else ""
+                log.info("the standby at %s has left before it had all: %s%s", follower.address, reason, more)
         else:
             log.warning("the standby at %s is lost: %s; asking the workers to go on alone", follower.address, reason)
         self._driver.obey(self._seat.lost(follower.server))
