@@ -1,6 +1,6 @@
 """What TLS costs on a socket of this machine's Python, without torch-ps: CPU seconds per GB, both ends together.
 
-    python bench/tls.py                 # --megabytes 1000 --repeat 5 --json FILE
+    python bench/tls.py                 # --megabytes 1000 --repeat 10 --json FILE
 
     plain        a TCP connection over loopback: one process sends 4 MiB at a time, another one receives them
     ssl          the same through ``ssl.SSLSocket``, whose calls wait
@@ -129,7 +129,7 @@ def measure(row: str, files: Tls, ca: str, payloads: int) -> dict[str, float]:
 
 def main() -> None:
     parser = pushpull.options(__doc__, repeat=5)
-    parser.add_argument("--megabytes", type=int, default=1000, help="MB of one run of a row")
+    parser.add_argument("--megabytes", type=int, default=300, help="MB of one run of a row")
     arguments = parser.parse_args()
     from tests.support.certificates import Authority  # its package is for development only
 
