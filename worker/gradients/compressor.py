@@ -220,7 +220,7 @@ class Decompressor:
             name: codec of the payload.
             payload: bytes that came.
             delta: whether the payload is what the worker's copy lacks, not the values themselves.
-            room: where to decode to, shape (numel,), fp32; None for memory of this object.
+            room: memory to decode to, shape (numel,), fp32; None: memory of this object.
 
         Returns:
             Values, shape (numel,), fp32; valid until the next answer of the same shard. They are in ``room`` if they
