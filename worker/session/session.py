@@ -446,7 +446,7 @@ class Session(Part):
         Otherwise an answer under way would count as the answer to what is sent next, and each later step would end one
         answer too early.
         """
-        if self._wait_failed:
+        if self._wait_failed or self._abandoned:  # the latter alone if this was interrupted
             self._streams.reset(self.identity.hello(self._pull_codec.name))
             self._wait_failed = self._abandoned = False
 

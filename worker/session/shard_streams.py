@@ -66,7 +66,10 @@ class ShardStreams:
     ) -> None:
         self._shards, self._hello, self._shard_of, self._lease = shards, hello, shard_of, lease
         self._on_message, self._on_back, self._place = on_message, on_back, place
-        self.changed = threading.Condition()
+        self._lock = (
+            threading.RLock()
+        )  # its own methods are never left half done by Ctrl-C, as those of a Condition are
+        self.changed = threading.Condition(self._lock)
         self._stopping = threading.Event()
         self._error: PsError | None = None
         self._streams: dict[int, Stream] = {}
@@ -94,8 +97,16 @@ class ShardStreams:
             frame: frame to send.
             overtake: whether the frame passes those that still wait to leave.
         """
-        shard, missing = self._shard_of[bucket], False
-        with self.changed:
+        shard = self._shard_of[bucket]
+        try:
+            self._send(shard, bucket, frame, overtake=overtake)
+        except BaseException:  # Ctrl-C: whether the frame has left is not known, so it is sent again on another stream
+            self.fail_stream(shard, Unreachable("sending to it was interrupted"))
+            raise
+
+    def _send(self, shard: int, bucket: int, frame: Frame, *, overtake: bool) -> None:
+        missing = False
+        with self._lock:
             if self._error is not None:
                 return  # wait() will raise it
             self._num_unanswered[shard] += bucket not in self._unanswered
@@ -108,11 +119,18 @@ class ShardStreams:
             stream.send(frame, overtake=overtake)
             self._decide(bucket, frame if overtake and isinstance(frame, bytes) else None)
         elif missing:
-            self._open(shard)
+            try:
+                self._open(shard)
+            except BaseException:  # nobody opens it now, so nothing waits for it
+                with self._lock:
+                    self._opening.discard(shard)
+                    if shard not in self._streams:
+                        self.mark_answered(bucket, keep_ahead=True)
+                raise
 
     def send_ahead(self, bucket: int, frame: Frame) -> None:
         """Send a gradient ahead of its push. It is sent again with the push if the stream breaks before the answer."""
-        with self.changed:
+        with self._lock:
             if self._error is not None:
                 return
             shard = self._shard_of[bucket]
@@ -129,14 +147,14 @@ class ShardStreams:
 
     def drop_ahead(self, bucket: int) -> None:
         """Forget what was sent ahead for a bucket: no push names it, and the server replaces or drops it."""
-        with self.changed:
+        with self._lock:
             self._ahead.pop(bucket, None)
         self._decide(bucket, None)
 
     def _decide(self, bucket: int, push: bytes | None) -> None:
         """Note the push of a bucket that was sent ahead, if it names that. The last one of a shard sends the copies."""
         shard = self._shard_of[bucket]
-        with self.changed:
+        with self._lock:
             if push is not None:
                 self._copies[shard].append(push)
             self._undecided[shard].discard(bucket)
@@ -149,7 +167,7 @@ class ShardStreams:
 
     def send_unkept(self, shard: int, frame: bytes) -> None:
         """Send a frame that nothing answers, if the stream is open."""
-        with self.changed:  # what is answered may have come before the opened stream was noted
+        with self._lock:  # what is answered may have come before the opened stream was noted
             stream = self._streams.get(shard)
         if stream is not None:
             stream.send(frame)
@@ -174,7 +192,7 @@ class ShardStreams:
 
     def replace_unanswered(self, bucket: int, frame: Frame) -> None:
         """Keep ``frame`` in place of the unanswered one of a bucket, to be sent if the stream is opened again."""
-        with self.changed:
+        with self._lock:
             if bucket in self._unanswered:
                 self._unanswered[bucket] = frame
 
@@ -183,7 +201,7 @@ class ShardStreams:
 
         A stream that may still send from that memory is ended, and opened again, where the copies are sent.
         """
-        with self.changed:
+        with self._lock:
             for bucket, frame in self._unanswered.items():
                 if isinstance(frame, Split):
                     self._unanswered[bucket] = Split(frame.head, (memoryview(b"".join(frame.payload)),))
@@ -198,10 +216,11 @@ class ShardStreams:
         Args:
             hello: first frame of every stream from now on.
         """
-        with self.changed:
+        with self._lock:
             self._hello = hello
             streams = tuple(self._streams.values())
             self._streams.clear()
+            self._opening.clear()  # by threads that see the new numbers
             self._opened = [number + 1 for number in self._opened]
             self._forget_unanswered()
             self._error = None
@@ -281,7 +300,7 @@ class ShardStreams:
     def close(self) -> None:
         """End all streams; frames that were sent are delivered first."""
         self._stopping.set()
-        with self.changed:
+        with self._lock:
             streams = tuple(self._streams.values())
             self._streams.clear()
             self._opened = [number + 1 for number in self._opened]  # what still comes is ignored
@@ -308,7 +327,7 @@ class ShardStreams:
             shard: number of the shard.
             latest: number of a stream; nothing is done if a later one was opened meanwhile.
         """
-        with self.changed:  # so that the stream cannot end before it is known
+        with self._lock:  # so that the stream cannot end before it is known
             if latest not in (None, self._opened[shard]):
                 return
             self._opened[shard] = number = self._opened[shard] + 1
@@ -334,7 +353,7 @@ class ShardStreams:
 
     def _end(self, shard: int, number: int, error: PsError) -> None:
         """Note the end of the stream ``number``, on its reader thread; open it again, also while nobody waits."""
-        with self.changed:
+        with self._lock:
             if number != self._opened[shard]:
                 return  # another one has taken its place
             self._streams.pop(shard, None)
@@ -345,7 +364,7 @@ class ShardStreams:
             if found is None:
                 return
             error = found
-        with self.changed:
+        with self._lock:
             if number != self._opened[shard]:
                 return
             self._opening.discard(shard)

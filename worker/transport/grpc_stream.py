@@ -38,7 +38,8 @@ class GrpcStream:
         self._server, self._on_message, self._on_end = server, on_message, on_end
         self._frames: deque[Frame] = deque()
         self._first: deque[Frame] = deque()  # frames that overtake the others
-        self._put = threading.Condition()
+        self._lock = threading.Lock()  # Ctrl-C never leaves it half taken, as it does a Condition
+        self._put = threading.Condition(self._lock)
         self._closed = self._ended = False
         self._failure: PsError | None = None
         self._call = start_call(self._messages())
@@ -46,7 +47,7 @@ class GrpcStream:
         self._reader.start()
 
     def send(self, frame: Frame, *, overtake: bool = False) -> None:
-        with self._put:
+        with self._lock:
             (self._first if overtake else self._frames).append(frame)
             self._put.notify()
 

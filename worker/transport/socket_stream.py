@@ -73,7 +73,8 @@ class SocketStream:
         self._frames: deque[Frame] = deque()
         self._first: deque[Frame] = deque()  # frames that overtake the others
         self._rest: list[memoryview] = []  # of a frame that has begun to leave
-        self._put = threading.Condition()
+        self._lock = threading.Lock()  # Ctrl-C never leaves it half taken, as it does a Condition
+        self._put = threading.Condition(self._lock)
         self._busy = self._ended = False  # whether a thread sends now, and whether none may any more
         self._receiver = Receiver(place)
         self._reading = threading.Lock()  # held by the thread that reads
@@ -88,8 +89,8 @@ class SocketStream:
             self._poll.register(connection, select.POLLIN)
         self._reader = threading.Thread(target=self._read, name=f"read {address}", daemon=True)
         self._sender = threading.Thread(target=self._write, name=f"send {address}", daemon=True)
+        self._sender.start()  # the reader waits for its end
         self._reader.start()
-        self._sender.start()
 
     def send(self, frame: Frame, *, overtake: bool = False) -> None:
         if self._aside:
@@ -97,21 +98,29 @@ class SocketStream:
             self._sending_since = min(self._sending_since, now)
             if len(frame) > SMALL or now - self._sending_since > LONG_SEND_SECONDS:
                 self._resumed.set()
-        with self._put:
-            before = self._busy or self._ended or self._rest or self._first or self._frames
-            if before or len(frame) > SMALL:
-                (self._first if overtake else self._frames).append(frame)
+        begun = False
+        try:
+            with self._lock:
+                before = self._busy or self._ended or self._rest or self._first or self._frames
+                if before or len(frame) > SMALL:
+                    (self._first if overtake else self._frames).append(frame)
+                    self._put.notify()
+                    return
+                self._busy = begun = True
+            # An error of the socket is the reader's to report: it sees the connection end, too.
+            rest = _views(frame)
+            with contextlib.suppress(OSError):
+                rest = _send(self._socket, rest, socket.MSG_DONTWAIT)
+            with self._lock:
+                self._rest, self._busy, begun = rest, False, False
+                if rest or self._first or self._frames:
+                    self._put.notify()
+        except BaseException:  # Ctrl-C: how much of the frame has left is not known, so the stream cannot go on
+            self.fail(Unreachable(f"sending to server {self._address} was interrupted"))
+            with self._lock:
+                self._busy = self._busy and not begun
                 self._put.notify()
-                return
-            self._busy = True
-        # An error of the socket is the reader's to report: it sees the connection end, too.
-        rest = _views(frame)
-        with contextlib.suppress(OSError):
-            rest = _send(self._socket, rest, socket.MSG_DONTWAIT)
-        with self._put:
-            self._rest, self._busy = rest, False
-            if rest or self._first or self._frames:
-                self._put.notify()
+            raise
 
     def read(self, done: Callable[[], object], seconds: float) -> None:
         if self._poll is None or not self._reading.acquire(blocking=False):
