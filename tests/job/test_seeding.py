@@ -35,7 +35,7 @@ def pull(shard: Link, incarnation: int, bucket: Bucket) -> set[float]:
         came.put(message)
         return True
 
-    stream = shard.open(take, came.put)
+    stream = shard.open(shard.dial(), take, came.put)
     stream.send(Identity("", 0, incarnation).hello("none"))
     stream.send(pack(pb.UpHeader(pull=pb.Pull(bucket=bucket.index))))
     message = came.get(timeout=SECONDS)

@@ -312,13 +312,15 @@ def test_worker_never_speaks_to_another_server_at_the_data_port() -> None:
             connect_data(where, ours)
 
 
-def test_data_port_that_drops_what_comes_is_given_up_and_grpc_carries_the_frames(
+def test_data_ports_that_drop_what_comes_are_given_up_at_once_and_grpc_carries_the_frames(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("torch_ps.worker.transport.server_sockets.DATA_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent, job() as servers:  # takes connections, answers nothing
+    dialling = threading.Barrier(2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, job(shards=2) as servers:  # takes, and answers nothing
 
         def elsewhere(server: Address, offer: pb.DataPortOffer, contexts: None, connections: int) -> Any:
+            dialling.wait(SECONDS)  # no shard is dialled after another one was given up
             return connect_data(
                 server, pb.DataPortOffer(port=silent.getsockname()[1], token=offer.token, server_port=offer.server_port)
             )
@@ -329,7 +331,7 @@ def test_data_port_that_drops_what_comes_is_given_up_and_grpc_carries_the_frames
             assert client.push({"x": torch.ones(2)}).version == 1
             assert carrier_of(servers)[0] == "gRPC"
             assert "does not answer within 0.2 s" in carrier_of(servers)[1]
-    assert caplog.text.count("gRPC, which is slower, carries all frames") == 1
+    assert caplog.text.count("gRPC, which is slower, carries all frames") == 2
 
 
 def test_resolver_that_hangs_costs_a_worker_the_time_of_a_data_port_and_no_more(

@@ -17,10 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
+from torch_ps.common.daemon_thread import in_daemon_thread
 from torch_ps.common.errors import NotServing, PsError, Restarted, UnknownWorker, Unreachable
 from torch_ps.common.pb import parameter_server_pb2 as pb
 from torch_ps.common.wire.frames import MAX_FRAMES, Frame, Split
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
+from torch_ps.worker.transport.link import Dialled
 from torch_ps.worker.transport.shard_servers import ShardServers
 from torch_ps.worker.transport.stream import Stream
 
@@ -66,9 +68,7 @@ class ShardStreams:
     ) -> None:
         self._shards, self._hello, self._shard_of, self._lease = shards, hello, shard_of, lease
         self._on_message, self._on_back, self._place = on_message, on_back, place
-        self._lock = (
-            threading.RLock()
-        )  # its own methods are never left half done by Ctrl-C, as those of a Condition are
+        self._lock = threading.RLock()  # Ctrl-C never leaves it half taken, as it does a Condition
         self.changed = threading.Condition(self._lock)
         self._stopping = threading.Event()
         self._error: PsError | None = None
@@ -86,8 +86,9 @@ class ShardStreams:
 
     def open(self) -> None:
         """Open the streams. From then on ``on_message`` and ``on_back`` are called, so the caller has to be ready."""
-        for shard in range(len(self._shards)):
-            self._open(shard)
+        dialling = [in_daemon_thread(each.link.dial, name=f"dial {each.link.address}") for each in self._shards]
+        for shard, dialled in enumerate(dialling):  # at once, for each may take two seconds
+            self._open(shard, dialled=dialled.result())
 
     def send(self, bucket: int, frame: Frame, *, overtake: bool = False) -> None:
         """Send a frame of one bucket; ``wait`` waits for its answer. An error comes out there, too.
@@ -320,18 +321,23 @@ class ShardStreams:
         for awaited in self._awaited:
             awaited.clear()
 
-    def _open(self, shard: int, latest: int | None = None) -> None:
+    def _open(self, shard: int, latest: int | None = None, *, dialled: Dialled | None = None) -> None:
         """Open the stream to one shard and send again what the shard has not answered.
 
         Args:
             shard: number of the shard.
             latest: number of a stream; nothing is done if a later one was opened meanwhile.
+            dialled: socket that the stream goes over, if it was dialled already.
         """
+        link = self._shards[shard].link
+        dialled = dialled or link.dial()  # nobody waits for the lock meanwhile
         with self._lock:  # so that the stream cannot end before it is known
             if latest not in (None, self._opened[shard]):
+                dialled.close()
                 return
             self._opened[shard] = number = self._opened[shard] + 1
-            stream = self._shards[shard].link.open(
+            stream = link.open(
+                dialled,
                 lambda message: self._receive(shard, number, message),
                 lambda error: self._end(shard, number, error),
                 lambda head, size: self._place(shard, head, size) if number == self._opened[shard] else None,
@@ -340,9 +346,9 @@ class ShardStreams:
             self._streams[shard] = stream
             self._opening.discard(shard)
             kept = (*self._ahead.items(), *self._unanswered.items())
-            again = [frame for bucket, frame in kept if self._shard_of[bucket] == shard]
-        for frame in again:
-            stream.send(frame)
+            for bucket, frame in kept:  # under the lock: ``own_unanswered`` has to find the stream sending them
+                if self._shard_of[bucket] == shard:
+                    stream.send(frame)
 
     def _receive(self, shard: int, number: int, message: Frame) -> bool:
         """Take a message of the stream ``number``; one of an earlier stream is ignored. Returns as ``OnMessage``."""

@@ -18,6 +18,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -62,6 +63,19 @@ HEARTBEAT_SECONDS = 1.0
 COMMIT_SECONDS = 5.0
 
 _Channels = tuple[grpc.Channel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connected socket of a server, or why there is none: ``reason`` is for people, "" with a socket."""
+
+    connection: Connection | StripedSocket | None
+    reason: str
+
+    def close(self) -> None:
+        """Close the socket, if there is one."""
+        if self.connection is not None:
+            self.connection.close()
 
 
 class Link:
@@ -129,25 +143,39 @@ class Link:
         """Bring votes to a server, or ask it to take over; the reply may ask for more votes."""
         return self._unary("Ballot", request, pb.BallotReply, seconds)
 
-    def open(self, on_message: OnMessage, on_end: OnEnd, place: FindPlace = lambda head, size: None) -> Stream:
-        """Open the stream over the fastest carrier that reaches the server.
+    def dial(self) -> Dialled:
+        """Connect to the fastest socket of the server that can be reached. It takes two seconds where one is silent.
 
-        That is its Unix socket if it is on this host and reached directly, else its data port, else gRPC.
+        That is its Unix socket if it is on this host and reached directly, else its data port.
+        """
+        if self._plane in ("auto", "memory") and self._socket.port == self.address.port:
+            try:
+                return Dialled(connect_unix(self._socket), "")
+            except NoSharedMemory as error:
+                log.debug("the stream to %s goes over the network: %s", self.address, error)
+        try:
+            return Dialled(self._connect_data(), "")
+        except NoDataPort as error:
+            return Dialled(None, str(error))
+
+    def open(
+        self,
+        dialled: Dialled,
+        on_message: OnMessage,
+        on_end: OnEnd,
+        place: FindPlace = lambda head, size: None,
+    ) -> Stream:
+        """Open the stream over the socket that was dialled, or over gRPC if there is none.
 
         Args:
+            dialled: what ``dial`` has found.
             on_message: function that takes each message.
             on_end: function that takes the error that ends the stream.
             place: function that finds where a payload is to be received if a socket carries the stream.
         """
-        if self._plane in ("auto", "memory") and self._socket.port == self.address.port:
-            try:
-                return SocketStream(connect_unix(self._socket), self.address, on_message, on_end, place)
-            except NoSharedMemory as error:
-                log.debug("the stream to %s goes over the network: %s", self.address, error)
-        try:
-            return SocketStream(self._connect_data(), self.address, on_message, on_end, place)
-        except NoDataPort as error:
-            return GrpcStream(functools.partial(self._start_exchange, str(error)), self.address, on_message, on_end)
+        if dialled.connection is not None:
+            return SocketStream(dialled.connection, self.address, on_message, on_end, place)
+        return GrpcStream(functools.partial(self._start_exchange, dialled.reason), self.address, on_message, on_end)
 
     def _connect_data(self) -> Connection | StripedSocket:
         """Connect to the server's data port. One that was never reached is tried once: that may take two seconds.

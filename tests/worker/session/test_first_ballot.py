@@ -22,11 +22,11 @@ def test_vote_is_cast_before_all_streams_are_open(monkeypatch: pytest.MonkeyPatc
     votes: list[int] = []
     really_open = Link.open
 
-    def open_and_ask(link: Link, on_message: Any, on_end: Any, place: Any) -> Any:
+    def open_and_ask(link: Link, dialled: Any, on_message: Any, on_end: Any, place: Any) -> Any:
         opened.append(on_message)
         if len(opened) == 2:
             opened[0](message)
-        return really_open(link, on_message, on_end, place)
+        return really_open(link, dialled, on_message, on_end, place)
 
     monkeypatch.setattr(Link, "open", open_and_ask)
     monkeypatch.setattr(ShardStreams, "send_unkept", lambda streams, shard, frame: votes.append(shard))
