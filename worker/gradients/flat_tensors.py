@@ -283,6 +283,8 @@ def in_place(bucket: Bucket, gradients: Mapping[int, torch.Tensor | None]) -> li
     Returns:
         None if no gradient is large, contiguous and in fp32, or one is sparse or not on the CPU.
     """
+    if all(piece.stop - piece.start < LARGE for piece in bucket.pieces):
+        return None
     found: list[torch.Tensor] = []
     small: list[torch.Tensor] = []
 

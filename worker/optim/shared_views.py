@@ -89,7 +89,7 @@ class SharedViews(Part):
                 found = memory.parameter(self._pieces[index])
                 if found is not None:
                     self._flat.lend(index, *found)
-        for index, gradient in self._places.items():
+        for index, gradient in self._places.items() if memory.shards else ():
             if self._parameters[index].grad is gradient:
                 self._lend(memory, index, gradient)
         if self._checks:
