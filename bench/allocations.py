@@ -1,8 +1,8 @@
-"""Fresh memory that a server with 25 M parameters takes for each push, in the steady state.
+"""Fresh memory that a server with 25 M parameters and a worker take for each push, in the steady state.
 
     python bench/allocations.py
 
-Counted are the server's minor page faults: pages that the system gives it, of 4 KiB where it gives no larger ones, so
+Counted are minor page faults: pages that the system gives it, of 4 KiB where it gives no larger ones, so
 "MiB a push" is the least that was new; "payload" is what one push carries. Memory that is used again, by the allocators
 of C, of torch or of gRPC, costs none. So zero says that nothing of the size of a payload is taken from the system and
 given back for each push, not that no allocator is called.
@@ -38,7 +38,7 @@ def main() -> None:
     if arguments.quick:
         cases = [replace(case, size="small") for case in cases]
     out = sys.stdout.write
-    out(f"{'case':<24}{'faults a push':>15}{'MiB a push':>12}{'payload MiB':>13}\n")
+    out(f"{'case':<24}{'faults a push':>15}{'MiB a push':>12}{'worker MiB':>12}{'payload MiB':>13}\n")
     for case in cases:
         work = rounds.work(case.mode, case.size, arguments.workers, quick=arguments.quick)
         found = pushpull.run(case, arguments.workers, work)
@@ -46,7 +46,8 @@ def main() -> None:
         pushes = 1 if case.mode == "async" else arguments.workers
         faults = found["server_faults_per_round"] / pushes
         payload = NUMEL[case.size] * (2 if case.codec == "fp16" else 4) / 2**20
-        out(f"{case.name:<24}{faults:>15.1f}{faults * PAGE:>12.3f}{payload:>13.1f}\n")
+        of_worker = found["worker_faults_per_push"] * PAGE
+        out(f"{case.name:<24}{faults:>15.1f}{faults * PAGE:>12.3f}{of_worker:>12.3f}{payload:>13.1f}\n")
         sys.stdout.flush()
 
 

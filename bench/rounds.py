@@ -77,6 +77,7 @@ class Told:
     rounds: list[float]
     seconds: float
     payload: int
+    faults: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,14 @@ def measure(
     job.gate.wait(DEADLINE)
     for _ in range(work.warm):
         one_round()
-    before = payload()
+    before, faults = payload(), _faults(os.getpid())
     job.gate.wait(DEADLINE)
     ends = [time.perf_counter()]
     for _ in range(work.rounds):
         one_round()
         ends.append(time.perf_counter())
-    job.answers.put(Told([b - a for a, b in pairwise(ends)], ends[-1] - ends[0], payload() - before))
+    faults = _faults(os.getpid()) - faults
+    job.answers.put(Told([b - a for a, b in pairwise(ends)], ends[-1] - ends[0], payload() - before, faults))
     job.gate.wait(DEADLINE)
     if rank == 0:
         steps = work.warm + work.rounds
@@ -235,6 +237,7 @@ def gather(job: Job, name: str, target: Callable[..., None], *arguments: Any, se
         "server_mib_at_peak": max(setup, peak),
         "server_mib_in_rounds": peak,
         "server_faults_per_round": faults / rounds,
+        "worker_faults_per_push": sum(each.faults for each in told) / sum(len(each.rounds) for each in told),
         "error": off,
     }
 

@@ -139,6 +139,7 @@ class ModelPush:
             PsError: see its message.
         """
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._session.discard_unanswered()  # nothing waits for it if this push fails before anything has left
         try:
             left = set() if self._overlap.promise is None else self._overlap.sent
             self._check_promise()

@@ -24,7 +24,7 @@ from torch_ps.common.wire.frames import MAX_FRAMES, Frame, Split
 from torch_ps.worker.transport.call_retry import RETRY_SECONDS
 from torch_ps.worker.transport.link import Dialled
 from torch_ps.worker.transport.shard_servers import ShardServers
-from torch_ps.worker.transport.stream import Stream
+from torch_ps.worker.transport.stream import EndedHere, Stream
 
 log = logging.getLogger("torch_ps.worker")
 
@@ -102,7 +102,7 @@ class ShardStreams:
         try:
             self._send(shard, bucket, frame, overtake=overtake)
         except BaseException:  # Ctrl-C: whether the frame has left is not known, so it is sent again on another stream
-            self.fail_stream(shard, Unreachable("sending to it was interrupted"))
+            self.fail_stream(shard, EndedHere("sending to it was interrupted"))
             raise
 
     def _send(self, shard: int, bucket: int, frame: Frame, *, overtake: bool) -> None:
@@ -209,7 +209,7 @@ class ShardStreams:
             streams = tuple(self._streams.values())
         for stream in streams:
             if stream.sending:
-                stream.fail(Unreachable("its step was given up while gradients were being sent"))
+                stream.fail(EndedHere("its step was given up while gradients were being sent"))
 
     def reset(self, hello: bytes) -> None:
         """Forget everything under way: open new streams, and ignore every answer to what was sent before.
@@ -387,7 +387,10 @@ class ShardStreams:
         servers = self._shards[shard]
         begin, patience = time.monotonic(), servers.patience(self._lease)
         deadline, not_yet = begin + patience, ""
-        log.warning("lost the connection to %s (%s); trying again for %g s", servers.link.address, error, patience)
+        if isinstance(error, EndedHere):
+            log.info("the stream to %s is opened again: %s", servers.link.address, error)
+        else:
+            log.warning("lost the connection to %s (%s); trying again for %g s", servers.link.address, error, patience)
         late = False  # one try begins after the deadline: this process may have been stopped until then
         pause = 0.0  # the first try comes at once: a standby may be there
         while not late and not self._stopping.wait(pause):

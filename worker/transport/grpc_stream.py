@@ -80,7 +80,7 @@ class GrpcStream:
 
     def _end(self) -> None:
         """Let ``_messages`` end once everything that waits has left."""
-        with self._put:
+        with self._lock:
             self._ended = True
             self._put.notify()
 

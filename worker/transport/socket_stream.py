@@ -35,7 +35,7 @@ from torch_ps.common.wire.address import Address
 from torch_ps.common.wire.frames import Frame, join, take_message
 from torch_ps.common.wire.socket_frames import FindPlace, Receiver, put
 from torch_ps.common.wire.striped_socket import Connection, StripedSocket
-from torch_ps.worker.transport.stream import OnEnd, OnMessage
+from torch_ps.worker.transport.stream import EndedHere, OnEnd, OnMessage
 
 #: Bytes of a frame up to which the thread that sends it writes to the socket itself.
 SMALL = 1 << 16
@@ -116,7 +116,7 @@ class SocketStream:
                 if rest or self._first or self._frames:
                     self._put.notify()
         except BaseException:  # Ctrl-C: how much of the frame has left is not known, so the stream cannot go on
-            self.fail(Unreachable(f"sending to server {self._address} was interrupted"))
+            self.fail(EndedHere(f"sending to server {self._address} was interrupted"))
             with self._lock:
                 self._busy = self._busy and not begun
                 self._put.notify()
@@ -146,7 +146,7 @@ class SocketStream:
             self._end = self._lost(error)
         except BaseException:  # Ctrl-C in the middle of a message, which is lost
             if taking:
-                self._end = Unreachable(f"reading from server {self._address} was interrupted")
+                self._end = EndedHere(f"reading from server {self._address} was interrupted")
                 self._resumed.set()
             raise
         finally:

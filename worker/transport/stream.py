@@ -10,8 +10,13 @@ frames as bytes and never looks into one.
 from collections.abc import Callable
 from typing import Protocol
 
-from torch_ps.common.errors import PsError
+from torch_ps.common.errors import PsError, Unreachable
 from torch_ps.common.wire.frames import Frame
+
+
+class EndedHere(Unreachable):
+    """This process has ended the stream; the connection was not lost."""
+
 
 #: Takes one message, which holds one frame or several (``common.wire.frames.unpack_all``). Called on the reader thread,
 #: or on one that reads, one message at a time. Returns whether the reader thread has to read on, as more is awaited now

@@ -12,6 +12,8 @@ import torch
 
 import torch_ps
 from tests.support.jobs import job
+from tests.support.threads import spawn
+from torch_ps.worker.optim.weight_writes import WeightWrites
 
 #: Seconds of the longest wait; a step that waits for an answer that never comes takes all of them.
 TIMEOUT = 20.0
@@ -75,3 +77,32 @@ def test_interrupt_at_any_line_that_sends_keeps_no_step_waiting(plane: str) -> N
         for parameter in net.parameters():  # pushes of ones that count whole, whichever did
             assert torch.equal(parameter.detach(), torch.full_like(parameter, parameter.flatten()[0].item()))
         optimizer.close()
+
+
+def test_interrupt_before_anything_is_sent_does_not_wait_for_what_an_earlier_step_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with job(workers=2) as servers:
+
+        def wrapped(name: str) -> torch_ps.ParameterServerOptimizer:
+            net = torch.nn.Linear(3, 2)
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            inner = torch.optim.SGD(net.parameters(), lr=1.0)
+            return torch_ps.ParameterServerOptimizer(inner, net, str(servers), name=name, timeout=0.3)
+
+        joining = spawn(lambda: wrapped("w1"))
+        optimizer = wrapped("w0")
+        other = joining.result(TIMEOUT)
+        with pytest.raises(torch_ps.WaitTimeout):
+            optimizer.step()
+
+        def interrupted(writes: WeightWrites) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WeightWrites, "find", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step()
+        for each in (optimizer, other):
+            each.close()
