@@ -44,6 +44,9 @@ _MEANINGS = (
     ("self signed certificate", "the peer's certificate is not of an authority in tls_ca"),
     ("self-signed certificate", "the peer's certificate is not of an authority in tls_ca"),
 )
+_WORDS = tuple({words for _, words in _MEANINGS})
+#: Most lines of one meaning in ten seconds.
+_LINES = 5
 
 
 def meaning(line: bytes) -> str | None:
@@ -75,11 +78,15 @@ def listen() -> None:
 
 
 def _pass_on(reading: int, real: int) -> None:
-    throttle = LogThrottle()
+    # One for each meaning, so that a peer who repeats one mistake does not hide another one.
+    throttles: dict[str, LogThrottle] = {}
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
             reason = meaning(line)
             if reason is None:
                 os.write(real, line)
-            elif (kept := throttle.admit(time.monotonic())) is not None:
+                continue
+            known = reason if reason.endswith(_WORDS) else ""
+            kept = throttles.setdefault(known, LogThrottle(_LINES)).admit(time.monotonic())
+            if kept is not None:
                 log.warning("%s%s", reason, f" ({kept} more since the last line)" if kept else "")

@@ -100,7 +100,8 @@ def children_of(pid: int) -> list[int]:
     """Processes that ``pid`` has started."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text(encoding="ascii").split())
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text(encoding="ascii").split())
     return found
 
 
