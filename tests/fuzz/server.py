@@ -251,8 +251,11 @@ class Server:
             task.cancel()
         await self.settle()
         checkpointer = self.parts.checkpointer
-        if checkpointer is not None and self.parts.job.settings.num_shards == 1:  # others would be waited for
+        if checkpointer is None:
+            return
+        if self.parts.job.settings.num_shards == 1:  # others would be waited for
             await self.watch(checkpointer.finish())
+        checkpointer.ownership.release()  # ends the thread that renews the claim
 
 
 async def _quiet(work: Coroutine[Any, Any, Any]) -> Any:
